@@ -1,0 +1,37 @@
+# make run: a fresh machine with Python 3.11-3.13 needs nothing else.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+ARGS   ?=
+
+.PHONY: help run test lint bench clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit(f"recbole_mm needs Python 3.11 to 3.13, and $(PYTHON) is {v[0]}.{v[1]}: try make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps recbole==1.2.1
+	@touch $(READY)
+
+run: $(READY)  ## Install what is missing, then train and rank Molar on the embedded ml-100k
+	$(BIN)/python run_recbole_mm.py --model=Molar --dataset=ml-100k $(ARGS)
+
+test: $(READY)  ## Install what is missing, then run the tests (ARGS=... reaches pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## Measure every figure of benchmarks/RESULTS.md (tens of minutes)
+	$(BIN)/python benchmarks/run_all.py $(ARGS)
+
+clean:  ## Remove the virtual environment and caches
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

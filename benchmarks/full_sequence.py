@@ -1,0 +1,81 @@
+"""SASRec trained on full sequences against RecBole's prefixes: targets per second, and NDCG@10 over seeds.
+
+    python benchmarks/full_sequence.py --seeds 1,2,3 --epochs 300
+
+Both sides are RecBole's SASRec class with the same sizes, batch size in targets, learning rate, patience and
+evaluation. The speed is measured on whole training epochs after a warm-up epoch, loading of batches included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+
+from common import markdown_table, quiet_config
+
+from recbole_mm.pipeline import assemble, run
+from recbole_mm.stages import Stages
+from recbole_mm.training.trainer import make_trainer
+
+
+def targets_per_second(arguments: argparse.Namespace, full_sequence: bool, epochs: int) -> float:
+    """Training targets per second over `epochs` epochs."""
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = quiet_config(
+            "SASRec", arguments.dataset, data_path=arguments.data_path, full_sequence=full_sequence,
+            checkpoint_dir=folder, epochs=epochs + 1,
+        )  # fmt: skip
+        assembled = assemble(config, Path(folder), Stages())
+        trainer = make_trainer(config, assembled.model, Path(folder))
+        trainer._train_epoch(assembled.phases.train, 0)
+        start = time.perf_counter()
+        for epoch in range(1, epochs + 1):
+            trainer._train_epoch(assembled.phases.train, epoch)
+        return epochs * len(assembled.phases.train_dataset) / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_path")
+    parser.add_argument("--dataset", default="ml-100k")
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--speed_only", action="store_true")
+    arguments = parser.parse_args()
+    theirs = targets_per_second(arguments, full_sequence=False, epochs=1)
+    ours = targets_per_second(arguments, full_sequence=True, epochs=10)
+    rows = [["RecBole prefixes", f"{theirs:,.0f}", "1x"], ["full sequences", f"{ours:,.0f}", f"{ours / theirs:.0f}x"]]
+    print(markdown_table([f"SASRec, {arguments.dataset}", "targets/s", "ratio"], rows), flush=True)
+    if arguments.speed_only:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        compare_quality(arguments, folder)
+
+
+def compare_quality(arguments: argparse.Namespace, folder: str) -> None:
+    """Train both to early stopping for each seed and print NDCG@10 with the paired test."""
+    from recbole_mm.evaluation.significance import compare_runs
+
+    rows = []
+    for seed in map(int, arguments.seeds.split(",")):
+        runs = [
+            run(
+                "SASRec", arguments.dataset,
+                config_dict={
+                    "seed": seed, "full_sequence": full, "checkpoint_dir": folder, "epochs": arguments.epochs,
+                    "show_progress": False, "state": "WARNING",
+                    **({"data_path": arguments.data_path} if arguments.data_path else {}),
+                },
+            )
+            for full in (False, True)
+        ]  # fmt: skip
+        test = compare_runs(runs[1].run_dir, runs[0].run_dir, "ndcg@10")
+        rows.append([seed, *(f"{r.test_result['ndcg@10']:.4f}" for r in runs), f"{test.p_value:.3f}"])
+        print(markdown_table(["seed", "prefixes NDCG@10", "full sequences NDCG@10", "p (paired)"], rows), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""recbole_mm: images, text and multimodal LLMs for RecBole, ranked by RecBole's own metrics.
+
+>>> import recbole_mm
+>>> outcome = recbole_mm.run(model="Molar", dataset="ml-100k")      # train, evaluate, write a run folder
+>>> outcome.test_result["ndcg@10"]                                  # doctest: +SKIP
+>>> again = recbole_mm.load(outcome.run_dir)                        # config, dataset and model, ready to score
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if find_spec("recbole") is None:
+    raise ImportError(
+        "recbole_mm is a plugin of RecBole, which is not installed. Install it without its outdated ray pin: "
+        "pip install --no-deps recbole==1.2.1"
+    )
+
+from recbole_mm import compat
+
+compat.apply()
+
+if TYPE_CHECKING:
+    from recbole_mm.pipeline import load, run
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `run` and `load` on first use, so that `import recbole_mm` stays light."""
+    if name in ("run", "load"):
+        from recbole_mm import pipeline
+
+        return getattr(pipeline, name)
+    raise AttributeError(f"module 'recbole_mm' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""One store for everything costly and computed offline, and the loop that fills it."""

@@ -1,0 +1,160 @@
+"""The loop that fills a stage of the store: computes only what is missing, keeps every batch as soon as it is done."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+
+from recbole_mm.artifacts.store import Store, Value
+from recbole_mm.progress import progress
+
+logger = logging.getLogger(__name__)
+
+Input = TypeVar("Input")
+
+DEFAULT_BATCH = 64
+REASONS_LOGGED = 3
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Takes the place of a value that could not be computed. It is recorded, and tried again by the next run."""
+
+    reason: str
+
+
+Work = Callable[[list[Any]], Sequence[Value | Failure]]
+Batches = int | Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]]
+
+
+@dataclass
+class FillReport:
+    """What `fill` did.
+
+    Attributes:
+        done: keys that have a value now.
+        computed: keys whose value was computed by this call.
+        failed: keys that have no value now.
+        seconds: wall time.
+        reasons: key -> reason of the failed ones.
+    """
+
+    done: int = 0
+    computed: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+def fill(
+    store: Store,
+    stage: str,
+    inputs: Mapping[str, Input],
+    work: Work,
+    batches: Batches = DEFAULT_BATCH,
+    show_progress: bool = True,
+    label: str | None = None,
+) -> FillReport:
+    """Compute the values of the keys that the store lacks, and write each batch in one transaction when it is done.
+
+    Interrupt it anywhere: all batches but the one in flight are kept, and the next call computes only the rest.
+    Several processes may fill one store at once; a batch skips what another process has finished meanwhile.
+
+    Args:
+        store: where the values go.
+        stage: name of the stage, for counting and for the progress display.
+        inputs: key -> input, for every key that is wanted.
+        work: computes one batch: takes a list of inputs, returns as many values or `Failure`s in the same order.
+        batches: how the missing inputs are cut: a number of inputs per batch, or a function from the missing inputs
+            to an iterable of batches. Such a function may prepare inputs ahead of the work: each batch maps keys to
+            what `work` is to get, or to a `Failure` where preparing failed.
+        show_progress: show a progress display.
+        label: what it says; the stage's name by default.
+
+    Returns:
+        The counts, over the distinct keys of `inputs`.
+
+    Raises:
+        StoreError: the store cannot be read or written.
+        ValueError: `work` returned another number of values than it got inputs, or `batches` left some out.
+
+    Example:
+        >>> fill(store, "upper", {"k1": "a", "k2": "b"}, lambda texts: [text.upper() for text in texts]).computed
+        2
+    """
+    started = time.perf_counter()
+    present = store.contains(inputs)
+    missing = {key: value for key, value in inputs.items() if key not in present}
+    report = FillReport(done=len(present))
+    if missing:
+        cut = batches if callable(batches) else _every(batches)
+        finished = _finished_keys(store, stage, cut(missing), work, report)
+        for _ in progress(finished, label or stage, total=len(missing), unit="it", show=show_progress):
+            pass
+    if report.done + report.failed != len(inputs):
+        raise ValueError(f"{stage}: the batches covered {report.done + report.failed} of {len(inputs)} inputs")
+    report.seconds = time.perf_counter() - started
+    if report.reasons:
+        shown = "; ".join(f"{key[:12]}: {reason}" for key, reason in islice(report.reasons.items(), REASONS_LOGGED))
+        logger.warning("%s: %d of %d could not be computed (%s)", stage, report.failed, len(inputs), shown)
+    return report
+
+
+def _every(size: int) -> Callable[[Mapping[str, Any]], Iterator[Mapping[str, Any]]]:
+    """Cut the inputs, in order, into batches of `size`."""
+    if size < 1:
+        raise ValueError(f"a batch holds at least one input, not {size}")
+
+    def cut(missing: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        items = iter(missing.items())
+        while batch := dict(islice(items, size)):
+            yield batch
+
+    return cut
+
+
+def _finished_keys(
+    store: Store,
+    stage: str,
+    batches: Iterable[Mapping[str, Any]],
+    work: Work,
+    report: FillReport,
+) -> Iterator[str]:
+    """Run the batches; yield each key once its batch is in the store."""
+    for batch in batches:
+        elsewhere = store.contains(batch)
+        todo = {key: value for key, value in batch.items() if key not in elsewhere and not isinstance(value, Failure)}
+        unprepared = {key: value for key, value in batch.items() if key not in elsewhere and key not in todo}
+        reasons = {key: value.reason for key, value in unprepared.items()}
+        values: dict[str, Value] = {}
+        for key, outcome in zip(todo, _outcomes(stage, work, list(todo.values())), strict=True):
+            if isinstance(outcome, Failure):
+                reasons[key] = outcome.reason
+            else:
+                values[key] = outcome
+        if values:
+            store.put_many(stage, values)
+        if reasons:
+            store.fail_many(stage, reasons)
+        report.done += len(elsewhere) + len(values)
+        report.computed += len(values)
+        report.failed += len(reasons)
+        report.reasons.update(reasons)
+        yield from batch
+
+
+def _outcomes(stage: str, work: Work, inputs: list[Any]) -> list[Value | Failure]:
+    """Run one batch. A vector with NaN or infinity is a failure, never a value."""
+    outcomes = list(work(inputs)) if inputs else []
+    if len(outcomes) != len(inputs):
+        raise ValueError(f"{stage}: the worker returned {len(outcomes)} values for {len(inputs)} inputs")
+    for place, outcome in enumerate(outcomes):
+        if isinstance(outcome, np.ndarray) and not np.isfinite(outcome).all():
+            outcomes[place] = Failure("the vector holds NaN or infinity")
+    return outcomes

@@ -1,0 +1,194 @@
+"""The command line: `recbole-mm run | models | prepare`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_mm import __version__
+from recbole_mm.data.convert import CONVERTERS
+from recbole_mm.errors import ConfigError, RecboleMMError
+from recbole_mm.registry import list_models
+
+PROGRAM = "recbole-mm"
+EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+
+_RUN_HELP = f"""Train a model, rank every test user's items, and write a run folder under checkpoint_dir.
+
+usage: {PROGRAM} run --model=NAME --dataset=NAME [--config_files="a.yaml b.yaml"] [--resume] [--key=value ...]
+
+examples:
+  {PROGRAM} run --model=Molar --dataset=ml-100k
+  {PROGRAM} run --model=SASRec --dataset=pixelrec --data_path=/data/recbole --gpu_id=1
+  {PROGRAM} run --model=Molar --dataset=pixelrec --mllm=Qwen/Qwen2-VL-2B-Instruct --topk="[10,20]" --learning_rate=1e-4
+  {PROGRAM} run --model=LightGCN --dataset=ml-1m --config_files="my.yaml" --seed=7
+  {PROGRAM} run --model=Molar --dataset=pixelrec --resume
+
+Any setting of RecBole or recbole_mm is a key: properties/overall.yaml says what the shared ones mean, and
+properties/model/<Model>.yaml those of a model. Values are YAML; `--key value` and `--key` alone (True) work too.
+The folder of dataset folders is --data_path, else the environment variable RECBOLE_MM_DATA, else dataset/.
+Ctrl-C stops a run; the same command with --resume goes on with it.
+"""
+
+_TOP_EXAMPLES = f"""examples:
+  {PROGRAM} run --model=Molar --dataset=ml-100k
+  {PROGRAM} models sequential
+  {PROGRAM} prepare hm --source downloads/hm --out dataset/hm
+
+`{PROGRAM} COMMAND --help` says more about a command.
+"""
+
+_PREPARE_EXAMPLES = f"""examples:
+  {PROGRAM} prepare movielens --source downloads/ml-1m --out dataset/ml-1m
+  {PROGRAM} prepare pixelrec --source downloads/PixelRec --out dataset/pixelrec --link
+
+`{PROGRAM} prepare SOURCE --help` lists the options of a source.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 2 after an error the user can mend, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except RecboleMMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt as interrupt:
+        # The pipeline has already said how to go on; anything else that was interrupted has nothing to resume.
+        print(str(interrupt) or "interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # `recbole-mm models | head`: nobody reads on, and Python's own flush at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as stop:  # argparse, after --help or a usage error
+        return stop.code if isinstance(stop.code, int) else EXIT_ERROR
+
+
+def _dispatch(arguments: list[str]) -> int:
+    # `run` takes any setting as a key, which argparse cannot know.
+    if arguments[:1] == ["run"]:
+        return run(arguments[1:])
+    parsed = _parser().parse_args(arguments or ["--help"])
+    command: Callable[[argparse.Namespace], int] = parsed.command
+    return command(parsed)
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw: Any = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Multimodal recommendation with RecBole: prepare data, train, rank, compare.",
+        epilog=_TOP_EXAMPLES,
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands.add_parser("run", help="train and rank a model", add_help=False)
+
+    models = commands.add_parser("models", help="list every model that --model accepts")
+    models.add_argument("filter", nargs="?", default="", help="show only lines that contain this, in any case")
+    models.set_defaults(command=show_models)
+
+    prepare = commands.add_parser(
+        "prepare",
+        help="turn raw downloads into a dataset folder",
+        description="Turn raw downloads into a dataset folder of RecBole atomic files and images.",
+        epilog=_PREPARE_EXAMPLES,
+        formatter_class=raw,
+    )
+    sources = prepare.add_subparsers(metavar="SOURCE", required=True, dest="source_name")
+    for name, converter in CONVERTERS.items():
+        source = sources.add_parser(name, help=converter.help, description=converter.help, allow_abbrev=False)
+        source.add_argument("--source", required=True, type=Path, metavar="DIR", help="folder of the raw files")
+        source.add_argument("--out", required=True, type=Path, metavar="DIR", help="dataset folder to write")
+        converter.add_arguments(source)
+    prepare.set_defaults(command=prepare_dataset)
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """`recbole-mm run`: everything after it is a setting."""
+    if {"-h", "--help"} & set(arguments):
+        print(_RUN_HELP, end="")
+        return 0
+    settings = split_arguments(arguments)
+    for key in ("model", "dataset", "config_files"):
+        if settings.get(key) is True:
+            raise ConfigError(f"--{key} needs a value, as in --{key}=...")
+    from recbole_mm import pipeline  # imports torch and transformers, which the other commands do without
+
+    pipeline.run(
+        model=settings.pop("model", None),
+        dataset=settings.pop("dataset", None),
+        config_files=_split_paths(settings.pop("config_files", "")),
+        config_dict=None,
+        command_line=settings,
+    )
+    return 0
+
+
+def show_models(parsed: argparse.Namespace) -> int:
+    """`recbole-mm models [FILTER]`: one line per model, cut to the width of a terminal, whole in a file."""
+    header = ("NAME", "TYPE", "FROM", "PAPER")
+    rows = [(entry.name, entry.type, entry.origin, entry.paper) for entry in list_models()]
+    rows = [row for row in rows if parsed.filter.lower() in " ".join(row).lower()]
+    if not rows:
+        raise ConfigError(f"no model's line contains {parsed.filter!r}; `{PROGRAM} models` lists them all")
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(3)]
+    limit = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for row in [header, *rows]:
+        line = "  ".join([*(text.ljust(width) for text, width in zip(row[:3], widths, strict=True)), row[3]])
+        print(line.rstrip()[:limit])
+    return 0
+
+
+def prepare_dataset(parsed: argparse.Namespace) -> int:
+    """`recbole-mm prepare SOURCE --source DIR --out DIR`: convert, then print what was written."""
+    options = {
+        key: value for key, value in vars(parsed).items() if key not in ("command", "source_name", "source", "out")
+    }
+    print(CONVERTERS[parsed.source_name].convert(parsed.source, parsed.out, **options))
+    return 0
+
+
+def split_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+    """Split `--key=value`, `--key value` and `--key` (True) into a dict of key to text.
+
+    A key may be written with hyphens. Only the first `=` splits, and a value may start with one hyphen (`--x -1`).
+
+    Raises:
+        ConfigError: an argument is not of this form, or a key is given twice with different values.
+    """
+    settings: dict[str, Any] = {}
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        name, equals, value = argument[2:].partition("=")
+        key = name.replace("-", "_")
+        if not argument.startswith("--") or not re.fullmatch(r"[A-Za-z]\w*", key):
+            raise ConfigError(f"argument {argument!r} is not of the form --key=value; quote values that hold spaces")
+        given: Any = value
+        if not equals:
+            given = remaining.pop(0) if remaining and not remaining[0].startswith("--") else True
+        if key in settings and settings[key] != given:
+            raise ConfigError(f"--{key} is given twice, as {settings[key]} and as {given}; give it once")
+        settings[key] = given
+    return settings
+
+
+def _split_paths(text: str) -> list[str]:
+    """`a.yaml b.yaml`, as RecBole writes it; the name of an existing file may hold spaces."""
+    return [text] if Path(text).is_file() else text.split()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Lets RecBole 1.2.1 run on today's numpy, scipy and pandas.
+
+Each shim names the upstream line it mends; `tests/test_compat.py` holds a test for each that fails without it. Nothing
+here changes what RecBole computes.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from scipy.sparse import dok_matrix
+
+
+def restore_numpy_aliases() -> None:
+    """Bring back `np.float` and its kin, removed in numpy 1.24 and 2.0.
+
+    recbole/evaluator/metrics.py:90 (`np.float`), recbole/data/interaction.py:31 (`np.float`),
+    recbole/trainer/hyper_tuning.py:386 (`np.str`), recbole/model/layers.py:1408 (`np.long` before numpy 2).
+    """
+    aliases = {"float": np.float64, "int": np.int64, "object": np.object_, "str": np.str_, "complex": np.complex128}
+    aliases |= {"long": np.int64, "bool": np.bool_, "unicode": np.str_}
+    for name, target in aliases.items():
+        if name not in vars(np):
+            setattr(np, name, target)
+
+
+def restore_dok_update() -> None:
+    """Bring back `dok_matrix._update`, removed in scipy 1.13.
+
+    recbole/model/general_recommender/lightgcn.py:111 and its copies in ngcf, ncl, gcmc, spectralcf, kgin, mcclk.
+    """
+    if not hasattr(dok_matrix, "_update"):
+        dok_matrix._update = lambda self, entries: self._dict.update(entries)
+
+
+def quiet_upstream_warnings() -> None:
+    """Silence warnings that only RecBole's authors could act on.
+
+    recbole/data/dataset/dataset.py:501 and :648 (pandas chained assignment), recbole/trainer/trainer.py:237
+    (`torch.cuda.amp.GradScaler`).
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
+
+
+def apply() -> None:
+    """Apply every shim. Idempotent; called once by `import recbole_mm`."""
+    restore_numpy_aliases()
+    restore_dok_update()
+    quiet_upstream_warnings()

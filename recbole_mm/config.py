@@ -1,0 +1,297 @@
+"""The settings of one run: RecBole's Config, layered by recbole_mm.
+
+    >>> config = Config("SASRec", "ml-100k", config_dict={"topk": [5, 10]})
+    >>> config["topk"], config["eval_args"]["split"], config["train_neg_sample_args"]["distribution"]
+    ([5, 10], {'LS': 'valid_and_test'}, 'none')
+
+Layers, later wins: RecBole's overall and sample settings < our `properties/overall.yaml` < RecBole's settings of the
+model, of the dataset, and its quick start by model type < our `properties/model/<Model>.yaml` < our
+`properties/dataset/<dataset>.yaml` < the dataset folder's own `<dataset>.yaml` < config files < config_dict
+< command line.
+
+Unlike RecBole's, this Config reads nothing from `sys.argv`, evaluates no value as Python, leaves CUDA_VISIBLE_DEVICES
+and process groups alone, and keeps nothing in module globals: two configs in one process never influence each other.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.config import Config as RecboleConfig
+from recbole.utils import EvaluatorType, InputType, ModelType
+
+import recbole_mm
+from recbole_mm.errors import ConfigError
+from recbole_mm.layers import (
+    dataset_dir,
+    default_layers,
+    keys_read_by,
+    merge,
+    merge_defaults,
+    properties_dir,
+    sample_settings,
+)
+from recbole_mm.registry import find_model
+from recbole_mm.settings import KINDS, check_settings, parse_argument, plain, read_yaml, write_yaml
+
+__all__ = ["Config", "properties_dir"]
+
+logger = logging.getLogger(__name__)
+
+_ENUMS: dict[str, type[Enum]] = {"MODEL_TYPE": ModelType, "MODEL_INPUT_TYPE": InputType, "eval_type": EvaluatorType}
+
+DERIVED_KEYS = frozenset(
+    {*_ENUMS, "device", "single_spec", "local_rank", "valid_metric_bigger"}
+    | {"valid_neg_sample_args", "test_neg_sample_args"}
+)
+"""Settings that follow from others. They are written to config.yaml for the reader, and never taken from a layer."""
+
+CONTENT_KEYS = frozenset(
+    {"modalities", "text_fields", "text_template", "max_text_chars", "image_dir", "image_field", "image_zip"}
+    | {"missing_modality", "item_features", "selected_features", "item_attribute", "source_url", "prepare_hint"}
+)
+"""What a dataset folder's own YAML may set beside RecBole's settings of a dataset."""
+
+
+class Config(RecboleConfig):
+    """Every setting of a run, readable as `config["key"]` (None where unknown) or `config.key`.
+
+    Args:
+        model: name of a registered model, or a RecBole model class; None takes `model` from the layers a user gives.
+        dataset: name of the dataset, which is also its folder's name; None as for `model`.
+        config_files: YAML file, or several of which a later one wins.
+        config_dict: settings as Python values.
+        command_line: settings as text, `{"topk": "[5,10]"}`, read as YAML.
+
+    Attributes:
+        final_config_dict: every setting, resolved.
+        external_config_dict: what the user gave (config files, config_dict and command line merged).
+        model_class: the model's class.
+
+    Raises:
+        ConfigError: an unknown model, a file that is not a YAML mapping, or a value of the wrong kind.
+    """
+
+    def __init__(
+        self,
+        model: str | type | None = None,
+        dataset: str | None = None,
+        config_files: str | Path | Sequence[str | Path] = (),
+        config_dict: Mapping[str, Any] | None = None,
+        command_line: Mapping[str, Any] | None = None,
+    ) -> None:
+        typed = dict(command_line or {})
+        self._init_parameters_category()
+        paths = [config_files] if isinstance(config_files, (str, Path)) else config_files
+        self.file_config_dict = _without_derived(merge(*(read_yaml(Path(path)) for path in paths)))
+        self.variable_config_dict = _warn_derived(merge(config_dict or {}))
+        # How the command line reads depends on the defaults beneath it, and those depend on these three.
+        self.cmd_config_dict: dict[str, Any] = {
+            key: parse_argument(key, typed[key]) for key in typed if key in ("model", "dataset", "data_path")
+        }
+        self._merge_external_config_dict()
+        self.model, self.model_class, self.dataset = self._get_model_and_dataset(model, dataset)
+        self._load_internal_config_dict(self.model, self.model_class, self.dataset)
+        defaults = self.internal_config_dict
+        self.cmd_config_dict = _warn_derived({key: parse_argument(key, typed[key], defaults.get(key)) for key in typed})
+        self._merge_external_config_dict()
+        self._warn_unknown_keys()
+        self.final_config_dict = self._get_final_config_dict()
+        check_settings(self.final_config_dict)
+        try:
+            self._set_default_parameters()
+            self._set_train_neg_sample_args()
+            self._set_eval_neg_sample_args("valid")
+            self._set_eval_neg_sample_args("test")
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:  # how RecBole refuses a setting
+            raise ConfigError(f"RecBole does not accept these settings: {' '.join(str(error).split())}") from error
+        self._init_device()
+
+    # ---- layers ----
+
+    def _init_parameters_category(self) -> None:
+        """RecBole's groups of settings for printing, copied: RecBole itself appends to the lists of a module."""
+        super()._init_parameters_category()
+        groups: dict[str, list[str]] = {group: list(keys) for group, keys in vars(self)["parameters"].items()}
+        grouped = {key for keys in groups.values() for key in keys}
+        self.parameters = groups | {"Multimodal": [key for key in KINDS if key not in grouped]}
+
+    def _merge_external_config_dict(self) -> None:
+        self.external_config_dict = merge(self.file_config_dict, self.variable_config_dict, self.cmd_config_dict)
+
+    def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
+        model = self.external_config_dict.get("model") if model is None else model
+        dataset = self.external_config_dict.get("dataset") if dataset is None else dataset
+        if model is None:
+            raise ConfigError("no model is given; add --model=NAME (`recbole-mm models` lists them)")
+        if dataset is None:
+            raise ConfigError("no dataset is given; add --dataset=NAME, the name of a folder under data_path")
+        if not isinstance(dataset, str) or dataset in ("", ".", "..") or set("/\\\0") & set(dataset):
+            raise ConfigError(f"dataset: {dataset!r} is not a folder's name; give the folder above it as data_path")
+        if isinstance(model, type):
+            if not isinstance(getattr(model, "type", None), ModelType):
+                raise ConfigError(f"model class {model.__name__} has no attribute `type` (a recbole.utils.ModelType)")
+            return model.__name__, model, dataset
+        entry = find_model(str(model))
+        return entry.name, entry.load(), dataset
+
+    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
+        """Everything beneath what the user gives, in the order of the module's docstring."""
+        defaults = default_layers(model, model_class, dataset)
+        self._data_root = str(self.external_config_dict.get("data_path") or defaults["data_path"])
+        self.internal_config_dict = merge_defaults(defaults, self._dataset_folder_layer(dataset))
+        self.internal_config_dict["MODEL_TYPE"] = model_class.type  # type: ignore[attr-defined]
+
+    def _dataset_folder_layer(self, dataset: str) -> dict[str, Any]:
+        """`<dataset>.yaml` in the dataset's own folder; it comes with the data and may speak of nothing else."""
+        path = dataset_dir(self._data_root, dataset) / f"{dataset}.yaml"
+        if not path.is_file():
+            return {}
+        layer = read_yaml(path)
+        about_data = {*self.parameters["Dataset"], *sample_settings(), *CONTENT_KEYS}
+        foreign = sorted(set(layer) - about_data)
+        if foreign:
+            raise ConfigError(f"{path}: {foreign[0]!r} does not describe the data; move it to a file of --config_files")
+        return layer
+
+    def _warn_unknown_keys(self) -> None:
+        """One warning per key that the user gave and nothing reads, with the nearest name that something does."""
+        known = {"model", "dataset", "load_col", *self.internal_config_dict, *KINDS, *DERIVED_KEYS}
+        known.update(key for keys in self.parameters.values() for key in keys)
+        if set(self.external_config_dict) <= known:
+            return
+        known |= keys_read_by(self.model_class)
+        for key in self.external_config_dict:
+            if key not in known:
+                near = difflib.get_close_matches(key, sorted(known), n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                logger.warning("setting %r is unknown to %s and has no effect%s", key, self.model, hint)
+
+    # ---- resolving ----
+
+    def _get_final_config_dict(self) -> dict[str, Any]:
+        final = merge(self.internal_config_dict, self.external_config_dict)
+        if isinstance(final["metrics"], str):
+            final["metrics"] = [final["metrics"]]
+        columns = [final["USER_ID_FIELD"], final["ITEM_ID_FIELD"]]
+        if isinstance(final["eval_args"], dict) and final["eval_args"].get("order") == "TO":
+            columns.append(final["TIME_FIELD"])
+        final.setdefault("load_col", {"inter": columns})
+        return final
+
+    def _set_default_parameters(self) -> None:
+        """RecBole's checks and derived values, after the two cases in which it would refuse its own defaults."""
+        final = self.final_config_dict
+        negatives = final.get("train_neg_sample_args")
+        if isinstance(negatives, dict) and negatives.get("distribution", "uniform") in (None, "none"):
+            final["train_neg_sample_args"] = None
+        if (
+            final["MODEL_TYPE"] == ModelType.SEQUENTIAL
+            and final.get("loss_type") == "CE"
+            and not hasattr(self.model_class, "input_type")
+            and "train_neg_sample_args" not in self.external_config_dict
+        ):
+            final["train_neg_sample_args"] = None
+        super()._set_default_parameters()
+        final["dataset"], final["model"] = self.dataset, self.model
+        final["data_path"] = str(dataset_dir(self._data_root, self.dataset))
+
+    def _init_device(self) -> None:
+        """Set `device` from `use_gpu` and the first of `gpu_id`; no environment variable, no process group."""
+        final = self.final_config_dict
+        numbers = final["gpu_id"] if isinstance(final["gpu_id"], list) else [final["gpu_id"]]
+        final["gpu_id"] = ",".join(str(number) for number in numbers if number is not None)
+        final["single_spec"], final["local_rank"] = True, 0
+        final["device"] = torch.device("cpu")
+        if final["use_gpu"] and final["gpu_id"] and torch.cuda.is_available():
+            first, count = int(final["gpu_id"].split(",")[0]), torch.cuda.device_count()
+            if first >= count:
+                raise ConfigError(f"gpu_id: there is no GPU {first}; this machine has {count}, counted from 0")
+            final["device"] = torch.device(f"cuda:{first}")
+
+    # ---- saving ----
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every setting as plain values; `data_path` is as a user gives it, without the dataset's own folder."""
+        names = ["model", "dataset", *sorted(set(self.final_config_dict) - {"model", "dataset"})]
+        settings = {}
+        for name in names:
+            value = self.final_config_dict[name]
+            if isinstance(value, Enum):
+                value = value.name
+            settings[name] = str(value) if isinstance(value, torch.device) else plain(name, value)
+        settings["data_path"] = self._data_root
+        return settings
+
+    def save(self, path: str | Path) -> None:
+        """Write every setting to a YAML file that `Config.load` and `--config_files` read."""
+        path = Path(path)
+        header = (
+            f"# Run it again:  recbole-mm run --config_files={path.name}    (recbole_mm {recbole_mm.__version__})\n"
+        )
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        draft.write_text(header + write_yaml(self.as_dict()), encoding="utf-8")
+        os.replace(draft, path)
+
+    @classmethod
+    def load(cls, path: str | Path, model: type | None = None) -> Config:
+        """Read back what `save` wrote; no layer is consulted, so newer defaults change nothing.
+
+        Only two values are found anew, for this machine: the device, and the folder of the ml-100k that RecBole ships.
+
+        Args:
+            path: the YAML file, or the run folder that holds it as config.yaml.
+            model: the model's class, needed only where it was never registered.
+
+        Raises:
+            ConfigError: the file is missing, malformed, or names a model that is not registered.
+        """
+        path = Path(path) / "config.yaml" if Path(path).is_dir() else Path(path)
+        final = read_yaml(path)
+        needed = {"model", "dataset", "data_path", "gpu_id", "use_gpu", "eval_args", "metrics", "topk", "valid_metric"}
+        missing = sorted((needed | {"MODEL_TYPE", "eval_type"}) - set(final))
+        if missing:
+            raise ConfigError(f"{path} is not the config of a run: it lacks {missing[0]!r}")
+        check_settings(final)
+        for key in set(_ENUMS) & set(final):
+            members = _ENUMS[key].__members__
+            if final[key] not in members:
+                raise ConfigError(f"{path}: {key}: {final[key]!r} is not accepted; give one of {', '.join(members)}")
+            final[key] = members[final[key]]
+        config = cls.__new__(cls)
+        config._init_parameters_category()
+        config.file_config_dict, config.variable_config_dict, config.cmd_config_dict = {}, {}, {}
+        config.internal_config_dict, config.external_config_dict = {}, {}
+        config.final_config_dict = final
+        config.model, config.model_class, config.dataset = config._get_model_and_dataset(
+            model or final["model"], final["dataset"]
+        )
+        config._data_root = str(final["data_path"])
+        final["data_path"] = str(dataset_dir(config._data_root, config.dataset))
+        config._init_device()
+        return config
+
+    def __str__(self) -> str:
+        """Every setting by group, without RecBole's colors, which would end up in files."""
+        return re.sub(r"\x1b\[[0-9;]*m", "", super().__str__())
+
+
+def _without_derived(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what follows from other settings; a run's config.yaml, given as a config file, holds it."""
+    return {key: value for key, value in settings.items() if key not in DERIVED_KEYS}
+
+
+def _warn_derived(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As `_without_derived`, but say so: whoever types `--device` must hear that it has no effect."""
+    for key in sorted(DERIVED_KEYS & set(settings)):
+        hint = "; give use_gpu and gpu_id" if key == "device" else ""
+        logger.warning("setting %r follows from others and has no effect%s", key, hint)
+    return _without_derived(settings)

@@ -1,0 +1,215 @@
+"""From what a source module has read to a dataset folder, and the account of what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from recbole_mm.data.convert.atomic import write_inter, write_item, write_user, write_yaml
+from recbole_mm.data.convert.folder import IMAGES, check_target, dataset_name, write_folder
+from recbole_mm.data.convert.images import ImageFolder, index_images, is_safe_id
+from recbole_mm.errors import DataError
+
+WITH_TITLE_CARDS = "ml-100k"
+"""The dataset whose images, where it has no posters, are drawn by the package: nothing here may turn that off."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table and RecBole's type of each of its columns, in the order they are written."""
+
+    rows: pd.DataFrame
+    types: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """What a source module has read.
+
+    Attributes:
+        inter: columns `user_id`, `item_id` (categories of str), perhaps `rating`, and `timestamp` (int64), in the order
+            of the source: models that need an order sort by time and keep this order among equal times.
+        item: the catalogue, with column `item_id`; None where the source has none.
+        user: columns `user_id` and what is known of users, or None.
+        images: the image files.
+        text_fields: columns of `item` that describe an item in words, the most telling first.
+        features: columns of `item` that RecBole's feature models embed (`selected_features`).
+        source: folder of raw files.
+        converter: name of the converter.
+        files: names of the raw files read, for the YAML's comment.
+        notes: what the reader should know, such as lines dropped.
+    """
+
+    inter: Table
+    item: Table | None
+    user: Table | None
+    images: ImageFolder
+    text_fields: Sequence[str]
+    features: Sequence[str]
+    source: Path
+    converter: str
+    files: Sequence[str]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a conversion wrote. `str()` is one line of counts, then one line per note.
+
+    Attributes:
+        name: dataset name.
+        out: dataset folder.
+        users, items, interactions: distinct users and items in `.inter`, and its lines.
+        catalogue: lines of `.item`.
+        images: image files in the dataset folder.
+        items_with_image, items_with_text: of `items`.
+        image_share, text_share: shares (0 to 1) of interactions whose item has an image, or text.
+        not_in_catalogue: items in `.inter` that `.item` does not list.
+        never_interacted: items in `.item` that `.inter` does not name.
+        notes: remarks, a line each.
+    """
+
+    name: str
+    out: Path
+    users: int
+    items: int
+    interactions: int
+    catalogue: int
+    images: int
+    items_with_image: int
+    items_with_text: int
+    image_share: float
+    text_share: float
+    not_in_catalogue: int
+    never_interacted: int
+    notes: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        line = (
+            f"{self.name}: {self.users:,} users, {self.items:,} items, {self.interactions:,} interactions; "
+            f"images of {self.items_with_image:,} items ({self.image_share:.2%} of interactions), "
+            f"text of {self.items_with_text:,} ({self.text_share:.2%}); written to {self.out}"
+        )
+        return "\n".join([line, *(f"  {note}" for note in self.notes)])
+
+
+def write_dataset(
+    raw: RawDataset, out: Path, name: str | None = None, link: bool = False, force: bool = False
+) -> Summary:
+    """Write `raw` as the dataset folder `out`: `<name>.inter`, `.item`, `.user`, `.yaml` and `images/`.
+
+    Where the source has no images, those already in `<out>/images` are the dataset's.
+
+    Raises:
+        DataError: interactions and catalogue share no item; `out` cannot be written or holds another dataset.
+    """
+    name = dataset_name(out, name)
+    check_target(out, name, raw.source, force)
+    if raw.images.root is None and (out / IMAGES).is_dir():
+        note = f"images already in {out / IMAGES} were kept as they are"
+        raw = replace(raw, images=index_images(out / IMAGES), notes=[*raw.notes, note])
+    counts = raw.inter.rows["item_id"].value_counts(sort=False)
+    counts = counts[counts > 0]
+    counts.index = counts.index.astype(str)
+    catalogue = pd.Index([]) if raw.item is None else pd.Index(raw.item.rows["item_id"].astype(str))
+    if raw.item is not None and not counts.index.isin(catalogue).any():
+        raise DataError(
+            f"{raw.source}: none of the {len(counts)} item ids in the interactions, such as {counts.index[0]!r}, is "
+            f"in the catalogue, which has {catalogue[0]!r}; do the files belong together?"
+        )
+    known = counts.index.union(catalogue, sort=False)
+    images = {token: raw.images.files[token] for token in known if token in raw.images.files and is_safe_id(token)}
+    write_folder(out, name, lambda folder: _write_tables(folder, name, raw, bool(images)), images, link, force)
+    return _summarise(raw, out, name, counts, catalogue, known, images)
+
+
+def _write_tables(folder: Path, name: str, raw: RawDataset, has_images: bool) -> None:
+    write_inter(folder, name, raw.inter.rows, raw.inter.types)
+    if raw.item is not None:
+        write_item(folder, name, raw.item.rows, raw.item.types)
+    if raw.user is not None:
+        write_user(folder, name, raw.user.rows, raw.user.types)
+    fields = [column for column in ("user_id", "item_id", "rating", "timestamp") if column in raw.inter.types]
+    load: dict[str, list[str]] = {"inter": fields}
+    if raw.item is not None:
+        load["item"] = ["item_id", *raw.features]
+    comment = [
+        f"recbole-mm run --model=Molar --dataset={name} --data_path=<the folder that holds this one>",
+        f"Written by `recbole-mm prepare {raw.converter}` from {', '.join(raw.files)}.",
+        "It is read whenever this dataset is run: it wins over the settings that the package has for a dataset of this",
+        "name, and --config_files and the command line win over it.",
+    ]
+    settings: dict[str, object] = {
+        "load_col": load,
+        "selected_features": list(raw.features),
+        "text_fields": list(raw.text_fields),
+    }
+    if has_images:
+        settings |= {"image_dir": IMAGES, "modalities": ["image", "text"]}
+    elif name != WITH_TITLE_CARDS:
+        settings |= {"image_dir": None, "modalities": ["text"]}
+    write_yaml(folder, name, comment, settings)
+
+
+def _summarise(
+    raw: RawDataset,
+    out: Path,
+    name: str,
+    counts: pd.Series,
+    catalogue: pd.Index,
+    known: pd.Index,
+    images: Mapping[str, Path],
+) -> Summary:
+    with_image = counts.index.isin(list(images))
+    with_text = counts.index.isin(_items_with_text(raw, catalogue))
+    missing = int((~counts.index.isin(catalogue)).sum())
+    unused = int((~catalogue.isin(counts.index)).sum())
+    unsafe = sum(not is_safe_id(token) for token in known)
+    notes = list(raw.notes)
+    if raw.item is not None and missing:
+        first = counts.index[~counts.index.isin(catalogue)][0]
+        notes.append(
+            f"{missing:,} items of the interactions are not in the catalogue, such as {first!r}: run with "
+            "--filter_inter_by_user_or_item=True to leave them out"
+        )
+    if unused:
+        notes.append(f"{unused:,} of {len(catalogue):,} items of the catalogue are in no interaction")
+    if unsafe:
+        notes.append(f"{unsafe:,} item ids cannot be file names ('/', '..' or a leading dot) and get no image")
+    if raw.images.empty:
+        notes.append(f"{raw.images.empty:,} image files are empty and were left out")
+    if raw.images.root is not None and len(images) < len(raw.images.files):
+        unnamed = len(raw.images.files) - len(images)
+        notes.append(f"{unnamed:,} files in {raw.images.root} are named after no item and were left out")
+    if out.resolve().name != name:
+        notes.append(f"RecBole looks for {name}/{name}.inter: rename the folder {out.resolve().name} to {name}")
+    total = int(counts.sum())
+    return Summary(
+        name=name,
+        out=out,
+        users=int(raw.inter.rows["user_id"].nunique()),
+        items=len(counts),
+        interactions=total,
+        catalogue=len(catalogue),
+        images=len(images),
+        items_with_image=int(with_image.sum()),
+        items_with_text=int(with_text.sum()),
+        image_share=float(counts[with_image].sum() / total),
+        text_share=float(counts[with_text].sum() / total),
+        not_in_catalogue=missing if raw.item is not None else 0,
+        never_interacted=unused,
+        notes=tuple(notes),
+    )
+
+
+def _items_with_text(raw: RawDataset, catalogue: pd.Index) -> np.ndarray:
+    if raw.item is None:
+        return np.array([], dtype=object)
+    filled = np.zeros(len(catalogue), dtype=bool)
+    for column in raw.text_fields:
+        filled |= (raw.item.rows[column].astype(str).str.strip() != "").to_numpy()
+    return catalogue[filled].to_numpy()

@@ -1,0 +1,126 @@
+"""MicroLens short videos (Westlake University): interactions, titles, covers.
+
+Raw layout, in one folder:
+
+    *pairs.csv                     user, item, timestamp (also userID, videoID): preferred, for its timestamps
+    *pairs.tsv                     user <tab> item item item ..., in chronological order, without timestamps
+    *title*.csv                    item, title; with or without that header line
+    *covers/<item>.jpg             optional (also images/)
+
+Where only the order is known, an interaction's timestamp is its position in its user's list: 0, 1, 2, ...
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from recbole_mm.data.convert.assemble import RawDataset, Summary, Table, write_dataset
+from recbole_mm.data.convert.files import check_source, find_file
+from recbole_mm.data.convert.images import find_images
+from recbole_mm.data.convert.raw import (
+    Column,
+    Layout,
+    read_catalogue,
+    read_header,
+    read_rows,
+    read_table,
+)
+from recbole_mm.errors import DataError
+
+PAIRS = ("*pairs.csv", "*pairs.csv.gz", "*pairs.tsv", "*pairs.tsv.gz")
+TITLES = ("*title*.csv", "*title*.csv.gz")
+
+_ITEM_NAMES = ("item", "item_id", "videoID", "video_id")
+_INTER = {
+    "user_id": Column("id", ("user", "user_id", "userID")),
+    "item_id": Column("id", _ITEM_NAMES),
+    "timestamp": Column("integer"),
+}
+_TITLES = {"item_id": Column("id", _ITEM_NAMES), "title": Column("text", ("title", "title_en"))}
+_LISTS = Layout(separator="\t", header=False, quoted=False)
+
+
+def convert(
+    source: Path,
+    out: Path,
+    interactions: str | None = None,
+    items: str | None = None,
+    images: str | None = None,
+    name: str | None = None,
+    link: bool = False,
+    force: bool = False,
+) -> Summary:
+    """Convert the raw layout of this module.
+
+    Args:
+        source: folder of raw files.
+        out: dataset folder to write.
+        interactions: file of pairs; by default the first of `PAIRS` that is there.
+        items: file of titles; by default the first of `TITLES` that is there.
+        images: folder of covers; by default a folder of `source` whose name ends in `covers`, or `images`.
+        name: dataset name, the name of `out` by default.
+        link: hard-link images instead of copying them, where possible.
+        force: replace a different dataset in `out`.
+
+    Raises:
+        DataError: a file is missing or malformed.
+    """
+    check_source(source)
+    pairs = find_file(source, interactions, PAIRS, "--interactions")
+    if pairs is None:
+        raise DataError(f"{source}: no *pairs.csv (user,item,timestamp) and no *pairs.tsv (user, tab, items in order)")
+    titles = find_file(source, items, TITLES, "--items")
+    if titles is None:
+        raise DataError(f"{source}: no *title*.csv (item,title)")
+    ordered_only = ".tsv" in pairs.suffixes
+    inter = read_lists(pairs) if ordered_only else read_table(pairs, _INTER)
+    has_header = read_header(titles)[0].lower() in {name.lower() for name in _ITEM_NAMES}
+    item, dropped = read_catalogue(titles, _TITLES, Layout(header=has_header))
+    notes = [f"{dropped:,} repeated identical lines of {titles.name} were dropped"] if dropped else []
+    if ordered_only:
+        notes.append(f"{pairs.name} gives the order only: timestamp is the position in the user's list")
+    raw = RawDataset(
+        inter=Table(inter, {"user_id": "token", "item_id": "token", "timestamp": "float"}),
+        item=Table(item, {"item_id": "token", "title": "token_seq"}),
+        user=None,
+        images=find_images(source, images, ("*covers", "images"), "--images"),
+        text_fields=["title"],
+        features=["title"],
+        source=source,
+        converter="microlens",
+        files=(pairs.name, titles.name),
+        notes=notes,
+    )
+    return write_dataset(raw, out, name, link, force)
+
+
+def read_lists(path: Path) -> pd.DataFrame:
+    """One line per user, `user <tab> item item ...`, as interactions with their position as timestamp.
+
+    Raises:
+        DataError: a line has no items, or a user has two lines.
+    """
+    lists = read_table(path, {"user_id": Column("id"), "items": Column("text")}, _LISTS)
+    sequences = lists["items"].str.split()
+    lengths = sequences.str.len().to_numpy()
+    for fault, reason in (
+        (lengths == 0, "lists no items"),
+        (lists["user_id"].duplicated().to_numpy(), "has two lines"),
+    ):
+        if fault.any():
+            position = int(np.flatnonzero(fault)[0])
+            line = next(line for row, (line, _) in enumerate(read_rows(path, _LISTS)) if row == position)
+            raise DataError(f"{path}, line {line}: user {lists['user_id'].iloc[position]!r} {reason}")
+    starts = np.cumsum(lengths) - lengths
+    return pd.DataFrame(
+        {
+            "user_id": pd.Categorical.from_codes(
+                np.repeat(lists["user_id"].cat.codes.to_numpy(), lengths), dtype=lists["user_id"].dtype
+            ),
+            "item_id": pd.Categorical(np.concatenate(sequences.to_numpy())),
+            "timestamp": np.arange(lengths.sum()) - np.repeat(starts, lengths),
+        }
+    )

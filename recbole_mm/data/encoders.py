@@ -1,0 +1,251 @@
+"""Pretrained encoders: texts or images to vectors. Frozen, in float32, one vector per input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from PIL import Image
+from safetensors import SafetensorError
+
+from recbole_mm.data.pretrained import Pretrained, locate
+from recbole_mm.errors import ConfigError, ModelLoadError
+
+if TYPE_CHECKING:
+    import torch
+
+POOLINGS = ("auto", "pooler", "cls", "mean")
+WEIGHTS_MISSING_SHOWN = 3
+
+
+class Encoder(Protocol):
+    """Turns inputs of one modality into vectors.
+
+    Attributes:
+        identity: which model: hub id and commit, or a hash of its files.
+        parameters: plain settings that its vectors depend on.
+    """
+
+    identity: str
+    parameters: dict[str, Any]
+
+    def encode(self, inputs: list[Any]) -> np.ndarray:
+        """n texts or RGB images -> (n, d) float32."""
+
+
+class SentenceEncoder:
+    """A text model of sentence-transformers; a plain transformer without pooling settings gets mean pooling.
+
+    Args:
+        name: hub id or folder, such as `sentence-transformers/all-MiniLM-L6-v2`.
+        device: where it runs.
+        revision: of a hub model.
+        normalize: scale every vector to length 1, beyond what the model itself does.
+
+    Raises:
+        ModelLoadError: the model cannot be found or loaded.
+    """
+
+    def __init__(
+        self, name: str, device: str | torch.device = "cpu", revision: str | None = None, normalize: bool = False
+    ):
+        found = locate(name, revision)
+        library = _library("sentence_transformers", "sentence-transformers")
+        self._model = _loading(name, lambda: _open_sentence_model(library, found, device))
+        self.identity = found.identity
+        self._normalize = normalize
+        self.parameters = {"kind": "sentence-transformers", "normalize": normalize}
+
+    def encode(self, inputs: list[str]) -> np.ndarray:
+        vectors = self._model.encode(
+            inputs,
+            batch_size=max(len(inputs), 1),
+            convert_to_numpy=True,
+            normalize_embeddings=self._normalize,
+            show_progress_bar=False,
+        )
+        return np.asarray(vectors, dtype=np.float32)
+
+
+def _open_sentence_model(library: ModuleType, found: Pretrained, device: str | torch.device) -> Any:
+    return library.SentenceTransformer(
+        str(found.folder), device=str(device), model_kwargs={"use_safetensors": True}, trust_remote_code=False
+    )
+
+
+class VisionEncoder:
+    """A vision model of transformers (ViT, DINOv2, CLIP, SigLIP, ConvNeXT, ...), with its own image processor.
+
+    Args:
+        name: hub id or folder.
+        device: where it runs.
+        revision: of a hub model.
+        normalize: scale every vector to length 1.
+        pooling: `pooler`: the model's pooled output; `cls`: its first token; `mean`: the mean over all patch tokens;
+            `auto`: the pooled output, or the mean where the model has none or the checkpoint lacks its weights.
+
+    Raises:
+        ConfigError: `pooling` is unknown.
+        ModelLoadError: the model cannot be found or loaded, or its checkpoint lacks weights.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        normalize: bool = False,
+        pooling: str = "auto",
+    ):
+        if pooling not in POOLINGS:
+            raise ConfigError(f"pooling: {pooling!r} is none of {', '.join(POOLINGS)}")
+        found = locate(name, revision)
+        self._processor, model, lacking = _loading(name, lambda: _open_vision_model(found))
+        without_pooler = [weight for weight in lacking if "pooler" not in weight]
+        if without_pooler or (lacking and pooling == "pooler"):
+            shown = ", ".join((without_pooler or lacking)[:WEIGHTS_MISSING_SHOWN])
+            raise ModelLoadError(f"{name}: the checkpoint lacks {len(lacking)} weights of the model, such as {shown}")
+        self._device = device
+        self._model = model.to(device)
+        # A pooler that the checkpoint does not hold is random: its vectors would differ from run to run.
+        self._pooling = "mean" if pooling == "auto" and lacking else pooling
+        self.identity = found.identity
+        self._normalize = normalize
+        self.parameters = {"kind": "huggingface", "pooling": self._pooling, "normalize": normalize}
+
+    def encode(self, inputs: list[Image.Image]) -> np.ndarray:
+        import torch
+
+        pixels = self._processor(images=inputs, return_tensors="pt")["pixel_values"].to(self._device)
+        with torch.inference_mode():
+            vectors = self._pooled(pixels)
+        return _finished(vectors, self._normalize)
+
+    def _pooled(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(n, 3, height, width) -> (n, d)."""
+        if hasattr(self._model, "get_image_features") and self._pooling in ("auto", "pooler"):
+            features = self._model.get_image_features(pixel_values=pixels)
+            return features if not hasattr(features, "pooler_output") else features.pooler_output
+        model = getattr(self._model, "vision_model", self._model)
+        output = model(pixel_values=pixels)
+        pooled = getattr(output, "pooler_output", None)
+        if self._pooling in ("auto", "pooler") and pooled is not None:
+            return pooled.flatten(1)
+        if self._pooling == "pooler":
+            raise ModelLoadError(f"{type(model).__name__} has no pooled output; set pooling to cls or mean")
+        return _pool_tokens(output.last_hidden_state, self._pooling, _prefix_tokens(model))
+
+
+def _open_vision_model(found: Pretrained) -> tuple[Any, Any, list[str]]:
+    """Image processor, model in evaluation mode, and the names of the weights that the checkpoint lacks."""
+    import torch
+    from transformers import AutoImageProcessor, AutoModel
+
+    processor = AutoImageProcessor.from_pretrained(found.folder, backend="pil")
+    # Weights that are lacking start at random; that must not advance the caller's generator.
+    with torch.random.fork_rng(devices=[]):
+        model, report = AutoModel.from_pretrained(
+            found.folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    return processor, model.eval(), lacking
+
+
+def _prefix_tokens(model: Any) -> int:
+    """How many tokens stand before the patches: the class token and any register tokens."""
+    embeddings = getattr(model, "embeddings", None)
+    names = ("cls_token", "class_embedding")
+    classes = sum(1 for name in names if getattr(embeddings, name, None) is not None)
+    return classes + int(getattr(model.config, "num_register_tokens", 0) or 0)
+
+
+def _pool_tokens(states: torch.Tensor, pooling: str, prefix: int) -> torch.Tensor:
+    """(n, tokens, d), or (n, d, rows, columns) of a convolutional model, -> (n, d)."""
+    if states.ndim == 4:
+        return states.flatten(2).mean(2)
+    return states[:, 0] if pooling == "cls" else states[:, prefix:].mean(1)
+
+
+class TimmEncoder:
+    """A vision model of timm, without its classifier: the pooled features and the model's own transform.
+
+    Args:
+        name: a hub id such as `timm/vit_small_patch14_dinov2.lvd142m`, or a folder with `config.json` and
+            `model.safetensors`.
+        device: where it runs.
+        revision: of a hub model.
+        normalize: scale every vector to length 1.
+
+    Raises:
+        ConfigError: timm is not installed.
+        ModelLoadError: the model cannot be found or loaded.
+    """
+
+    def __init__(
+        self, name: str, device: str | torch.device = "cpu", revision: str | None = None, normalize: bool = False
+    ):
+        timm = _library("timm", "timm")
+        found = locate(name, revision)
+        self._model, self._transform = _loading(name, lambda: _open_timm_model(timm, found))
+        self._device = device
+        self._model = self._model.to(device)
+        self.identity = found.identity
+        self._normalize = normalize
+        self.parameters = {"kind": "timm", "normalize": normalize}
+
+    def encode(self, inputs: list[Image.Image]) -> np.ndarray:
+        import torch
+
+        pixels = torch.stack([self._transform(image) for image in inputs]).to(self._device)
+        with torch.inference_mode():
+            vectors = self._model(pixels)
+        return _finished(vectors, self._normalize)
+
+
+def _open_timm_model(timm: ModuleType, found: Pretrained) -> tuple[Any, Any]:
+    """Model in evaluation mode and its transform from an RGB image to a (3, height, width) tensor."""
+    import torch
+
+    described = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
+    settings = {**described.get("pretrained_cfg", {}), "file": str(found.folder / "model.safetensors")}
+    with torch.random.fork_rng(devices=[]):
+        model = timm.create_model(described["architecture"], pretrained=True, pretrained_cfg=settings, num_classes=0)
+    model = model.eval()
+    data = import_module("timm.data")
+    return model, data.create_transform(**data.resolve_model_data_config(model), is_training=False)
+
+
+def _finished(vectors: torch.Tensor, normalize: bool) -> np.ndarray:
+    vectors = vectors.float()
+    if normalize:
+        vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return vectors.cpu().numpy()
+
+
+def _library(module: str, package: str) -> ModuleType:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"this encoder needs {package}, which is not installed: pip install {package}") from error
+
+
+def _loading(name: str, load: Callable[[], Any]) -> Any:
+    """Run `load`; whatever the libraries raise on damaged or unsuitable files becomes one line that names the model."""
+    try:
+        return load()
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelLoadError(f"{name}: the model cannot be loaded: {reason}") from error
+
+
+KINDS: dict[tuple[str, str], type] = {
+    ("sentence-transformers", "text"): SentenceEncoder,
+    ("huggingface", "text"): SentenceEncoder,
+    ("huggingface", "image"): VisionEncoder,
+    ("timm", "image"): TimmEncoder,
+}
+"""(`kind`, `on`) of a feature -> its encoder."""

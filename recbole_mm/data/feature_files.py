@@ -1,0 +1,155 @@
+"""Precomputed item vectors from files, lined up by item id and never by row position."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from recbole_mm.data.item_table import did_you_mean
+from recbole_mm.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+TENSOR = "features"
+IDS = "ids"
+ID_COLUMN = "item_id"
+
+
+def read_features(file: Path, ids: Path | None = None) -> tuple[list[str], np.ndarray]:
+    """Item ids and their vectors.
+
+    Args:
+        file: `.npy` with an (n, d) array, or `.safetensors` with an (n, d) tensor named `features`.
+        ids: n item ids: a text file with one per line, or a `.csv` or `.tsv` file with a column `item_id`. A
+            safetensors file may instead hold them as a JSON list under `ids` in its metadata.
+
+    Returns:
+        n ids and an (n, d) array of numbers.
+
+    Raises:
+        DataError: a file is missing or malformed, there are no ids, their number is not n, or an id occurs twice.
+    """
+    for path in (file, ids):
+        if path is not None and not path.is_file():
+            raise DataError(f"feature file {path} does not exist")
+    if file.suffix == ".npy":
+        matrix, names = _read_npy(file), None
+    elif file.suffix == ".safetensors":
+        matrix, names = _read_safetensors(file)
+    else:
+        raise DataError(f"feature file {file}: only .npy and .safetensors are read; save the array as one of them")
+    if matrix.ndim != 2 or matrix.dtype.kind not in "fiu" or not matrix.shape[1]:
+        raise DataError(f"feature file {file}: {matrix.dtype} of shape {matrix.shape}, not numbers of shape (items, d)")
+    if ids is not None:
+        names = _read_ids(ids)
+    if names is None:
+        raise DataError(f"feature file {file}: no item ids; name a file with one id per row as `ids`")
+    where = ids or file
+    if len(names) != len(matrix):
+        raise DataError(f"feature file {file} has {len(matrix)} rows, but {where} names {len(names)} item ids")
+    if len(set(names)) < len(names):
+        twice = Counter(names).most_common(1)[0][0]
+        raise DataError(f"{where}: item id {twice!r} occurs twice; keep one row per item")
+    return names, matrix
+
+
+def align(names: Sequence[str], matrix: np.ndarray, tokens: Sequence[str], what: str) -> np.ndarray:
+    """Vectors in the order of RecBole's item ids.
+
+    Args:
+        names: n item ids of the rows of `matrix`.
+        matrix: (n, d).
+        tokens: item token of every RecBole id; padding first.
+        what: the feature's name, for messages.
+
+    Returns:
+        (len(tokens), d) float32. Row 0 and the rows of items that have no vector are zeros; both these and the ids that
+        are no items are counted in the log.
+
+    Raises:
+        DataError: no item has a vector, or a vector in use holds NaN or infinity.
+    """
+    row_of = {name: row for row, name in enumerate(names)}
+    found = [(index, row_of[token]) for index, token in enumerate(tokens) if index and token in row_of]
+    if not found:
+        examples = f"{names[0]!r} and {tokens[1]!r}" if len(names) and len(tokens) > 1 else "none"
+        raise DataError(f"feature {what}: none of its {len(names)} ids is an item of the dataset (compare {examples})")
+    indices, rows = map(list, zip(*found))
+    aligned = np.zeros((len(tokens), matrix.shape[1]), dtype=np.float32)
+    aligned[indices] = matrix[rows]
+    bad = np.flatnonzero(~np.isfinite(aligned).all(1))
+    if len(bad):
+        raise DataError(
+            f"feature {what}: the vectors of {len(bad)} items hold NaN or infinity, such as {tokens[bad[0]]!r}"
+        )
+    lacking, unknown = len(tokens) - 1 - len(found), len(names) - len(found)
+    (logger.warning if lacking else logger.info)(
+        "feature %s: %d items, %d dimensions; %d items have no vector and get zeros; %d ids are no items",
+        *(what, len(tokens) - 1, matrix.shape[1], lacking, unknown),
+    )
+    return aligned
+
+
+def _read_npy(file: Path) -> np.ndarray:
+    try:
+        matrix = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"feature file {file}: not a plain .npy array ({reason}); pickles are never loaded") from error
+    if not isinstance(matrix, np.ndarray):
+        raise DataError(f"feature file {file}: an archive of arrays; save the one array with numpy.save")
+    return matrix
+
+
+def _read_safetensors(file: Path) -> tuple[np.ndarray, list[str] | None]:
+    import torch
+
+    try:
+        with safe_open(file, framework="pt") as content:
+            if TENSOR not in content.keys():  # noqa: SIM118  (safe_open is no mapping)
+                known = did_you_mean(TENSOR, content.keys())
+                raise DataError(f"feature file {file}: no tensor named {TENSOR!r}{known}")
+            tensor = content.get_tensor(TENSOR)
+            names = (content.metadata() or {}).get(IDS)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"feature file {file}: not a safetensors file ({error})") from error
+    # numpy has no bfloat16.
+    matrix = tensor.to(torch.float32).numpy() if tensor.is_floating_point() else tensor.numpy()
+    return matrix, None if names is None else _parse_ids(names, file)
+
+
+def _parse_ids(text: str, file: Path) -> list[str]:
+    try:
+        names = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"feature file {file}: `{IDS}` in its metadata is not JSON ({error})") from error
+    if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
+        raise DataError(f"feature file {file}: `{IDS}` in its metadata is not a list of item ids")
+    return [str(name) for name in names]
+
+
+def _read_ids(file: Path) -> list[str]:
+    separator = {".csv": ",", ".tsv": "\t"}.get(file.suffix)
+    try:
+        with open(file, encoding="utf-8-sig", newline="" if separator else None) as lines:
+            if separator is None:
+                names = lines.read().rstrip("\n").split("\n")
+            else:
+                reader = csv.DictReader(lines, delimiter=separator)
+                if ID_COLUMN not in (reader.fieldnames or ()):
+                    raise DataError(
+                        f"{file}: no column {ID_COLUMN!r}{did_you_mean(ID_COLUMN, reader.fieldnames or ())}"
+                    )
+                names = [row[ID_COLUMN] or "" for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file}: cannot be read as UTF-8 text ({error})") from error
+    if "" in names:
+        raise DataError(f"{file}: the item id of row {names.index('') + 1} is empty")
+    return names

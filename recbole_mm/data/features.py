@@ -1,0 +1,240 @@
+"""Item features: named matrices of vectors, from files or from pretrained encoders, row = RecBole's item id.
+
+In YAML::
+
+    item_features:
+      text:    {encoder: sentence-transformers/all-MiniLM-L6-v2, on: text}
+      image:   {encoder: google/vit-base-patch16-224-in21k, on: image}
+      visual:  {file: image_features.npy, ids: image_ids.txt}      # or a .safetensors file that carries its ids
+      both:    {encoder: mllm}
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from recbole_mm.data.content import ItemContent
+from recbole_mm.data.content_source import MODALITIES, dataset_path
+from recbole_mm.data.encoders import KINDS, Encoder, VisionEncoder
+from recbole_mm.data.feature_files import align, read_features
+from recbole_mm.data.item_table import did_you_mean
+from recbole_mm.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+MLLM = "mllm"
+BATCH_SIZES = {"text": 128, "image": 32}
+IDS_SHOWN = 5
+
+
+class ComputeVectors(Protocol):
+    """Encodes inputs, or recalls what was encoded before: `artifacts.vectors.vectors_through_store` with its store.
+
+    Its arguments are those of that function without the store: `load` maps a place in `hashes` to an input or None,
+    `encode` maps k inputs to (k, d). Returns (n, d) float32, and place -> reason where there is no vector.
+    """
+
+    def __call__(
+        self,
+        *,
+        stage: str,
+        identity: str,
+        parameters: Mapping[str, Any],
+        hashes: Sequence[str],
+        load: Callable[[int], Any],
+        encode: Callable[[list[Any]], np.ndarray],
+        batch_size: int,
+    ) -> tuple[np.ndarray, Mapping[int, str]]: ...
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """One entry of `item_features`.
+
+    Attributes:
+        name: the feature's name.
+        file: precomputed vectors, `.npy` or `.safetensors`; relative to the dataset's folder.
+        ids: item ids of the file's rows.
+        encoder: hub id or folder of a pretrained encoder, or `mllm`.
+        on: what the encoder reads: text or image.
+        kind: sentence-transformers, huggingface or timm; told from `on` and `encoder` when not given.
+        revision: of a hub model.
+        pooling: of a huggingface vision model: auto, pooler, cls or mean.
+        normalize: scale every vector to length 1.
+        batch_size: inputs encoded at once.
+    """
+
+    name: str
+    file: str | None = None
+    ids: str | None = None
+    encoder: str | None = None
+    on: str | None = None
+    kind: str | None = None
+    revision: str | None = None
+    pooling: str | None = None
+    normalize: bool = False
+    batch_size: int | None = None
+
+    @classmethod
+    def parse(cls, name: str, settings: Any) -> FeatureSpec:
+        """Check one entry.
+
+        Raises:
+            ConfigError: it is not a mapping, has an unknown key, or its keys do not fit together.
+        """
+        if not isinstance(settings, Mapping):
+            raise ConfigError(
+                f"item_features.{name}: {settings!r} is not a mapping such as {{file: x.npy, ids: x.txt}}"
+            )
+        known = [field.name for field in fields(cls) if field.name != "name"]
+        for key in settings:
+            if key not in known:
+                raise ConfigError(f"item_features.{name}: unknown key {key!r}{did_you_mean(str(key), known)}")
+        spec = cls(name, **settings)
+        if (spec.file is None) == (spec.encoder is None):
+            raise ConfigError(f"item_features.{name}: give either file or encoder")
+        if spec.encoder not in (None, MLLM):
+            spec.encoder_class()
+        return spec
+
+    def encoder_class(self) -> type:
+        """The encoder that reads this feature's modality.
+
+        Raises:
+            ConfigError: `on` is missing, or there is no encoder of this `kind` for it.
+        """
+        if self.on not in MODALITIES:
+            raise ConfigError(f"item_features.{self.name}: say what the encoder reads, on: text or on: image")
+        kind = self.kind or ("sentence-transformers" if self.on == "text" else "huggingface")
+        if self.kind is None and self.on == "image" and str(self.encoder).startswith("timm/"):
+            kind = "timm"
+        if (kind, self.on) not in KINDS:
+            choices = ", ".join(name for name, modality in KINDS if modality == self.on)
+            raise ConfigError(
+                f"item_features.{self.name}: kind {kind!r} does not read {self.on}; choose one of {choices}"
+            )
+        return KINDS[kind, self.on]
+
+    def open_encoder(self, device: str | torch.device) -> Encoder:
+        """Load the pretrained model.
+
+        Raises:
+            ModelLoadError: it cannot be found or loaded.
+            ConfigError: its library is not installed.
+        """
+        kind = self.encoder_class()
+        if self.pooling is not None and kind is not VisionEncoder:
+            raise ConfigError(f"item_features.{self.name}: pooling is for vision models of kind huggingface")
+        options: dict[str, Any] = {"device": device, "revision": self.revision, "normalize": bool(self.normalize)}
+        if self.pooling is not None:
+            options["pooling"] = self.pooling
+        return kind(self.encoder, **options)
+
+
+def load_features(
+    specs: Mapping[str, Any],
+    content: ItemContent,
+    compute: ComputeVectors,
+    device: str | torch.device = "cpu",
+    mllm_encoder: Callable[[ItemContent], np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Load or compute every feature of `item_features`.
+
+    Args:
+        specs: feature name -> its settings, see `FeatureSpec`.
+        content: the items, padding first.
+        compute: encodes what was not encoded before.
+        device: where encoders run.
+        mllm_encoder: encodes all items for `encoder: mllm`: items -> (len(items), d).
+
+    Returns:
+        Name -> (len(content), d) float32. Row 0 (padding) and the rows of items without the modality are zeros, counted
+        in the log.
+
+    Raises:
+        ConfigError: a malformed entry, or `encoder: mllm` without an MLLM.
+        DataError: a feature file does not fit the dataset, or no item has what an encoder reads.
+        ModelLoadError: an encoder cannot be found or loaded.
+
+    Example:
+        >>> compute = functools.partial(vectors_through_store, store)            # doctest: +SKIP
+        >>> load_features({"text": {"encoder": path, "on": "text"}}, content, compute)["text"].shape  # doctest: +SKIP
+        (1683, 384)
+    """
+    parsed = [FeatureSpec.parse(name, settings) for name, settings in specs.items()]
+    return {spec.name: _load(spec, content, compute, device, mllm_encoder) for spec in parsed}
+
+
+def _load(
+    spec: FeatureSpec,
+    content: ItemContent,
+    compute: ComputeVectors,
+    device: str | torch.device,
+    mllm_encoder: Callable[[ItemContent], np.ndarray] | None,
+) -> np.ndarray:
+    if spec.file is not None:
+        root = content.source.root or Path()
+        ids = None if spec.ids is None else dataset_path(root, spec.ids, f"item_features.{spec.name}.ids")
+        file = dataset_path(root, spec.file, f"item_features.{spec.name}.file")
+        return align(*read_features(file, ids), content.tokens, spec.name)
+    if spec.encoder != MLLM:
+        return _encode(spec, content, compute, device)
+    if mllm_encoder is None:
+        raise ConfigError(f"item_features.{spec.name}: encoder: mllm needs a multimodal LLM; set mllm")
+    vectors = np.asarray(mllm_encoder(content), dtype=np.float32)
+    if vectors.ndim != 2 or len(vectors) != len(content):
+        raise ValueError(f"the MLLM gave vectors of shape {vectors.shape} for {len(content)} items")
+    return vectors
+
+
+def _encode(spec: FeatureSpec, content: ItemContent, compute: ComputeVectors, device: str | torch.device) -> np.ndarray:
+    assert spec.on is not None
+    view = content.only(spec.on)
+    items = _items_with(view, spec.on)
+    if not items:
+        raise DataError(f"item_features.{spec.name}: no item has a usable {spec.on} for {spec.encoder}")
+    encoder = spec.open_encoder(device)
+    load: Callable[[int], Any] = {
+        "text": lambda place: view.text(items[place]),
+        "image": lambda place: view[items[place]].image,
+    }[spec.on]
+    vectors, failed = compute(
+        stage=f"{spec.on}_vector",
+        identity=encoder.identity,
+        parameters=encoder.parameters,
+        hashes=view.fingerprints(items),
+        load=load,
+        encode=encoder.encode,
+        batch_size=spec.batch_size or BATCH_SIZES[spec.on],
+    )
+    if len(failed) == len(items):
+        raise DataError(f"item_features.{spec.name}: no item has a usable {spec.on} for {spec.encoder}")
+    matrix = np.zeros((len(content), vectors.shape[1]), dtype=np.float32)
+    matrix[items] = vectors
+    have = set(items) - {items[place] for place in failed}
+    without = [content.tokens[item] for item in range(1, len(content)) if item not in have]
+    if without:
+        shown = ", ".join(without[:IDS_SHOWN]) + (", ..." if len(without) > IDS_SHOWN else "")
+        logger.warning(
+            "feature %s: %d of %d items have no %s; their vectors are zeros (%s)",
+            *(spec.name, len(without), len(content) - 1, spec.on, shown),
+        )
+    logger.info("feature %s: %d items, %d dimensions", spec.name, len(content) - 1, matrix.shape[1])
+    return matrix
+
+
+def _items_with(view: ItemContent, modality: str) -> list[int]:
+    """Items that have the modality; texts longest first, so that a batch holds texts of similar length."""
+    if modality == "image":
+        return [item for item in range(1, len(view)) if view.source.has_image(view.tokens[item])]
+    lengths = {item: len(text) for item in range(1, len(view)) if (text := view.text(item)) is not None}
+    return sorted(lengths, key=lengths.__getitem__, reverse=True)

@@ -1,0 +1,253 @@
+"""Where the bytes of item images come from: a folder, a zip file, a column of paths, or drawn title cards."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Protocol, runtime_checkable
+
+from recbole_mm.data.cards import TitleCards
+from recbole_mm.data.decode import DEFAULT_MAX_PIXELS, decode_image
+from recbole_mm.errors import DataError, ImageError
+
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "ColumnImages",
+    "FolderImages",
+    "ImageSource",
+    "TitleCards",
+    "ZipImages",
+    "decode_image",
+]
+
+logger = logging.getLogger(__name__)
+
+MAX_FILE_BYTES = 64 * 1024 * 1024
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """Bytes of item images by item id (the token in `.item`)."""
+
+    def has(self, item_id: str) -> bool:
+        """Whether there is an image file for the item; it may still prove broken."""
+
+    def read(self, item_id: str) -> bytes:
+        """The file's bytes. Raises ImageError when there is none or it cannot be read."""
+
+    def names(self) -> Iterable[str]:
+        """All item ids that have an image."""
+
+
+def _index_by_stem(paths: Iterable[str], where: str) -> dict[str, str]:
+    """File stem -> path for image files; of several files with one stem the first in sorted order is kept."""
+    index: dict[str, str] = {}
+    duplicates = 0
+    for path in sorted(paths):
+        stem, suffix = os.path.splitext(PurePosixPath(path).name)
+        if suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        if index.setdefault(stem, path) != path:
+            duplicates += 1
+    if duplicates:
+        logger.warning(
+            "%s: %d image files repeat the name of another one; the first in sorted order is used", where, duplicates
+        )
+    return index
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _read_file(path: str, name: str) -> bytes:
+    # Not blocking: a name that turned into a pipe since it was listed must not hang the run.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError(f"{name}: not a regular file")
+            _check_bytes(status.st_size, name)
+            return file.read()
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be read ({error.strerror or error})") from error
+
+
+def _check_bytes(size: int, name: str) -> None:
+    if size > MAX_FILE_BYTES:
+        raise ImageError(f"{name}: {size:,} bytes, over the limit of {MAX_FILE_BYTES:,} for one image file")
+
+
+class FolderImages:
+    """`<item_id>.jpg|jpeg|png|webp|gif|bmp` anywhere below a folder, listed once.
+
+    Args:
+        root: the folder of images.
+        within: symbolic links must end inside this folder (default: `root`); those that leave it are not followed.
+
+    Raises:
+        DataError: `root` is not a folder, or is itself a link that leaves `within`.
+    """
+
+    def __init__(self, root: Path | str, within: Path | str | None = None):
+        self.root = str(root)
+        if not os.path.isdir(self.root):
+            raise DataError(
+                f"image folder {self.root} does not exist; set image_dir to the folder that holds the images"
+            )
+        self._boundary = os.path.realpath(self.root if within is None else within)
+        if not _is_inside(os.path.realpath(self.root), self._boundary):
+            raise DataError(
+                f"image folder {self.root} leaves the dataset folder {self._boundary}; "
+                "if that is meant, give image_dir as an absolute path"
+            )
+        self._left: list[str] = []
+        self._index = _index_by_stem(self._list(), self.root)
+        if self._left:
+            logger.warning(
+                "%s: %d symbolic links leave %s and are not followed: %s",
+                self.root, len(self._left), self._boundary, ", ".join(sorted(self._left)[:5]),
+            )  # fmt: skip
+
+    def _list(self) -> Iterator[str]:
+        """Paths of all files relative to the root, '/' between folders; links that leave the boundary are noted."""
+        for folder, subfolders, files in os.walk(self.root):
+            for name in subfolders:
+                self._stays_inside(os.path.join(folder, name))
+            for name in files:
+                path = os.path.join(folder, name)
+                if self._stays_inside(path):
+                    yield os.path.relpath(path, self.root).replace(os.sep, "/")
+
+    def _stays_inside(self, path: str) -> bool:
+        if not os.path.islink(path) or _is_inside(os.path.realpath(path), self._boundary):
+            return True
+        self._left.append(path)
+        return False
+
+    def has(self, item_id: str) -> bool:
+        return item_id in self._index
+
+    def read(self, item_id: str) -> bytes:
+        path = self._index.get(item_id)
+        if path is None:
+            raise ImageError(f"item {item_id}: no image in {self.root}")
+        return _read_file(os.path.join(self.root, path), f"item {item_id}, {os.path.join(self.root, path)}")
+
+    def names(self) -> Iterable[str]:
+        return self._index.keys()
+
+    def __str__(self) -> str:
+        return f"{len(self._index):,} files in {self.root}"
+
+
+class ZipImages:
+    """The same names as in a folder, read straight from a zip file; nothing is extracted. Safe for threads and forks.
+
+    Raises:
+        DataError: the file is missing or not a zip file.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = str(path)
+        self._handle: tuple[int, zipfile.ZipFile] | None = None
+        members = (info.filename for info in self._archive().infolist() if not info.is_dir())
+        self._index = _index_by_stem(members, self.path)
+
+    def _archive(self) -> zipfile.ZipFile:
+        """This process's handle: threads may share it (zipfile locks its reads), a forked child may not.
+
+        Two threads that come first at once both open the file and one handle is dropped; a lock here could be inherited
+        locked by a fork.
+        """
+        handle = self._handle
+        if handle is None or handle[0] != os.getpid():
+            try:
+                self._handle = handle = (os.getpid(), zipfile.ZipFile(self.path))
+            except FileNotFoundError as error:
+                raise DataError(f"image_zip {self.path} does not exist") from error
+            except (OSError, zipfile.BadZipFile) as error:
+                raise DataError(f"image_zip {self.path} cannot be opened as a zip file ({error})") from error
+        return handle[1]
+
+    def has(self, item_id: str) -> bool:
+        return item_id in self._index
+
+    def read(self, item_id: str) -> bytes:
+        member = self._index.get(item_id)
+        if member is None:
+            raise ImageError(f"item {item_id}: no image in {self.path}")
+        name = f"item {item_id}, {member} in {self.path}"
+        archive = self._archive()
+        _check_bytes(archive.getinfo(member).file_size, name)
+        try:
+            return archive.read(member)
+        except Exception as error:
+            # zipfile lets its decompressors' own errors through (zlib.error, LZMAError, RuntimeError when encrypted).
+            raise ImageError(f"{name}: cannot be read ({error})") from error
+
+    def names(self) -> Iterable[str]:
+        return self._index.keys()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None}
+
+    def __str__(self) -> str:
+        return f"{len(self._index):,} files in {self.path}"
+
+
+class ColumnImages:
+    """Paths written in a column of `.item`, relative to `root`; every one must end inside `root`.
+
+    Raises:
+        DataError: a path is absolute, a URL, or leaves `root` (through `..` or a symbolic link); the message names the
+            item id and the path. Paths to files that do not exist are allowed: their items have no image.
+    """
+
+    def __init__(self, root: Path | str, paths: Mapping[str, str]):
+        self.root = str(root)
+        if not os.path.isdir(self.root):
+            raise DataError(f"image folder {self.root} does not exist; the paths in image_field are relative to it")
+        self._real_root = os.path.realpath(self.root)
+        # realpath walks every component: once per folder is enough for 300,000 files.
+        self._real_folder = lru_cache(maxsize=None)(os.path.realpath)
+        found = ((item_id, self._resolve(item_id, path)) for item_id, path in paths.items() if path)
+        self._index = {item_id: path for item_id, path in found if path is not None}
+        del self._real_folder
+
+    def _resolve(self, item_id: str, path: str) -> str | None:
+        if "://" in path:
+            raise DataError(f"item {item_id}: {path!r} is a URL; download the images and give relative paths")
+        if "\0" in path:
+            raise DataError(f"item {item_id}: the image path {path!r} holds a NUL character")
+        if os.path.isabs(path) or PureWindowsPath(path).drive:
+            raise DataError(f"item {item_id}: the image path {path!r} is absolute; give it relative to {self.root}")
+        folder, name = os.path.split(os.path.join(self.root, path))
+        target = os.path.join(self._real_folder(folder), name)
+        if name in ("", ".", "..") or os.path.islink(target):
+            target = os.path.realpath(target)
+        if not _is_inside(target, self._real_root):
+            raise DataError(f"item {item_id}: the image path {path!r} leaves {self.root}; keep images inside it")
+        return target if os.path.isfile(target) else None
+
+    def has(self, item_id: str) -> bool:
+        return item_id in self._index
+
+    def read(self, item_id: str) -> bytes:
+        path = self._index.get(item_id)
+        if path is None:
+            raise ImageError(f"item {item_id}: no image below {self.root}")
+        return _read_file(path, f"item {item_id}, {path}")
+
+    def names(self) -> Iterable[str]:
+        return self._index.keys()
+
+    def __str__(self) -> str:
+        return f"{len(self._index):,} files named by a column, below {self.root}"

@@ -1,0 +1,180 @@
+"""Interactions as flat arrays, and the sequential samples that are cut from them batch by batch.
+
+RecBole expands every prefix of every user into one row of `MAX_ITEM_LIST_LENGTH` values for every field before training
+starts. Here the rows stay as they are, ordered by user and time, and a sample is three numbers: where its history
+starts, where its target is, and whose it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+
+TRAIN, VALID, TEST = 0, 1, 2
+
+
+def group_offsets(users: np.ndarray) -> np.ndarray:
+    """Start of each user's run of rows in `users` (M,), which is sorted; with M appended: int64 (U + 1,)."""
+    starts = np.flatnonzero(np.diff(users, prepend=users[:1] - 1)) if len(users) else np.empty(0, dtype=np.int64)
+    return np.append(starts, len(users)).astype(np.int64)
+
+
+def leave_one_out(offsets: np.ndarray, mode: str = "valid_and_test") -> np.ndarray:
+    """Phase of every row when each user's last rows are held out.
+
+    Counted over interactions, for general and sequential models alike, as RecBole does for general models: a user's
+    first row is always training data; with two rows only the test row is held out.
+
+    Args:
+        offsets: starts of the users' rows, int64 (U + 1,); rows are in time order within a user.
+        mode: RecBole's `LS` value: `valid_and_test`, `valid_only` or `test_only`.
+
+    Returns:
+        int8 (M,) of TRAIN, VALID and TEST.
+
+    Raises:
+        ValueError: unknown mode.
+    """
+    held_out = {"valid_and_test": [TEST, VALID], "valid_only": [VALID], "test_only": [TEST]}
+    if mode not in held_out:
+        raise ValueError(f"eval_args.split LS must be one of {sorted(held_out)}, not {mode!r}")
+    phases = np.zeros(offsets[-1], dtype=np.int8)
+    lengths = np.diff(offsets)
+    for back, phase in enumerate(held_out[mode], start=1):
+        enough = lengths > back
+        phases[offsets[1:][enough] - back] = phase
+    return phases
+
+
+def split_by_ratio(offsets: np.ndarray, ratios: list[float], calculate_split_ids) -> np.ndarray:
+    """Phase of every row when each user's rows are cut in time order by `ratios` (RecBole's `RS`, grouped by user).
+
+    Args:
+        offsets: starts of the users' rows, int64 (U + 1,).
+        ratios: three positive numbers; they need not add up to one.
+        calculate_split_ids: RecBole's `Dataset._calcu_split_ids`, so that rounding is RecBole's.
+
+    Returns:
+        int8 (M,) of TRAIN, VALID and TEST.
+    """
+    total = sum(ratios)
+    ratios = [ratio / total for ratio in ratios]
+    phases = np.zeros(offsets[-1], dtype=np.int8)
+    lengths = np.diff(offsets)
+    position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+    for length in np.unique(lengths):
+        cuts = calculate_split_ids(tot=int(length), ratios=ratios)
+        rows = np.flatnonzero(np.repeat(lengths == length, lengths))
+        phases[rows] = np.searchsorted(np.asarray(cuts), position[rows], side="right")
+    return phases
+
+
+class SequenceSamples(Interaction):
+    """RecBole's sequential fields, cut on demand from flat columns.
+
+    Indexing with rows gives an ordinary `Interaction` with RecBole's fields: the target row's own values,
+    `<field>_list` (n, max_len) padded on the right with zeros, and the history length. Indexing with a field name gives
+    that column for all samples; the `_list` columns are materialised then, which only a few RecBole models ask for.
+
+    Args:
+        columns: field -> tensor (M, ...), rows ordered by user, then time.
+        starts: first row of each sample's history, int64 (n,).
+        targets: target row of each sample, int64 (n,); the history is `[starts, targets)` and never empty.
+        user_field: name of the user id field, which gets no list.
+        list_suffix, length_field: RecBole's `LIST_SUFFIX` and `ITEM_LIST_LENGTH_FIELD`.
+        max_len: RecBole's `MAX_ITEM_LIST_LENGTH`.
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, torch.Tensor],
+        starts: np.ndarray,
+        targets: np.ndarray,
+        *,
+        user_field: str,
+        list_suffix: str,
+        length_field: str,
+        max_len: int,
+    ) -> None:
+        self.flat = dict(columns)
+        self.starts = torch.from_numpy(np.ascontiguousarray(starts, dtype=np.int64))
+        self.targets = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.int64))
+        self.user_field = user_field
+        self.list_suffix = list_suffix
+        self.length_field = length_field
+        self.max_len = max_len
+        self.length = len(self.targets)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of all fields, RecBole's order: the target's own, the length, the lists."""
+        lists = [field + self.list_suffix for field in self.flat if field != self.user_field]
+        return [*self.flat, self.length_field, *lists]
+
+    @property
+    def interaction(self) -> dict[str, torch.Tensor]:
+        """Every field of every sample, materialised: what RecBole code that wants the whole table gets."""
+        return self._cut(slice(None))
+
+    def subset(self, rows: np.ndarray) -> SequenceSamples:
+        """The samples `rows`, sharing the flat columns."""
+        return SequenceSamples(
+            self.flat,
+            self.starts.numpy()[rows],
+            self.targets.numpy()[rows],
+            user_field=self.user_field,
+            list_suffix=self.list_suffix,
+            length_field=self.length_field,
+            max_len=self.max_len,
+        )
+
+    def _history(self, field: str, starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Values of `field` over each history: (n, max_len, ...), zeros on the right."""
+        position = torch.arange(self.max_len)
+        inside = position < lengths[:, None]
+        values = self.flat[field][torch.where(inside, starts[:, None] + position, 0)]
+        return values * inside.reshape(inside.shape + (1,) * (values.dim() - 2)).to(values.dtype)
+
+    def _cut(self, index) -> dict[str, torch.Tensor]:
+        starts, targets = self.starts[index], self.targets[index]
+        lengths = targets - starts
+        fields = {field: values[targets] for field, values in self.flat.items()}
+        fields[self.length_field] = lengths
+        for field in self.flat:
+            if field != self.user_field:
+                fields[field + self.list_suffix] = self._history(field, starts, lengths)
+        return fields
+
+    def __getitem__(self, index):
+        if isinstance(index, str):
+            if index in self.flat:
+                return self.flat[index][self.targets]
+            if index == self.length_field:
+                return self.targets - self.starts
+            field = index.removesuffix(self.list_suffix)
+            if index.endswith(self.list_suffix) and field in self.flat and field != self.user_field:
+                return self._history(field, self.starts, self.targets - self.starts)
+            raise KeyError(index)
+        if isinstance(index, (int, np.integer)):
+            return Interaction({name: values[0] for name, values in self._cut([int(index)]).items()})
+        if isinstance(index, (list, np.ndarray, range)):
+            index = torch.as_tensor(np.asarray(index))
+            index = index if index.dtype == torch.bool else index.long()
+        return Interaction(self._cut(index))
+
+    def __contains__(self, field: str) -> bool:
+        return field in self.columns
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+    def __setitem__(self, field: str, value: torch.Tensor) -> None:
+        raise TypeError("sequential samples are cut from flat columns: change a cut batch, not the samples")
+
+    def __str__(self) -> str:
+        return (
+            f"{self.length} sequential samples over {len(next(iter(self.flat.values())))} interactions: {self.columns}"
+        )

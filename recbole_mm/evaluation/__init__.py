@@ -1,0 +1,1 @@
+"""Fast exact ranking through RecBole's metrics, per-user results and significance."""

@@ -1,0 +1,156 @@
+"""Training, validation and test data of a run: who is ranked, against which positives, with which items masked.
+
+General and sequential models get the same held-out items, the same masked histories and the same candidates, whatever
+loader their training needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
+from recbole.data.utils import _create_sampler, create_samplers, get_dataloader
+from recbole.sampler import KGSampler
+from recbole.utils import EvaluatorType, ModelType
+
+from recbole_mm.data.interactions import SequenceSamples
+from recbole_mm.data.loaders import FullSequenceLoader
+from recbole_mm.evaluation.ranking import CSR, EvalUsers, RankingData, TrainCounts
+
+
+@dataclass
+class Phases:
+    """What `split` gives: a training loader and two evaluation sets, each with the dataset it stems from."""
+
+    train: Iterable[Interaction]
+    valid: Any
+    test: Any
+    train_dataset: Dataset
+
+
+def split(config, dataset: Dataset, model_class: type) -> Phases:
+    """Split a loaded dataset by `eval_args` and build what training and evaluation iterate over.
+
+    Args:
+        config: of the run.
+        dataset: from `create_dataset`.
+        model_class: decides the training loader: classes with `trains_on_full_sequences` get whole sequences.
+
+    Raises:
+        ConfigError: the split does not fit the model.
+    """
+    built = dataset.build()
+    for part in built:
+        for name in ("item_vectors", "item_features", "mllm"):
+            if hasattr(dataset, name):
+                setattr(part, name, getattr(dataset, name))
+    modes = config["eval_args"]["mode"]
+    ranked = {phase: modes[phase] != "labeled" and config["eval_type"] == EvaluatorType.RANKING for phase in modes}
+    samplers = None if all(ranked.values()) else create_samplers(config, dataset, built)
+    train = _training_loader(config, dataset, built, model_class, samplers)
+    evaluated = []
+    for phase, index in (("valid", 1), ("test", 2)):
+        if ranked[phase]:
+            evaluated.append(_ranking_data(config, built, index, modes[phase]))
+        else:
+            sampler = None if samplers is None else samplers[index]
+            evaluated.append(get_dataloader(config, phase)(config, built[index], sampler, shuffle=False))
+    return Phases(train, evaluated[0], evaluated[1], built[0])
+
+
+def _training_loader(config, dataset, built, model_class, samplers) -> Iterable[Interaction]:
+    if getattr(model_class, "trains_on_full_sequences", False):
+        return FullSequenceLoader(
+            built[0],
+            batch_size=config["train_batch_size"],
+            seed=config["seed"],
+            shuffle=config["shuffle"],
+            negatives=model_class.wants_negatives(config),
+        )
+    arguments = config["train_neg_sample_args"]
+    if samplers is not None:
+        sampler = samplers[0]
+    else:
+        sampler = _create_sampler(dataset, built, arguments["distribution"], config["repeatable"], arguments["alpha"])
+        sampler = sampler.set_phase("train") if sampler else None
+    loader = get_dataloader(config, "train")
+    if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
+        knowledge = KGSampler(dataset, arguments["distribution"], arguments["alpha"])
+        return loader(config, built[0], sampler, knowledge, shuffle=True)
+    return loader(config, built[0], sampler, shuffle=config["shuffle"])
+
+
+def _ranking_data(config, built: list[Dataset], index: int, mode: str) -> RankingData | None:
+    if len(built[index].inter_feat) == 0:
+        return None
+    sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+    users = sequential_cases(built[index]) if sequential else user_cases(built, index)
+    if not config["mask_history"]:
+        users.history = None
+    counts = TrainCounts.of(*training_pairs(built[0]), built[0].user_num, built[0].item_num)
+    return RankingData(users, built[index], mode, counts)
+
+
+def training_pairs(train: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """User and item of every training interaction; a sequence's first row, which is no target, is one of them."""
+    users, items = _pairs(train)
+    if isinstance(train.inter_feat, SequenceSamples):
+        flat = train.inter_feat.flat
+        first = np.unique(train.row_start[train.inter_feat.targets.numpy()])
+        users = np.concatenate([flat[train.uid_field].numpy()[first], users])
+        items = np.concatenate([flat[train.iid_field].numpy()[first], items])
+    return users, items
+
+
+def sequential_cases(dataset: Dataset) -> EvalUsers:
+    """One case per held-out row: rank its item given all rows of the user before it; those are the history."""
+    samples = dataset.inter_feat
+    if isinstance(samples, SequenceSamples):
+        items = samples.flat[dataset.iid_field].numpy()
+        targets = samples.targets.numpy()
+        starts = dataset.row_start[targets]
+        lengths = targets - starts
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        rows = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+        positives, history = items[targets], CSR(offsets, items[rows])
+    else:  # a dataset class or split of RecBole's own: the history is what its padded lists hold
+        lists = samples[dataset.iid_field + dataset.config["LIST_SUFFIX"]].numpy()
+        offsets = np.concatenate([[0], np.cumsum((lists > 0).sum(1))])
+        positives, history = samples[dataset.iid_field].numpy(), CSR(offsets, lists[lists > 0])
+    return EvalUsers(
+        interaction=samples,
+        positives=CSR(np.arange(len(positives) + 1), positives),
+        history=history,
+        user_ids=samples[dataset.uid_field].numpy(),
+    )
+
+
+def user_cases(built: list[Dataset], index: int) -> EvalUsers:
+    """One case per user with held-out items in phase `index`: rank them all; items of the phases before are the
+    history."""
+    dataset = built[index]
+    pairs = [_pairs(part) for part in built[: index + 1]]
+    users = np.unique(pairs[index][0])
+    before = [np.concatenate(column) for column in zip(*pairs[:index])]
+    return EvalUsers(
+        interaction=dataset.join(Interaction({dataset.uid_field: torch.from_numpy(users)})),
+        positives=_by_user(users, *pairs[index]),
+        history=_by_user(users, *before),
+        user_ids=users,
+    )
+
+
+def _pairs(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    return dataset.inter_feat[dataset.uid_field].numpy(), dataset.inter_feat[dataset.iid_field].numpy()
+
+
+def _by_user(users: np.ndarray, owners: np.ndarray, items: np.ndarray) -> CSR:
+    """Distinct items of each of the sorted `users`, from unordered pairs."""
+    mine = np.isin(owners, users)
+    row, item = np.unique(np.stack([np.searchsorted(users, owners[mine]), items[mine]]), axis=1)
+    return CSR(np.searchsorted(row, np.arange(len(users) + 1)), item)

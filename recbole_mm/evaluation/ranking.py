@@ -1,0 +1,250 @@
+"""Ranks every item for every held-out case of a model: exactly, in bounded memory, with as little work as possible.
+
+    users = EvalUsers(interaction, positives=CSR(...), history=CSR(...), user_ids=ids)
+    struct = rank_users(model, users, item_num, collector=RankingCollector(config))
+    Evaluator(config).evaluate(struct)                      # RecBole's own metrics
+
+What is done with equal scores stands in `collector.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.evaluator.collector import DataStruct
+from torch import nn
+
+from recbole_mm.errors import ConfigError, DataError
+from recbole_mm.evaluation.collector import RankingCollector, TrainCounts
+from recbole_mm.evaluation.csr import CSR
+from recbole_mm.evaluation.sampled import SampledCandidates
+from recbole_mm.evaluation.scoring import Scorer
+from recbole_mm.progress import progress
+
+__all__ = ["CSR", "EvalUsers", "RankingData", "SampledCandidates", "TrainCounts", "rank_users"]
+
+
+@dataclass
+class EvalUsers:
+    """What is ranked in one phase; a row is one ranked case: a user, or a user at one point in time.
+
+    Attributes:
+        interaction: what the model is given; indexing it with a numpy array of rows gives their `Interaction`.
+        positives: (n rows) the items each row should rank high. Repeated ones count once.
+        history: (n rows) items that are masked; None masks nothing. A positive is never masked.
+        user_ids: (n,) RecBole's user id of each row.
+        candidates: (n rows) rank only these instead of all items; nothing else is masked then.
+        user_tokens: (user_num,) ids of the data files by RecBole's ids, for messages and tables.
+    """
+
+    interaction: Any
+    positives: CSR
+    history: CSR | None
+    user_ids: np.ndarray
+    candidates: SampledCandidates | None = None
+    user_tokens: np.ndarray | None = None
+    _tidied: tuple[CSR, CSR | None, int] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.positives)
+
+    @property
+    def names(self) -> np.ndarray:
+        """(n,) the user of each row, by its own id where `user_tokens` is given."""
+        return self.user_ids if self.user_tokens is None else np.asarray(self.user_tokens)[self.user_ids]
+
+    def tidy(self, item_num: int) -> None:
+        """Sort the items of each row, drop repeated ones and the padding item, and the positives from the history.
+
+        Raises:
+            DataError: a row has no positive, or an item id is out of range.
+        """
+        if self._tidied and self._tidied[:2] == (self.positives, self.history) and self._tidied[2] == item_num:
+            return
+        for name, lists in (("positives", self.positives), ("history", self.history)):
+            if lists is None:
+                continue
+            if len(lists) != len(self.user_ids):
+                raise ValueError(f"{name} has {len(lists)} rows, user_ids {len(self.user_ids)}")
+            if len(lists.items) and not 0 <= lists.items.min() <= lists.items.max() < item_num:
+                raise DataError(f"{name}: item ids must be from 1 to {item_num - 1}, found {lists.items.max()}")
+        self.positives = self.positives.distinct(item_num)
+        if empty := int((self.positives.lengths == 0).sum()):
+            raise DataError(f"{empty} of {len(self)} cases to rank have no held-out item; leave them out")
+        if self.history is not None:
+            self.history = self.history.distinct(item_num).without(self.positives, item_num)
+        self._tidied = (self.positives, self.history, item_num)
+
+
+def rank_users(
+    model: nn.Module,
+    eval_users: EvalUsers,
+    item_num: int,
+    *,
+    collector: RankingCollector,
+    memory_mb: float = 256,
+    batch_size: int = 4096,
+    device: torch.device | str | None = None,
+    item_features: Interaction | None = None,
+    show_progress: bool = False,
+) -> DataStruct:
+    """Score all candidates of every row and collect what RecBole's ranking metrics need.
+
+    Dot-product models (see `dot_product.py`) get their item vectors computed once; other models are asked through
+    `full_sort_predict`, and those without it through `predict`.
+
+    Args:
+        model: RecBole's or ours; in evaluation mode while it is ranked.
+        eval_users: what is ranked. Its lists are sorted in place.
+        item_num: number of item ids, padding 0 included.
+        collector: takes in the scores.
+        memory_mb: at most so much for one block of scores; a single row is always possible.
+        batch_size: at most so many rows go through the model at once, and so many (row, item) pairs through `predict`.
+        device: where the model is; None: where its parameters are.
+        item_features: one row per item id, for models whose `predict` wants more of an item than its id.
+        show_progress: report how far it has come.
+
+    Raises:
+        RecboleMMError: a score is NaN, or the model gives another number of scores than there are items.
+        DataError: see `EvalUsers.tidy`.
+    """
+    eval_users.tidy(item_num)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            scorer = Scorer(
+                model,
+                eval_users.interaction,
+                item_num,
+                device=device,
+                memory_mb=memory_mb,
+                batch_size=batch_size,
+                item_features=item_features,
+            )
+            if eval_users.candidates is None:
+                _rank_all(scorer, eval_users, collector, show_progress)
+            else:
+                _rank_candidates(scorer, eval_users, eval_users.candidates.items, collector, show_progress)
+    finally:
+        model.train(was_training)
+    return collector.result()
+
+
+def _rank_all(scorer: Scorer, users: EvalUsers, collector: RankingCollector, show_progress: bool) -> None:
+    masked = np.ones(len(users), dtype=np.int64) + (0 if users.history is None else users.history.lengths)
+    collector.begin(users.positives, masked=masked, width=scorer.item_num, names=users.names)
+    # Rows with equally many positives together: a block is read as often as its richest row has positives.
+    order = np.argsort(-users.positives.lengths, kind="stable")
+    batches = progress(
+        scorer.all_items(order), "Evaluating", total=scorer.batches(len(order)), unit="batch", show=show_progress
+    )
+    for blocks in batches:
+        for rows, scores in blocks:
+            mask(scores, rows, users.history)
+            collector.collect(scores, rows)
+
+
+def mask(scores: torch.Tensor, rows: np.ndarray, history: CSR | None) -> None:
+    """Set the padding item and the items in the rows' histories to -inf, in place.
+
+    Args:
+        scores: (B, N), contiguous.
+        rows: (B,) rows of `history`.
+    """
+    scores[:, 0] = -torch.inf
+    if history is not None:
+        places = np.repeat(np.arange(len(rows)) * scores.shape[1], history.lengths_of(rows))
+        places += history.items[history.positions(rows)]
+        scores.view(-1).index_fill_(0, torch.from_numpy(places).to(scores.device), -torch.inf)
+
+
+def _rank_candidates(
+    scorer: Scorer, users: EvalUsers, candidates: CSR, collector: RankingCollector, show_progress: bool
+) -> None:
+    lengths = candidates.lengths
+    width = int(lengths.max())
+    found = np.searchsorted(candidates.keys(scorer.item_num), users.positives.keys(scorer.item_num))
+    columns = CSR(users.positives.offsets, found - candidates.offsets[users.positives.rows])
+    collector.begin(columns, masked=width - lengths, width=width, names=users.names)
+    step = max(1, scorer.batch_size // width)
+    for start in progress(range(0, len(users), step), "Evaluating", unit="batch", show=show_progress):
+        rows = np.arange(start, min(start + step, len(users)))
+        inside = np.arange(width) < lengths[rows, None]
+        items = np.zeros(inside.shape, dtype=np.int64)
+        items[inside] = candidates.items[candidates.positions(rows)]
+        scores = scorer.of_items(rows, torch.from_numpy(items))
+        scores[torch.from_numpy(~inside).to(scores.device)] = -torch.inf
+        collector.collect(scores, rows, items)
+
+
+_SAMPLED_MODE = re.compile(r"(uni|pop)([1-9]\d*)")
+
+
+@dataclass
+class RankingData:
+    """One phase's cases together with the dataset they stem from: what a trainer's `evaluate` is given.
+
+    Attributes:
+        users: the cases.
+        dataset: RecBole's dataset of the phase; gives the number of items and users, item features and ids.
+        mode: RecBole's `eval_args.mode`: `full`, `uni<n>` (n uniformly sampled negatives per positive) or `pop<n>`
+            (sampled by their count in the training data).
+        train_counts: for `pop<n>` and for metrics over popularity.
+    """
+
+    users: EvalUsers
+    dataset: Any
+    mode: str = "full"
+    train_counts: TrainCounts | None = None
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def rank(
+        self, model: nn.Module, config: Any, device: torch.device | str | None = None, show_progress: bool = False
+    ) -> DataStruct:
+        """`rank_users` with the settings of `config`: metrics, topk, eval_memory_mb, eval_batch_size, seed.
+
+        Raises:
+            ConfigError: an unknown mode, or `pop<n>` without training counts.
+        """
+        item_num, users = self.dataset.item_num, self.users
+        if users.user_tokens is None:
+            users.user_tokens = self.dataset.field2id_token[self.dataset.uid_field]
+        if self.mode != "full" and users.candidates is None:
+            users.candidates = self._draw(item_num, config["seed"])
+        collector = RankingCollector(
+            config, item_num=item_num, user_num=self.dataset.user_num, train_counts=self.train_counts
+        )
+        return rank_users(
+            model,
+            users,
+            item_num,
+            collector=collector,
+            memory_mb=config["eval_memory_mb"] or 256,
+            batch_size=config["eval_batch_size"],
+            device=device,
+            item_features=self.dataset.get_item_feature(),
+            show_progress=show_progress,
+        )
+
+    def _draw(self, item_num: int, seed: int) -> SampledCandidates:
+        found = _SAMPLED_MODE.fullmatch(self.mode)
+        if not found:
+            raise ConfigError(
+                f"eval_args.mode: {self.mode!r} is no ranking; give full, uni<n> or pop<n>, such as uni100"
+            )
+        weights = None
+        if found[1] == "pop":
+            if self.train_counts is None:
+                raise ConfigError(f"eval_args.mode: {self.mode} needs the counts of the training data")
+            weights = self.train_counts.items
+        return SampledCandidates.draw(
+            self.users.positives, self.users.history, item_num, int(found[2]), seed=seed, weights=weights
+        )

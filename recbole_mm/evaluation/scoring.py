@@ -1,0 +1,146 @@
+"""Asks a model for scores: of all items for blocks of rows, or of given items for given rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_mm.errors import RecboleMMError
+from recbole_mm.evaluation.dot_product import ScoreBlocks, dot_product_of
+
+Block = tuple[np.ndarray, torch.Tensor]
+
+PAIRWISE_MODELS = frozenset({"GCMC", "KGCN", "KGNNLS", "RippleNet", "TransRec"})
+"""RecBole models whose `full_sort_predict` holds a vector for every (row, item) pair of the batch."""
+
+
+class Scorer:
+    """Scores of one model, in float32 or, if the model gives it, float64.
+
+    Args:
+        model: in evaluation mode.
+        interaction: what the model is given; indexing it with a numpy array of rows gives an `Interaction`.
+        item_num: N, number of item ids, padding 0 included.
+        device: where the model is.
+        memory_mb: at most so much for one block of scores; a single row is always possible.
+        batch_size: at most so many rows go through the model at once, and so many (row, item) pairs through `predict`.
+        item_features: one row per item id; None: the id alone, under the model's `ITEM_ID`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        interaction: Any,
+        item_num: int,
+        *,
+        device: torch.device | str | None = None,
+        memory_mb: float = 256,
+        batch_size: int = 4096,
+        item_features: Interaction | None = None,
+    ) -> None:
+        self.model = model
+        self.interaction = interaction
+        self.item_num = item_num
+        self.device = torch.device(device) if device is not None else _device_of(model)
+        self.memory_mb = memory_mb
+        self.batch_size = batch_size
+        if item_features is None:
+            item_features = Interaction({getattr(model, "ITEM_ID", "item_id"): torch.arange(item_num)})
+        self.item_features = item_features.to(self.device)
+        self._halves = dot_product_of(model)
+        self._item_vectors: torch.Tensor | None = None
+
+    def all_items(self, order: np.ndarray) -> Iterator[Iterator[Block]]:
+        """Scores of all items for the rows `order`, batch by batch.
+
+        Yields:
+            Per batch that goes through the model, an iterator of (rows (B,), scores (B, N)); the scores may be written
+            to, and hold only until the next block.
+        """
+        if self._halves is not None:
+            blocks = ScoreBlocks(self.item_vectors(), self.memory_mb)
+            for start in range(0, len(order), self.batch_size):
+                yield self._products(blocks, order[start : start + self.batch_size])
+        else:
+            step = self._rows_at_once()
+            for start in range(0, len(order), step):
+                yield self._full_sort(order[start : start + step])
+
+    def batches(self, n_rows: int) -> int:
+        """Number of batches that `all_items` yields for so many rows."""
+        return -(-n_rows // (self.batch_size if self._halves is not None else self._rows_at_once()))
+
+    def item_vectors(self) -> torch.Tensor:
+        """(N, d) of a dot-product model, computed once."""
+        if self._item_vectors is None:
+            assert self._halves is not None
+            self._item_vectors = self._halves.items()
+            if len(self._item_vectors) != self.item_num:
+                raise RecboleMMError(
+                    f"{type(self.model).__name__} has {len(self._item_vectors)} vectors for {self.item_num} item ids"
+                )
+        return self._item_vectors
+
+    def of_items(self, rows: np.ndarray, items: torch.Tensor) -> torch.Tensor:
+        """(B, C) scores of the items (B, C) for the rows (B,)."""
+        batch = self.interaction[rows].to(self.device)
+        items = items.to(self.device)
+        if self._halves is not None:
+            users = self._halves.users(batch)
+            return torch.einsum("bd,bcd->bc", users, self.item_vectors()[items])
+        pair_rows = torch.arange(len(rows), device=self.device).repeat_interleave(items.shape[1])
+        return self._predict(batch, pair_rows, items.reshape(-1)).view(items.shape)
+
+    def _rows_at_once(self) -> int:
+        if type(self.model).__name__ in PAIRWISE_MODELS:
+            return max(1, self.batch_size // self.item_num)  # RecBole's own rule for general models
+        return max(1, min(self.batch_size, int(self.memory_mb * 2**20) // (4 * self.item_num)))
+
+    def _products(self, blocks: ScoreBlocks, rows: np.ndarray) -> Iterator[Block]:
+        assert self._halves is not None
+        users = self._halves.users(self.interaction[rows].to(self.device))
+        if users.shape[0] != len(rows):
+            raise RecboleMMError(f"{type(self.model).__name__} gave {users.shape[0]} user vectors for {len(rows)} rows")
+        for start in range(0, len(rows), blocks.rows):
+            yield rows[start : start + blocks.rows], blocks(users[start : start + blocks.rows])
+
+    def _full_sort(self, rows: np.ndarray) -> Iterator[Block]:
+        batch = self.interaction[rows].to(self.device)
+        try:
+            scores = self.model.full_sort_predict(batch)
+        except NotImplementedError:
+            pairs = torch.arange(len(rows) * self.item_num, device=self.device)
+            scores = self._predict(batch, pairs // self.item_num, pairs % self.item_num)
+        if scores.numel() != len(rows) * self.item_num:
+            raise RecboleMMError(
+                f"{type(self.model).__name__} gave {scores.numel()} scores for {len(rows)} x {self.item_num} item ids"
+            )
+        # RecBole models return (B, N) or flat. One row expanded to B, or a single row, may be the model's own tensor.
+        scores = _floating(scores).reshape(len(rows), self.item_num).contiguous()
+        yield rows, scores.clone() if len(rows) == 1 else scores
+
+    def _predict(self, batch: Interaction, pair_rows: torch.Tensor, pair_items: torch.Tensor) -> torch.Tensor:
+        """(n,) scores of (row of the batch, item) pairs through `predict`, `batch_size` pairs at a time."""
+        parts = []
+        for start in range(0, len(pair_rows), self.batch_size):
+            pairs = _at(batch, pair_rows[start : start + self.batch_size])
+            pairs.update(_at(self.item_features, pair_items[start : start + self.batch_size]))
+            parts.append(_floating(self.model.predict(pairs)).reshape(-1))
+        return torch.cat(parts)
+
+
+def _at(interaction: Interaction, rows: torch.Tensor) -> Interaction:
+    return Interaction({name: values[rows] for name, values in interaction.interaction.items()})
+
+
+def _floating(scores: torch.Tensor) -> torch.Tensor:
+    """float32, or float64 where the model scores in it."""
+    return scores if scores.dtype == torch.float64 else scores.float()
+
+
+def _device_of(model: Any) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

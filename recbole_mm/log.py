@@ -1,0 +1,125 @@
+"""Where log lines go: the console, in color on a terminal, and `run.log` in the run's folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from recbole_mm.errors import CheckpointError, ConfigError
+
+LOG_FILE = "run.log"
+
+_COLORS = {
+    logging.DEBUG: "\x1b[2m",
+    logging.WARNING: "\x1b[33m",
+    logging.ERROR: "\x1b[31m",
+    logging.CRITICAL: "\x1b[31m",
+}
+_RESET = "\x1b[0m"
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+
+
+class _OwnFilter(logging.Filter):
+    """Lets through our lines and RecBole's (it logs to the root logger), and other packages' from WARNING on.
+
+    Setting the root logger to INFO, as RecBole needs, would otherwise print every HTTP request and font lookup.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        package = record.name.split(".")[0]
+        return record.levelno >= logging.WARNING or package in ("root", "recbole", "recbole_mm")
+
+
+class _PlainFormatter(logging.Formatter):
+    """Text without the colors RecBole puts into its messages."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _ESCAPES.sub("", super().format(record))
+
+
+class _ColorFormatter(logging.Formatter):
+    """Text for a terminal: the line in the color of its level, RecBole's own colors kept."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        color = _COLORS.get(record.levelno)
+        return f"{color}{super().format(record)}{_RESET}" if color else super().format(record)
+
+
+class _ConsoleHandler(logging.StreamHandler):
+    """Writes above a progress bar instead of into it; follows `sys.stderr` where that is replaced later."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:  # logging's own convention: a line that cannot be written must not end the run
+            self.handleError(record)
+
+
+_installed: list[logging.Handler] = []
+
+
+def init_logging(run_dir: str | os.PathLike | None, level: str | int | None = None) -> None:
+    """Send log lines of `level` and above to standard error and to `<run_dir>/run.log`.
+
+    Calling it again moves the log to the new folder; lines are never written twice. A log that exists is continued, so
+    that a resumed run tells its whole story in one file.
+
+    Args:
+        run_dir: the run's folder, which exists; None logs to the console only.
+        level: a level's number or name in any case (RecBole's setting `state`); None is INFO.
+
+    Raises:
+        ConfigError: there is no such level.
+        CheckpointError: the file cannot be written.
+    """
+    number = _level_number(level)
+    handlers: list[logging.Handler] = [_console_handler()]
+    if run_dir is not None:
+        path = Path(run_dir) / LOG_FILE
+        try:
+            file_handler = logging.FileHandler(path, mode="a", encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
+        file_handler.setFormatter(_PlainFormatter("%(asctime)s %(levelname)-7s %(message)s"))
+        handlers.append(file_handler)
+    close_logging()
+    root = logging.getLogger()
+    for handler in handlers:
+        handler.setLevel(number)
+        handler.addFilter(_OwnFilter())
+        root.addHandler(handler)
+        _installed.append(handler)
+    root.setLevel(number)
+
+
+def close_logging() -> None:
+    """Remove and close what `init_logging` installed."""
+    while _installed:
+        handler = _installed.pop()
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+def _level_number(level: str | int | None) -> int:
+    """A level's number; names as in `logging`, in any case."""
+    if level is None:
+        return logging.INFO
+    if isinstance(level, int):
+        return level
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        raise ConfigError(f"state: {level!r} is not accepted; give DEBUG, INFO, WARNING, ERROR or CRITICAL")
+    return number
+
+
+def _console_handler() -> logging.Handler:
+    handler = _ConsoleHandler()
+    colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    text, clock = "%(asctime)s %(message)s", "%H:%M:%S"
+    handler.setFormatter(_ColorFormatter(text, clock) if colored else _PlainFormatter(text, clock))
+    return handler

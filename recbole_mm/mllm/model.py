@@ -1,0 +1,136 @@
+"""A loaded multimodal LLM: the model without its language-model head, its tokenizer, and its text stack on its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from recbole_mm.mllm.qwen2_vl import PreparedItem, Qwen2VLInputs
+
+
+@dataclass
+class MLLM:
+    """A multimodal LLM with `[Cur_Item]` in its vocabulary. Made by `recbole_mm.mllm.loading.load_mllm`.
+
+    Attributes:
+        name: the id or path it was asked for by.
+        identity: the model and its revision, or a hash of its files: the same weights, the same identity.
+        model: the base model (vision tower and decoder, no language-model head), in eval mode.
+        tokenizer: the Hugging Face tokenizer.
+        image_processor: the Hugging Face image processor.
+        inputs: how items become inputs of this family of models.
+        cur_item_id: token id of `[Cur_Item]`.
+    """
+
+    name: str
+    identity: str
+    model: PreTrainedModel
+    tokenizer: Any
+    image_processor: Any
+    inputs: Qwen2VLInputs
+    cur_item_id: int
+
+    def __post_init__(self) -> None:
+        # A copy of its own, so that reading untrusted text neither depends on nor changes the shared tokenizer: special
+        # tokens spelled in an item's text are plain characters here, and nothing is cut or padded.
+        self._plain = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+        self._plain.encode_special_tokens = True
+        self._plain.no_truncation()
+        self._plain.no_padding()
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the decoder, and of every item vector."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return next(self.model.parameters()).dtype
+
+    def token_ids(self, text: str) -> list[int]:
+        """Token ids of a plain text. Whatever it spells, it yields no special token. Safe to call from threads."""
+        # A lone surrogate (a broken file's bytes read as text) has no UTF-8 form, which the tokenizer needs.
+        return self._plain.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
+
+    def last_hidden_states(self, items: Sequence[PreparedItem]) -> torch.Tensor:
+        """Run the model on a batch.
+
+        Args:
+            items: B prepared items.
+
+        Returns:
+            (B, hidden) last-layer hidden state, after the final norm, of each item's last token.
+        """
+        output = self.model(**self.inputs.collate(items, self.device), use_cache=False).last_hidden_state
+        last = torch.tensor([len(item.ids) - 1 for item in items], device=output.device)
+        return output[torch.arange(len(items), device=output.device), last]
+
+    def text_stack(self) -> TextStack:
+        """Return an independent copy of the decoder without its word embeddings (Molar's DUEG).
+
+        Training the copy leaves the encoder, and so the item vectors, as they are.
+        """
+        return TextStack(self.model.language_model)
+
+
+class TextStack(nn.Module):
+    """A decoder without its word-embedding layer, its pretrained weights kept: vectors in, vectors out.
+
+    Args:
+        decoder: the language model to copy; it is left as it is.
+
+    Example:
+        >>> stack = mllm.text_stack()
+        >>> allowed = torch.ones(L, L, dtype=torch.bool).tril().expand(B, 1, L, L)
+        >>> positions = torch.arange(L).expand(B, L)
+        >>> stack(inputs_embeds, allowed, positions).last_hidden_state   # (B, L, stack.hidden_size)
+    """
+
+    def __init__(self, decoder: PreTrainedModel) -> None:
+        super().__init__()
+        # The memo stands in for the embeddings, so that hundreds of megabytes are never copied.
+        self.decoder: PreTrainedModel = copy.deepcopy(decoder, {id(decoder.embed_tokens): nn.Identity()})
+        self.hidden_size = int(decoder.config.hidden_size)
+
+    def forward(
+        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, **kwargs: Any
+    ) -> BaseModelOutputWithPast:
+        """Run the decoder.
+
+        Args:
+            inputs_embeds: (B, L, hidden) input vectors.
+            attention_mask: (B, 1, L, L), row = who looks, column = at whom. bool: True where it may look; floating
+                point: added to the attention scores. It is used as it is: nothing causal is added to it. Every row of
+                a bool mask has to allow something, if only itself.
+            position_ids: (B, L) rope positions, the same in all three dimensions, as for text.
+            kwargs: handed on to transformers' decoder.
+
+        Returns:
+            transformers' output; its `last_hidden_state` (B, L, hidden) is the last layer's after the final norm.
+        """
+        mask = self._as_attention_wants(attention_mask, inputs_embeds.dtype)
+        inputs = {"inputs_embeds": inputs_embeds, "attention_mask": mask, "position_ids": position_ids}
+        return self.decoder(**{"use_cache": False, **kwargs, **inputs})
+
+    def _as_attention_wants(self, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """SDPA takes bool masks as they are; eager attention adds the mask, so it has to be numbers."""
+        if mask.ndim != 4:
+            raise ValueError(f"the attention mask has shape (B, 1, L, L), not {tuple(mask.shape)}")
+        if mask.dtype != torch.bool:
+            return mask.to(dtype)
+        if self.decoder.config._attn_implementation == "sdpa":
+            return mask
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

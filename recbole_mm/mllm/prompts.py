@@ -1,0 +1,41 @@
+"""The prompts given to a multimodal LLM. A prompt's wording is part of every artifact key that depends on it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+CUR_ITEM = "[Cur_Item]"
+"""The special token whose last-layer hidden state is the item's vector (Molar, Eq. 1)."""
+
+
+@dataclass(frozen=True)
+class ItemPrompt:
+    """What the model reads after an item's image and text, and right before `[Cur_Item]`.
+
+    One wording per case, so that an item without a picture is not asked about its picture: both, only an image, only a
+    text.
+    """
+
+    image_and_text: str = "The picture and the details above show one item of a catalog. In one word, this item is:"
+    image_only: str = "The picture above shows one item of a catalog. In one word, this item is:"
+    text_only: str = "The details above describe one item of a catalog. In one word, this item is:"
+
+    def instruction(self, has_image: bool, has_text: bool) -> str:
+        """The wording for an item that has an image, a text, or both.
+
+        Raises:
+            ValueError: the item has neither, so there is nothing to ask about.
+        """
+        if has_image and has_text:
+            return self.image_and_text
+        if has_image:
+            return self.image_only
+        if has_text:
+            return self.text_only
+        raise ValueError("an item with neither image nor text has no prompt")
+
+    @property
+    def identity(self) -> str:
+        """All wordings, as one string for artifact keys."""
+        return json.dumps(asdict(self), sort_keys=True)

@@ -1,0 +1,60 @@
+"""Losses of sequential recommenders that several models share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def pointwise_loss(positive: Tensor, negative: Tensor) -> Tensor:
+    """Binary cross-entropy of one positive and one negative logit per target (Molar, Eq. 3 and 6: y = [1, 0]).
+
+    Args:
+        positive, negative: logits (n,).
+
+    Returns:
+        Mean over the 2n logits, a scalar.
+    """
+    return (F.softplus(-positive).mean() + F.softplus(negative).mean()) / 2
+
+
+def softmax_loss(states: Tensor, targets: Tensor, items: Tensor) -> Tensor:
+    """Cross-entropy over all items: states (n, d), target ids (n,), item vectors (N, d). Item 0 is padding and left
+    out."""
+    return F.cross_entropy(states @ items[1:].T, targets - 1)
+
+
+def sampled_softmax_loss(states: Tensor, positives: Tensor, negatives: Tensor, collision: Tensor) -> Tensor:
+    """Cross-entropy of each target against negatives shared by the batch.
+
+    Args:
+        states: (n, d); positives: vector of each target (n, d); negatives: vectors (k, d).
+        collision: bool (n, k), True where a negative is the target itself, which is left out.
+    """
+    positive = (states * positives).sum(-1, keepdim=True)
+    scores = (states @ negatives.T).masked_fill(collision, float("-inf"))
+    first = torch.zeros(len(states), dtype=torch.long, device=states.device)
+    return F.cross_entropy(torch.cat([positive, scores], dim=1), first)
+
+
+def alignment_loss(content: Tensor, identity: Tensor, owners: Tensor, temperature: float) -> Tensor:
+    """Two-way InfoNCE between two views of the same users (Molar, Eq. 4), cosine similarity over `temperature`.
+
+    The K comparative instances of a user are the other rows of the batch. Rows of the same owner are further states of
+    the same user, so they are no negatives of each other and are left out.
+
+    Args:
+        content, identity: user vectors (n, d) of the content and the ID model; row i of both is the same user state.
+        owners: user id of each row (n,).
+        temperature: tau.
+
+    Returns:
+        Sum of both directions, averaged over rows, a scalar.
+    """
+    similarity = F.normalize(content, dim=-1) @ F.normalize(identity, dim=-1).T / temperature
+    same_owner = owners[:, None] == owners[None, :]
+    same_owner.fill_diagonal_(False)
+    similarity = similarity.masked_fill(same_owner, float("-inf"))
+    rows = torch.arange(len(owners), device=owners.device)
+    return F.cross_entropy(similarity.T, rows) + F.cross_entropy(similarity, rows)

@@ -1,0 +1,196 @@
+"""One run, from a configuration to a folder with its result: config -> dataset -> artifacts -> model -> train ->
+evaluate."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recbole.utils import dict2str, init_seed
+
+from recbole_mm.config import Config
+from recbole_mm.data.dataset import create_dataset
+from recbole_mm.errors import CheckpointError
+from recbole_mm.evaluation.per_user import FILE as PER_USER
+from recbole_mm.evaluation.per_user import per_user_table, write_per_user
+from recbole_mm.evaluation.phases import Phases, split
+from recbole_mm.evaluation.ranking import RankingData
+from recbole_mm.log import init_logging
+from recbole_mm.models.full_sequence import full_sequence_class
+from recbole_mm.provisions import provide
+from recbole_mm.stages import Stages, versions
+from recbole_mm.training.checkpoint import safe_torch_load
+from recbole_mm.training.trainer import load_weights, make_trainer
+
+logger = logging.getLogger(__name__)
+
+CONFIG, RESULT, WEIGHTS, CHECKPOINT = "config.yaml", "result.json", "model.safetensors", "checkpoint.safetensors"
+NO_EFFECT_ON_RESULT = {
+    "resume",
+    "show_progress",
+    "state",
+    "checkpoint_dir",
+    "artifact_dir",
+    "data_path",
+    "worker",
+    "log_wandb",
+}
+
+
+@dataclass
+class Run:
+    """A finished or reloaded run.
+
+    Attributes:
+        config, dataset, model: ready to score: `model.full_sort_predict(...)`.
+        phases: training, validation and test data.
+        run_dir: the run's folder.
+        test_result, best_valid_result: metric -> value, as RecBole names them.
+    """
+
+    config: Config
+    dataset: Any
+    model: Any
+    phases: Phases
+    run_dir: Path
+    test_result: dict[str, float] = field(default_factory=dict)
+    best_valid_result: dict[str, float] = field(default_factory=dict)
+
+
+def run(
+    model: str | type | None = None,
+    dataset: str | None = None,
+    config_files: Sequence[str | Path] = (),
+    config_dict: Mapping[str, Any] | None = None,
+    command_line: Mapping[str, str] | None = None,
+) -> Run:
+    """Train a model, rank its test users, and write the run's folder under `checkpoint_dir`.
+
+    Args:
+        model: name (case, hyphens and underscores do not matter) or class of any model, ours or RecBole's.
+        dataset: name of the dataset.
+        config_files, config_dict, command_line: settings over the defaults, later ones win.
+
+    Raises:
+        RecboleMMError: something the user can mend; the message is one line.
+    """
+    config = Config(model, dataset, config_files, config_dict, command_line)
+    run_dir, resumed = choose_run_dir(config)
+    init_logging(run_dir, config["state"])
+    config.save(run_dir / CONFIG)
+    logger.info("%s on %s -> %s%s", config["model"], config["dataset"], run_dir, " (resumed)" if resumed else "")
+    try:
+        return _train_and_test(config, run_dir)
+    except KeyboardInterrupt:
+        logger.warning("interrupted; continue with the same command and --resume")
+        raise
+
+
+def _train_and_test(config: Config, run_dir: Path) -> Run:
+    stages = Stages()
+    assembled = assemble(config, run_dir, stages)
+    trainer = make_trainer(config, assembled.model, run_dir)
+    phases, show_progress = assembled.phases, config["show_progress"]
+    with stages("training"):
+        _, best_valid_result = trainer.fit(phases.train, phases.valid, show_progress=show_progress)
+    with stages("test"):
+        test_result = trainer.evaluate(phases.test, config["load_best_model"], show_progress=show_progress)
+    assembled.test_result = dict(test_result or {})
+    assembled.best_valid_result = dict(best_valid_result or {})
+    if config["save_per_user"] and isinstance(phases.test, RankingData):
+        table = per_user_table(config, phases.test.users, trainer.last_struct, assembled.dataset.item_tokens())
+        write_per_user(run_dir / PER_USER, table)
+    write_result(assembled, stages, trainer.timings)
+    logger.info("best valid: %s", dict2str(assembled.best_valid_result))
+    logger.info("test:       %s", dict2str(assembled.test_result))
+    return assembled
+
+
+def load(run_dir: str | os.PathLike) -> Run:
+    """A finished run, its config, dataset and trained model, ready to score.
+
+    Raises:
+        CheckpointError: the folder is not a finished run.
+    """
+    run_dir = Path(run_dir)
+    for name in (CONFIG, RESULT, WEIGHTS):
+        if not (run_dir / name).is_file():
+            raise CheckpointError(f"{run_dir}: no {name}; give the folder of a finished run")
+    config = Config.load(run_dir / CONFIG)
+    loaded = assemble(config, run_dir, Stages())
+    load_weights(loaded.model, run_dir / WEIGHTS)
+    loaded.model.eval()
+    result = json.loads((run_dir / RESULT).read_text(encoding="utf-8"))
+    loaded.test_result, loaded.best_valid_result = result["test_result"], result["best_valid_result"]
+    return loaded
+
+
+def assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
+    """Dataset, artifacts, split and an untrained model: everything that `run` and `load` share."""
+    init_seed(config["seed"], config["reproducibility"])
+    with stages("dataset"):
+        dataset = create_dataset(config)
+        logger.info("%s", dataset)
+    model_class = full_sequence_class(config.model_class) if config["full_sequence"] else config.model_class
+    with stages("artifacts"):
+        provide(config, dataset, model_class)
+    with stages("split"):
+        phases = split(config, dataset, model_class)
+    init_seed(config["seed"], config["reproducibility"])
+    with safe_torch_load():
+        model = model_class(config, phases.train_dataset).to(config["device"])
+    logger.info("%s", model)
+    return Run(config, dataset, model, phases, run_dir)
+
+
+def choose_run_dir(config: Config) -> tuple[Path, bool]:
+    """Folder of this run, named by model, dataset and a hash of every setting that can change the result.
+
+    With `resume`, the newest unfinished folder of the same settings, or the folder that `resume` names.
+
+    Returns:
+        The folder, which exists, and whether there is something in it to resume.
+    """
+    settings = {key: value for key, value in config.as_dict().items() if key not in NO_EFFECT_ON_RESULT}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    base = Path(config["checkpoint_dir"]) / f"{config['model']}-{config['dataset']}-{digest}"
+    if isinstance(config["resume"], str):
+        base = Path(config["resume"])
+        if not (base / CONFIG).is_file():
+            raise CheckpointError(f"--resume={base}: not a run folder (it has no {CONFIG})")
+        return base, (base / CHECKPOINT).is_file()
+    taken = [base, *(base.with_name(f"{base.name}-{n}") for n in range(2, 10_000))]
+    free = next(path for path in taken if not path.exists())
+    if config["resume"]:
+        unfinished = [path for path in taken[: taken.index(free)] if not (path / RESULT).is_file()]
+        if unfinished:
+            return unfinished[-1], (unfinished[-1] / CHECKPOINT).is_file()
+        logger.warning("nothing to resume: no unfinished run of these settings under %s", config["checkpoint_dir"])
+    free.mkdir(parents=True)
+    return free, False
+
+
+def write_result(finished: Run, stages: Stages, timings: Mapping[str, Any]) -> None:
+    """Write `result.json`, the last file of a run: its presence says that the run is complete."""
+    config = finished.config
+    result = {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "test_result": {key: float(value) for key, value in finished.test_result.items()},
+        "best_valid_result": {key: float(value) for key, value in finished.best_valid_result.items()},
+        "seed": config["seed"],
+        "protocol": {key: config[key] for key in ("eval_args", "mask_history", "candidates", "valid_metric")},
+        "stages": stages.as_dict(),
+        "timings": dict(timings),
+        "versions": versions(),
+    }
+    path = finished.run_dir / RESULT
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

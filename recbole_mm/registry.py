@@ -1,0 +1,179 @@
+"""Model names to model classes: ours, RecBole's, and yours.
+
+    >>> find_model("sas-rec").name
+    'SASRec'
+    >>> register_model("MyModel", "my_package.my_module:MyModel", paper="Me et al. 2026")   # doctest: +SKIP
+
+Nothing is imported until a model is loaded: RecBole's models are found by reading their source files.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import difflib
+import functools
+import importlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from recbole_mm.errors import ConfigError
+
+OWN_MODELS: tuple[tuple[str, str, str, str], ...] = (
+    # name, module and class, type, paper; a name of RecBole's replaces its class
+    ("Pop", "recbole_mm.models.pop:Pop", "general", "Most chosen items; RecBole's class with its counting mended."),
+    (
+        "Molar",
+        "recbole_mm.models.molar:Molar",
+        "sequential",
+        "Molar: Multimodal LLMs with Collaborative Filtering Alignment for Enhanced Sequential Recommendation, "
+        "arXiv 2412.18176.",
+    ),
+)
+
+_RECBOLE_FOLDERS = {
+    "general_recommender": "general",
+    "sequential_recommender": "sequential",
+    "context_aware_recommender": "context-aware",
+    "knowledge_aware_recommender": "knowledge",
+    "exlib_recommender": "external library",
+}
+MODEL_TYPES = tuple(_RECBOLE_FOLDERS.values())
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model by name; its class is imported by `load`.
+
+    Attributes:
+        name: the class's name, as printed and as in `properties/model/<name>.yaml`.
+        type: one of `MODEL_TYPES`.
+        origin: the package it comes from, "recbole_mm" or "RecBole" or the name of another one.
+        paper: its reference, empty where none is known.
+        target: "module:Class".
+    """
+
+    name: str
+    type: str
+    origin: str
+    paper: str
+    target: str
+
+    def load(self) -> builtins.type:
+        """Import the model's class.
+
+        Raises:
+            ConfigError: the package it needs is not installed, or the module has no such class.
+        """
+        module_name, _, class_name = self.target.partition(":")
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            package = (error.name or module_name).split(".")[0]
+            if package in ("recbole", "recbole_mm"):
+                raise
+            raise ConfigError(f"model {self.name} needs the package {package!r}, which is not installed") from error
+        if not isinstance(getattr(module, class_name, None), type):
+            raise ConfigError(f"model {self.name}: {module_name} has no class {class_name!r}")
+        return getattr(module, class_name)
+
+
+_registered: dict[str, ModelEntry] = {}
+
+
+def register_model(
+    name: str, target: str, paper: str = "", type: str = "sequential", replaces_recbole: bool = False
+) -> ModelEntry:
+    """Make a model known by name, so that it runs, tunes and compares like any other.
+
+    Args:
+        name: what `--model` will accept, in any case and with or without hyphens and underscores.
+        target: "module:Class"; imported only when the model is used.
+        paper: its reference, for `recbole-mm models`.
+        type: one of `MODEL_TYPES`, for `recbole-mm models`; how it is trained follows from the class.
+        replaces_recbole: stand in for RecBole's model of that name on purpose.
+
+    Raises:
+        ConfigError: the name is taken, by RecBole or by an earlier registration, or `target` or `type` is malformed.
+    """
+    if not re.fullmatch(r"[\w.]+:\w+", target):
+        raise ConfigError(f"model {name}: {target!r} is not of the form module:Class")
+    if type not in MODEL_TYPES:
+        raise ConfigError(f"model {name}: type {type!r} is not one of {', '.join(MODEL_TYPES)}")
+    taken = _known().get(_spelled(name))
+    if taken is not None and not (replaces_recbole and taken.origin == "RecBole"):
+        raise ConfigError(
+            f"model {name} is already registered, as {taken.target} ({taken.origin}); choose another name"
+        )
+    entry = ModelEntry(name, type, target.split(".")[0].split(":")[0], paper, target)
+    _registered[_spelled(name)] = entry
+    return entry
+
+
+def find_model(name: str) -> ModelEntry:
+    """The model of that name; case, hyphens and underscores do not matter.
+
+    Raises:
+        ConfigError: there is none; the message names the nearest ones.
+    """
+    known = _known()
+    entry = known.get(_spelled(name))
+    if entry is None:
+        near = [known[key].name for key in difflib.get_close_matches(_spelled(name), known, n=3)]
+        hint = f"did you mean {' or '.join(near)}?" if near else "none is spelled like it;"
+        raise ConfigError(f"unknown model {name!r}: {hint} `recbole-mm models` lists them all")
+    return entry
+
+
+def list_models() -> list[ModelEntry]:
+    """Every model: those that are not RecBole's first, then by type and name."""
+    order = {name: place for place, name in enumerate(MODEL_TYPES)}
+    return sorted(
+        _known().values(), key=lambda entry: (entry.origin == "RecBole", order[entry.type], entry.name.lower())
+    )
+
+
+def _known() -> dict[str, ModelEntry]:
+    return {**_recbole_models(), **_registered}
+
+
+def _spelled(name: str) -> str:
+    """A name as it is compared: `SAS-Rec`, `sas_rec` and `SASRec` are one."""
+    return re.sub(r"[-_\s]", "", name).lower()
+
+
+@functools.cache
+def _recbole_models() -> dict[str, ModelEntry]:
+    """RecBole's models by spelled name."""
+    return {_spelled(entry.name): entry for entry in _scan_recbole()}
+
+
+def _scan_recbole() -> Iterator[ModelEntry]:
+    """Read `recbole/model/*_recommender/*.py`: a model is the class that is named as its file, apart from case."""
+    spec = find_spec("recbole")
+    roots = list(spec.submodule_search_locations or []) if spec is not None else []
+    for root in map(Path, roots):
+        for folder, kind in _RECBOLE_FOLDERS.items():
+            for path in sorted((root / "model" / folder).glob("*.py")):
+                tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+                for node in tree.body:
+                    if isinstance(node, ast.ClassDef) and node.name.lower() == path.stem:
+                        paper = _reference(ast.get_docstring(tree)) or _reference(ast.get_docstring(node))
+                        yield ModelEntry(
+                            node.name, kind, "RecBole", paper, f"recbole.model.{folder}.{path.stem}:{node.name}"
+                        )
+
+
+def _reference(docstring: str | None) -> str:
+    """The first paragraph under `Reference:` in one line; empty if there is none."""
+    found = re.search(
+        r"^[ \t]*References?:[ \t]*\n(.*?)(?=\n[ \t]*\n|\n[ \t]*Reference|\Z)", docstring or "", re.S | re.M
+    )
+    return " ".join(found.group(1).split()) if found else ""
+
+
+for _name, _target, _type, _paper in OWN_MODELS:
+    register_model(_name, _target, paper=_paper, type=_type, replaces_recbole=True)

@@ -1,0 +1,1 @@
+"""Trainer, learning-rate schedules, checkpoints and full-sequence training."""

@@ -1,0 +1,60 @@
+"""TensorBoard and Weights & Biases as RecBole keeps them, but inside the run folder."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from recbole_mm.errors import ConfigError
+
+
+class TensorBoard:
+    """A `SummaryWriter` for `<run_dir>/tensorboard` that creates nothing before its first value.
+
+    RecBole opens its writer in `./log_tensorboard` as soon as a trainer is built. Names of values are RecBole's
+    (`Loss/Train`, `Vaild_score`), so boards of both can be laid side by side.
+
+    Args:
+        folder: where the event files go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._writer: SummaryWriter | None = None
+        self._first_step: int | None = None
+
+    def resume_at(self, step: int) -> None:
+        """Hide what an interrupted run wrote at `step` and later; it is written again."""
+        self.close()
+        self._first_step = step
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self._open().add_scalar(tag, value, step)
+
+    def add_hparams(self, hparams: dict[str, Any], metrics: dict[str, float]) -> None:
+        self._open().add_hparams(hparams, metrics, run_name=".")
+
+    def close(self) -> None:
+        """Write everything out. A later value opens the board again."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _open(self) -> SummaryWriter:
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self.folder), purge_step=self._first_step)
+            self._first_step = None
+        return self._writer
+
+
+def check_wandb(config: Any) -> None:
+    """Say early and plainly that `log_wandb: True` needs a package that is not installed.
+
+    Raises:
+        ConfigError: wandb is asked for and missing.
+    """
+    if config["log_wandb"] and find_spec("wandb") is None:
+        raise ConfigError("log_wandb: True needs the package wandb: pip install wandb, or set log_wandb: False")

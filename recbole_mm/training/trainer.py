@@ -1,0 +1,260 @@
+"""Trains any RecBole or recbole_mm model into a run folder; a run can be killed and resumed at any moment.
+
+    >>> trainer = make_trainer(config, model, run_dir)
+    >>> trainer.fit(train_data, valid_data)
+    >>> trainer.evaluate(test_data)  # with the best weights
+
+The run folder receives `model.safetensors`, `checkpoint.safetensors` (see `saving`) and `tensorboard/`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.evaluator.collector import DataStruct
+from recbole.trainer import NCLTrainer, Trainer
+from recbole.utils import ModelType, dict2str, early_stopping, get_trainer
+from torch import nn
+
+from recbole_mm.errors import ConfigError
+from recbole_mm.training.checkpoint import PathLike
+from recbole_mm.training.loop import NCLTrainingLoop, TrainingLoop
+from recbole_mm.training.saving import SavingLoop
+from recbole_mm.training.schedule import LearningRateSchedule, lr_schedule
+from recbole_mm.training.state import interrupts_held, load_weights
+
+__all__ = ["TrainerMixin", "load_weights", "make_trainer"]
+
+logger = logging.getLogger(__name__)
+
+Callback = Callable[[int, float], None]
+
+
+class TrainerMixin(SavingLoop):
+    """`fit` and `evaluate` over any RecBole trainer class; build one with `make_trainer`.
+
+    Attributes:
+        timings: `train_seconds`, `eval_seconds` (of validation), `train_targets`, `steps`, `epochs`; a resumed run goes
+            on counting, without the part of an epoch that was lost.
+        last_struct: what the last evaluation handed to RecBole's metrics.
+
+    And those of `SavingLoop` and of RecBole's `Trainer`.
+    """
+
+    def __init__(self, config: Any, model: nn.Module, run_dir: PathLike) -> None:
+        self.run_dir = Path(run_dir)
+        super().__init__(config, model)
+        self.checkpoint_every = config["checkpoint_every"] or 1
+        self.last_struct: DataStruct | None = None
+        self._verbose = self._show_progress = True
+
+    # -------------------------------------------------------------------- fit
+
+    def fit(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Callback | None = None,
+        resume: bool | None = None,
+    ) -> tuple[float, dict[str, float] | None]:
+        """Train until `epochs`, `max_train_steps`, or `stopping_step` validations in a row without a better score.
+
+        Args:
+            train_data: RecBole's training loader or one of ours. One with `state_dict` and `load_state_dict` keeps its
+                own place; otherwise the `generator` of the loader, and of loaders inside it, is kept.
+            valid_data: what `evaluate` takes. Without it the weights of the last epoch are the ones kept.
+            verbose: write a line per epoch to the log.
+            saved: write weights and checkpoints.
+            show_progress: report within each epoch.
+            callback_fn: called with (epoch, validation score) once that epoch is safe on disk.
+            resume: continue from the run folder's checkpoint, if there is one; None takes `config["resume"]`. On a CPU
+                the outcome is, bit for bit, that of a run that was never interrupted.
+
+        Returns:
+            Best validation score and result; (-inf or inf, None) without `valid_data`.
+
+        Raises:
+            CheckpointError: the folder holds a checkpoint and `resume` is False, or that checkpoint does not fit.
+            NanLossError: the loss became NaN.
+        """
+        self._verbose, self._show_progress = verbose, show_progress
+        if getattr(self.model, "train_stage", "finetune") != "finetune":
+            self.epochs, valid_data = self.config["pretrain_epochs"], None  # S3Rec, RaCT: as RecBole's PretrainTrainer
+        self.eval_step = min(self.eval_step, self.epochs)
+        self.eval_collector.data_collect(train_data)
+        if (self.config["train_neg_sample_args"] or {}).get("dynamic", False):
+            train_data.get_model(self.model)
+        self.schedule = self._build_schedule(train_data)
+        self._start(train_data, bool(self.config["resume"]) if resume is None else resume, saved)
+        first = self.start_epoch
+        try:
+            # Importing RecBole's sequential models turns anomaly detection on for the whole process (sine.py:25), which
+            # records a Python stack for every operation and doubles the time of a small model.
+            with torch.autograd.set_detect_anomaly(False):
+                for epoch_idx in range(first, self.epochs):
+                    if self._stopped(valid_data):
+                        break
+                    self._run_epoch(epoch_idx, train_data, valid_data, saved, callback_fn)
+            if self.history and self.history[-1]["epoch"] >= first:
+                self._add_hparam_to_tensorboard(self.best_valid_score)
+        finally:
+            self.tensorboard.close()
+        return self.best_valid_score, self.best_valid_result
+
+    def _build_schedule(self, train_data: Any) -> LearningRateSchedule | None:
+        """The schedule of `lr_scheduler`, `warmup_ratio`, `warmup_steps` and `warmup_start_factor`, if any is asked."""
+        name, ratio, steps = (self.config[key] for key in ("lr_scheduler", "warmup_ratio", "warmup_steps"))
+        if not (ratio or steps) and name in (None, "constant"):
+            return None
+        if type(self)._train_epoch is not TrainingLoop._train_epoch:
+            raise ConfigError(
+                "lr_scheduler and warm-up need one pass over the training data per epoch, which "
+                f"{self.config['model']} does not make; leave them unset"
+            )
+        total = self.epochs * -(-len(train_data) // self.accumulation)
+        start = self.config["warmup_start_factor"]
+        start = 0.01 if start is None else start
+        return lr_schedule(self.optimizer, name, min(total, self.max_train_steps or total), ratio, steps, start)
+
+    def _stopped(self, valid_data: Any) -> bool:
+        """Whether early stopping or `max_train_steps` has ended the training."""
+        return self.out_of_steps or (bool(valid_data) and self.cur_step > self.stopping_step)
+
+    def _run_epoch(
+        self, epoch_idx: int, train_data: Any, valid_data: Any, saved: bool, callback_fn: Callback | None
+    ) -> None:
+        """Train one epoch, validate if it is time, make it safe on disk, tell the caller."""
+        record = self._train_once(epoch_idx, train_data)
+        validates = self.eval_step > 0 and bool(valid_data)
+        improved = not validates
+        if validates and ((epoch_idx + 1) % self.eval_step == 0 or self.out_of_steps):
+            improved = self._validate(record, valid_data)
+        self.history.append(record)
+        if improved:
+            self.best_epoch = epoch_idx
+        stopped = self._stopped(valid_data)
+        due = stopped or epoch_idx + 1 == self.epochs or (epoch_idx + 1) % self.checkpoint_every == 0
+        if saved and (improved or due):
+            with interrupts_held():
+                self._save(epoch_idx, train_data, improved, due)
+        if callback_fn and "valid_score" in record:
+            callback_fn(epoch_idx, record["valid_score"])
+        if self._verbose and validates and stopped:
+            logger.info("Finished training, best eval result in epoch %d", self.best_epoch)
+
+    def _train_once(self, epoch_idx: int, train_data: Any) -> dict[str, Any]:
+        """Train one epoch and report it; gives its record in `history`."""
+        start = time.perf_counter()
+        self._before_epoch(epoch_idx)
+        loss = self._train_epoch(train_data, epoch_idx, show_progress=self._show_progress)
+        seconds = time.perf_counter() - start
+        self.timings["train_seconds"] += seconds
+        self.timings["epochs"] += 1
+        self.train_loss_dict[epoch_idx] = sum(loss) if isinstance(loss, tuple) else loss
+        if self._verbose:
+            logger.info("epoch %d training [time: %.2fs, %s]", epoch_idx, seconds, self._loss_text(loss))
+        self._add_train_loss_to_tensorboard(epoch_idx, loss)
+        self.wandblogger.log_metrics({"epoch": epoch_idx, "train_loss": loss, "train_step": epoch_idx}, head="train")
+        return {"epoch": epoch_idx, "train_loss": self.train_loss_dict[epoch_idx], "seconds": seconds}
+
+    def _loss_text(self, loss: float | tuple[float, ...]) -> str:
+        places = self.config["loss_decimal_place"] or 4
+        if isinstance(loss, tuple):
+            return ", ".join(f"train_loss{number}: {part:.{places}f}" for number, part in enumerate(loss, start=1))
+        return f"train loss: {loss:.{places}f}"
+
+    def _validate(self, record: dict[str, Any], valid_data: Any) -> bool:
+        """Evaluate, complete the epoch's record, and say whether these weights are the best so far."""
+        start = time.perf_counter()
+        epoch_idx = record["epoch"]
+        score, result = self._valid_epoch(valid_data, show_progress=self._show_progress)
+        self.best_valid_score, self.cur_step, _, improved = early_stopping(
+            score, self.best_valid_score, self.cur_step, max_step=self.stopping_step, bigger=self.valid_metric_bigger
+        )
+        seconds = time.perf_counter() - start
+        self.timings["eval_seconds"] += seconds
+        if self._verbose:
+            logger.info("epoch %d evaluating [time: %.2fs, valid_score: %f]", epoch_idx, seconds, score)
+            logger.info("valid result: %s", dict2str(result))
+        self.tensorboard.add_scalar("Vaild_score", score, epoch_idx)  # RecBole's spelling
+        validations = sum("valid_score" in earlier for earlier in self.history)
+        self.wandblogger.log_metrics({**result, "valid_step": validations}, head="valid")
+        record |= {"valid_score": score, "valid_result": dict(result)}
+        if improved:
+            self.best_valid_result = result
+        return improved
+
+    # --------------------------------------------------------------- evaluate
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        eval_data: Any,
+        load_best_model: bool = True,
+        model_file: PathLike | None = None,
+        show_progress: bool = False,
+    ) -> dict[str, float] | None:
+        """RecBole's metrics of the model on `eval_data`.
+
+        Args:
+            eval_data: anything with `rank(model, config, device, show_progress) -> DataStruct`, or one of RecBole's
+                evaluation loaders; None or empty gives None.
+            load_best_model: take `model_file` first, by default the run's best weights.
+            model_file: see `state.load_weights`.
+            show_progress: report how far it has come.
+
+        Raises:
+            CheckpointError: the weights cannot be loaded.
+        """
+        if not eval_data:
+            return None
+        if load_best_model:
+            path = Path(model_file or self.saved_model_file)
+            load_weights(self.model, path)
+            logger.info("Loading model structure and parameters from %s", path)
+        self.model.eval()
+        if not hasattr(eval_data, "rank"):
+            bar = show_progress and sys.stderr.isatty()
+            result = super().evaluate(eval_data, load_best_model=False, show_progress=bar)
+            self.last_struct = self.eval_collector.last_struct
+            return result
+        struct = eval_data.rank(self.model, self.config, self.device, show_progress)
+        for key, value in self.eval_collector.data_struct._data_dict.items():
+            if key not in struct:
+                struct.set(key, value)
+        self.last_struct = struct
+        result = self.evaluator.evaluate(struct)
+        self.wandblogger.log_eval_metrics(result, head="eval")
+        return result
+
+
+def make_trainer(config: Any, model: nn.Module, run_dir: PathLike) -> TrainerMixin:
+    """A trainer for `model` that writes into `run_dir`: RecBole's trainer class for it, without its pickles.
+
+    Args:
+        config: of the run; `model` and `MODEL_TYPE` choose RecBole's class (KGTrainer, NCLTrainer, RecVAETrainer, ...).
+        model: to train, on `config["device"]`.
+        run_dir: created when something is first written.
+
+    Raises:
+        ConfigError: a decision tree model, several processes, or training options that do not fit together.
+    """
+    if config["MODEL_TYPE"] == ModelType.DECISIONTREE:
+        raise ConfigError(f"{config['model']} is trained by a library that saves with pickle; choose another model")
+    if config["single_spec"] is False:
+        raise ConfigError("training over several processes is not supported here; start one process")
+    base = get_trainer(config["MODEL_TYPE"], config["model"])
+    if base is Trainer:
+        return TrainerMixin(config, model, run_dir)
+    # In this order RecBole's class stands before the loop that it calls by `super()`, and behind what replaces its own.
+    bases = (TrainerMixin, NCLTrainingLoop) if base is NCLTrainer else (TrainerMixin, base, TrainingLoop)
+    return type(base.__name__, bases, {})(config, model, run_dir)

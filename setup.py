@@ -1,0 +1,65 @@
+"""Packaging of recbole_mm. Exact versions that are tested together live in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "recbole_mm" / "__init__.py").read_text(encoding="utf-8"))[1]
+
+# RecBole itself is not listed: its metadata pins a ray that no longer imports, so it is installed with --no-deps
+# (see README.md). What it truly needs is listed here.
+RECBOLE_NEEDS = [
+    "numpy>=2.0,<3",
+    "scipy>=1.13,<2",
+    "pandas>=2.2,<3",  # RecBole assigns through chained indexing, which pandas 3 ignores
+    "scikit-learn>=1.5",
+    "tensorboard>=2.17",
+    "tqdm>=4.66",
+    "colorlog>=6.8",
+    "colorama>=0.4.6",
+    "tabulate>=0.9",
+    "texttable>=1.7",
+    "plotly>=5.22",
+    "psutil>=5.9",
+]
+
+setup(
+    name="recbole_mm",
+    version=VERSION,
+    description="RecBole made multimodal: Molar and other multimodal LLM recommenders under RecBole's own full ranking",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11,<3.14",
+    packages=[*find_packages(include=["recbole_mm", "recbole_mm.*"]), "recbole_mm.properties"],
+    package_dir={"recbole_mm.properties": "properties"},
+    package_data={"recbole_mm.properties": ["*.yaml", "*/*.yaml"], "recbole_mm": ["py.typed"]},
+    install_requires=[
+        *RECBOLE_NEEDS,
+        "torch>=2.6",
+        "transformers>=5.0,<6",
+        "peft>=0.17",
+        "accelerate>=1.0",
+        "sentence-transformers>=5.0",
+        "tokenizers>=0.21",
+        "safetensors>=0.5",
+        "pillow>=10.4",
+        "pyyaml>=6.0",
+        "pyarrow>=16",
+        "ray[tune]>=2.40",
+    ],
+    extras_require={
+        "timm": ["timm>=1.0"],
+        "wandb": ["wandb>=0.18"],
+        "dev": ["pytest>=8.2", "pytest-timeout>=2.3", "ruff>=0.8", "mypy>=1.13", "types-PyYAML"],
+    },
+    entry_points={"console_scripts": ["recbole-mm = recbole_mm.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

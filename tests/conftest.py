@@ -1,0 +1,87 @@
+"""Shared fixtures: a small multimodal dataset on disk, and configs that use it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import recbole_mm  # noqa: F401  (applies the compatibility shims before RecBole is imported)
+
+GENRES = ("action", "comedy", "drama", "horror")
+
+
+def write_toy(folder: Path, name: str = "toy", users: int = 60, items: int = 40, seed: int = 7) -> Path:
+    """A dataset whose next item is mostly of the genre of the last one, told by its text and its image's colour.
+
+    Returns:
+        The folder that holds the dataset's folder: what `data_path` wants.
+    """
+    rng = np.random.default_rng(seed)
+    root = folder / name
+    (root / "images").mkdir(parents=True)
+    genre = np.arange(items) % len(GENRES)
+    lines = ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
+    for user in range(users):
+        favourite = rng.integers(len(GENRES))
+        length = int(rng.integers(4, 16))
+        mine = [i for i in rng.permutation(items) if genre[i] == favourite or rng.random() < 0.2][:length]
+        for step, item in enumerate(mine):
+            lines.append(f"u{user}\ti{item}\t{rng.integers(1, 6)}\t{1_700_000_000 + user * 10_000 + step}")
+    (root / f"{name}.inter").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = ["item_id:token\ttitle:token_seq\tclass:token_seq"]
+    rows += [f"i{i}\tThe {GENRES[genre[i]]} film number {i}\t{GENRES[genre[i]]}" for i in range(items)]
+    (root / f"{name}.item").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    for i in range(items):
+        colour = tuple(int(c) for c in np.eye(3)[genre[i] % 3] * 200 + 20)
+        Image.new("RGB", (32, 40), colour).save(root / "images" / f"i{i}.png")
+    return folder
+
+
+TOY_SETTINGS = {
+    "load_col": {"inter": ["user_id", "item_id", "rating", "timestamp"], "item": ["item_id", "class"]},
+    "text_fields": ["title", "class"],
+    "image_dir": "images",
+    "MAX_ITEM_LIST_LENGTH": 10,
+    "epochs": 2,
+    "train_batch_size": 256,
+    "topk": [5, 10],
+    "valid_metric": "NDCG@10",
+    "show_progress": False,
+    "state": "WARNING",
+}
+
+
+@pytest.fixture(scope="session")
+def toy_path(tmp_path_factory) -> Path:
+    """`data_path` of the small dataset `toy`."""
+    return write_toy(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def toy_settings(toy_path, tmp_path) -> dict:
+    """A `config_dict` for `toy` that writes into the test's own folder."""
+    return {**TOY_SETTINGS, "data_path": str(toy_path), "checkpoint_dir": str(tmp_path / "saved")}
+
+
+@pytest.fixture
+def toy_config(toy_settings):
+    """`toy_config(model, **settings)` -> Config on `toy`."""
+    from recbole_mm.config import Config
+
+    def build(model: str = "SASRec", **settings):
+        return Config(model, "toy", config_dict={**toy_settings, **settings})
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with the raw real datasets, or skip."""
+    folder = os.environ.get("RECBOLE_MM_TEST_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("RECBOLE_MM_TEST_DATA is not set")
+    return Path(folder)

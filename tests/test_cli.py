@@ -1,0 +1,224 @@
+"""The command line: how arguments are read, what is printed where, and the exit status."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from recbole_mm.cli import main, split_arguments
+from recbole_mm.data.convert import CONVERTERS
+from recbole_mm.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """A stand-in for `recbole_mm.pipeline` that keeps what `run` was called with, or raises `failure`."""
+    seen = types.SimpleNamespace(calls=[], failure=None)
+
+    def run(**arguments):
+        seen.calls.append(arguments)
+        if seen.failure is not None:
+            raise seen.failure
+
+    module = types.ModuleType("recbole_mm.pipeline")
+    module.run = run
+    monkeypatch.setitem(sys.modules, "recbole_mm.pipeline", module)
+    monkeypatch.setattr("recbole_mm.pipeline", module, raising=False)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        ([], {}),
+        (["--a=1", "--b", "2"], {"a": "1", "b": "2"}),
+        (["--resume", "--a=1"], {"resume": True, "a": "1"}),
+        (["--a=1", "--resume"], {"a": "1", "resume": True}),
+        (["--a", "-1"], {"a": "-1"}),
+        (["--a=b=c"], {"a": "b=c"}),
+        (["--a="], {"a": ""}),
+        (["--train-batch-size=8"], {"train_batch_size": "8"}),
+        (["--topk", "[10, 20]"], {"topk": "[10, 20]"}),
+        (["--a=1", "--a=1"], {"a": "1"}),
+    ],
+)
+def test_arguments_are_split(arguments, settings):
+    assert split_arguments(arguments) == settings
+
+
+@pytest.mark.parametrize("argument", ["a=1", "-a=1", "--", "--=1", "--1a=2", "--a b=2", "stray"])
+def test_a_malformed_argument_is_named(argument):
+    with pytest.raises(ConfigError, match=argument):
+        split_arguments(["--seed=1", argument])
+
+
+def test_a_second_word_after_a_value_is_named():
+    with pytest.raises(ConfigError, match=r"'20\]'"):
+        split_arguments(["--topk", "[10,", "20]"])
+
+
+@pytest.mark.parametrize("again", ["--seed=2", "--seed"])
+def test_a_key_given_twice_is_refused(again):
+    with pytest.raises(ConfigError, match="--seed is given twice"):
+        split_arguments(["--seed=1", again])
+
+
+def test_run_hands_everything_to_the_pipeline(pipeline):
+    status = main(
+        ["run", "--model=Molar", "--dataset", "ml-100k", "--topk=[5]", "--resume", "--config_files=a.yaml b.yaml"]
+    )
+    assert status == 0
+    assert pipeline.calls == [
+        {
+            "model": "Molar",
+            "dataset": "ml-100k",
+            "config_files": ["a.yaml", "b.yaml"],
+            "config_dict": None,
+            "command_line": {"topk": "[5]", "resume": True},
+        }
+    ]
+
+
+def test_run_leaves_model_and_dataset_to_the_config_file(pipeline, tmp_path):
+    spaced = tmp_path / "my run.yaml"
+    spaced.write_text("model: SASRec\n", encoding="utf-8")
+    assert main(["run", f"--config_files={spaced}"]) == 0
+    assert pipeline.calls[0]["model"] is None
+    assert pipeline.calls[0]["dataset"] is None
+    assert pipeline.calls[0]["config_files"] == [str(spaced)]
+
+
+def test_an_expected_failure_is_one_line_on_stderr_and_status_2(pipeline, capsys):
+    pipeline.failure = DataError("items.csv, line 3: no item_id")
+    assert main(["run", "--model=SASRec", "--dataset=x"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "error: items.csv, line 3: no item_id\n"
+
+
+@pytest.mark.parametrize("arguments", [["--seed=1", "--seed=2"], ["seed=1"], ["--model"], ["--config_files"]])
+def test_bad_arguments_end_with_status_2_and_run_nothing(pipeline, capsys, arguments):
+    assert main(["run", *arguments]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert pipeline.calls == []
+
+
+def test_a_bug_is_not_hidden(pipeline):
+    pipeline.failure = ZeroDivisionError("a bug")
+    with pytest.raises(ZeroDivisionError):
+        main(["run", "--model=SASRec", "--dataset=x"])
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "line"),
+    [(KeyboardInterrupt(), "interrupted"), (KeyboardInterrupt("go on with --resume"), "--resume")],
+)
+def test_control_c_is_status_130(pipeline, capsys, interrupt, line):
+    pipeline.failure = interrupt
+    assert main(["run", "--model=SASRec", "--dataset=x"]) == 130
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_of_run_shows_examples(pipeline, capsys, flag):
+    assert main(["run", flag]) == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text
+    assert "recbole-mm run --model=Molar --dataset=ml-100k" in text
+    assert pipeline.calls == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_lists_the_commands(capsys, arguments):
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    for command in ("run", "models", "prepare"):
+        assert f"\n    {command} " in text
+
+
+def test_version(capsys):
+    from recbole_mm import __version__
+
+    assert main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_status_2(capsys):
+    assert main(["fly"]) == 2
+    assert "fly" in capsys.readouterr().err
+
+
+def test_models_prints_an_aligned_table(capsys):
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["NAME", "TYPE", "FROM", "PAPER"]
+    column = lines[0].index("FROM")
+    assert {line[column:].split()[0] for line in lines[1:]} == {"recbole_mm", "RecBole"}
+    assert lines[1].startswith("Molar ")
+    assert any(line.startswith("SASRec ") and "sequential" in line and "ICDM 2018" in line for line in lines)
+
+
+def test_models_can_be_filtered(capsys):
+    assert main(["models", "KNOWLEDGE"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert lines
+    assert all("knowledge" in line.lower() for line in lines)
+    assert main(["models", "no such model"]) == 2
+    assert "no such model" in capsys.readouterr().err
+
+
+def test_prepare_lists_every_source(capsys):
+    assert main(["prepare", "--help"]) == 0
+    text = capsys.readouterr().out
+    for name in CONVERTERS:
+        assert f"    {name}" in text
+
+
+def test_prepare_hands_its_options_to_the_converter(monkeypatch, capsys):
+    module = types.ModuleType("recbole_mm.data.convert.hm")
+    seen = {}
+
+    def convert(source, out, **options):
+        seen.update(source=source, out=out, options=options)
+        return "12 users, 3 items"
+
+    module.convert = convert
+    monkeypatch.setitem(sys.modules, "recbole_mm.data.convert.hm", module)
+    assert main(["prepare", "hm", "--source", "raw", "--out=made", "--link"]) == 0
+    assert capsys.readouterr().out == "12 users, 3 items\n"
+    assert (seen["source"], seen["out"]) == (Path("raw"), Path("made"))
+    assert seen["options"]["link"] is True
+    assert not {"command", "source_name", "source", "out"} & set(seen["options"])
+
+
+@pytest.mark.parametrize("arguments", [["prepare"], ["prepare", "hm"], ["prepare", "mars", "--source=a", "--out=b"]])
+def test_prepare_says_what_is_missing(capsys, arguments):
+    assert main(arguments) == 2
+    assert "usage: recbole-mm prepare" in capsys.readouterr().err
+
+
+def test_a_missing_source_is_an_expected_failure(tmp_path, capsys):
+    assert main(["prepare", "movielens", "--source", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+
+
+def test_a_reader_that_stops_early_is_no_failure():
+    command = f"{sys.executable} -m recbole_mm.cli models | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("NAME")
+    assert done.stderr == ""
+
+
+def test_the_script_is_the_run_command():
+    script = Path(__file__).parent.parent / "run_recbole_mm.py"
+    done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True)
+    assert "recbole-mm run --model=Molar" in done.stdout
+    failed = subprocess.run([sys.executable, str(script), "oops"], capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+    assert failed.stderr == "error: argument 'oops' is not of the form --key=value; quote values that hold spaces\n"

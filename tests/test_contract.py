@@ -1,0 +1,161 @@
+"""The one contract that every model keeps, ours and RecBole's baselines alike, on a matrix small enough to reason
+about."""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+
+import recbole_mm
+from recbole_mm.pipeline import assemble
+from recbole_mm.stages import Stages
+from recbole_mm.training.checkpoint import load_tree
+from recbole_mm.training.trainer import make_trainer
+from tests.conftest import TOY_SETTINGS, write_toy
+
+MODELS: dict[str, dict] = {
+    "Molar": {"learning_rate": 3e-3},
+    "Molar content": {"score": "content", "alpha": 0, "id_model": "none", "id_loss_weight": 0, "rec_loss": "ce"},
+    "Molar GRU4Rec": {"id_model": "GRU4Rec", "rec_loss": "sampled_softmax", "shared_negatives": 16, "score": "id"},
+    "SASRec": {"hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1},
+    "SASRec full": {"full_sequence": True, "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1},
+    "GRU4Rec full": {"full_sequence": True, "loss_type": "BPR"},
+    "BPR": {},
+}
+"""Name of a model, with a word on the variant -> its settings."""
+
+QUICK = {"epochs": 3, "eval_step": 1, "train_batch_size": 64}
+
+
+@pytest.fixture(params=MODELS)
+def variant(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def settings(toy_settings, variant) -> dict:
+    return {**toy_settings, **QUICK, **MODELS[variant]}
+
+
+def run(variant: str, settings: dict, **changed):
+    return recbole_mm.run(variant.split()[0], "toy", config_dict={**settings, **changed})
+
+
+def scores(outcome) -> torch.Tensor:
+    users = outcome.phases.test.users
+    with torch.no_grad():
+        return outcome.model.full_sort_predict(users.interaction[np.arange(len(users))]).view(len(users), -1)
+
+
+def test_loss_falls(variant, settings, tmp_path, toy_config):
+    config = toy_config(variant.split()[0], **{k: v for k, v in settings.items() if k in {**QUICK, **MODELS[variant]}})
+    assembled = assemble(config, tmp_path, Stages())
+    trainer = make_trainer(config, assembled.model, tmp_path)
+    losses = [trainer._train_epoch(assembled.phases.train, epoch) for epoch in range(15)]
+    losses = [sum(loss) if isinstance(loss, tuple) else loss for loss in losses]
+    assert np.mean(losses[-3:]) < 0.97 * np.mean(losses[:2])
+
+
+def test_predict_agrees_with_full_sort_predict(variant, settings):
+    outcome = run(variant, settings, epochs=1)
+    table = scores(outcome)
+    assert torch.isfinite(table[:, 1:]).all()
+    assert table[:, 1:].std() > 0
+    users = outcome.phases.test.users
+    rows = users.interaction[np.arange(len(users))]
+    for item in (1, outcome.dataset.item_num - 1):
+        pairs = Interaction({**rows.interaction, "item_id": torch.full((len(users),), item)})
+        with torch.no_grad():
+            single = outcome.model.predict(pairs)
+        torch.testing.assert_close(single, table[:, item], atol=1e-5, rtol=1e-4)
+
+
+def test_saved_and_loaded_gives_the_same_scores(variant, settings):
+    outcome = run(variant, settings, epochs=2)
+    again = recbole_mm.load(outcome.run_dir)
+    assert torch.equal(scores(outcome), scores(again))
+    assert again.test_result == pytest.approx(outcome.test_result)
+
+
+def test_same_seed_same_result(variant, settings):
+    first, second = run(variant, settings), run(variant, settings)
+    assert first.run_dir != second.run_dir
+    assert first.test_result == second.test_result
+    assert torch.equal(scores(first), scores(second))
+    other = run(variant, settings, seed=settings.get("seed", 2020) + 1)
+    assert not torch.equal(scores(first), scores(other))
+
+
+class Killed(BaseException):
+    """Ends a run as abruptly as Python can end itself."""
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(variant, settings, monkeypatch):
+    whole = run(variant, settings)
+    original, calls = torch.optim.Adam.step, itertools.count()
+
+    def dies(self, *args, **kwargs):
+        if next(calls) == 9:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.Adam, "step", dies)
+        with pytest.raises(Killed):
+            run(variant, settings)
+    resumed = run(variant, settings, resume=True)
+    assert resumed.run_dir != whole.run_dir
+    assert resumed.test_result == whole.test_result
+    assert torch.equal(scores(resumed), scores(whole))
+
+
+def artifact_keys(path: Path) -> list:
+    if not path.is_file():
+        return []
+    with sqlite3.connect(path) as store:
+        return sorted(store.execute("SELECT key FROM artifacts").fetchall())
+
+
+def leak_dataset(folder: Path, other_held_out: bool) -> Path:
+    """`toy` behind two users who have seen half of the items each, so that no item's number depends on held-out rows.
+
+    Args:
+        other_held_out: replace the last two items of every other user by items that the user never had.
+    """
+    write_toy(folder)
+    path = folder / "toy" / "toy.inter"
+    head, *lines = path.read_text().splitlines()
+    rows = [line.split("\t") for line in lines]
+    for _, group in itertools.groupby(rows, key=lambda row: row[0]):
+        mine = list(group)
+        unused = [f"i{i}" for i in range(40) if f"i{i}" not in {row[1] for row in mine}]
+        for row, item in zip(mine[-2:], unused):
+            row[1] = item if other_held_out else row[1]
+    first = [f"u_{i % 2}\ti{i}\t3\t{1_600_000_000 + i}" for i in range(40)]
+    first += [f"u_{user}\ti{user}\t3\t{1_600_000_100 + i}" for user in range(2) for i in range(2)]
+    path.write_text("\n".join([head, *first, *("\t".join(row) for row in rows)]) + "\n")
+    return folder
+
+
+def test_no_held_out_interaction_reaches_training(variant, tmp_path):
+    """Every held-out item replaced: artifacts, training batches and trained parameters stay what they were."""
+    trained, held_out, keys = [], [], []
+    for name, other in (("a", False), ("b", True)):
+        data, saved = leak_dataset(tmp_path / name, other), tmp_path / name / "saved"
+        settings = {**TOY_SETTINGS, **QUICK, **MODELS[variant], "data_path": str(data), "eval_step": 0}
+        outcome = run(variant, settings, checkpoint_dir=str(saved))
+        held_out.append(outcome.phases.test.users.positives.items.tolist())
+        trained.append(load_tree(outcome.run_dir / "checkpoint.safetensors")["weights"]["state_dict"])
+        keys.append(artifact_keys(saved / "artifacts" / "artifacts.sqlite"))
+    assert held_out[0] != held_out[1], "the replacement must have changed what is held out"
+    assert keys[0] == keys[1]
+    assert bool(keys[0]) == variant.startswith("Molar")
+    assert trained[0].keys() == trained[1].keys()
+    for parameter in trained[0]:
+        assert torch.equal(trained[0][parameter], trained[1][parameter]), parameter
