@@ -15,6 +15,7 @@ from recbole_mm import __version__
 from recbole_mm.data.convert import CONVERTERS
 from recbole_mm.errors import ConfigError, RecboleMMError
 from recbole_mm.registry import list_models
+from recbole_mm.report import result_table
 
 PROGRAM = "recbole-mm"
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
@@ -126,13 +127,14 @@ def run(arguments: Sequence[str]) -> int:
             raise ConfigError(f"--{key} needs a value, as in --{key}=...")
     from recbole_mm import pipeline  # imports torch and transformers, which the other commands do without
 
-    pipeline.run(
+    finished = pipeline.run(
         model=settings.pop("model", None),
         dataset=settings.pop("dataset", None),
         config_files=_split_paths(settings.pop("config_files", "")),
         config_dict=None,
         command_line=settings,
     )
+    print(result_table(finished.config["model"], finished.config["dataset"], finished.test_result, finished.run_dir))
     return 0
 
 

@@ -23,6 +23,8 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
         seen.calls.append(arguments)
         if seen.failure is not None:
             raise seen.failure
+        names = {"model": arguments["model"], "dataset": arguments["dataset"]}
+        return types.SimpleNamespace(config=names, test_result={"ndcg@5": 0.25}, run_dir=Path("saved/one"))
 
     module = types.ModuleType("recbole_mm.pipeline")
     module.run = run
@@ -158,7 +160,7 @@ def test_models_prints_an_aligned_table(capsys):
     assert lines[0].split() == ["NAME", "TYPE", "FROM", "PAPER"]
     column = lines[0].index("FROM")
     assert {line[column:].split()[0] for line in lines[1:]} == {"recbole_mm", "RecBole"}
-    assert lines[1].startswith("Molar ")
+    assert any(line.startswith("Molar ") for line in lines[1:3])
     assert any(line.startswith("SASRec ") and "sequential" in line and "ICDM 2018" in line for line in lines)
 
 

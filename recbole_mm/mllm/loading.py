@@ -13,8 +13,8 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -138,7 +138,7 @@ def files_identity(folder: Path) -> str:
 def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
     """Return the model's local folder and, for a hub model, its commit. Downloads what the hub has and we do not."""
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name.strip() and folder.is_dir():
         return folder, None
     if folder.exists() or re.match(r"[./~\\]|[A-Za-z]:", name) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise ModelLoadError(f"{name}: there is no such model folder; {OFFLINE_HINT}")
@@ -158,7 +158,7 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
         ) from error
     except HFValidationError as error:
         raise ModelLoadError(f"{name}: neither a folder here nor a valid hub id; {OFFLINE_HINT}") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HTTPError, OSError) as error:
         reason = "there is no such folder here, and the Hugging Face hub cannot be reached"
         raise ModelLoadError(f"{name}: {reason} ({_first_line(error)}); {OFFLINE_HINT}") from error
     return snapshot, snapshot.name

@@ -7,6 +7,7 @@ is done here per item, in threads, while the model is busy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import Qwen2VLConfig, Qwen2VLModel
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    Qwen2VLImageProcessorPil,
+    smart_resize,
+)
 
 MAX_ASPECT_RATIO = 200  # more is refused by smart_resize
 
@@ -113,9 +117,11 @@ class Qwen2VLInputs:
             times smaller than what the vision tower reads; `collate` does the arithmetic for a whole batch.
         """
         width, height = image.size
+        # A strip one token wide, as long as the bound allows; anything longer would break the bound.
+        longest = min(max_pixels / self.least_pixels, MAX_ASPECT_RATIO)
         rows, columns = smart_resize(
-            max(height, -(-width // MAX_ASPECT_RATIO)),
-            max(width, -(-height // MAX_ASPECT_RATIO)),
+            max(height, math.ceil(width / longest)),
+            max(width, math.ceil(height / longest)),
             factor=self.patch * self.merge,
             min_pixels=min(self.min_pixels, max_pixels),
             max_pixels=max_pixels,

@@ -1,0 +1,33 @@
+"""Results as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def result_table(model: str, dataset: str, result: Mapping[str, float], run_dir: Path) -> str:
+    """A run's test metrics, one row per metric and one column per k, and where the run's folder is.
+
+    Args:
+        result: metric -> value, named as RecBole names them (`ndcg@10`, `auc`).
+
+    Example:
+        >>> print(result_table("Pop", "toy", {"ndcg@5": 0.1, "ndcg@10": 0.2, "hit@5": 0.3, "hit@10": 0.4}, Path("saved/x")))
+        Pop on toy, test       @5      @10
+        ndcg               0.1000   0.2000
+        hit                0.3000   0.4000
+        saved/x
+    """
+    rows: dict[str, dict[str, float]] = {}
+    for name, value in result.items():
+        metric, _, k = name.partition("@")
+        rows.setdefault(metric, {})[k] = value
+    ks = sorted({k for row in rows.values() for k in row}, key=lambda k: int(k) if k else 0)
+    title = f"{model} on {dataset}, test"
+    width = max(len(title), *map(len, rows), 0)
+    lines = [title.ljust(width) + "".join((f"@{k}" if k else "").rjust(9) for k in ks)]
+    for metric, row in rows.items():
+        cells = [f"{row[k]:.4f}" if k in row else "" for k in ks]
+        lines.append(metric.ljust(width) + "".join(cell.rjust(9) for cell in cells))
+    return "\n".join([*lines, str(run_dir)])
