@@ -407,6 +407,7 @@ def test_a_vector_that_is_not_finite_is_reported_and_zero(
     vectors = encode_items(content, encoder, store, show_progress=False)
     assert vectors.any(axis=1).tolist() == [False, True, False]
     assert "1 of 2 could not be computed" in caplog.text
+    assert "neither" not in caplog.text
     assert list(store.failures(STAGE).values()) == ["the vector holds NaN or infinity"]
 
 

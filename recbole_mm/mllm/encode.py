@@ -252,16 +252,17 @@ def encode_items(content: Content, encoder: ItemEncoder, store: Store, show_prog
             yield batch
 
     report = fill(store, STAGE, indexes, encoder.compute, batches, show_progress, label="Encoding items")
-    matrix = store.get_matrix([None if key in report.reasons else key for key in keys])
+    keys = [None if key in report.reasons else key for key in keys]
+    matrix = store.get_matrix(keys)
     if matrix.shape[1] == 0:
         matrix = np.zeros((len(content), encoder.mllm.hidden_size), dtype=np.float32)
     logger.info(
         "Item vectors: %d items, %d distinct, %d computed in %.1f s, %d texts cut to %d tokens",
         *(len(content) - 1, len(indexes), report.computed, report.seconds, cut, encoder.max_text_tokens),
     )
-    empty = np.flatnonzero(~matrix.any(axis=1))[1:]  # the first is the padding row
-    if len(empty):
-        shown = ", ".join(content[int(index)].item_id for index in empty[:SHOWN_IDS])
+    empty = [index for index, key in enumerate(keys) if key is not None and not matrix[index].any()]
+    if empty:
+        shown = ", ".join(content[index].item_id for index in empty[:SHOWN_IDS])
         more = ", ..." if len(empty) > SHOWN_IDS else ""
         logger.warning("%d items have neither image nor text: their vectors are zeros (%s%s)", len(empty), shown, more)
     return matrix

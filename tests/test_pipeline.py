@@ -1,0 +1,118 @@
+"""A run's folder, a second run, reloading, and evaluation settings that reach every kind of model."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+import recbole_mm
+from recbole_mm.errors import CheckpointError, ConfigError
+from recbole_mm.mllm.encode import ItemEncoder
+
+
+def test_the_run_folder_holds_what_is_needed_to_reproduce(toy_settings):
+    outcome = recbole_mm.run("Molar", "toy", config_dict=toy_settings)
+    names = {path.name for path in outcome.run_dir.iterdir()}
+    assert names >= {"config.yaml", "result.json", "model.safetensors", "checkpoint.safetensors", "per_user.parquet"}
+    assert not [name for name in names if name.endswith((".pth", ".pt", ".pkl"))]
+    result = json.loads((outcome.run_dir / "result.json").read_text())
+    assert result["model"] == "Molar"
+    assert result["test_result"] == outcome.test_result
+    assert set(result["stages"]) == {"dataset", "artifacts", "split", "training", "test"}
+    assert all(stage["seconds"] >= 0 and stage["peak_memory_mb"] > 10 for stage in result["stages"].values())
+    assert result["versions"]["recbole"] == "1.2.1"
+    assert result["seed"] == 2020
+    assert yaml.safe_load((outcome.run_dir / "config.yaml").read_text())["model"] == "Molar"
+
+
+def test_per_user_values_average_to_the_reported_metric(toy_settings):
+    outcome = recbole_mm.run("SASRec", "toy", config_dict=toy_settings)
+    table = pd.read_parquet(outcome.run_dir / "per_user.parquet")
+    assert len(table) == 60
+    assert set(table["user_id"]) == {f"u{i}" for i in range(60)}
+    for metric in ("ndcg@10", "recall@5", "mrr@10"):
+        assert table[metric].mean() == pytest.approx(outcome.test_result[metric], abs=1e-6)
+
+
+def test_a_second_run_encodes_nothing(toy_settings, monkeypatch):
+    first = recbole_mm.run("Molar", "toy", config_dict=toy_settings)
+
+    def refuse(self, items):
+        raise AssertionError("an item was encoded again")
+
+    monkeypatch.setattr(ItemEncoder, "compute", refuse)
+    second = recbole_mm.run("Molar", "toy", config_dict={**toy_settings, "alpha": 0.2})
+    assert np.array_equal(first.dataset.item_vectors, second.dataset.item_vectors)
+    with pytest.raises(AssertionError, match="encoded again"):
+        recbole_mm.run("Molar", "toy", config_dict={**toy_settings, "max_text_tokens": 3})
+
+
+def test_runs_of_other_settings_have_other_folders_and_equal_ones_are_numbered(toy_settings):
+    folders = [
+        recbole_mm.run("BPR", "toy", config_dict={**toy_settings, "epochs": 1, **changed}).run_dir.name
+        for changed in ({}, {}, {"embedding_size": 8}, {"show_progress": True})
+    ]
+    assert folders[1] == f"{folders[0]}-2"
+    assert folders[2] != folders[0]
+    assert folders[3] == f"{folders[0]}-3", "what cannot change the result does not name the folder"
+
+
+def test_loading_needs_a_finished_run(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no config\.yaml; give the folder of a finished run"):
+        recbole_mm.load(tmp_path)
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        recbole_mm.run("BPR", "ml-100k", config_dict={"resume": str(tmp_path), "checkpoint_dir": str(tmp_path)})
+
+
+@pytest.mark.parametrize("model", ["BPR", "SASRec"])
+def test_one_switch_masks_histories_of_general_and_sequential_models(model, toy_settings):
+    masked = recbole_mm.run(model, "toy", config_dict={**toy_settings, "epochs": 1})
+    free = recbole_mm.run(model, "toy", config_dict={**toy_settings, "epochs": 1, "mask_history": False})
+    assert free.phases.test.users.history is None
+    users = masked.phases.test.users
+    for row in range(len(users)):
+        history = set(users.history.items[users.history.offsets[row] : users.history.offsets[row + 1]])
+        assert len(history) >= 2
+        assert not history & set(users.positives.items[users.positives.offsets[row] : users.positives.offsets[row + 1]])
+
+
+def test_general_and_sequential_models_rank_the_same_cases(toy_settings):
+    users = [
+        recbole_mm.run(m, "toy", config_dict={**toy_settings, "epochs": 1}).phases.test.users for m in ("BPR", "SASRec")
+    ]
+    cases = [
+        {
+            user: (set(u.positives.take(np.array([row])).items), set(u.history.take(np.array([row])).items))
+            for row, user in enumerate(u.user_ids)
+        }
+        for u in users
+    ]
+    assert cases[0] == cases[1]
+
+
+def test_sampled_and_popularity_protocols_and_beyond_accuracy_metrics(toy_settings):
+    metrics = ["NDCG", "ItemCoverage", "AveragePopularity", "GiniIndex", "ShannonEntropy", "TailPercentage"]
+    outcome = recbole_mm.run("Pop", "toy", config_dict={**toy_settings, "metrics": metrics})
+    assert set(name.split("@")[0] for name in outcome.test_result) == {name.lower() for name in metrics}
+    for mode in ("uni10", "pop10"):
+        sampled = recbole_mm.run(
+            "SASRec", "toy", config_dict={**toy_settings, "epochs": 1, "eval_args": {"mode": mode}}
+        )
+        assert sampled.test_result["hit@10"] > 0.5
+
+
+def test_value_metrics_keep_recboles_protocol(toy_settings):
+    load = {"inter": ["user_id", "item_id", "rating", "timestamp"], "item": ["item_id", "class"]}
+    settings = {**toy_settings, "threshold": {"rating": 3}, "load_col": load, "epochs": 1, "topk": [10]}
+    settings.pop("valid_metric")
+    outcome = recbole_mm.run("FM", "toy", config_dict=settings)
+    assert set(outcome.test_result) == {"auc", "logloss"}
+
+
+def test_unknown_names_are_told_with_the_nearest(toy_settings):
+    with pytest.raises(ConfigError, match="did you mean SASRec"):
+        recbole_mm.run("SASRek", "toy", config_dict=toy_settings)
