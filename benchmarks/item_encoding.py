@@ -128,9 +128,7 @@ def main() -> None:
         ways["ours"].append(seconds(lambda fresh=fresh: ours(fresh, encoder)) / items)
         singles = [with_threads(threads, lambda: one_by_one(content, encoder, few)) for threads in {1, cores}]
         ways["one by one"].append(fastest(*singles) / few)
-        ways["model alone"].append(
-            fastest(lambda: model_alone(mllm, shared), lambda: model_alone(mllm, whole)) / items
-        )
+        ways["model alone"].append(fastest(lambda: model_alone(mllm, shared), lambda: model_alone(mllm, whole)) / items)
     best = {name: min(times[1:]) for name, times in ways.items()}  # the first round warms up
     rows = [(name, f"{time * 1e3:.2f}", f"{1 / time:.0f}") for name, time in best.items()]
     parameters = sum(weight.numel() for weight in mllm.model.parameters()) / 1e6

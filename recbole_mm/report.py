@@ -13,7 +13,8 @@ def result_table(model: str, dataset: str, result: Mapping[str, float], run_dir:
         result: metric -> value, named as RecBole names them (`ndcg@10`, `auc`).
 
     Example:
-        >>> print(result_table("Pop", "toy", {"ndcg@5": 0.1, "ndcg@10": 0.2, "hit@5": 0.3, "hit@10": 0.4}, Path("saved/x")))
+        >>> result = {"ndcg@5": 0.1, "ndcg@10": 0.2, "hit@5": 0.3, "hit@10": 0.4}
+        >>> print(result_table("Pop", "toy", result, Path("saved/x")))
         Pop on toy, test       @5      @10
         ndcg               0.1000   0.2000
         hit                0.3000   0.4000

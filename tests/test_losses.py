@@ -52,6 +52,16 @@ def test_alignment_loss_is_equation_4(rng):
     torch.testing.assert_close(alignment_loss(content, identity, torch.arange(4), tau), total / 4)
 
 
+def test_alignment_in_groups_compares_within_each_group(rng, monkeypatch):
+    content, identity = torch.randn(2, 5, 6, generator=rng)
+    owners = torch.arange(5)
+    monkeypatch.setattr(torch, "randperm", lambda n, device: torch.tensor([3, 0, 4, 1, 2]))
+    first = alignment_loss(content[[3, 0, 4]], identity[[3, 0, 4]], owners[:3], 0.2)
+    second = alignment_loss(content[[1, 2]], identity[[1, 2]], owners[:2], 0.2)
+    expected = (3 * first + 2 * second) / 5
+    torch.testing.assert_close(alignment_loss(content, identity, owners, 0.2, instances=3), expected)
+
+
 def test_states_of_one_user_are_no_negatives_of_each_other(rng):
     content, identity = torch.randn(2, 3, 6, generator=rng)
     tau, others = 0.3, {0: [0, 2], 1: [1, 2], 2: [0, 1, 2]}  # rows 0 and 1 belong to one user

@@ -38,20 +38,27 @@ def sampled_softmax_loss(states: Tensor, positives: Tensor, negatives: Tensor, c
     return F.cross_entropy(torch.cat([positive, scores], dim=1), first)
 
 
-def alignment_loss(content: Tensor, identity: Tensor, owners: Tensor, temperature: float) -> Tensor:
+def alignment_loss(
+    content: Tensor, identity: Tensor, owners: Tensor, temperature: float, instances: int | None = None
+) -> Tensor:
     """Two-way InfoNCE between two views of the same users (Molar, Eq. 4), cosine similarity over `temperature`.
 
-    The K comparative instances of a user are the other rows of the batch. Rows of the same owner are further states of
-    the same user, so they are no negatives of each other and are left out.
+    A row's comparative instances are rows of the same batch: all of them, or the K of a random group that it is in.
+    Rows of the same owner are further states of the same user, so they are no negatives of each other and are left out.
 
     Args:
         content, identity: user vectors (n, d) of the content and the ID model; row i of both is the same user state.
         owners: user id of each row (n,).
         temperature: tau.
+        instances: K; None compares all n.
 
     Returns:
         Sum of both directions, averaged over rows, a scalar.
     """
+    if instances is not None and instances < len(owners):
+        groups = torch.randperm(len(owners), device=owners.device).split(instances)
+        parts = [alignment_loss(content[g], identity[g], owners[g], temperature) * len(g) for g in groups]
+        return torch.stack(parts).sum() / len(owners)
     similarity = F.normalize(content, dim=-1) @ F.normalize(identity, dim=-1).T / temperature
     same_owner = owners[:, None] == owners[None, :]
     same_owner.fill_diagonal_(False)

@@ -54,6 +54,7 @@ class Molar(SequentialRecommender):
         self.score: str = config["score"]
         self.alpha: float = config["alpha"]
         self.tau: float = config["tau"]
+        self.comparative_instances: int | None = config["comparative_instances"]
         self.id_loss_weight: float = config["id_loss_weight"]
         self.shared_negatives: int = config["shared_negatives"]
 
@@ -88,7 +89,9 @@ class Molar(SequentialRecommender):
             id_states = self.id_model.hidden_states(history, interaction[self.ITEM_SEQ_LEN])[mask]
             if self.alpha:
                 owners = torch.arange(len(history), device=history.device)[:, None].expand_as(mask)[mask]
-                losses.append(self.alpha * alignment_loss(states, id_states, owners, self.tau))
+                losses.append(
+                    self.alpha * alignment_loss(states, id_states, owners, self.tau, self.comparative_instances)
+                )
             if self.id_loss_weight:
                 id_loss = softmax_loss(id_states, targets, self.id_model.item_embedding.weight)
                 losses.append(self.id_loss_weight * id_loss)
