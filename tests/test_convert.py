@@ -207,9 +207,9 @@ class TestEveryLayout:
         columns = types(out / f"{name}.item")
         assert settings["text_fields"]
         assert set(settings["text_fields"]) <= set(columns)
-        assert set(settings["load_col"]["item"]) <= set(columns)
+        assert set(settings["load_col"].get("item", ())) <= set(columns)
         assert set(settings["load_col"]["inter"]) <= set(types(out / f"{name}.inter"))
-        assert set(settings["selected_features"]) <= set(settings["load_col"]["item"])
+        assert set(settings.get("selected_features", ())) <= set(settings["load_col"].get("item", ()))
         assert (settings.get("image_dir") == "images") == bool(summary.images) == (out / "images").is_dir()
 
     def test_folder_yaml_agrees_with_the_packages(self, tmp_path, name):
@@ -219,7 +219,7 @@ class TestEveryLayout:
         _, out = prepare(tmp_path, name)
         theirs = yaml.load((out / f"{name}.yaml").read_text(encoding="utf-8"), yaml.SafeLoader)
         assert theirs["text_fields"] == ours["text_fields"]
-        assert theirs["selected_features"] == ours["selected_features"]
+        assert theirs.get("selected_features") == ours.get("selected_features")
         assert theirs["load_col"]["inter"] == ours["load_col"]["inter"]
 
     def test_runs_as_a_dataset(self, tmp_path, name):

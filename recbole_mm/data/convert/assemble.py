@@ -135,7 +135,7 @@ def _write_tables(folder: Path, name: str, raw: RawDataset, has_images: bool) ->
         write_user(folder, name, raw.user.rows, raw.user.types)
     fields = [column for column in ("user_id", "item_id", "rating", "timestamp") if column in raw.inter.types]
     load: dict[str, list[str]] = {"inter": fields}
-    if raw.item is not None:
+    if raw.item is not None and raw.features:
         load["item"] = ["item_id", *raw.features]
     comment = [
         f"recbole-mm run --model=Molar --dataset={name} --data_path=<the folder that holds this one>",
@@ -145,7 +145,7 @@ def _write_tables(folder: Path, name: str, raw: RawDataset, has_images: bool) ->
     ]
     settings: dict[str, object] = {
         "load_col": load,
-        "selected_features": list(raw.features),
+        **({"selected_features": list(raw.features)} if raw.features else {}),
         "text_fields": list(raw.text_fields),
     }
     if has_images:

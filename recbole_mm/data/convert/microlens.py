@@ -88,7 +88,7 @@ def convert(
         user=None,
         images=find_images(source, images, ("*covers", "images"), "--images"),
         text_fields=["title"],
-        features=["title"],
+        features=[],
         source=source,
         converter="microlens",
         files=(pairs.name, titles.name),

@@ -1,0 +1,42 @@
+"""Run every benchmark, one after the other, and print their tables.
+
+    python benchmarks/run_all.py --data_path DIR        # DIR holds ml-100k-mm/ and microlens-50k/ as `recbole-mm
+    prepare` writes them
+
+Without `--data_path`, those that need real data are left out. Nothing else should be running: two processes on two
+cores measure each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def commands(data_path: str | None) -> list[list[str]]:
+    """Scripts and arguments in order."""
+    found = [["full_sequence.py", "--seeds", "1,2,3"], ["full_ranking.py"], ["second_run.py"]]
+    if data_path:
+        found += [
+            ["sequence_building.py", "--data_path", data_path, "--dataset", "microlens-50k"],
+            ["item_encoding.py", "--data", str(Path(data_path) / "ml-100k-mm")],
+        ]
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_path", help="folder that holds the prepared datasets")
+    failed = 0
+    for script, *arguments in commands(parser.parse_args().data_path):
+        print(f"\n$ python benchmarks/{' '.join([script, *arguments])}\n", flush=True)
+        failed += subprocess.run([sys.executable, str(HERE / script), *arguments], check=False).returncode != 0
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
