@@ -32,6 +32,19 @@ OWN_MODELS: tuple[tuple[str, str, str, str], ...] = (
         "Molar: Multimodal LLMs with Collaborative Filtering Alignment for Enhanced Sequential Recommendation, "
         "arXiv 2412.18176.",
     ),
+    (
+        "DuoRec",
+        "recbole_mm.models.duorec:DuoRec",
+        "sequential",
+        "Ruihong Qiu et al. Contrastive Learning for Representation Degeneration Problem in Sequential Recommendation, "
+        "WSDM 2022.",
+    ),
+    (
+        "SASRecContent",
+        "recbole_mm.models.sasrec_content:SASRecContent",
+        "sequential",
+        "SASRec over projected text and image features, a baseline of Molar, arXiv 2412.18176.",
+    ),
 )
 
 _RECBOLE_FOLDERS = {

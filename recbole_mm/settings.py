@@ -1,8 +1,8 @@
 """Reading settings from YAML and the command line, and checking that each is of the kind it must be.
 
-YAML is read with a safe loader that knows no Python objects. It differs from plain YAML 1.1 in four ways, all on the
-side of least surprise: `1e-4` is a number, `None` is null, `12:30` and `2024-01-01` stay text, and a key given twice is
-an error.
+YAML is read with a safe loader that knows no Python objects. It differs from plain YAML 1.1 in five ways, all on the
+side of least surprise: `1e-4` is a number, `None` is null, `12:30` and `2024-01-01` stay text, `on` as a key stays
+text, and a key given twice is an error.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class SettingsLoader(yaml.SafeLoader):
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
                 seen.add(key.value)
+                if key.tag == f"{_TAG}bool":
+                    key.tag = f"{_TAG}str"  # `on:` is a key, not True
         return super().construct_mapping(node, deep)
 
 

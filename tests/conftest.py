@@ -38,8 +38,15 @@ def write_toy(folder: Path, name: str = "toy", users: int = 60, items: int = 40,
     for i in range(items):
         colour = tuple(int(c) for c in np.eye(3)[genre[i] % 3] * 200 + 20)
         Image.new("RGB", (32, 40), colour).save(root / "images" / f"i{i}.png")
+    (root / "vector_ids.txt").write_text("".join(f"i{i}\n" for i in range(items)))
+    for kind, width in (("text", 6), ("image", 5)):
+        vectors = np.eye(len(GENRES), width)[genre] + rng.normal(0, 0.1, (items, width))
+        np.save(root / f"{kind}.npy", vectors.astype(np.float32))
     return folder
 
+
+TOY_FEATURES = {kind: {"file": f"{kind}.npy", "ids": "vector_ids.txt"} for kind in ("text", "image")}
+"""`item_features` of vectors that tell an item's genre, from files beside the dataset."""
 
 TOY_SETTINGS = {
     "load_col": {"inter": ["user_id", "item_id", "rating", "timestamp"], "item": ["item_id", "class"]},

@@ -687,3 +687,11 @@ def test_recboles_own_files_read_as_recbole_reads_them(path):
     finally:
         yaml.FullLoader = original
     assert read_yaml(path) == without_none_text(theirs or {})
+
+
+def test_on_is_a_key_like_any_other(tmp_path):
+    path = tmp_path / "features.yaml"
+    path.write_text("item_features: {words: {encoder: some/model, on: text}}\n")
+    given = Config("SASRec", "ml-100k", config_files=[path])["item_features"]
+    typed = Config("SASRec", "ml-100k", command_line={"item_features": "{words: {encoder: some/model, on: text}}"})
+    assert given == typed["item_features"] == {"words": {"encoder": "some/model", "on": "text"}}

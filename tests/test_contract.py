@@ -17,7 +17,7 @@ from recbole_mm.pipeline import assemble
 from recbole_mm.stages import Stages
 from recbole_mm.training.checkpoint import load_tree
 from recbole_mm.training.trainer import make_trainer
-from tests.conftest import TOY_SETTINGS, write_toy
+from tests.conftest import TOY_FEATURES, TOY_SETTINGS, write_toy
 
 MODELS: dict[str, dict] = {
     "Molar": {"learning_rate": 3e-3},
@@ -27,6 +27,10 @@ MODELS: dict[str, dict] = {
     "SASRec full": {"full_sequence": True, "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1},
     "GRU4Rec full": {"full_sequence": True, "loss_type": "BPR"},
     "BPR": {},
+    "DuoRec": {"hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1},
+    "DuoRec both": {"lmd": 0.1, "sim": "cos", "tau": 0.5, "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1},
+    "SASRecContent": {"item_features": TOY_FEATURES, "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1},
+    "SASRecContent both": {"item_features": TOY_FEATURES, "content_features": ["text", "image"], "loss_type": "BPR"},
 }
 """Name of a model, with a word on the variant -> its settings."""
 

@@ -2,7 +2,7 @@
 
     >>> from recbole_mm.data.convert import CONVERTERS
     >>> sorted(CONVERTERS)
-    ['hm', 'microlens', 'movielens', 'pixelrec']
+    ['hm', 'microlens', 'movielens', 'pixelrec', 'sequences']
 
 One module per source. Nothing heavy is imported until a converter runs.
 """
@@ -113,6 +113,12 @@ CONVERTERS: Mapping[str, Converter] = MappingProxyType(
                 "PixelRec image covers: an interaction CSV, an item information CSV, a folder of covers",
                 "recbole_mm.data.convert.pixelrec",
                 (_INTERACTIONS, _ITEMS, _IMAGES),
+            ),
+            Converter(
+                "sequences",
+                "a file with a line per user: user item item ..., in order, separated by spaces or tabs",
+                "recbole_mm.data.convert.sequences",
+                (_INTERACTIONS,),
             ),
         )
     }

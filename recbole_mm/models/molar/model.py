@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
+from recbole_mm.models.layers import standardise
 from recbole_mm.models.losses import alignment_loss, pointwise_loss, sampled_softmax_loss, softmax_loss
 from recbole_mm.models.molar.dueg import TextStackDUEG
 from recbole_mm.models.molar.id_model import build_id_model
@@ -142,20 +143,6 @@ class Molar(SequentialRecommender):
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Scores of all items (B, n_items)."""
         return self.user_vectors(interaction) @ self.item_vectors().T
-
-
-def standardise(vectors: Tensor) -> Tensor:
-    """Zero mean and unit spread over the items that have a vector; LLM states share one large common direction.
-
-    Args:
-        vectors: (n_items, h); all-zero rows (padding, items without content) stay zero.
-    """
-    known = vectors.abs().sum(1) > 0
-    if not known.any():
-        return vectors
-    mean = vectors[known].mean(0)
-    spread = vectors[known].std(0, correction=0).clamp_min(1e-6)
-    return torch.where(known[:, None], (vectors - mean) / spread, 0.0)
 
 
 def build_projection(kind: str, hidden: int) -> nn.Module:

@@ -1,0 +1,132 @@
+"""DuoRec: "Contrastive Learning for Representation Degeneration Problem in Sequential Recommendation", WSDM 2022."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.sequential_recommender.sasrec import SASRec
+from torch import Tensor
+from torch.nn import functional as F
+
+from recbole_mm.errors import ConfigError
+from recbole_mm.models.losses import softmax_loss
+
+SIMILARITIES = ("dot", "cos")
+
+
+class DuoRec(SASRec):
+    """SASRec whose sequence vectors are spread out by contrasting two views of what leads to the same next item.
+
+    L = L_CE + lmd * InfoNCE(h, h') + lmd_sem * InfoNCE(h', h'_s), where h is the vector of a training sequence, h' that
+    of the same sequence under another dropout mask, and h'_s that of another training sequence with the same target
+    (the sequence itself where there is none). The paper's total is lmd = 0, lmd_sem = 0.1.
+
+    Trained on RecBole's prefixes: a pair of sequences needs a single target each. Scores as SASRec does.
+
+    Raises:
+        ConfigError: `loss_type` is not CE, `sim` is unknown, or `tau` is not above 0.
+    """
+
+    def __init__(self, config, dataset) -> None:
+        super().__init__(config, dataset)
+        self.lmd: float = config["lmd"]
+        self.lmd_sem: float = config["lmd_sem"]
+        self.tau: float = config["tau"]
+        self.sim: str = config["sim"]
+        if self.loss_type != "CE":
+            raise ConfigError(f"DuoRec is trained by cross-entropy: loss_type must be CE, not {self.loss_type!r}")
+        if self.sim not in SIMILARITIES:
+            raise ConfigError(f"sim must be one of {', '.join(SIMILARITIES)}, not {self.sim!r}")
+        if not self.tau > 0:
+            raise ConfigError(f"tau must be above 0, not {self.tau!r}")
+        self.partners = SameTarget(
+            dataset.inter_feat, self.n_items, target=self.POS_ITEM_ID, identity=(self.USER_ID, self.ITEM_SEQ)
+        )
+
+    def calculate_loss(self, interaction: Interaction) -> tuple[Tensor, ...]:
+        """(L_CE, lmd * unsupervised, lmd_sem * supervised), without the terms of weight 0."""
+        history, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        states = self.forward(history, lengths)
+        losses = [softmax_loss(states, interaction[self.POS_ITEM_ID], self.item_embedding.weight)]
+        if self.lmd or self.lmd_sem:
+            again = self.forward(history, lengths)
+            if self.lmd:
+                losses.append(self.lmd * contrastive_loss(states, again, self.tau, self.sim))
+            if self.lmd_sem:
+                partner = self.partners.draw(interaction).to(history.device)
+                semantic = self.forward(partner[self.ITEM_SEQ], partner[self.ITEM_SEQ_LEN])
+                losses.append(self.lmd_sem * contrastive_loss(again, semantic, self.tau, self.sim))
+        return tuple(losses)
+
+
+def contrastive_loss(first: Tensor, second: Tensor, tau: float, sim: str = "dot") -> Tensor:
+    """InfoNCE in SimCLR's form: each of the 2N views against the 2N - 1 others, of which its twin is the positive.
+
+    Args:
+        first, second: two views of the same N rows, (N, d) each.
+        tau: temperature.
+        sim: `dot` or `cos`.
+
+    Returns:
+        Mean over the 2N views, a scalar.
+    """
+    views = torch.cat([first, second])
+    if sim == "cos":
+        views = F.normalize(views, dim=-1)
+    itself = torch.eye(len(views), dtype=torch.bool, device=views.device)
+    similarity = (views @ views.T / tau).masked_fill(itself, float("-inf"))
+    twin = torch.arange(len(views), device=views.device).roll(len(first))
+    return F.cross_entropy(similarity, twin)
+
+
+class SameTarget:
+    """Draws, for training sequences, other training sequences that lead to the same item.
+
+    The rows of each target lie in one flat array, so that nothing is copied per row; what is drawn comes from torch's
+    global generator, which checkpoints keep.
+
+    Args:
+        samples: training rows only: `samples[rows]` gives an `Interaction`, `samples[field]` one column of all rows.
+        n_items: number of item ids, padding included.
+        target: field of the target item.
+        identity: fields that tell a training sequence from another one with the same target.
+    """
+
+    def __init__(self, samples: Any, n_items: int, *, target: str, identity: tuple[str, ...]) -> None:
+        targets = samples[target]
+        self.samples = samples
+        self.target = target
+        self.identity = identity
+        self.rows = torch.argsort(targets, stable=True)
+        self.counts = torch.bincount(targets, minlength=n_items)
+        self.starts = self.counts.cumsum(0) - self.counts
+
+    def draw(self, batch: Interaction) -> Interaction:
+        """One partner for each row of a batch of training rows.
+
+        A row does not know its own place, and need not: if the draw hits the row itself, its place is known by that,
+        and a step of random length along the others leads to each of them with the same chance.
+
+        Args:
+            batch: B rows of the samples, on any device.
+
+        Returns:
+            B rows of the samples, on the CPU: uniform over the other rows with the same target, or the row itself where
+            it is the only one.
+        """
+        targets = batch[self.target].cpu()
+        starts, counts = self.starts[targets], self.counts[targets]
+        place = torch.randint(2**62, counts.shape) % counts
+        step = 1 + torch.randint(2**62, counts.shape) % (counts - 1).clamp_min(1)
+        itself = self._equal(batch, self.samples[self.rows[starts + place]])
+        place = torch.where(itself, (place + step) % counts, place)
+        return self.samples[self.rows[starts + place]]
+
+    def _equal(self, batch: Interaction, drawn: Interaction) -> Tensor:
+        """Which rows are the same training sequence in both: bool (B,)."""
+        equal = torch.ones(len(drawn), dtype=torch.bool)
+        for field in self.identity:
+            equal &= (batch[field].cpu() == drawn[field]).reshape(len(drawn), -1).all(dim=1)
+        return equal

@@ -1,0 +1,20 @@
+"""Tensor pieces that several models share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def standardise(vectors: Tensor) -> Tensor:
+    """Zero mean and unit spread over the items that have a vector; LLM states share one large common direction.
+
+    Args:
+        vectors: (n_items, h); all-zero rows (padding, items without content) stay zero.
+    """
+    known = vectors.abs().sum(1) > 0
+    if not known.any():
+        return vectors
+    mean = vectors[known].mean(0)
+    spread = vectors[known].std(0, correction=0).clamp_min(1e-6)
+    return torch.where(known[:, None], (vectors - mean) / spread, 0.0)

@@ -1,0 +1,81 @@
+"""SASRec-content: the rows SASRec_Bert, SASRec_ViT and SASRec_Bert+ViT of Molar's Table 2 (2412.18176)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from recbole.model.sequential_recommender.sasrec import SASRec
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recbole_mm.errors import ConfigError
+from recbole_mm.models.full_sequence import FullSequenceMixin
+from recbole_mm.models.layers import standardise
+
+NORMALIZATIONS = ("standard", "none")
+
+
+class SASRecContent(FullSequenceMixin, SASRec):
+    """SASRec whose item vectors, read and scored against alike, are projected content features; there is no ID
+    embedding.
+
+    Needs from the dataset: `item_feature(name)`, float32 (n_items, d), for each name in `content_features`.
+
+    Raises:
+        ConfigError: no feature is named, there is none of that name, their number does not divide `hidden_size`, or
+            `item_normalization` is unknown.
+    """
+
+    def __init__(self, config, dataset) -> None:
+        super().__init__(config, dataset)
+        names = config["content_features"]
+        if not names:
+            raise ConfigError("content_features names no feature; give entries of item_features, such as [text]")
+        if self.hidden_size % len(names):
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} cannot be shared equally by {len(names)} content_features"
+            )
+        if config["item_normalization"] not in NORMALIZATIONS:
+            raise ConfigError(
+                f"item_normalization must be one of {', '.join(NORMALIZATIONS)}, not {config['item_normalization']!r}"
+            )
+        features = [torch.as_tensor(dataset.item_feature(name), dtype=torch.float32) for name in names]
+        if config["item_normalization"] == "standard":
+            # By the root of the width: one step of Adam then moves an item's vector about as far as an ID embedding,
+            # not as many times further as the feature has dimensions.
+            features = [standardise(feature) / feature.shape[1] ** 0.5 for feature in features]
+        self.item_embedding = ContentEmbedding(features, self.hidden_size)
+        self.item_embedding.apply(self._init_weights)
+
+
+class ContentEmbedding(nn.Module):
+    """Stands where SASRec has its table of ID embeddings: each feature projected, then all of them side by side.
+
+    Args:
+        features: frozen vectors (n_items, d_k) of K modalities, row 0 for padding; not stored with the weights.
+        width: of an item's vector; each feature gets width / K of it.
+    """
+
+    def __init__(self, features: Sequence[Tensor], width: int) -> None:
+        super().__init__()
+        self.n_items = len(features[0])
+        self.projections = nn.ModuleList(nn.Linear(feature.shape[1], width // len(features)) for feature in features)
+        for place, feature in enumerate(features):
+            self.register_buffer(f"feature_{place}", feature, persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """Vectors of all items (n_items, width); that of the padding item is zero."""
+        vectors = self._project(lambda feature: feature[1:])
+        return F.pad(vectors, (0, 0, 1, 0))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Item ids (...) -> vectors (..., width)."""
+        if ids.numel() > self.n_items:
+            return F.embedding(ids, self.weight)
+        return self._project(lambda feature: feature[ids]) * (ids != 0).unsqueeze(-1)
+
+    def _project(self, pick: Callable[[Tensor], Tensor]) -> Tensor:
+        features = [self.get_buffer(f"feature_{place}") for place in range(len(self.projections))]
+        return torch.cat([layer(pick(feature)) for layer, feature in zip(self.projections, features)], dim=-1)
