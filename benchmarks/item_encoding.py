@@ -6,9 +6,11 @@ DIR is a dataset folder as `recbole-mm prepare` writes it. Three ways over the s
 rounds each:
 
 - ours: `encode_items` into a fresh store: fingerprints, decoding, tokenizing, batches, model, SQLite;
-- one by one: decode, prepare and run one item per call, with one thread or torch's own number, whichever is faster;
-- model alone: the same batches, decoded, tokenized and padded beforehand; their parts shared out over the cores as ours
-  does, or each operation as torch does, whichever is faster.
+- plain transformers: one item per call: image processor, tokenizer, the model with its language-model head, the hidden
+  state of the last token; with one thread or torch's own number, whichever is faster;
+- one by one: our encoder, one item per call, no threads; again the faster number;
+- model alone: transformers' forward of the same batches, decoded, tokenized and padded beforehand; parts of a batch
+  shared out over the cores as ours does, or each operation as torch does, whichever is faster.
 """
 
 from __future__ import annotations
@@ -18,18 +20,22 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from common import markdown_table
+from transformers import AutoTokenizer, PreTrainedModel, Qwen2VLForConditionalGeneration
 
 from recbole_mm.artifacts.store import Store
 from recbole_mm.data.content import ContentSource, ItemContent
-from recbole_mm.mllm.encode import ItemEncoder, encode_items
-from recbole_mm.mllm.loading import load_mllm
+from recbole_mm.mllm.encode import PARTS_PER_CORE, ItemEncoder, encode_items
+from recbole_mm.mllm.loading import add_cur_item, load_mllm
 from recbole_mm.mllm.model import MLLM
+from recbole_mm.mllm.prompts import CUR_ITEM
 from recbole_mm.mllm.qwen2_vl import PreparedItem
 from recbole_mm.mllm.tiny import build_tiny
 
@@ -72,25 +78,44 @@ def ours(content: ItemContent, encoder: ItemEncoder) -> None:
         encode_items(content, encoder, store, show_progress=False)
 
 
+def plain_transformers(
+    mllm: MLLM, encoder: ItemEncoder, model: Qwen2VLForConditionalGeneration, tokenizer: Any
+) -> Callable[[ItemContent, int], np.ndarray]:
+    """A function that encodes the first `count` items as transformers' documentation shows it."""
+    size = {"shortest_edge": mllm.inputs.min_pixels, "longest_edge": encoder.image_pixels}
+
+    @torch.inference_mode()
+    def run(content: ItemContent, count: int) -> np.ndarray:
+        vectors = []
+        for index in range(1, count + 1):
+            record = content[index]
+            image = mllm.image_processor(record.image, size=size, return_tensors="pt").to(mllm.device)
+            pads = int(image["image_grid_thw"].prod()) // mllm.inputs.merge**2
+            text = f"<|vision_start|>{'<|image_pad|>' * pads}<|vision_end|>{record.text}"
+            text = f"{text}\n{encoder.prompt.image_and_text}{CUR_ITEM}"
+            words = tokenizer(text, return_tensors="pt").to(mllm.device)
+            kinds = (words["input_ids"] == model.config.image_token_id).int()
+            output = model(**words, **image, mm_token_type_ids=kinds, output_hidden_states=True)
+            vectors.append(output.hidden_states[-1][0, -1].float().cpu().numpy())
+        return np.stack(vectors)
+
+    return run
+
+
 def one_by_one(content: ItemContent, encoder: ItemEncoder, count: int) -> None:
     for index in range(1, count + 1):
         encoder.compute([encoder.prepare(content[index])])
 
 
-def model_alone(mllm: MLLM, parts: Sequence[Sequence[dict]]) -> None:
-    """Run batches; the parts of each in threads, one core per part."""
+def model_alone(model: PreTrainedModel, batches: Sequence[Sequence[dict]], pool: Executor | None = None) -> None:
+    """Run collated batches; with a pool, the parts of each side by side."""
 
     @torch.inference_mode()
     def run(inputs: dict) -> None:
-        mllm.model(**inputs, use_cache=False)
+        model(**inputs, use_cache=False)
 
-    for batch in parts:
-        if len(batch) == 1:
-            run(batch[0])
-            continue
-        with ThreadPoolExecutor(len(batch), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(run, batch))
-    torch.set_num_threads(torch.get_num_threads())  # threads born later take the number that was set last
+    for parts in batches:
+        list(map(run, parts) if pool is None else pool.map(run, parts))
 
 
 def collated(mllm: MLLM, batches: Sequence[Sequence[PreparedItem]], parts: int) -> list[list[dict]]:
@@ -115,27 +140,44 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         texts = [content.text(index) or "" for index in range(1, items + 1)]
         mllm = load_mllm(arguments.mllm or build_tiny(texts, Path(folder) / "tiny"), device=arguments.device)
-    encoder = ItemEncoder(mllm, image_pixels=arguments.image_pixels)
+        encoder = ItemEncoder(mllm, image_pixels=arguments.image_pixels)
+        # transformers' own model, without anything of ours
+        reference = Qwen2VLForConditionalGeneration.from_pretrained(mllm.name, dtype=mllm.dtype).eval()
+        tokenizer = AutoTokenizer.from_pretrained(mllm.name)
+        add_cur_item(reference, tokenizer, mllm.name)
+        plain = plain_transformers(mllm, encoder, reference.to(mllm.device), tokenizer)
     lengths = {index: len(content.text(index) or "") for index in range(1, items + 1)}
-    batches = [[item for item in batch.values() if item] for batch in encoder.batches(content.__getitem__, lengths)]
+    batches = [
+        [item() if callable(item) else item for item in batch.values()]
+        for batch in encoder.batches(content.__getitem__, lengths)
+    ]
     cores = torch.get_num_threads() if mllm.device.type == "cpu" else 1
-    shared, whole = collated(mllm, batches, cores), collated(mllm, batches, 1)
+    parts, whole = collated(mllm, batches, PARTS_PER_CORE * cores), collated(mllm, batches, 1)
+    pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
+    model_alone(reference.model, parts, pool)
+    torch.set_num_threads(cores)  # the pool's threads have set their own number; this is everybody else's
     few = max(1, min(items, 50))
 
-    ways: dict[str, list[float]] = {"ours": [], "one by one": [], "model alone": []}
+    ways: dict[str, list[float]] = {"ours": [], "plain transformers": [], "one by one": [], "model alone": []}
     for _ in range(arguments.rounds + 1):
         fresh = new_content()
         ways["ours"].append(seconds(lambda fresh=fresh: ours(fresh, encoder)) / items)
+        plains = [with_threads(threads, lambda: plain(content, few)) for threads in {1, cores}]
+        ways["plain transformers"].append(fastest(*plains) / few)
         singles = [with_threads(threads, lambda: one_by_one(content, encoder, few)) for threads in {1, cores}]
         ways["one by one"].append(fastest(*singles) / few)
-        ways["model alone"].append(fastest(lambda: model_alone(mllm, shared), lambda: model_alone(mllm, whole)) / items)
+        ways["model alone"].append(
+            fastest(lambda: model_alone(reference.model, parts, pool), lambda: model_alone(reference.model, whole))
+            / items
+        )
     best = {name: min(times[1:]) for name, times in ways.items()}  # the first round warms up
     rows = [(name, f"{time * 1e3:.2f}", f"{1 / time:.0f}") for name, time in best.items()]
     parameters = sum(weight.numel() for weight in mllm.model.parameters()) / 1e6
     tokens = sum(len(item.ids) for batch in batches for item in batch) / items
     print(f"{items} items, {tokens:.0f} tokens each, {parameters:.1f} M parameters, {mllm.device}, {cores} threads\n")
     print(markdown_table(["way", "ms per item", "items per second"], rows))
-    print(f"\nours against one by one: {best['one by one'] / best['ours']:.1f}x")
+    print(f"\nours against plain transformers: {best['plain transformers'] / best['ours']:.1f}x")
+    print(f"ours against one by one: {best['one by one'] / best['ours']:.1f}x")
     print(f"ours against the model alone: {best['model alone'] / best['ours']:.0%}")
 
 

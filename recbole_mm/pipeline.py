@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,12 @@ from recbole.utils import dict2str, init_seed
 
 from recbole_mm.config import Config
 from recbole_mm.data.dataset import create_dataset
-from recbole_mm.errors import CheckpointError
+from recbole_mm.errors import CheckpointError, RecboleMMError
 from recbole_mm.evaluation.per_user import FILE as PER_USER
 from recbole_mm.evaluation.per_user import per_user_table, write_per_user
 from recbole_mm.evaluation.phases import Phases, split
 from recbole_mm.evaluation.ranking import RankingData
-from recbole_mm.log import init_logging
+from recbole_mm.log import close_logging, init_logging
 from recbole_mm.models.full_sequence import full_sequence_class
 from recbole_mm.provisions import provide
 from recbole_mm.stages import Stages, versions
@@ -89,6 +90,11 @@ def run(
         return _train_and_test(config, run_dir)
     except KeyboardInterrupt:
         logger.warning("interrupted; continue with the same command and --resume")
+        raise
+    except RecboleMMError:
+        if not (run_dir / CHECKPOINT).exists():  # nothing was gained, and nothing is left behind
+            close_logging()
+            shutil.rmtree(run_dir)
         raise
 
 

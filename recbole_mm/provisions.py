@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers.utils import logging as hub_logging
 
+from recbole_mm import __version__
 from recbole_mm.artifacts.store import Store
 from recbole_mm.artifacts.vectors import vectors_through_store
 from recbole_mm.data.content import ItemContent
@@ -71,7 +72,7 @@ def tiny_mllm(config, dataset) -> Path:
     corpus = [text for text in (dataset.content.text(i) for i in range(1, len(dataset.content))) if text]
     if not corpus:
         corpus = [str(token) for token in dataset.item_tokens()[1:]]
-    digest = hashlib.sha256("\0".join([str(config["seed"]), *corpus]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\0".join([__version__, str(config["seed"]), *corpus]).encode()).hexdigest()[:16]
     folder = artifact_dir(config) / f"tiny-{digest}"
     return folder if folder.is_dir() else build_tiny(corpus, folder, seed=config["seed"])
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import logging
+import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +88,15 @@ def mllm(tmp_path_factory: pytest.TempPathFactory) -> MLLM:
     return load_mllm(build_tiny(corpus, tmp_path_factory.mktemp("models") / "tiny"))
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """How a CPU's batches are cut depends on its cores; the tests should not."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def encoder(mllm: MLLM) -> ItemEncoder:
     return ItemEncoder(mllm, image_pixels=PIXELS, tokens_per_batch=1000, threads=3)
@@ -112,6 +123,8 @@ def test_a_vector_does_not_depend_on_its_batch(encoder: ItemEncoder) -> None:
     close(together, np.concatenate([encoder.encode([record]) for record in records]))
     close(together[::-1], encoder.encode(records[::-1]))
     encoder.tokens_per_batch = 10**6
+    close(together, encoder.encode(records))
+    torch.set_num_threads(2)
     close(together, encoder.encode(records))
 
 
@@ -163,11 +176,12 @@ def test_long_texts_are_cut_before_the_instruction(encoder: ItemEncoder, mllm: M
     encoder.max_text_tokens = 7
     text = sentence(1, 400)
     item = encoder.prepare(Record("a", text, None))
-    assert item.text_cut
+    assert encoder.texts_cut == 1
     ids = item.ids.tolist()
     instruction = mllm.token_ids(f"\n{encoder.prompt.text_only}")
     assert ids == [*mllm.token_ids(text)[:7], *instruction, mllm.cur_item_id]
-    assert not encoder.prepare(Record("a", "a shoe", None)).text_cut
+    encoder.prepare(Record("a", "a shoe", None))
+    assert encoder.texts_cut == 1
 
 
 def test_a_text_cannot_fake_the_special_tokens(encoder: ItemEncoder, mllm: MLLM) -> None:
@@ -206,22 +220,24 @@ def test_half_precision_weights_give_float32_vectors(mllm: MLLM, encoder: ItemEn
 # --- batches and threads ---------------------------------------------------------------------------------------------
 
 
-def test_batches_hold_similar_lengths_within_the_budget(encoder: ItemEncoder) -> None:
+def test_gpu_batches_hold_similar_lengths_within_the_budget(encoder: ItemEncoder) -> None:
     records = make_records(60)
-    lengths = {row: len(record.text or "") for row, record in enumerate(records)}
-    batches = list(encoder.batches(records.__getitem__, lengths))
-    assert sorted(row for batch in batches for row in batch) == list(range(60))
+    order = sorted(range(60), key=lambda row: -len(records[row].text or ""))
+    batches = list(encoder._prepared_batches(records.__getitem__, order))
+    assert [row for batch in batches for row in batch] == order
     costs = [
         len(batch) * max(len(item.ids) for item in batch.values()) + sum(item.patches for item in batch.values())
         for batch in batches
     ]
     assert max(costs) <= encoder.tokens_per_batch
     assert len(batches) <= 1.5 * sum(costs) / encoder.tokens_per_batch + 1
+    together = np.concatenate([encoder.compute(list(batch.values())) for batch in batches])
+    close(together[np.argsort(order)], encoder.encode(records))
     encoder.tokens_per_batch = 10  # less than any item
-    assert [len(batch) for batch in encoder.batches(records.__getitem__, lengths)] == [1] * 60
+    assert [len(batch) for batch in encoder._prepared_batches(records.__getitem__, order)] == [1] * 60
 
 
-def test_items_are_prepared_in_threads_ahead_of_the_model(encoder: ItemEncoder) -> None:
+def test_gpu_items_are_prepared_in_threads_ahead_of_the_model(encoder: ItemEncoder) -> None:
     records = make_records(40)
     threads: set[str] = set()
     loaded: list[int] = []
@@ -231,7 +247,7 @@ def test_items_are_prepared_in_threads_ahead_of_the_model(encoder: ItemEncoder) 
         loaded.append(row)
         return records[row]
 
-    batches = encoder.batches(load, {row: len(record.text or "") for row, record in enumerate(records)})
+    batches = encoder._prepared_batches(load, range(40))
     first = next(batches)
     deadline = time.monotonic() + 30
     while len(loaded) <= len(first) and time.monotonic() < deadline:
@@ -240,6 +256,23 @@ def test_items_are_prepared_in_threads_ahead_of_the_model(encoder: ItemEncoder) 
     batches.close()
     assert threading.current_thread().name not in threads
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("items")]
+
+
+def test_cpu_batches_are_prepared_by_the_cores_that_run_them(encoder: ItemEncoder) -> None:
+    records = make_records(60)
+    lengths = {row: len(record.text or "") for row, record in enumerate(records)}
+    loaded: list[int] = []
+    batches = list(encoder.batches(lambda row: loaded.append(row) or records[row], lengths))
+    assert loaded == []
+    order = [row for batch in batches for row in batch]
+    assert order == sorted(range(60), key=lambda row: -lengths[row])
+    items = [item() for item in batches[0].values()]
+    assert loaded == list(batches[0])
+    per_core = encoder._items_per_part
+    assert per_core * max(len(item.ids) + item.patches for item in items) <= encoder.tokens_per_batch
+    assert len(items) == per_core * 4 * torch.get_num_threads()
+    encoder.tokens_per_batch = 10  # less than any item
+    assert encoder._items_per_part == 1
 
 
 def test_ahead_keeps_order_bounds_and_errors() -> None:
@@ -263,31 +296,43 @@ def test_ahead_keeps_order_bounds_and_errors() -> None:
     assert list(ahead(work, [], threads=4, depth=8)) == []
 
 
-def test_cpu_work_is_shared_out_and_torchs_thread_count_stays(encoder: ItemEncoder) -> None:
-    seen: list[tuple[str, int]] = []
-    run = encoder.mllm.model.forward
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        expected = encoder.encode(make_records(1))
-        encoder.mllm.model.forward = lambda **inputs: (
-            seen.append((threading.current_thread().name, torch.get_num_threads())),
-            run(**inputs),
-        )[1]
-        records = make_records(8)
-        vectors = encoder.compute([encoder.prepare(record) for record in records])
-        assert torch.get_num_threads() == 3
-        newborn: list[int] = []
-        thread = threading.Thread(target=lambda: newborn.append(torch.get_num_threads()))
-        thread.start()
-        thread.join()
-        assert newborn == [3]
-    finally:
-        del encoder.mllm.model.forward
-        torch.set_num_threads(before)
-    assert len(seen) == 3
-    assert all(name.startswith("encode") and threads == 1 for name, threads in seen)
-    close(vectors[0], expected[0])
+def test_cpu_work_is_shared_out_and_torchs_thread_count_stays(
+    encoder: ItemEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = make_records(24)
+    expected = encoder.encode(records)
+    seen: list[tuple[str, int, int]] = []
+    run = MLLM.last_hidden_states
+
+    def watched(mllm: MLLM, items: Sequence) -> torch.Tensor:
+        seen.append((threading.current_thread().name, torch.get_num_threads(), len(items)))
+        return run(mllm, items)
+
+    monkeypatch.setattr(MLLM, "last_hidden_states", watched)
+    items = [encoder.prepare(record) for record in records]
+    newborn: list[int] = []
+    torch.set_num_threads(3)
+    close(np.stack(encoder.compute(items)), expected)
+    assert torch.get_num_threads() == 3
+    thread = threading.Thread(target=lambda: newborn.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert newborn == [3]
+    assert [size for *_, size in seen] == [2] * 12
+    assert all(name.startswith("encode") and threads == 1 for name, threads, _ in seen)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_an_encoder_works_on_in_a_forked_child(encoder: ItemEncoder) -> None:
+    items = [encoder.prepare(record) for record in make_records(4)]
+    encoder._workers(2)
+    parents = encoder._pool
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if encoder._workers(2) is not parents else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert encoder._workers(2) is parents
+    assert len(encoder.compute(items)) == 4
 
 
 def test_a_batch_too_big_for_the_gpu_is_halved(encoder: ItemEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,7 +379,7 @@ def test_every_distinct_item_is_computed_once(
     np.testing.assert_array_equal(vectors[[21, 22]], vectors[[3, 6]])
     assert not vectors[[23, 24]].any()
     assert "24 items, 22 distinct, 22 computed" in caplog.text
-    cut = sum(encoder.prepare(record).text_cut for record in records)
+    cut = sum(len(encoder.mllm.token_ids(record.text or "")) > 20 for record in records)
     assert cut > 0
     assert f"{cut} texts cut to 20 tokens" in caplog.text
     assert "2 items have neither image nor text: their vectors are zeros (empty, blank)" in caplog.text
@@ -428,3 +473,23 @@ def test_rooms_content_fits(encoder: ItemEncoder, store: Store, toy_path: Path) 
     vectors = encode_items(content, encoder, store, show_progress=False)
     assert vectors.any(axis=1).tolist() == [False, *[True] * 12, False]
     np.testing.assert_array_equal(vectors[1], vectors[5])  # the same picture under another name
+
+
+@pytest.mark.realdata
+def test_real_posters_and_plots(encoder: ItemEncoder, store: Store, real_data: Path) -> None:
+    from recbole_mm.data.images import FolderImages, decode_image
+
+    folder = real_data / "ml-100k-mm"
+    posters = FolderImages(folder / "posters")
+    with (folder / "items_mm.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))[:120]
+    records = []
+    for row in rows:
+        name = row["item_id"]
+        image = decode_image(posters.read(name), name) if posters.has(name) else None
+        records.append(Record(name, f"{row['title']}\n{row['genres']}\n{row['omdb_plot']}", image))
+    assert sum(record.image is not None for record in records) > 100
+    vectors = encode_items(FakeContent(records), encoder, store, show_progress=False)[1:]
+    close(vectors, np.concatenate([encoder.encode([record]) for record in records]))
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert (unit @ unit.T)[~np.eye(len(unit), dtype=bool)].max() < 0.999  # every film has a vector of its own

@@ -64,7 +64,7 @@ def test_recbole_is_heard_and_other_packages_only_when_they_warn(capsys):
     init_logging(None, "INFO")
     logging.getLogger().info("RecBole speaks through the root logger")
     logging.getLogger("httpx").info("GET https://example.org")
-    logging.getLogger("transformers").warning("a real warning")
+    logging.getLogger("urllib3").warning("a real warning")
     text = capsys.readouterr().err
     assert "root logger" in text
     assert "GET" not in text

@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 )
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, Qwen2VLModel
 
 from recbole_mm.errors import ModelLoadError
 from recbole_mm.mllm import loading
@@ -328,7 +329,7 @@ def test_published_flat_configuration(copied: Path, mllm: MLLM) -> None:
     flat["vocab_size"] = len(weights["model.embed_tokens.weight"])
     (copied / "config.json").write_text(json.dumps(flat))
     loaded = load_mllm(copied)
-    item = loaded.inputs.prepare(picture(120, 90), loaded.token_ids("a red shoe"), [loaded.cur_item_id], 112 * 112)
+    item = loaded.inputs.prepare(picture(120, 90), [*loaded.token_ids("a red shoe"), loaded.cur_item_id], 112 * 112)
     with torch.inference_mode():
         torch.testing.assert_close(loaded.last_hidden_states([item]), mllm.last_hidden_states([item]))
     assert loaded.model.get_input_embeddings().num_embeddings == len(words) + 50  # no row was added
@@ -418,8 +419,8 @@ def test_special_tokens_in_a_text_are_only_characters(mllm: MLLM) -> None:
 def test_prompt_speaks_of_what_is_there() -> None:
     prompt = ItemPrompt()
     assert len({prompt.instruction(True, True), prompt.instruction(True, False), prompt.instruction(False, True)}) == 3
-    assert "picture" not in prompt.instruction(False, True)
-    assert "details" not in prompt.instruction(True, False)
+    assert "pictured" not in prompt.instruction(False, True)
+    assert "described" not in prompt.instruction(True, False)
     with pytest.raises(ValueError, match="neither"):
         prompt.instruction(False, False)
     assert ItemPrompt(text_only="Else:").identity != prompt.identity
@@ -432,13 +433,23 @@ def test_prompt_speaks_of_what_is_there() -> None:
 @pytest.mark.parametrize("max_pixels", [112 * 112, 28 * 28 * 30])
 def test_patches_are_those_of_transformers(mllm: MLLM, size: tuple[int, int], max_pixels: int) -> None:
     image = picture(*size)
-    item = mllm.inputs.prepare(image, [5, 6], [7], max_pixels)
+    item = mllm.inputs.prepare(image, [5, 6, 7], max_pixels)
     inputs = mllm.inputs.collate([item], torch.device("cpu"))
     expected = mllm.image_processor(
         image, size={"shortest_edge": 56 * 56, "longest_edge": max_pixels}, return_tensors="pt"
     )
     assert inputs["image_grid_thw"].tolist() == expected["image_grid_thw"].tolist()
     torch.testing.assert_close(inputs["pixel_values"], expected["pixel_values"], rtol=0, atol=1e-6)
+
+
+def test_patch_projection_is_the_convolution_it_stands_for(mllm: MLLM, tmp_path: Path) -> None:
+    faster = mllm.model.visual.patch_embed.proj
+    patches = torch.randn(9, 3, 2, 14, 14, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        torch.testing.assert_close(faster(patches), torch.nn.Conv3d.forward(faster, patches), rtol=0, atol=1e-5)
+    mllm.model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert saved["visual.patch_embed.proj.weight"].shape == (64, 3, 2, 14, 14)
 
 
 @pytest.mark.parametrize("size", [(3000, 2), (1, 4000), (1, 150), (1, 1), (2000, 100)])
@@ -454,29 +465,30 @@ def test_a_bound_below_the_checkpoints_minimum_holds(mllm: MLLM) -> None:
 
 def test_batch_equals_transformers_with_mask_and_its_own_positions(mllm: MLLM) -> None:
     """The model itself, given an attention mask and asked to work out its positions, is the reference."""
-    last = [mllm.cur_item_id]
-    items = [
-        mllm.inputs.prepare(picture(182, 268), mllm.token_ids("a red shoe of number one"), last, 112 * 112),
-        mllm.inputs.prepare(None, mllm.token_ids("a golden lamp"), last, 112 * 112),
-        mllm.inputs.prepare(picture(90, 300), [], last, 112 * 112),
-        mllm.inputs.prepare(None, [], last, 112 * 112),
-        mllm.inputs.prepare(picture(300, 90), mllm.token_ids(" ".join(CORPUS)), last, 112 * 112),
+    seen = [
+        (picture(182, 268), "a red shoe of number one"),
+        (None, "a golden lamp"),
+        (picture(90, 300), ""),
+        (None, ""),
+        (picture(300, 90), " ".join(CORPUS)),
     ]
+    items = [mllm.inputs.prepare(image, [*mllm.token_ids(text), mllm.cur_item_id], 112 * 112) for image, text in seen]
     inputs = mllm.inputs.collate(items, torch.device("cpu"))
     ids = inputs["input_ids"]
     mask = torch.stack([(torch.arange(ids.shape[1]) < len(item.ids)).long() for item in items])
     kinds = (ids == mllm.model.config.image_token_id).int()
-    positions, _ = mllm.model.get_rope_index(ids, kinds, inputs["image_grid_thw"], attention_mask=mask)
+    model = Qwen2VLModel.from_pretrained(mllm.name).eval()
+    loading.add_cur_item(model, AutoTokenizer.from_pretrained(mllm.name), "reference")
+    positions, _ = model.get_rope_index(ids, kinds, inputs["image_grid_thw"], attention_mask=mask)
     torch.testing.assert_close(inputs["position_ids"] * mask, positions * mask)
     with torch.inference_mode():
-        reference = mllm.model(
+        reference = model(
             input_ids=ids,
             attention_mask=mask,
             mm_token_type_ids=kinds,
             pixel_values=inputs["pixel_values"],
             image_grid_thw=inputs["image_grid_thw"],
         ).last_hidden_state
-        mllm.model.rope_deltas = None
         vectors = mllm.last_hidden_states(items)
     for row, item in enumerate(items):
         torch.testing.assert_close(vectors[row], reference[row, len(item.ids) - 1], rtol=0, atol=1e-5)

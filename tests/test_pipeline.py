@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 import recbole_mm
-from recbole_mm.errors import CheckpointError, ConfigError
+from recbole_mm.errors import CheckpointError, ConfigError, DataError
 from recbole_mm.mllm.encode import ItemEncoder
 
 
@@ -116,3 +117,7 @@ def test_value_metrics_keep_recboles_protocol(toy_settings):
 def test_unknown_names_are_told_with_the_nearest(toy_settings):
     with pytest.raises(ConfigError, match="did you mean SASRec"):
         recbole_mm.run("SASRek", "toy", config_dict=toy_settings)
+    for wrong, near in (("ml-10k", "ml-100k"), ("toyy", "toy")):
+        with pytest.raises(DataError, match=f"did you mean '{near}'"):
+            recbole_mm.run("SASRec", wrong, config_dict=toy_settings)
+    assert not Path(toy_settings["checkpoint_dir"]).exists() or not list(Path(toy_settings["checkpoint_dir"]).iterdir())

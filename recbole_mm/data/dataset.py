@@ -31,7 +31,9 @@ from recbole_mm.data.interactions import (
     leave_one_out,
     split_by_ratio,
 )
+from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError, DataError
+from recbole_mm.layers import properties_dir
 
 logger = logging.getLogger(__name__)
 
@@ -76,17 +78,22 @@ class FlatDatasetMixin(FeatureFieldsMixin):
         names = self.benchmark_filename_list or [None]
         first = path / (f"{token}.inter" if names[0] is None else f"{token}.{names[0]}.inter")
         if not first.is_file():
-            hints = [self.config[key] for key in ("source_url", "prepare_hint") if self.config[key]]
-            advice = (
-                "; ".join(hints) or "put it there, or point --data_path at the folder that holds the dataset's folder"
-            )
-            raise DataError(f"dataset {token!r}: {first} does not exist. {advice}")
+            raise DataError(f"dataset {token!r}: {first} does not exist. {self._where_to_get_it(token, path.parent)}")
         super()._load_data(token, dataset_path)
         if self.inter_feat.empty:
             raise DataError(f"{first}: no interactions below the header")
         self._check_items_are_described(path / f"{token}.item")
         if self.config["candidates"] != "catalogue":
             self._drop_never_interacted()
+
+    def _where_to_get_it(self, token: str, folder: Path) -> str:
+        """What to do about a dataset that is not there: where it comes from, the nearest name, or where to put it."""
+        hints = [self.config[key] for key in ("source_url", "prepare_hint") if self.config[key]]
+        if hints:
+            return "; ".join(hints)
+        known = {path.stem for path in (properties_dir() / "dataset").glob("*.yaml")}
+        known |= {path.name for path in folder.glob("*") if (path / f"{path.name}.inter").is_file()}
+        return f"Put it there, or point --data_path at the folder above it{did_you_mean(token, sorted(known))}"
 
     def _load_feat(self, filepath: str, source) -> pd.DataFrame | None:
         load, unload = self._get_load_and_unload_col(source)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
-from itertools import islice, pairwise
+from functools import partial
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -30,7 +32,17 @@ RECIPE = 1
 
 DEFAULT_TEXT_TOKENS = 256
 DEFAULT_BATCH_TOKENS = 8192
+PARTS_PER_CORE = 4
+"""Parts of a batch for each core. Several, so that a core that is held up leaves little for the others to wait for."""
+LOOKAHEAD = 4
+"""Batches of items that are prepared ahead of the model."""
 SHOWN_IDS = 5
+
+SPECIAL_TOKENS = 3
+"""The two around an image, and `[Cur_Item]`."""
+
+Pending = PreparedItem | None | Callable[[], PreparedItem | None]
+"""A prepared item, None for one with neither image nor text, or a function that prepares one."""
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -68,7 +80,7 @@ class ItemEncoder:
         max_text_tokens: longer texts are cut; the instruction and `[Cur_Item]` never are.
         tokens_per_batch: decoder tokens (with padding) plus image patches of a batch. Bounds memory.
         autocast: compute float32 weights in bfloat16 on a GPU that has it.
-        threads: that read, decode and tokenize items while the model runs; None takes one per core, at most 8.
+        threads: that read, decode and tokenize items ahead of the model; None takes one per core, at most 8.
 
     Raises:
         ValueError: a bound is too small to hold anything.
@@ -104,6 +116,11 @@ class ItemEncoder:
             (image, text): mllm.token_ids(f"\n{self.prompt.instruction(image, text)}")
             for image, text in ((True, True), (True, False), (False, True))
         }
+        self.texts_cut = 0
+        """Texts that were longer than `max_text_tokens` and so were cut."""
+        self._counting = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._pool_of = (0, 0)
 
     # --- what a vector depends on ------------------------------------------------------------------------------------
 
@@ -129,40 +146,56 @@ class ItemEncoder:
         if record.image is None and not text:
             return None
         words = self.mllm.token_ids(text) if text else []
-        cut = len(words) > self.max_text_tokens
+        if len(words) > self.max_text_tokens:
+            with self._counting:
+                self.texts_cut += 1
         words = [*words[: self.max_text_tokens], *self._instructions[record.image is not None, bool(text)]]
-        return self.mllm.inputs.prepare(record.image, words, [self.mllm.cur_item_id], self.image_pixels, cut)
+        return self.mllm.inputs.prepare(record.image, [*words, self.mllm.cur_item_id], self.image_pixels)
 
-    def compute(self, items: Sequence[PreparedItem | None]) -> list[np.ndarray]:
+    def compute(self, items: Sequence[Pending]) -> list[np.ndarray]:
         """Vectors of one batch, in order.
 
+        On a CPU, parts of the batch are shared out over the cores, which then wait for each other once per batch.
+        torch's own way, sharing out every operation, waits at each of them: where the cores also decode images, or
+        other programs use them, most of the time goes into waiting.
+
+        Args:
+            items: prepared items, or functions that prepare them.
+
         Returns:
-            (hidden,) float32 each; zeros for an item with neither image nor text. A batch too big for the GPU's memory
-            is halved.
-        """
-        present = [item for item in items if item is not None]
-        vectors = iter(self._vectors(present)) if present else iter(())
-        return [np.zeros(self.mllm.hidden_size, np.float32) if item is None else next(vectors) for item in items]
-
-    def _vectors(self, items: Sequence[PreparedItem]) -> np.ndarray:
-        """(B, hidden) of a batch; on a CPU each core takes an equal part of it.
-
-        Sharing out the batch once costs one wait per batch. torch's own way, sharing out every operation, waits at each
-        of them: on cores that also decode images, or that other programs use, most of the time goes into waiting.
+            (hidden,) float32 each; zeros for an item with neither image nor text.
         """
         cores = torch.get_num_threads()
-        parts = min(cores, len(items)) if self.mllm.device.type == "cpu" else 1
-        if parts == 1:
-            return self._forward(items)
-        edges = [part * len(items) // parts for part in range(parts + 1)]
+        on_cpu = self.mllm.device.type == "cpu"
+        count = max(PARTS_PER_CORE * cores, -(-len(items) // self._items_per_part)) if on_cpu else 1
+        count = min(count, len(items))
+        parts = [items[i * len(items) // count : (i + 1) * len(items) // count] for i in range(count)]
+        if count == 1 or cores == 1:
+            return [vector for part in parts for vector in self._compute_part(part)]
         try:
-            with ThreadPoolExecutor(parts, "encode", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                return np.concatenate(list(pool.map(self._forward, (items[a:b] for a, b in pairwise(edges)))))
+            return [vector for part in self._workers(cores).map(self._compute_part, parts) for vector in part]
         finally:
             torch.set_num_threads(cores)  # threads born later take the number that was set last, by whichever thread
 
+    def _compute_part(self, items: Sequence[Pending]) -> np.ndarray:
+        """(items, hidden) float32."""
+        ready = [item() if callable(item) else item for item in items]
+        vectors = np.zeros((len(ready), self.mllm.hidden_size), dtype=np.float32)
+        present = [item for item in ready if item is not None]
+        if present:
+            vectors[[item is not None for item in ready]] = self._forward(present)
+        return vectors
+
+    def _workers(self, cores: int) -> ThreadPoolExecutor:
+        """Single-threaded workers, kept between batches: torch's start in a new thread costs milliseconds."""
+        if self._pool is None or self._pool_of != (os.getpid(), cores):  # threads do not survive a fork
+            self._pool = ThreadPoolExecutor(cores, "encode", initializer=torch.set_num_threads, initargs=(1,))
+            self._pool_of = (os.getpid(), cores)
+        return self._pool
+
     @torch.inference_mode()
     def _forward(self, items: Sequence[PreparedItem]) -> np.ndarray:
+        """(items, hidden) float32, in one pass; in two halves if that is too much for the GPU's memory."""
         context: AbstractContextManager = nullcontext()
         if self.autocast:
             context = torch.autocast(self.mllm.device.type, dtype=torch.bfloat16)
@@ -178,26 +211,49 @@ class ItemEncoder:
 
     # --- many items --------------------------------------------------------------------------------------------------
 
+    @property
+    def _items_per_part(self) -> int:
+        """So many items are within `tokens_per_batch`, however long their texts and large their images."""
+        image = self.image_pixels // self.mllm.inputs.patch**2 + self.image_pixels // self.mllm.inputs.least_pixels
+        longest = self.max_text_tokens + max(map(len, self._instructions.values())) + image + SPECIAL_TOKENS
+        return max(1, self.tokens_per_batch // longest)
+
     def batches(
         self, load: Callable[[Given], Record], lengths: Mapping[Given, int]
-    ) -> Iterator[dict[Given, PreparedItem | None]]:
-        """Prepare items in threads, ahead of the consumer, and cut them into batches of similar length.
+    ) -> Iterator[Mapping[Given, Pending]]:
+        """Cut items into batches of similar length, for `compute`.
+
+        For a GPU, threads load and prepare the items ahead of the model. On a CPU the cores have no time to spare:
+        there each prepares its own items right before it runs the model on them.
 
         Args:
             load: gives the record of an item; called in threads.
             lengths: item -> a number that grows with its text's length.
 
         Yields:
-            Batches of at most `tokens_per_batch`; an item that alone is longer is a batch of its own.
+            Batches that let `compute` run at most `tokens_per_batch` at once; an item that alone is longer is a batch
+            of its own.
         """
         order = sorted(lengths, key=lengths.__getitem__, reverse=True)  # longest first: a batch too big shows at once
-        per_item = self.max_text_tokens + self.image_pixels // self.mllm.inputs.patch**2
-        depth = max(2 * self.threads, min(2 * self.tokens_per_batch // per_item, 512))
-        stream = ahead(lambda item: (item, self.prepare(load(item))), order, self.threads, depth)
+        if self.mllm.device.type == "cpu":
+            size = self._items_per_part * PARTS_PER_CORE * torch.get_num_threads()
+            for start in range(0, len(order), size):
+                yield {item: partial(self._load, load, item) for item in order[start : start + size]}
+        else:
+            yield from self._prepared_batches(load, order)
+
+    def _load(self, load: Callable[[Given], Record], item: Given) -> PreparedItem | None:
+        return self.prepare(load(item))
+
+    def _prepared_batches(
+        self, load: Callable[[Given], Record], order: Sequence[Given]
+    ) -> Iterator[Mapping[Given, PreparedItem | None]]:
+        """Batches of prepared items, as full as their actual lengths allow."""
+        depth = max(2 * self.threads, min(LOOKAHEAD * self._items_per_part, 512))
         batch: dict[Given, PreparedItem | None] = {}
         longest = patches = 0
-        with closing(stream):
-            for item, prepared in stream:
+        with closing(ahead(partial(self._load, load), order, self.threads, depth)) as stream:
+            for item, prepared in zip(order, stream):
                 tokens, more = (len(prepared.ids), prepared.patches) if prepared else (0, 0)
                 size = (len(batch) + 1) * max(longest, tokens) + patches + more
                 if batch and size > self.tokens_per_batch:
@@ -242,15 +298,12 @@ def encode_items(content: Content, encoder: ItemEncoder, store: Store, show_prog
     for index, key in enumerate(keys):
         if key is not None:
             indexes.setdefault(key, index)
-    cut = 0
 
-    def batches(missing: Mapping[str, int]) -> Iterator[dict[str, PreparedItem | None]]:
-        nonlocal cut
+    def batches(missing: Mapping[str, int]) -> Iterator[Mapping[str, Pending]]:
         lengths = {key: len(content.text(index) or "") for key, index in missing.items()}
-        for batch in encoder.batches(lambda key: content[missing[key]], lengths):
-            cut += sum(item.text_cut for item in batch.values() if item is not None)
-            yield batch
+        return encoder.batches(lambda key: content[missing[key]], lengths)
 
+    cut = encoder.texts_cut
     report = fill(store, STAGE, indexes, encoder.compute, batches, show_progress, label="Encoding items")
     keys = [None if key in report.reasons else key for key in keys]
     matrix = store.get_matrix(keys)
@@ -258,7 +311,14 @@ def encode_items(content: Content, encoder: ItemEncoder, store: Store, show_prog
         matrix = np.zeros((len(content), encoder.mllm.hidden_size), dtype=np.float32)
     logger.info(
         "Item vectors: %d items, %d distinct, %d computed in %.1f s, %d texts cut to %d tokens",
-        *(len(content) - 1, len(indexes), report.computed, report.seconds, cut, encoder.max_text_tokens),
+        *(
+            len(content) - 1,
+            len(indexes),
+            report.computed,
+            report.seconds,
+            encoder.texts_cut - cut,
+            encoder.max_text_tokens,
+        ),
     )
     empty = [index for index, key in enumerate(keys) if key is not None and not matrix[index].any()]
     if empty:
@@ -282,16 +342,16 @@ def fingerprints(content: Content, threads: int, per_task: int = 256) -> Iterato
 def ahead(
     function: Callable[[Given], Made], inputs: Iterable[Given], threads: int, depth: int
 ) -> Generator[Made, None, None]:
-    """Yield function(input) in order, computing up to `depth` results in threads before they are asked for."""
+    """Yield function(input) in order, computed in threads, up to `depth` results before they are asked for."""
     pending: deque[Future[Made]] = deque()
     source = iter(inputs)
     with ThreadPoolExecutor(threads, thread_name_prefix="items") as pool:
         try:
-            pending.extend(pool.submit(function, value) for value in islice(source, depth))
-            while pending:
-                made = pending.popleft().result()
-                pending.extend(pool.submit(function, value) for value in islice(source, 1))
-                yield made
+            while True:
+                pending.extend(pool.submit(function, value) for value in islice(source, depth - len(pending)))
+                if not pending:
+                    return
+                yield pending.popleft().result()
         finally:
             for future in pending:
                 future.cancel()

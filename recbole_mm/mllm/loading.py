@@ -84,6 +84,7 @@ def load_mllm(
     if lacking:
         raise ModelLoadError(f"{name}: the weights lack {len(lacking)} tensors that the model needs, e.g. {lacking[0]}")
     cur_item_id = add_cur_item(model, tokenizer, name)
+    family.speed_up(model)
     pad = tokenizer.pad_token_id
     return MLLM(
         name=name,

@@ -74,9 +74,7 @@ class MLLM:
         Returns:
             (B, hidden) last-layer hidden state, after the final norm, of each item's last token.
         """
-        output = self.model(**self.inputs.collate(items, self.device), use_cache=False).last_hidden_state
-        last = torch.tensor([len(item.ids) - 1 for item in items], device=output.device)
-        return output[torch.arange(len(items), device=output.device), last]
+        return self.inputs.last_hidden_states(self.model, items, self.device)
 
     def text_stack(self) -> TextStack:
         """Return an independent copy of the decoder without its word embeddings (Molar's DUEG).

@@ -13,13 +13,13 @@ CUR_ITEM = "[Cur_Item]"
 class ItemPrompt:
     """What the model reads after an item's image and text, and right before `[Cur_Item]`.
 
-    One wording per case, so that an item without a picture is not asked about its picture: both, only an image, only a
-    text.
+    One wording per case, so that an item without a picture is not asked about its picture. Short, since every item pays
+    for it; asking for one word draws the item's meaning into the next token's state, which is the one that is read.
     """
 
-    image_and_text: str = "The picture and the details above show one item of a catalog. In one word, this item is:"
-    image_only: str = "The picture above shows one item of a catalog. In one word, this item is:"
-    text_only: str = "The details above describe one item of a catalog. In one word, this item is:"
+    image_and_text: str = "In one word, the item pictured and described above:"
+    image_only: str = "In one word, the item pictured above:"
+    text_only: str = "In one word, the item described above:"
 
     def instruction(self, has_image: bool, has_text: bool) -> str:
         """The wording for an item that has an image, a text, or both.

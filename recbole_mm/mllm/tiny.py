@@ -1,4 +1,4 @@
-"""A real Qwen2-VL of about two million parameters, built here: what `--mllm=tiny` means.
+"""A real Qwen2-VL of about one million parameters, built here: what `--mllm=tiny` means.
 
 Architecture, tokenizer and files are those of any Qwen2-VL checkpoint on disk, so the very same code loads it. It is
 untrained: its vectors are a random but faithful function of an item's words and image, good for trying a pipeline
@@ -59,13 +59,13 @@ HIDDEN = 128
 TEXT = {
     "hidden_size": HIDDEN,
     "intermediate_size": 256,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
 }
-VISION = {"depth": 2, "embed_dim": HIDDEN, "hidden_size": HIDDEN, "num_heads": 4, "mlp_ratio": 2, "patch_size": 14}
+VISION = {"depth": 2, "embed_dim": 64, "hidden_size": HIDDEN, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14}
 
 
 def build_tiny(corpus: Iterable[str], directory: str | os.PathLike[str], seed: int = 0) -> Path:
