@@ -413,10 +413,13 @@ def test_more_epochs_continue_a_finished_run(toy_config, tmp_path):
 
 def test_resume_follows_the_configuration_and_may_find_nothing(toy_config, tmp_path):
     parts = parts_of(toy_config, "BPR", resume=True)
-    parts.trainer(tmp_path).fit(parts.train, parts.valid)
+    first = parts.trainer(tmp_path)
+    first.fit(parts.train, parts.valid)
     again = parts_of(toy_config, "BPR", resume=True)
-    interrupt_at(again.model, 1)
-    again.trainer(tmp_path).fit(again.train, again.valid)
+    interrupt_at(again.model, 1)  # one training step would end it
+    second = again.trainer(tmp_path)
+    second.fit(again.train, again.valid)
+    assert second.history == first.history
 
 
 def test_an_earlier_run_is_not_overwritten(toy_config, tmp_path):
