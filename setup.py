@@ -44,6 +44,7 @@ setup(
         "accelerate>=1.0",
         "sentence-transformers>=5.0",
         "tokenizers>=0.21",
+        "filelock>=3.12",
         "safetensors>=0.5",
         "pillow>=10.4",
         "pyyaml>=6.0",

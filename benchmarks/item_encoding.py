@@ -33,10 +33,10 @@ from transformers import AutoTokenizer, PreTrainedModel, Qwen2VLForConditionalGe
 from recbole_mm.artifacts.store import Store
 from recbole_mm.data.content import ContentSource, ItemContent
 from recbole_mm.mllm.encode import PARTS_PER_CORE, ItemEncoder, encode_items
+from recbole_mm.mllm.family import PreparedInput
 from recbole_mm.mllm.loading import add_cur_item, load_mllm
 from recbole_mm.mllm.model import MLLM
 from recbole_mm.mllm.prompts import CUR_ITEM
-from recbole_mm.mllm.qwen2_vl import PreparedItem
 from recbole_mm.mllm.tiny import build_tiny
 
 
@@ -82,7 +82,7 @@ def plain_transformers(
     mllm: MLLM, encoder: ItemEncoder, model: Qwen2VLForConditionalGeneration, tokenizer: Any
 ) -> Callable[[ItemContent, int], np.ndarray]:
     """A function that encodes the first `count` items as transformers' documentation shows it."""
-    size = {"shortest_edge": mllm.inputs.min_pixels, "longest_edge": encoder.image_pixels}
+    size = {"shortest_edge": mllm.family.min_pixels, "longest_edge": encoder.image_pixels}
 
     @torch.inference_mode()
     def run(content: ItemContent, count: int) -> np.ndarray:
@@ -90,7 +90,7 @@ def plain_transformers(
         for index in range(1, count + 1):
             record = content[index]
             image = mllm.image_processor(record.image, size=size, return_tensors="pt").to(mllm.device)
-            pads = int(image["image_grid_thw"].prod()) // mllm.inputs.merge**2
+            pads = int(image["image_grid_thw"].prod()) // mllm.family.merge**2
             text = f"<|vision_start|>{'<|image_pad|>' * pads}<|vision_end|>{record.text}"
             text = f"{text}\n{encoder.prompt.image_and_text}{CUR_ITEM}"
             words = tokenizer(text, return_tensors="pt").to(mllm.device)
@@ -118,10 +118,10 @@ def model_alone(model: PreTrainedModel, batches: Sequence[Sequence[dict]], pool:
         list(map(run, parts) if pool is None else pool.map(run, parts))
 
 
-def collated(mllm: MLLM, batches: Sequence[Sequence[PreparedItem]], parts: int) -> list[list[dict]]:
+def collated(mllm: MLLM, batches: Sequence[Sequence[PreparedInput]], parts: int) -> list[list[dict]]:
     """Model inputs of every batch, cut into `parts` each."""
     cut = [[batch[i * len(batch) // parts : (i + 1) * len(batch) // parts] for i in range(parts)] for batch in batches]
-    return [[mllm.inputs.collate(part, mllm.device) for part in batch if part] for batch in cut]
+    return [[mllm.family.collate(part, mllm.device) for part in batch if part] for batch in cut]
 
 
 def main() -> None:

@@ -19,11 +19,13 @@ HERE = Path(__file__).parent
 
 def commands(data_path: str | None) -> list[list[str]]:
     """Scripts and arguments in order."""
-    found = [["full_sequence.py", "--seeds", "1,2,3"], ["full_ranking.py"], ["second_run.py"]]
+    found = [["full_sequence.py", "--seeds", "1,2,3"], ["full_ranking.py"], ["second_run.py"], ["yes_no_answers.py"]]
     if data_path:
         found += [
             ["sequence_building.py", "--data_path", data_path, "--dataset", "microlens-50k"],
             ["item_encoding.py", "--data", str(Path(data_path) / "ml-100k-mm")],
+            ["mirm_finetuning.py", "--data_path", data_path, "--dataset", "ml-100k-mm"],
+            ["molar_epoch.py", "--data_path", data_path, "--dataset", "microlens-50k"],
         ]
     return found
 

@@ -1,4 +1,4 @@
-"""The command line: `recbole-mm run | models | prepare`."""
+"""The command line: `recbole-mm run | compare | models | prepare`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from recbole_mm.registry import list_models
 from recbole_mm.report import result_table
 
 PROGRAM = "recbole-mm"
-EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+EXIT_FAILED_ROWS, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
 _RUN_HELP = f"""Train a model, rank every test user's items, and write a run folder under checkpoint_dir.
 
@@ -37,8 +37,25 @@ The folder of dataset folders is --data_path, else the environment variable RECB
 Ctrl-C stops a run; the same command with --resume goes on with it.
 """
 
+_COMPARE_HELP = """Run a table of models or variants over several seeds, test its rows against each other, and write it.
+
+What is finished is not run again, what was interrupted is resumed: start the same command as often as you like. Other
+arguments, --key=value, are settings for every row, as for `run`.
+"""
+
+_COMPARE_EXAMPLES = f"""examples:
+  {PROGRAM} compare --experiment molar-table5 --dataset pixelrec --seeds 1,2,3 --jobs 2 --gpus 0,1
+  {PROGRAM} compare --experiment molar-table2 --dataset ml-100k --mllm=tiny --rows "Molar,SASRec,GRU4Rec" --no_tuning
+  {PROGRAM} compare --experiment molar-table2 --dataset shop --var text_encoder=models/all-MiniLM-L6-v2
+  {PROGRAM} compare --experiment my-table.yaml --dataset shop --epochs=20 --config_files="my.yaml"
+  {PROGRAM} compare --runs saved/Molar-shop-1a2b3c4d saved/SASRec-shop-5e6f7a8b
+
+docs/compare.md says what an experiment's file may hold and how to read the table.
+"""
+
 _TOP_EXAMPLES = f"""examples:
   {PROGRAM} run --model=Molar --dataset=ml-100k
+  {PROGRAM} compare --experiment molar-table5 --dataset ml-100k --mllm=tiny --seeds 1,2,3
   {PROGRAM} models sequential
   {PROGRAM} prepare hm --source downloads/hm --out dataset/hm
 
@@ -77,6 +94,8 @@ def _dispatch(arguments: list[str]) -> int:
     # `run` takes any setting as a key, which argparse cannot know.
     if arguments[:1] == ["run"]:
         return run(arguments[1:])
+    if arguments[:1] == ["compare"]:
+        return compare(arguments[1:])
     parsed = _parser().parse_args(arguments or ["--help"])
     command: Callable[[argparse.Namespace], int] = parsed.command
     return command(parsed)
@@ -94,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     commands.add_parser("run", help="train and rank a model", add_help=False)
+    commands.add_parser("compare", help="run a table of models over seeds, with paired tests", add_help=False)
 
     models = commands.add_parser("models", help="list every model that --model accepts")
     models.add_argument("filter", nargs="?", default="", help="show only lines that contain this, in any case")
@@ -136,6 +156,93 @@ def run(arguments: Sequence[str]) -> int:
     )
     print(result_table(finished.config["model"], finished.config["dataset"], finished.test_result, finished.run_dir))
     return 0
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """`recbole-mm compare`: an experiment's table, or that of finished runs; status 1 if a row failed."""
+    parser = _compare_parser()
+    parsed, others = parser.parse_known_args(arguments)
+    settings = split_arguments(others)
+    if settings.get("config_files") is True:
+        raise ConfigError("--config_files needs a value, as in --config_files=...")
+    show = _names(parsed.show)
+    from recbole_mm.compare.command import compare_experiment, compare_finished, parse_seeds  # imports torch
+    from recbole_mm.compare.table import to_markdown, write_table
+    from recbole_mm.log import init_logging
+
+    if parsed.runs:
+        given = [name for name in _OF_EXPERIMENTS if getattr(parsed, name) != parser.get_default(name)]
+        if given or settings:
+            raise ConfigError(f"--{[*given, *settings][0]} has no effect on finished runs; leave it out, or --runs")
+        table, out = compare_finished(parsed.runs, metrics=show, reference=parsed.reference), parsed.out
+        if out is not None:
+            write_table(table, out, "runs")
+    else:
+        for name in ("experiment", "dataset"):
+            if getattr(parsed, name) is None:
+                raise ConfigError(f"--{name} is missing; give --experiment and --dataset, or --runs with run folders")
+        init_logging(None, settings.get("state"))
+        table, out = compare_experiment(
+            parsed.experiment,
+            parsed.dataset,
+            parse_seeds(parsed.seeds),
+            rows=_names(parsed.rows),
+            reference=parsed.reference,
+            variables=dict(_variable(text) for text in parsed.var),
+            metrics=show,
+            tune=not parsed.no_tuning,
+            jobs=parsed.jobs,
+            gpus=_names(parsed.gpus) or (),
+            out=parsed.out,
+            config_files=_split_paths(settings.pop("config_files", "")),
+            command_line=settings,
+        )
+    print(to_markdown(table), end="")
+    if out is not None:
+        print(f"\n{out}/table.md, table.csv, table.tex")
+    return EXIT_FAILED_ROWS if table.failed else 0
+
+
+_OF_EXPERIMENTS = ("experiment", "dataset", "seeds", "rows", "var", "no_tuning", "jobs", "gpus")
+
+
+def _compare_parser() -> argparse.ArgumentParser:
+    from recbole_mm.compare.experiment import experiment_names
+
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} compare",
+        usage=f"{PROGRAM} compare (--experiment NAME --dataset NAME | --runs DIR DIR ...) [options] [--key=value ...]",
+        description=_COMPARE_HELP,
+        epilog=_COMPARE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--experiment", metavar="NAME", help=f"{', '.join(experiment_names())}, or a YAML file of your own")
+    add("--dataset", metavar="NAME", help="name of the dataset")
+    add("--seeds", default="1,2,3", metavar="1,2,3", help="seeds; the first one decides between trials (1,2,3)")
+    add("--rows", metavar='"A,B"', help="only these rows")
+    add("--reference", metavar="ROW", help="row that the others are tested against, in place of the experiment's")
+    add("--show", metavar="NDCG@10,...", help="columns, in place of the experiment's")
+    add("--var", action="append", default=[], metavar="NAME=VALUE", help="a variable of the experiment's file")
+    add("--no_tuning", "--no-tuning", action="store_true", help="run each row with its own settings, without trials")
+    add("--jobs", type=int, default=1, metavar="N", help="runs at the same time (1); 0: the table of what is finished")
+    add("--gpus", metavar="0,1", help="GPUs to share out between the runs at the same time")
+    add("--out", type=Path, metavar="DIR", help="folder of the table (<checkpoint_dir>/compare-<experiment>-<dataset>)")
+    add("--runs", nargs="+", type=Path, metavar="DIR", help="compare these finished runs and run nothing")
+    return parser
+
+
+def _names(text: str | None) -> list[str] | None:
+    """`A, B` as a list; None where nothing was given."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"--var {text}: give it as --var name=value")
+    return name, value
 
 
 def show_models(parsed: argparse.Namespace) -> int:

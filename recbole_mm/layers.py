@@ -134,7 +134,7 @@ def dataset_dir(root: str | Path, dataset: str) -> Path:
     return folder
 
 
-_READ = re.compile(r"""config(?:\[|\.get\(|,\s*)\s*["'](\w+)["']""")
+_READ = re.compile(r"""config(?:(?:\[|\.get\()\s*|, ?)["'](\w+)["']""")
 _SHARED_ROOMS = ("data", "evaluator", "sampler", "trainer", "utils")
 
 

@@ -3,10 +3,12 @@ evaluate."""
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -156,30 +158,55 @@ def assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
 
 
 def choose_run_dir(config: Config) -> tuple[Path, bool]:
-    """Folder of this run, named by model, dataset and a hash of every setting that can change the result.
-
-    With `resume`, the newest unfinished folder of the same settings, or the folder that `resume` names.
+    """Folder of this run: a new one, or with `resume` the newest unfinished folder of the same settings, or the folder
+    that `resume` names.
 
     Returns:
         The folder, which exists, and whether there is something in it to resume.
     """
-    settings = {key: value for key, value in config.as_dict().items() if key not in NO_EFFECT_ON_RESULT}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    base = Path(config["checkpoint_dir"]) / f"{config['model']}-{config['dataset']}-{digest}"
     if isinstance(config["resume"], str):
-        base = Path(config["resume"])
-        if not (base / CONFIG).is_file():
-            raise CheckpointError(f"--resume={base}: not a run folder (it has no {CONFIG})")
-        return base, (base / CHECKPOINT).is_file()
-    taken = [base, *(base.with_name(f"{base.name}-{n}") for n in range(2, 10_000))]
-    free = next(path for path in taken if not path.exists())
+        named = Path(config["resume"])
+        if not (named / CONFIG).is_file():
+            raise CheckpointError(f"--resume={named}: not a run folder (it has no {CONFIG})")
+        return named, (named / CHECKPOINT).is_file()
+    first, earlier = first_run_dir(config), earlier_run_dirs(config)
     if config["resume"]:
-        unfinished = [path for path in taken[: taken.index(free)] if not (path / RESULT).is_file()]
+        unfinished = [path for path in earlier if not is_finished(path)]
         if unfinished:
             return unfinished[-1], (unfinished[-1] / CHECKPOINT).is_file()
         logger.warning("nothing to resume: no unfinished run of these settings under %s", config["checkpoint_dir"])
+    taken = [first, *(first.with_name(f"{first.name}-{n}") for n in range(2, 10_000))]
+    free = next(path for path in taken if not path.exists())
     free.mkdir(parents=True)
     return free, False
+
+
+def first_run_dir(config: Config) -> Path:
+    """Folder of the first run of these settings, named by model, dataset and a hash of every setting that can change
+    the result; those of later runs have -2, -3, ... behind it."""
+    digest = hashlib.sha256(json.dumps(result_settings(config.as_dict()), sort_keys=True, default=str).encode())
+    return Path(config["checkpoint_dir"]) / f"{config['model']}-{config['dataset']}-{digest.hexdigest()[:8]}"
+
+
+def earlier_run_dirs(config: Config) -> list[Path]:
+    """Folders of the runs of these settings so far, finished or not, in the order of their numbers."""
+    first = first_run_dir(config)
+    numbered = {}
+    for path in first.parent.glob(f"{glob.escape(first.name)}*"):
+        suffix = re.fullmatch(r"(?:-(\d+))?", path.name.removeprefix(first.name))
+        if suffix and path.is_dir():
+            numbered[int(suffix[1] or 1)] = path
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether the folder is that of a complete run: its result is the last file that is written."""
+    return (run_dir / RESULT).is_file()
+
+
+def result_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a run's settings that can change its result."""
+    return {key: value for key, value in settings.items() if key not in NO_EFFECT_ON_RESULT}
 
 
 def write_result(finished: Run, stages: Stages, timings: Mapping[str, Any]) -> None:

@@ -1,14 +1,23 @@
 """What a model asks for beside interactions: item vectors of a multimodal LLM, and the LLM itself.
 
-A model class names its needs in `requires`; `provide` computes them once through the artifact store and sets them on
-the dataset, so that models see tensors and never a path, a tokenizer or a cache.
+A model class names its needs in `requires`, or in `requirements(config)` where settings decide; `provide` computes them
+once through the artifact store and sets them on the dataset, so that models see tensors and never a path or a cache.
+
+| need | what the dataset then has |
+|---|---|
+| `mllm` | `mllm`: the multimodal LLM without its language-model head |
+| `mllm_with_head` | `mllm`: the same with it |
+| `item_vectors` | `item_vectors`: (n_items, h) float32, of image and text as `modalities` says (Molar, Eq. 1) |
+| `item_text_vectors` | `item_text_vectors`: the same of the text alone |
+| `item_tokens` | `item_token_ids` (n_items, T) int32 and `item_token_lengths` (n_items,) |
+| `id_model_run` | `id_model_run`: the trained model of the run folder in `id_model_path` |
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,14 +32,17 @@ from recbole_mm.artifacts.vectors import vectors_through_store
 from recbole_mm.data.content import ItemContent
 from recbole_mm.data.features import load_features
 from recbole_mm.errors import ConfigError
+from recbole_mm.finished_model import read_finished_model
 from recbole_mm.mllm.encode import DEFAULT_TEXT_TOKENS, ItemEncoder, encode_items
+from recbole_mm.mllm.item_tokens import tokenize_items
 from recbole_mm.mllm.loading import load_mllm
 from recbole_mm.mllm.model import MLLM
 from recbole_mm.mllm.tiny import build_tiny
+from recbole_mm.tuned_mirm import MirmSettings, tuned_mirm
 
 logger = logging.getLogger(__name__)
 
-ITEM_VECTORS, MLLM_ITSELF = "item_vectors", "mllm"
+NEEDS = ("mllm", "mllm_with_head", "item_vectors", "item_text_vectors", "item_tokens", "id_model_run")
 
 
 def artifact_dir(config) -> Path:
@@ -45,36 +57,56 @@ def open_store(config) -> Store:
     return Store(folder / "artifacts.sqlite")
 
 
-def open_mllm(config, dataset) -> MLLM:
-    """The multimodal LLM of `mllm`; `tiny` is built from the dataset's item texts if it is not there yet.
+def open_mllm(config, dataset, with_head: bool = False) -> MLLM:
+    """The multimodal LLM of `mllm`, fine-tuned first where `mirm_tuning` asks for it.
+
+    `tiny`, or `tiny-<family>`, is built from the dataset's item texts if it is not there yet.
+
+    Args:
+        config: of the run.
+        dataset: loaded; not yet split where the model is to be fine-tuned.
+        with_head: load its language-model head too.
 
     Raises:
         ModelLoadError: the model cannot be found or loaded.
+        ConfigError: settings of the fine-tuning that are not accepted or do not fit together.
     """
     hub_logging.disable_progress_bar()  # transformers' bars for every file it reads or writes
-    name = config["mllm"]
-    if name == "tiny":
-        name = str(tiny_mllm(config, dataset))
+    settings = MirmSettings.of(config)
+    name, family = config["mllm"], tiny_family(config["mllm"])
+    if family is not None:
+        name = str(tiny_mllm(config, dataset, family))
         logger.warning(
-            "mllm: tiny is a real Qwen2-VL architecture, but UNTRAINED: its vectors know no more of images and words "
-            "than random features do. Pass --mllm=Qwen/Qwen2-VL-2B-Instruct, or a folder, for a trained one."
+            "mllm: %s is a real %s architecture, but UNTRAINED: its vectors know no more of images and words than "
+            "random features do. Pass --mllm=Qwen/Qwen2-VL-2B-Instruct, or a folder, for a trained one.",
+            config["mllm"],
+            family,
         )
-    return load_mllm(
-        name,
-        device=config["device"],
-        dtype=config["mllm_dtype"] or "auto",
-        trust_remote_code=bool(config["trust_remote_code"]),
-    )
+    load = partial(load_mllm, device=config["device"], trust_remote_code=bool(config["trust_remote_code"]))
+    if settings.tuning != "none":
+        name = str(tuned_mirm(config, dataset, settings, name, load, artifact_dir(config)))
+    return load(name, dtype=config["mllm_dtype"] or "auto", with_head=with_head)
 
 
-def tiny_mllm(config, dataset) -> Path:
+def tiny_family(name: str) -> str | None:
+    """`model_type` of the tiny MLLM of this name (`tiny`, `tiny-internvl`); None for a trained model."""
+    if name == "tiny":
+        return "qwen2_vl"
+    if name.startswith("tiny-") and not Path(name).exists():
+        return name.removeprefix("tiny-").replace("-", "_")
+    return None
+
+
+def tiny_mllm(config, dataset, family: str = "qwen2_vl") -> Path:
     """Folder of the tiny MLLM for this dataset's texts and seed; built on first use."""
     corpus = [text for text in (dataset.content.text(i) for i in range(1, len(dataset.content))) if text]
     if not corpus:
         corpus = [str(token) for token in dataset.item_tokens()[1:]]
+    corpus.sort()  # RecBole's numbers follow the order of all rows, those held out too
     digest = hashlib.sha256("\0".join([__version__, str(config["seed"]), *corpus]).encode()).hexdigest()[:16]
-    folder = artifact_dir(config) / f"tiny-{digest}"
-    return folder if folder.is_dir() else build_tiny(corpus, folder, seed=config["seed"])
+    name = "tiny" if family == "qwen2_vl" else f"tiny-{family}"
+    folder = artifact_dir(config) / f"{name}-{digest}"
+    return folder if folder.is_dir() else build_tiny(corpus, folder, seed=config["seed"], family=family)
 
 
 def encode_with_mllm(config, content: ItemContent, store: Store, mllm: MLLM) -> np.ndarray:
@@ -88,36 +120,58 @@ def encode_with_mllm(config, content: ItemContent, store: Store, mllm: MLLM) -> 
 
 
 def provide(config, dataset, model_class: type) -> None:
-    """Set on `dataset` what `model_class.requires` names, and the features of `item_features`.
+    """Set on `dataset` what the model class needs (see above), and the features of `item_features`.
 
     Features that a RecBole feature model selects (`selected_features`) also become fields of its item table.
 
     Raises:
         ConfigError: the class requires something unknown here.
     """
-    needs = set(getattr(model_class, "requires", ()))
-    if unknown := needs - {ITEM_VECTORS, MLLM_ITSELF}:
+    needs = required(config, model_class)
+    if unknown := set(needs) - set(NEEDS):
         raise ConfigError(f"model {model_class.__name__} requires {sorted(unknown)}, which nothing provides")
     specs = config["item_features"] or {}
     if not needs and not specs:
         return
     counts = np.bincount(dataset.inter_feat[dataset.iid_field], minlength=dataset.item_num)
     logger.info("%s", dataset.content.coverage(counts))
-    if needs:
-        dataset.mllm = open_mllm(config, dataset)
+    provided: dict[str, Any] = {}
+    if "id_model_run" in needs:  # before anything costly, so that a wrong path costs nothing
+        provided["id_model_run"] = read_finished_model(config["id_model_path"], config)
+    mllm = open_mllm(config, dataset, with_head="mllm_with_head" in needs) if set(needs) - {"id_model_run"} else None
     with open_store(config) as store:
-        if ITEM_VECTORS in needs:
-            dataset.item_vectors = encode_with_mllm(config, dataset.content, store, dataset.mllm)
-        dataset.item_features = _features(config, dataset, store, specs)
+        if mllm is not None:
+            provided |= _from_mllm(config, dataset.content, store, mllm, needs)
+        provided["item_features"] = _features(config, dataset, store, specs, mllm)
+    dataset.hand_over(provided)
     for name in set(specs) & set(config["selected_features"] or ()):
         dataset.declare_feature_field(name, torch.from_numpy(dataset.item_features[name]))
     dataset.content.report_problems()
 
 
-def _features(config, dataset, store: Store, specs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _from_mllm(config, content: ItemContent, store: Store, mllm: MLLM, needs: Sequence[str]) -> dict[str, Any]:
+    """The MLLM and what it or its tokenizer makes of the items, by the name a dataset has it under."""
+    provided: dict[str, Any] = {"mllm": mllm} if {"mllm", "mllm_with_head"} & set(needs) else {}
+    if "item_vectors" in needs:
+        provided["item_vectors"] = encode_with_mllm(config, content, store, mllm)
+    if "item_text_vectors" in needs:
+        provided["item_text_vectors"] = encode_with_mllm(config, content.only("text"), store, mllm)
+    if "item_tokens" in needs:
+        tokens = tokenize_items(content, mllm, config["max_text_tokens"] or DEFAULT_TEXT_TOKENS)
+        provided["item_token_ids"], provided["item_token_lengths"] = tokens
+    return provided
+
+
+def required(config, model_class: type) -> tuple[str, ...]:
+    """What a class needs: its `requirements(config)`, where settings decide, else its `requires`."""
+    if hasattr(model_class, "requirements"):
+        return tuple(model_class.requirements(config))
+    return tuple(getattr(model_class, "requires", ()))
+
+
+def _features(config, dataset, store: Store, specs: Mapping[str, Any], mllm: MLLM | None) -> dict[str, np.ndarray]:
     def with_mllm(content: ItemContent) -> np.ndarray:
-        mllm = getattr(dataset, "mllm", None) or open_mllm(config, dataset)
-        return encode_with_mllm(config, content, store, mllm)
+        return encode_with_mllm(config, content, store, mllm or open_mllm(config, dataset))
 
     compute = partial(vectors_through_store, store, show_progress=config["show_progress"])
     return load_features(specs, dataset.content, compute, config["device"], with_mllm)

@@ -40,6 +40,19 @@ OWN_MODELS: tuple[tuple[str, str, str, str], ...] = (
         "WSDM 2022.",
     ),
     (
+        "HLLM",
+        "recbole_mm.models.hllm:HLLM",
+        "sequential",
+        "HLLM: Enhancing Sequential Recommendations via Hierarchical Large Language Models for Item and User Modeling, "
+        "arXiv 2409.12740.",
+    ),
+    (
+        "CoLLM",
+        "recbole_mm.models.collm:CoLLM",
+        "sequential",
+        "CoLLM: Integrating Collaborative Embeddings into Large Language Models for Recommendation, arXiv 2310.19488.",
+    ),
+    (
         "SASRecContent",
         "recbole_mm.models.sasrec_content:SASRecContent",
         "sequential",

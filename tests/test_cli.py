@@ -138,7 +138,7 @@ def test_help_of_run_shows_examples(pipeline, capsys, flag):
 def test_help_lists_the_commands(capsys, arguments):
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    for command in ("run", "models", "prepare"):
+    for command in ("run", "compare", "models", "prepare"):
         assert f"\n    {command} " in text
 
 
@@ -152,6 +152,99 @@ def test_version(capsys):
 def test_an_unknown_command_is_status_2(capsys):
     assert main(["fly"]) == 2
     assert "fly" in capsys.readouterr().err
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """A stand-in for the comparing itself that keeps what it was called with; its table has `failed` as set here."""
+    from recbole_mm.compare import command
+    from recbole_mm.compare.summary import Table
+
+    seen = types.SimpleNamespace(calls=[], rows=[])
+
+    def compare_experiment(*arguments, **options):
+        seen.calls.append((arguments, options))
+        return Table("A title", "", "", [], "A", seen.rows, {}, [1]), Path("saved/compare-x")
+
+    def compare_finished(*arguments, **options):
+        seen.calls.append((arguments, options))
+        return Table("2 runs", "", "", [], "A", seen.rows, {}, [1])
+
+    monkeypatch.setattr(command, "compare_experiment", compare_experiment)
+    monkeypatch.setattr(command, "compare_finished", compare_finished)
+    return seen
+
+
+def test_compare_tells_its_own_options_from_settings(compared, capsys):
+    own = ["--experiment", "molar-table5", "--dataset=toy", "--seeds", "4,5", "--rows", "Molar, w/o CL", "--jobs", "2"]
+    own += ["--gpus=0,1", "--var", "a=b=c", "--var=d=1", "--show", "NDCG@10, Recall@5", "--no-tuning", "--out", "here"]
+    settings = ["--config_files=a.yaml b.yaml", "--mllm", "tiny", "--checkpoint_dir=saved", "--topk=[5,10]"]
+    assert main(["compare", *settings, *own]) == 0
+    ((arguments, options),) = compared.calls
+    assert arguments == ("molar-table5", "toy", [4, 5])
+    assert options == {
+        "rows": ["Molar", "w/o CL"],
+        "reference": None,
+        "variables": {"a": "b=c", "d": "1"},
+        "metrics": ["NDCG@10", "Recall@5"],
+        "tune": False,
+        "jobs": 2,
+        "gpus": ["0", "1"],
+        "out": Path("here"),
+        "config_files": ["a.yaml", "b.yaml"],
+        "command_line": {"mllm": "tiny", "checkpoint_dir": "saved", "topk": "[5,10]"},
+    }
+    assert capsys.readouterr().out.endswith("saved/compare-x/table.md, table.csv, table.tex\n")
+
+
+def test_compare_has_three_seeds_by_default_and_fails_with_a_row(compared):
+    from recbole_mm.compare.summary import Line, TableRow
+
+    compared.rows = [Line(TableRow("A", "", "x", "failed", "it broke"), {})]
+    assert main(["compare", "--experiment=x", "--dataset=toy"]) == 1
+    assert compared.calls[0][0] == ("x", "toy", [1, 2, 3])
+    assert compared.calls[0][1]["tune"] is True
+
+
+def test_compare_takes_finished_runs(compared, tmp_path):
+    status = main(["compare", "--runs", "saved/A", "saved/B", "--show=NDCG@10", "--reference=A", f"--out={tmp_path}"])
+    assert status == 0
+    assert compared.calls == [(([Path("saved/A"), Path("saved/B")],), {"metrics": ["NDCG@10"], "reference": "A"})]
+    assert {path.name for path in tmp_path.iterdir()} == {"table.md", "table.csv", "table.tex"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--experiment is missing"),
+        (["--experiment=x"], "--dataset is missing"),
+        (["--experiment=x", "--dataset=toy", "--seeds=1,x"], "'x' is not a whole number"),
+        (["--experiment=x", "--dataset=toy", "--var=a"], "--var a: give it as --var name=value"),
+        (["--experiment=x", "--dataset=toy", "stray"], "'stray' is not of the form --key=value"),
+        (["--runs", "a", "b", "--seeds=1"], "--seeds has no effect on finished runs"),
+        (["--runs", "a", "b", "--epochs=1"], "--epochs has no effect on finished runs"),
+        (["--experiment=x", "--dataset=toy", "--jobs=many"], "--jobs"),
+        (["--experiment=x", "--dataset=toy", "--config_files"], "--config_files needs a value"),
+    ],
+)
+def test_bad_arguments_of_compare_end_with_status_2(compared, capsys, arguments, message):
+    assert main(["compare", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert compared.calls == []
+
+
+def test_compare_refuses_an_unknown_experiment_and_a_negative_number_of_jobs(capsys):
+    assert main(["compare", "--experiment=molar-table55", "--dataset=ml-100k"]) == 2
+    assert "did you mean 'molar-table5'" in capsys.readouterr().err
+    assert main(["compare", "--experiment=molar-table5", "--dataset=ml-100k", "--jobs=-1"]) == 2
+    assert capsys.readouterr().err == "error: --jobs=-1: give a number of at least 0\n"
+
+
+def test_help_of_compare_lists_the_experiments(capsys):
+    assert main(["compare", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "molar-table2,molar-table3,molar-table4" in "".join(text.split()), "however the lines are broken"
+    assert "recbole-mm compare --runs" in text
 
 
 def test_models_prints_an_aligned_table(capsys):

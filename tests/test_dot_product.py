@@ -11,6 +11,7 @@ from recbole.utils import ModelType, init_seed
 from recbole_mm.config import Config
 from recbole_mm.evaluation.collector import RANKS, RankingCollector
 from recbole_mm.evaluation.dot_product import ADAPTERS, ScoreBlocks, can_pack, dot_product_of
+from recbole_mm.evaluation.padding import IGNORE_RIGHT_PADDING, RowBatches, ignores_right_padding
 from recbole_mm.evaluation.ranking import CSR, EvalUsers, rank_users
 from recbole_mm.registry import find_model
 
@@ -45,9 +46,10 @@ def graph_path(tmp_path_factory):
 
 @pytest.fixture
 def build(graph_path):
-    """`build(name, class_of=...) -> (model in evaluation mode, interaction of six rows)`."""
+    """`build(name, class_of=..., part=...) -> (model in evaluation mode, interaction)`: of six test rows, or of all
+    training rows, whose histories have one to five items."""
 
-    def make(name, class_of=lambda upstream: upstream):
+    def make(name, class_of=lambda upstream: upstream, part="test"):
         upstream = find_model(name).load()
         columns = {"inter": ["user_id", "item_id", "rating", "timestamp"], "item": ["item_id", "class"]}
         if upstream.type == ModelType.KNOWLEDGE:
@@ -59,7 +61,7 @@ def build(graph_path):
         model = class_of(upstream)(config, built[0]).to(config["device"]).eval()
         for parameter in model.parameters():  # what starts at zero, such as a bias, must not stay unseen
             parameter.data.add_(0.1 * torch.randn_like(parameter))
-        return model, built[2].inter_feat[torch.arange(6)]
+        return model, built[2].inter_feat[torch.arange(6)] if part == "test" else built[0].inter_feat
 
     return make
 
@@ -73,6 +75,23 @@ def test_adapter_gives_the_scores_of_full_sort_predict(build, name):
         scores = halves.users(interaction) @ halves.items().T
     assert expected.std() > 0
     torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(IGNORE_RIGHT_PADDING))
+def test_models_named_there_score_alike_without_padding(build, name):
+    model, interaction = build(name, part="train")
+    lengths = interaction[model.ITEM_SEQ_LEN].numpy()
+    assert ignores_right_padding(model)
+    assert set(lengths) == {1, 2, 3, 4, 5}
+    rows = RowBatches(model, interaction, torch.device("cpu"))
+    with torch.no_grad():
+        expected = model.full_sort_predict(interaction).view(len(interaction), -1)
+        for longest in range(1, 6):
+            chosen = np.flatnonzero(lengths <= longest)
+            batch = rows[chosen]
+            assert batch[model.ITEM_SEQ].shape == (len(chosen), longest)
+            scores = model.full_sort_predict(batch).view(len(chosen), -1)
+            torch.testing.assert_close(scores, expected[chosen], rtol=1e-5, atol=1e-5)
 
 
 def test_a_subclass_counts_as_its_model_unless_it_scores_anew(build):

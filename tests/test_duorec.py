@@ -12,9 +12,12 @@ from torch.nn import functional as F
 
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.data.interactions import SequenceSamples
+from recbole_mm.data.loaders import TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.dot_product import dot_product_of
 from recbole_mm.models.duorec import DuoRec, SameTarget, contrastive_loss
+from recbole_mm.pipeline import assemble
+from recbole_mm.stages import Stages
 
 SEQUENCES = {1: [1, 2, 3, 9], 2: [4, 9], 3: [5, 6, 9], 4: [7, 8]}
 """User -> items; three users lead to item 9, and one alone to item 8."""
@@ -73,6 +76,18 @@ def test_contrastive_loss_is_infonce_over_the_2n_views(sim):
                 s[b] = torch.exp(views[a] @ views[b] / norm / tau)
         total -= torch.log(s[twin] / sum(s.values()))
     torch.testing.assert_close(contrastive_loss(first, second, tau, sim), total / 6)
+
+
+def test_views_of_one_owner_are_no_negatives_of_each_other():
+    first, second = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    views, owners = torch.cat([first, second]), torch.tensor([7, 7, 8, 7, 9, 8])
+    total = 0.0
+    for a in range(6):
+        twin = (a + 3) % 6
+        shown = [b for b in range(6) if b == twin or owners[b] != owners[a]]
+        similarity = torch.stack([views[a] @ views[b] for b in shown])
+        total -= similarity.log_softmax(0)[shown.index(twin)]
+    torch.testing.assert_close(contrastive_loss(first, second, 1.0, owners=owners), total / 6)
 
 
 def test_one_row_alone_has_no_negative():
@@ -191,3 +206,74 @@ def test_partners_are_training_rows_and_follow_torchs_generator(built):
     itself = (first["item_id_list"] == batch["item_id_list"]).all(1) & (first["user_id"] == batch["user_id"])
     assert torch.equal(itself, alone)
     assert not alone.all()
+
+
+# ------------------------------------------------------------------------------------------------------ whole sequences
+
+
+@pytest.fixture
+def whole(toy_config, tmp_path):
+    """A DuoRec on whole sequences of the toy dataset, and a batch of them."""
+
+    def build(**settings):
+        run = assemble(toy_config("DuoRec", full_sequence=True, **settings), tmp_path, Stages())
+        return run.model, next(iter(run.phases.train))
+
+    return build
+
+
+def test_whole_sequences_have_the_same_total(whole):
+    model, batch = whole(lmd=0.3, lmd_sem=0.2, tau=0.5)
+    model.train()
+    torch.manual_seed(5)
+    losses = model.calculate_loss(batch)
+    mask, table = batch[TARGET_MASK], model.item_embedding.weight
+    users, targets = batch["user_id"][:, None].expand_as(mask)[mask], batch[TARGETS][mask]
+    torch.manual_seed(5)  # the same dropout masks and partners, in the order they are drawn
+    h, again = model.prefix_states(batch)[mask], model.prefix_states(batch)[mask]
+    semantic, whose = model._partner_states(h, users, targets)
+    expected = [
+        F.cross_entropy(h @ table[1:].T, targets - 1),
+        0.3 * contrastive_loss(h, again, 0.5, owners=torch.cat([users, users])),
+        0.2 * contrastive_loss(again, semantic, 0.5, owners=torch.cat([users, whose])),
+    ]
+    assert not torch.allclose(h, again)
+    torch.testing.assert_close(losses, tuple(expected))
+
+
+def test_partners_are_other_users_states_before_the_same_item(whole):
+    model, batch = whole()
+    model.eval()
+    mask = batch[TARGET_MASK]
+    users, targets = batch["user_id"][:, None].expand_as(mask)[mask], batch[TARGETS][mask]
+    states = model.prefix_states(batch)[mask]
+    chosen = torch.arange(len(targets)) % 3 == 0  # of this small dataset a batch has all; now some partners lie outside
+    users, targets, states = users[chosen], targets[chosen], states[chosen]
+    semantic, whose = model._partner_states(states, users, targets)
+    counts, inside, outside = model.partners.counts, 0, 0
+    rows = model.partners.samples
+    for place in range(len(targets)):
+        others = (targets == targets[place]) & (users != users[place])
+        if others.any():
+            inside += 1
+            expected = states[others & (users == whose[place])]
+        elif counts[targets[place]] > 1:
+            outside += 1
+            assert whose[place] != users[place]
+            case = rows[(rows["user_id"] == whose[place]) & (rows["item_id"] == targets[place])]
+            expected = model(case["item_id_list"], case["item_length"])
+        else:
+            assert whose[place] == users[place]
+            expected = states[[place]]
+        torch.testing.assert_close(semantic[[place]], expected, atol=1e-5, rtol=1e-5)
+    assert inside
+    assert outside
+
+
+def test_whole_sequences_without_contrasts_are_sasrec(whole):
+    model, batch = whole(lmd=0, lmd_sem=0)
+    assert type(model).__name__ == "DuoRec"
+    (loss,) = model.eval().calculate_loss(batch)
+    states = model.prefix_states(batch)[batch[TARGET_MASK]]
+    expected = F.cross_entropy(states @ model.item_embedding.weight[1:].T, batch[TARGETS][batch[TARGET_MASK]] - 1)
+    torch.testing.assert_close(loss, expected)

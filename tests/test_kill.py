@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,13 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_a_resumable_run(data, tmp_path):
     }
     given = [f"--{key}={json.dumps(value)}" for key, value in arguments.items()]
     command = [sys.executable, "run_recbole_mm.py", "--model=Molar", "--dataset=toy", *given]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("*/checkpoint.safetensors")):
         assert time.monotonic() < deadline

@@ -53,6 +53,24 @@ def test_batches_count_targets(train):
     assert len(loader) == len(sizes)
 
 
+def test_sequences_of_like_length_share_a_batch(toy_config):
+    train = create_dataset(toy_config("SASRec", MAX_ITEM_LIST_LENGTH=50)).build()[0]
+    widths, order = {}, []
+    for epoch in range(2):
+        loader = FullSequenceLoader(train, batch_size=30, seed=3)
+        loader.epoch = epoch
+        masks = [batch[TARGET_MASK] for batch in loader]
+        widths[epoch] = [mask.shape[1] for mask in masks]
+        order.append(sorted(widths[epoch]))
+        assert all(bool(mask[:, -1].any()) for mask in masks)
+        lengths = torch.cat([mask.sum(1) for mask in masks])
+        padded = sum(mask.numel() for mask in masks)
+        assert lengths.sum() > 0.85 * padded
+        assert len(lengths) * lengths.max() > 1.5 * padded  # which one width for all would not reach
+    assert widths[0] != order[0]  # not from short to long
+    assert widths[0] != widths[1]
+
+
 def test_state_is_the_epoch_alone(train):
     first = FullSequenceLoader(train, batch_size=32, seed=5, negatives=True)
     list(first)

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2VLModel
 
 from recbole_mm.errors import ModelLoadError
-from recbole_mm.mllm import loading
+from recbole_mm.mllm import loading, source
 from recbole_mm.mllm.loading import load_mllm
 from recbole_mm.mllm.model import MLLM, TextStack
 from recbole_mm.mllm.prompts import CUR_ITEM, ItemPrompt
@@ -135,8 +135,8 @@ def test_losing_the_race_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     write = tiny._write_model
 
-    def slow(texts: object, folder: Path, seed: int) -> None:
-        write(CORPUS, folder, seed)
+    def slow(texts: object, folder: Path, seed: int, recipe: Any) -> None:
+        write(CORPUS, folder, seed, recipe)
         shutil.copytree(folder, tmp_path / "tiny", dirs_exist_ok=True)  # the other run finishes now
 
     monkeypatch.setattr(tiny, "_write_model", slow)
@@ -227,7 +227,7 @@ def test_hub_problems_are_one_line(monkeypatch: pytest.MonkeyPatch, problem: Exc
     def fail(*args: object, **kwargs: object) -> str:
         raise problem
 
-    monkeypatch.setattr(loading, "snapshot_download", fail)
+    monkeypatch.setattr(source, "snapshot_download", fail)
     with pytest.raises(ModelLoadError, match=words) as error:
         load_mllm("Qwen/Qwen2-VL-2B-Instruct", revision="v9")
     assert message(error).startswith("Qwen/Qwen2-VL-2B-Instruct: ")
@@ -241,7 +241,7 @@ def test_a_hub_model_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch, tin
         calls.append((name, revision, allow_patterns))
         return str(snapshot)
 
-    monkeypatch.setattr(loading, "snapshot_download", download)
+    monkeypatch.setattr(source, "snapshot_download", download)
     loaded = load_mllm("someone/tiny", revision="main")
     assert (loaded.name, loaded.identity) == ("someone/tiny", "someone/tiny@0123abcd")
     assert [call[2][0] for call in calls] == ["config.json", "*.json"]
@@ -253,12 +253,24 @@ def test_a_hub_model_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch, tin
     assert len(calls) == 1  # refused before the weights were downloaded
 
 
-def test_another_family_is_refused(copied: Path) -> None:
-    for kind in ("llava_next", "qwen2", None):
-        edit_json(copied / "config.json", model_type=kind)
-        with pytest.raises(ModelLoadError, match="supported multimodal LLMs are of type qwen2_vl") as error:
-            load_mllm(copied)
-        assert repr(kind) in message(error)
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "llava", "deepseek_vl_hybrid", None, ["qwen2_vl"]])
+def test_another_family_is_refused(copied: Path, kind: object) -> None:
+    """Text-only LLMs among them; the message names what would do."""
+    edit_json(copied / "config.json", model_type=kind)
+    supported = "type deepseek_vl, internvl, llava_next, mllama, qwen2_5_vl, qwen2_vl"
+    with pytest.raises(ModelLoadError, match=f"supported multimodal LLMs are of {supported}") as error:
+        load_mllm(copied)
+    assert repr(kind) in message(error)
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"), [("internvl_chat", "InternVL3-2B-hf"), ("multi_modality", "deepseek-community")]
+)
+def test_checkpoints_with_code_of_their_own_have_a_counterpart(copied: Path, kind: str, other: str) -> None:
+    edit_json(copied / "config.json", model_type=kind)
+    with pytest.raises(ModelLoadError, match=f"{kind}.* take .*{other}") as error:
+        load_mllm(copied)
+    message(error)
 
 
 def remove(name: str):
@@ -329,7 +341,7 @@ def test_published_flat_configuration(copied: Path, mllm: MLLM) -> None:
     flat["vocab_size"] = len(weights["model.embed_tokens.weight"])
     (copied / "config.json").write_text(json.dumps(flat))
     loaded = load_mllm(copied)
-    item = loaded.inputs.prepare(picture(120, 90), [*loaded.token_ids("a red shoe"), loaded.cur_item_id], 112 * 112)
+    item = loaded.family.prepare([picture(120, 90), [*loaded.token_ids("a red shoe"), loaded.cur_item_id]], 112 * 112)
     with torch.inference_mode():
         torch.testing.assert_close(loaded.last_hidden_states([item]), mllm.last_hidden_states([item]))
     assert loaded.model.get_input_embeddings().num_embeddings == len(words) + 50  # no row was added
@@ -359,16 +371,16 @@ def test_identity_follows_the_files(copied: Path, mllm: MLLM) -> None:
 
 
 def test_identity_is_hashed_once_per_process(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = loading.files_identity(copied)
+    first = source.files_identity(copied)
 
     def refuse(*args: object) -> None:
         raise AssertionError("hashed again")
 
-    monkeypatch.setattr(loading.hashlib, "file_digest", refuse)
-    assert loading.files_identity(copied) == first
+    monkeypatch.setattr(source.hashlib, "file_digest", refuse)
+    assert source.files_identity(copied) == first
     os.utime(copied / "model.safetensors", ns=(1, 1))
     with pytest.raises(AssertionError, match="hashed again"):
-        loading.files_identity(copied)
+        source.files_identity(copied)
 
 
 # --- [Cur_Item] ------------------------------------------------------------------------------------------------------
@@ -433,8 +445,8 @@ def test_prompt_speaks_of_what_is_there() -> None:
 @pytest.mark.parametrize("max_pixels", [112 * 112, 28 * 28 * 30])
 def test_patches_are_those_of_transformers(mllm: MLLM, size: tuple[int, int], max_pixels: int) -> None:
     image = picture(*size)
-    item = mllm.inputs.prepare(image, [5, 6, 7], max_pixels)
-    inputs = mllm.inputs.collate([item], torch.device("cpu"))
+    item = mllm.family.prepare([image, [5, 6, 7]], max_pixels)
+    inputs = mllm.family.collate([item], torch.device("cpu"))
     expected = mllm.image_processor(
         image, size={"shortest_edge": 56 * 56, "longest_edge": max_pixels}, return_tensors="pt"
     )
@@ -454,13 +466,13 @@ def test_patch_projection_is_the_convolution_it_stands_for(mllm: MLLM, tmp_path:
 
 @pytest.mark.parametrize("size", [(3000, 2), (1, 4000), (1, 150), (1, 1), (2000, 100)])
 def test_extreme_images_are_squeezed_not_refused(mllm: MLLM, size: tuple[int, int]) -> None:
-    pixels, grid = mllm.inputs.patchify(picture(*size), 112 * 112)
+    pixels, grid = mllm.family.patchify(picture(*size), 112 * 112)
     assert len(pixels) == grid[1] * grid[2]
     assert len(pixels) * 14 * 14 <= 112 * 112
 
 
 def test_a_bound_below_the_checkpoints_minimum_holds(mllm: MLLM) -> None:
-    assert len(mllm.inputs.patchify(picture(300, 300), 28 * 28)[0]) == 4
+    assert len(mllm.family.patchify(picture(300, 300), 28 * 28)[0]) == 4
 
 
 def test_batch_equals_transformers_with_mask_and_its_own_positions(mllm: MLLM) -> None:
@@ -472,8 +484,9 @@ def test_batch_equals_transformers_with_mask_and_its_own_positions(mllm: MLLM) -
         (None, ""),
         (picture(300, 90), " ".join(CORPUS)),
     ]
-    items = [mllm.inputs.prepare(image, [*mllm.token_ids(text), mllm.cur_item_id], 112 * 112) for image, text in seen]
-    inputs = mllm.inputs.collate(items, torch.device("cpu"))
+    prompts = [[*([image] if image else []), [*mllm.token_ids(text), mllm.cur_item_id]] for image, text in seen]
+    items = [mllm.family.prepare(parts, 112 * 112) for parts in prompts]
+    inputs = mllm.family.collate(items, torch.device("cpu"))
     ids = inputs["input_ids"]
     mask = torch.stack([(torch.arange(ids.shape[1]) < len(item.ids)).long() for item in items])
     kinds = (ids == mllm.model.config.image_token_id).int()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from itertools import product
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from scipy import stats
 
 from recbole_mm.errors import DataError
+from recbole_mm.evaluation import significance
 from recbole_mm.evaluation.per_user import write_per_user
-from recbole_mm.evaluation.significance import LARGE, compare, compare_runs
+from recbole_mm.evaluation.significance import LARGE, compare, compare_runs, holm
 
 PERMUTATION = "sign-flip permutation test, bootstrap interval"
 
@@ -112,6 +114,32 @@ def test_a_user_ranked_several_times_counts_once(tmp_path):
     found = compare_runs(one, two, "ndcg@10")
     assert found.n == 3
     assert found.mean_a == pytest.approx((0.5 + 0.5 + 0.25) / 3)
+
+
+def test_several_runs_of_a_side_are_averaged_by_user(tmp_path):
+    rng = np.random.default_rng(6)
+    values = rng.random((5, 30))
+    users = [f"u{n:02}" for n in range(30)]
+    runs = [write_run(tmp_path / f"run{n}", users, list(row)) for n, row in enumerate(values)]
+    found = compare_runs(runs[:3], runs[3:], "ndcg@10")
+    expected = compare(values[:3].mean(0), values[3:].mean(0), seed=0)
+    assert (found.p_value, found.method) == (expected.p_value, expected.method)
+    assert found.difference == pytest.approx(expected.difference)
+    assert (found.ci_low, found.ci_high) == pytest.approx((expected.ci_low, expected.ci_high))
+    short = write_run(tmp_path / "short", users[:9], list(values[0, :9]))
+    with pytest.raises(DataError, match=r"21 only in .*run0, 0 only in .*short"):
+        compare_runs([runs[0], short], runs[3:], "ndcg@10")
+
+
+def test_holm_bounds_the_chance_of_any_false_alarm():
+    assert doctest.testmod(significance).failed == 0
+    assert holm([]) == []
+    assert holm([0.2]) == [0.2]
+    assert holm([0.04, 0.01, 0.9, 0.03]) == pytest.approx([0.09, 0.04, 0.9, 0.09])
+    assert holm([0.5, 0.6]) == [1.0, 1.0], "never above 1"
+    rng = np.random.default_rng(7)
+    false = [min(holm(list(rng.random(10)))) < 0.05 for _ in range(2000)]
+    assert 0.035 < np.mean(false) < 0.065
 
 
 def test_runs_over_other_users_or_metrics_are_refused(tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class FlatDatasetMixin(FeatureFieldsMixin):
 
     inter_feat: Any
     user_feat: Any
+    provided: Mapping[str, Any] = {}
 
     # ---------------------------------------------------------------- loading
 
@@ -215,16 +216,49 @@ class FlatDatasetMixin(FeatureFieldsMixin):
         Rounding keeps order and every later sort is stable, so this order is the one that all models see.
         """
         if self.config["eval_args"]["order"] == "TO" and self.benchmark_filename_list is None:
-            if self.time_field not in self.inter_feat:
-                raise DataError(
-                    f"dataset {self.dataset_name!r}: ordering by time needs the column {self.time_field!r} in .inter "
-                    "and in load_col; data that has only an order can use the position as its time"
-                )
-            order = np.lexsort(
-                (self.inter_feat[self.time_field].to_numpy(), self.inter_feat[self.uid_field].to_numpy())
-            )
-            self.inter_feat = self.inter_feat.iloc[order].reset_index(drop=True)
+            self.inter_feat = self.inter_feat.iloc[self._time_order()].reset_index(drop=True)
         super()._change_feat_format()
+
+    def _time_order(self) -> np.ndarray:
+        """Rows by user and exact time; of equal times the file's order decides."""
+        if self.time_field not in self.inter_feat:
+            raise DataError(
+                f"dataset {self.dataset_name!r}: ordering by time needs the column {self.time_field!r} in .inter "
+                "and in load_col; data that has only an order can use the position as its time"
+            )
+        return np.lexsort((self.inter_feat[self.time_field].to_numpy(), self.inter_feat[self.uid_field].to_numpy()))
+
+    def training_sequences(self) -> tuple[np.ndarray, np.ndarray]:
+        """Every user's training items in time order: what may be learnt from before the data is split.
+
+        To be called before `build`. The users come in the order of their tokens, not of RecBole's numbers, which depend
+        on the rows that are held out.
+
+        Returns:
+            items: int64 (M,), users one after the other.
+            offsets: int64 (U + 1,), start of each user's items, with M at the end.
+
+        Raises:
+            ConfigError: the split is one whose training rows are known only once RecBole has made it.
+        """
+        arguments = self.config["eval_args"]
+        ordered = arguments["order"] == "TO" and self.benchmark_filename_list is None
+        order = self._time_order() if ordered else np.arange(len(self.inter_feat))
+        users = self.inter_feat[self.uid_field].to_numpy()[order]
+        phases = self._phases(users)
+        if phases is None:
+            raise ConfigError(
+                f"eval_args {arguments}: training rows are known beforehand only for LS, or RS grouped by user, with "
+                "order TO"
+            )
+        rows = order[phases == TRAIN]
+        tokens = np.asarray(self.field2id_token[self.uid_field])
+        rank = np.empty(len(tokens), dtype=np.int64)
+        rank[np.argsort(tokens, kind="stable")] = np.arange(len(tokens))
+        place = rank[self.inter_feat[self.uid_field].to_numpy()[rows]]
+        by_token = np.argsort(place, kind="stable")
+        items = self.inter_feat[self.iid_field].to_numpy()[rows[by_token]]
+        return items.astype(np.int64), group_offsets(place[by_token])
 
     def _phases(self, users: np.ndarray) -> np.ndarray | None:
         """Phase of each row (see `interactions`), or None for a split that RecBole's own code makes."""
@@ -273,10 +307,16 @@ class FlatDatasetMixin(FeatureFieldsMixin):
         Raises:
             ConfigError: there is no such feature.
         """
-        features = getattr(self, "item_features", {})
+        features = self.provided.get("item_features", {})
         if name not in features:
             raise ConfigError(f"no item feature {name!r}; item_features has {sorted(features) or 'none'}")
         return features[name]
+
+    def hand_over(self, provided: Mapping[str, Any]) -> None:
+        """Set each of `provided` as an attribute: what a model reads beside interactions, such as `item_vectors`."""
+        self.provided = dict(provided)
+        for name, value in provided.items():
+            setattr(self, name, value)
 
     def item_tokens(self) -> Sequence[str]:
         """The dataset's own item ids, index = RecBole's id; index 0 is `[PAD]`."""

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import normalize, relu
 
+from recbole_mm.models.products import onednn_takes
+
 Forward = Callable[[Any, Any], torch.Tensor]
 
 # A score block that stays in the cache is counted at no cost beside the product that makes it.
@@ -218,10 +220,4 @@ class ScoreBlocks:
 
 def can_pack(item_vectors: torch.Tensor) -> bool:
     """Whether this build of torch has oneDNN's product with packed weights for such vectors."""
-    return (
-        item_vectors.device.type == "cpu"
-        and item_vectors.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    )
+    return onednn_takes(item_vectors) and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")

@@ -46,9 +46,7 @@ def split(config, dataset: Dataset, model_class: type) -> Phases:
     """
     built = dataset.build()
     for part in built:
-        for name in ("item_vectors", "item_features", "mllm"):
-            if hasattr(dataset, name):
-                setattr(part, name, getattr(dataset, name))
+        part.hand_over(dataset.provided)
     modes = config["eval_args"]["mode"]
     ranked = {phase: modes[phase] != "labeled" and config["eval_type"] == EvaluatorType.RANKING for phase in modes}
     samplers = None if all(ranked.values()) else create_samplers(config, dataset, built)

@@ -140,11 +140,9 @@ def _rank_all(scorer: Scorer, users: EvalUsers, collector: RankingCollector, sho
     masked = np.ones(len(users), dtype=np.int64) + (0 if users.history is None else users.history.lengths)
     collector.begin(users.positives, masked=masked, width=scorer.item_num, names=users.names)
     # Rows with equally many positives together: a block is read as often as its richest row has positives.
-    order = np.argsort(-users.positives.lengths, kind="stable")
-    batches = progress(
-        scorer.all_items(order), "Evaluating", total=scorer.batches(len(order)), unit="batch", show=show_progress
-    )
-    for blocks in batches:
+    batches = scorer.batches(scorer.order(-users.positives.lengths))
+    scored = progress(scorer.all_items(batches), "Evaluating", total=len(batches), unit="batch", show=show_progress)
+    for blocks in scored:
         for rows, scores in blocks:
             mask(scores, rows, users.history)
             collector.collect(scores, rows)
@@ -172,9 +170,10 @@ def _rank_candidates(
     found = np.searchsorted(candidates.keys(scorer.item_num), users.positives.keys(scorer.item_num))
     columns = CSR(users.positives.offsets, found - candidates.offsets[users.positives.rows])
     collector.begin(columns, masked=width - lengths, width=width, names=users.names)
+    order = scorer.order(np.zeros(len(users), dtype=np.int64))
     step = max(1, scorer.batch_size // width)
     for start in progress(range(0, len(users), step), "Evaluating", unit="batch", show=show_progress):
-        rows = np.arange(start, min(start + step, len(users)))
+        rows = order[start : start + step]
         inside = np.arange(width) < lengths[rows, None]
         items = np.zeros(inside.shape, dtype=np.int64)
         items[inside] = candidates.items[candidates.positions(rows)]

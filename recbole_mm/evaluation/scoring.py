@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_mm.errors import RecboleMMError
 from recbole_mm.evaluation.dot_product import ScoreBlocks, dot_product_of
+from recbole_mm.evaluation.padding import RowBatches
 
 Block = tuple[np.ndarray, torch.Tensor]
 
@@ -43,7 +44,6 @@ class Scorer:
         item_features: Interaction | None = None,
     ) -> None:
         self.model = model
-        self.interaction = interaction
         self.item_num = item_num
         self.device = torch.device(device) if device is not None else _device_of(model)
         self.memory_mb = memory_mb
@@ -51,28 +51,32 @@ class Scorer:
         if item_features is None:
             item_features = Interaction({getattr(model, "ITEM_ID", "item_id"): torch.arange(item_num)})
         self.item_features = item_features.to(self.device)
+        self._rows = RowBatches(model, interaction, self.device)
         self._halves = dot_product_of(model)
         self._item_vectors: torch.Tensor | None = None
 
-    def all_items(self, order: np.ndarray) -> Iterator[Iterator[Block]]:
-        """Scores of all items for the rows `order`, batch by batch.
+    def order(self, groups: np.ndarray) -> np.ndarray:
+        """All rows, those of lower `groups` (n,) first, in an order that costs the model least."""
+        return self._rows.order(groups)
+
+    def batches(self, order: np.ndarray) -> list[np.ndarray]:
+        """The rows `order` in the batches that go through the model."""
+        return self._rows.split(order, self.batch_size if self._halves is not None else self._rows_at_once())
+
+    def all_items(self, batches: Iterable[np.ndarray]) -> Iterator[Iterator[Block]]:
+        """Scores of all items for the rows of each batch.
 
         Yields:
-            Per batch that goes through the model, an iterator of (rows (B,), scores (B, N)); the scores may be written
-            to, and hold only until the next block.
+            Per batch an iterator of (rows (B,), scores (B, N)); the scores may be written to, and hold only until the
+            next block.
         """
         if self._halves is not None:
             blocks = ScoreBlocks(self.item_vectors(), self.memory_mb)
-            for start in range(0, len(order), self.batch_size):
-                yield self._products(blocks, order[start : start + self.batch_size])
+            for rows in batches:
+                yield self._products(blocks, rows)
         else:
-            step = self._rows_at_once()
-            for start in range(0, len(order), step):
-                yield self._full_sort(order[start : start + step])
-
-    def batches(self, n_rows: int) -> int:
-        """Number of batches that `all_items` yields for so many rows."""
-        return -(-n_rows // (self.batch_size if self._halves is not None else self._rows_at_once()))
+            for rows in batches:
+                yield self._full_sort(rows)
 
     def item_vectors(self) -> torch.Tensor:
         """(N, d) of a dot-product model, computed once."""
@@ -87,7 +91,7 @@ class Scorer:
 
     def of_items(self, rows: np.ndarray, items: torch.Tensor) -> torch.Tensor:
         """(B, C) scores of the items (B, C) for the rows (B,)."""
-        batch = self.interaction[rows].to(self.device)
+        batch = self._rows[rows]
         items = items.to(self.device)
         if self._halves is not None:
             users = self._halves.users(batch)
@@ -102,14 +106,14 @@ class Scorer:
 
     def _products(self, blocks: ScoreBlocks, rows: np.ndarray) -> Iterator[Block]:
         assert self._halves is not None
-        users = self._halves.users(self.interaction[rows].to(self.device))
+        users = self._halves.users(self._rows[rows])
         if users.shape[0] != len(rows):
             raise RecboleMMError(f"{type(self.model).__name__} gave {users.shape[0]} user vectors for {len(rows)} rows")
         for start in range(0, len(rows), blocks.rows):
             yield rows[start : start + blocks.rows], blocks(users[start : start + blocks.rows])
 
     def _full_sort(self, rows: np.ndarray) -> Iterator[Block]:
-        batch = self.interaction[rows].to(self.device)
+        batch = self._rows[rows]
         try:
             scores = self.model.full_sort_predict(batch)
         except NotImplementedError:

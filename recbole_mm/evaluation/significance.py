@@ -17,13 +17,14 @@ Neither assumes a distribution, which matters because most differences are 0. Ab
 differ, where the mean is normal for all purposes and resampling is slow, both are those of the paired t-test
 (`scipy.stats.ttest_rel`). `method` says which was used.
 
-A p-value is about users, for these two trained models: it says nothing about another seed or another dataset. If many
-pairs of models are compared, correct for that.
+A p-value is about users, for these trained models: it says nothing about another dataset, and about other seeds only as
+far as each side is averaged over several (`compare_runs`). If many pairs of models are compared, correct with `holm`.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,8 @@ RESAMPLES = 9_999
 LARGE = 5_000
 CONFIDENCE = 0.95
 _BLOCK_CELLS = 1 << 23
+
+RunDirs = str | os.PathLike | Sequence[str | os.PathLike]
 
 
 @dataclass(frozen=True)
@@ -99,36 +102,82 @@ def compare(a: np.ndarray, b: np.ndarray, *, seed: int) -> Comparison:
     return Comparison(mean_a, mean_b, difference, relative, float(low), float(high), float(p_value), len(a), method)
 
 
-def compare_runs(
-    run_dir_a: str | os.PathLike, run_dir_b: str | os.PathLike, metric: str, *, seed: int = 0
-) -> Comparison:
-    """Compare two runs by `metric` (such as `ndcg@10`) from the per-user tables in their folders.
+def compare_runs(run_dirs_a: RunDirs, run_dirs_b: RunDirs, metric: str, *, seed: int = 0) -> Comparison:
+    """Compare two models by `metric` (such as `ndcg@10`) from the per-user tables in their runs' folders.
 
-    A user who was ranked more than once counts once, with the mean of its values.
+    Args:
+        run_dirs_a, run_dirs_b: a run's folder, or those of one model's runs with several seeds: a user's value is then
+            its mean over the runs. A user who was ranked more than once in a run counts once, in the same way.
+        metric: a column of the tables.
+        seed: of the resampling.
 
     Raises:
         DataError: a table or the metric is missing, or the runs did not rank the same users.
     """
-    users_a, values_a = _values_by_user(run_dir_a, metric)
-    users_b, values_b = _values_by_user(run_dir_b, metric)
-    if not np.array_equal(users_a, users_b):
-        only_a, only_b = len(np.setdiff1d(users_a, users_b)), len(np.setdiff1d(users_b, users_a))
-        raise DataError(
-            f"the runs did not rank the same users: {only_a} only in {run_dir_a}, {only_b} only in {run_dir_b}; "
-            "run both with the same dataset, filters and split"
-        )
-    return compare(values_a, values_b, seed=seed)
+    users_a, values_a = values_by_user(run_dirs_a, [metric])
+    users_b, values_b = values_by_user(run_dirs_b, [metric])
+    require_same_users(run_dirs_a, users_a, run_dirs_b, users_b)
+    return compare(values_a[metric], values_b[metric], seed=seed)
 
 
-def _values_by_user(run_dir: str | os.PathLike, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted users and the mean of each one's values."""
+def values_by_user(run_dirs: RunDirs, metrics: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Sorted users (n,), and metric -> each user's value (n,), averaged over its rows and then over the runs.
+
+    Raises:
+        DataError: a table or a metric is missing, or the runs did not rank the same users.
+    """
+    first, *others = _listed(run_dirs)
+    users, total = _values_of_run(first, metrics)
+    for run_dir in others:
+        its_users, values = _values_of_run(run_dir, metrics)
+        require_same_users(first, users, run_dir, its_users)
+        total = {metric: total[metric] + values[metric] for metric in metrics}
+    return users, {metric: total[metric] / (1 + len(others)) for metric in metrics}
+
+
+def require_same_users(run_dirs_a: RunDirs, users_a: np.ndarray, run_dirs_b: RunDirs, users_b: np.ndarray) -> None:
+    """Refuse to pair runs whose users (sorted) differ.
+
+    Raises:
+        DataError: saying how many users only one of the sides ranked.
+    """
+    if np.array_equal(users_a, users_b):
+        return
+    only_a, only_b = len(np.setdiff1d(users_a, users_b)), len(np.setdiff1d(users_b, users_a))
+    raise DataError(
+        f"the runs did not rank the same users: {only_a} only in {_listed(run_dirs_a)[0]}, {only_b} only in "
+        f"{_listed(run_dirs_b)[0]}; run both with the same dataset, filters and split"
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several tests, corrected by Holm's step-down method: each bounds the chance of even one false alarm.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    corrected = [1.0] * len(p_values)
+    least = 0.0
+    for place, test in enumerate(sorted(range(len(p_values)), key=lambda test: p_values[test])):
+        least = max(least, min(1.0, (len(p_values) - place) * p_values[test]))
+        corrected[test] = least
+    return corrected
+
+
+def _listed(run_dirs: RunDirs) -> list[str | os.PathLike]:
+    return [run_dirs] if isinstance(run_dirs, (str, os.PathLike)) else list(run_dirs)
+
+
+def _values_of_run(run_dir: str | os.PathLike, metrics: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Sorted users of one run, and metric -> the mean of each one's values."""
     table = read_per_user(run_dir)
-    metric = metric.lower()
-    if metric not in table.column_names:
-        known = ", ".join(name for name in table.column_names if "@" in name)
-        raise DataError(f"{run_dir}: no per-user values of {metric!r}; there are {known}")
+    for metric in metrics:
+        if metric.lower() not in table.column_names:
+            known = ", ".join(name for name in table.column_names if "@" in name)
+            raise DataError(f"{run_dir}: no per-user values of {metric.lower()!r}; there are {known}")
     users, rows = np.unique(table["user_id"].to_numpy().astype(str), return_inverse=True)
-    return users, np.bincount(rows, weights=table[metric].to_numpy()) / np.bincount(rows)
+    counts = np.bincount(rows)
+    return users, {metric: np.bincount(rows, weights=table[metric.lower()].to_numpy()) / counts for metric in metrics}
 
 
 def _sign_flip_p_value(differing: np.ndarray, rng: np.random.Generator) -> float:

@@ -19,10 +19,10 @@ from PIL import Image
 
 from recbole_mm.artifacts.fill import fill
 from recbole_mm.artifacts.store import Store, artifact_key
+from recbole_mm.mllm.family import Part, PreparedInput
 from recbole_mm.mllm.loading import has_bfloat16
 from recbole_mm.mllm.model import MLLM
 from recbole_mm.mllm.prompts import ItemPrompt
-from recbole_mm.mllm.qwen2_vl import PreparedItem
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +38,10 @@ LOOKAHEAD = 4
 """Batches of items that are prepared ahead of the model."""
 SHOWN_IDS = 5
 
-SPECIAL_TOKENS = 3
-"""The two around an image, and `[Cur_Item]`."""
+SPECIAL_TOKENS = 2
+"""What opens a prompt, and `[Cur_Item]`."""
 
-Pending = PreparedItem | None | Callable[[], PreparedItem | None]
+Pending = PreparedInput | None | Callable[[], PreparedInput | None]
 """A prepared item, None for one with neither image nor text, or a function that prepares one."""
 
 Given = TypeVar("Given")
@@ -103,13 +103,13 @@ class ItemEncoder:
     ) -> None:
         self.mllm = mllm
         self.prompt = prompt or ItemPrompt()
-        self.image_pixels = mllm.inputs.max_pixels if image_pixels is None else int(image_pixels)
+        self.image_pixels = mllm.family.max_pixels if image_pixels is None else int(image_pixels)
         self.max_text_tokens = int(max_text_tokens)
         self.tokens_per_batch = int(tokens_per_batch)
         self.threads = threads or min(os.cpu_count() or 1, 8)
         self.autocast = autocast and mllm.dtype == torch.float32 and has_bfloat16(mllm.device)
-        if self.image_pixels < mllm.inputs.least_pixels:
-            raise ValueError(f"image_pixels must be at least {mllm.inputs.least_pixels}, not {image_pixels}")
+        if self.image_pixels < mllm.family.least_pixels:
+            raise ValueError(f"image_pixels must be at least {mllm.family.least_pixels}, not {image_pixels}")
         if self.max_text_tokens < 1 or self.tokens_per_batch < 1:
             raise ValueError("max_text_tokens and tokens_per_batch must be at least 1")
         self._instructions = {
@@ -140,7 +140,7 @@ class ItemEncoder:
 
     # --- one batch ---------------------------------------------------------------------------------------------------
 
-    def prepare(self, record: Record) -> PreparedItem | None:
+    def prepare(self, record: Record) -> PreparedInput | None:
         """Tokenize an item and cut its image into patches; None for an item with neither. Safe to call from threads."""
         text = (record.text or "").strip()
         if record.image is None and not text:
@@ -150,7 +150,8 @@ class ItemEncoder:
             with self._counting:
                 self.texts_cut += 1
         words = [*words[: self.max_text_tokens], *self._instructions[record.image is not None, bool(text)]]
-        return self.mllm.inputs.prepare(record.image, [*words, self.mllm.cur_item_id], self.image_pixels)
+        parts: list[Part] = [] if record.image is None else [record.image]
+        return self.mllm.family.prepare([*parts, [*words, self.mllm.cur_item_id]], self.image_pixels)
 
     def compute(self, items: Sequence[Pending]) -> list[np.ndarray]:
         """Vectors of one batch, in order.
@@ -194,7 +195,7 @@ class ItemEncoder:
         return self._pool
 
     @torch.inference_mode()
-    def _forward(self, items: Sequence[PreparedItem]) -> np.ndarray:
+    def _forward(self, items: Sequence[PreparedInput]) -> np.ndarray:
         """(items, hidden) float32, in one pass; in two halves if that is too much for the GPU's memory."""
         context: AbstractContextManager = nullcontext()
         if self.autocast:
@@ -214,7 +215,7 @@ class ItemEncoder:
     @property
     def _items_per_part(self) -> int:
         """So many items are within `tokens_per_batch`, however long their texts and large their images."""
-        image = self.image_pixels // self.mllm.inputs.patch**2 + self.image_pixels // self.mllm.inputs.least_pixels
+        image = self.mllm.family.image_cost(self.image_pixels)
         longest = self.max_text_tokens + max(map(len, self._instructions.values())) + image + SPECIAL_TOKENS
         return max(1, self.tokens_per_batch // longest)
 
@@ -242,15 +243,15 @@ class ItemEncoder:
         else:
             yield from self._prepared_batches(load, order)
 
-    def _load(self, load: Callable[[Given], Record], item: Given) -> PreparedItem | None:
+    def _load(self, load: Callable[[Given], Record], item: Given) -> PreparedInput | None:
         return self.prepare(load(item))
 
     def _prepared_batches(
         self, load: Callable[[Given], Record], order: Sequence[Given]
-    ) -> Iterator[Mapping[Given, PreparedItem | None]]:
+    ) -> Iterator[Mapping[Given, PreparedInput | None]]:
         """Batches of prepared items, as full as their actual lengths allow."""
         depth = max(2 * self.threads, min(LOOKAHEAD * self._items_per_part, 512))
-        batch: dict[Given, PreparedItem | None] = {}
+        batch: dict[Given, PreparedInput | None] = {}
         longest = patches = 0
         with closing(ahead(partial(self._load, load), order, self.threads, depth)) as stream:
             for item, prepared in zip(order, stream):

@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from recbole_mm.errors import ModelLoadError
+from recbole_mm.mllm.adapter import Adapter, merge_adapter, read_adapter
+from recbole_mm.mllm.families import FAMILIES, family_class
+from recbole_mm.mllm.family import Family
 from recbole_mm.mllm.model import MLLM
-from recbole_mm.mllm.prompts import CUR_ITEM
-from recbole_mm.mllm.qwen2_vl import Qwen2VLInputs
+from recbole_mm.mllm.source import OFFLINE_HINT, Source, first_line, locate
+from recbole_mm.mllm.vocabulary import add_cur_item, resize_vocabulary, set_to_mean
 
 logger = logging.getLogger(__name__)
 
-FAMILIES = {"qwen2_vl": Qwen2VLInputs}
-"""`model_type` of a checkpoint's config.json -> how its inputs are built."""
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
-OFFLINE_HINT = "--mllm=tiny works offline"
+CONVERTED = {
+    "internvl_chat": "take its `-hf` counterpart, such as OpenGVLab/InternVL3-2B-hf",
+    "multi_modality": "take deepseek-community/deepseek-vl-1.3b-chat",
+}
+"""Types of checkpoints that come with code of their own, and where the same weights are in transformers' layout."""
 
-_identities: dict[tuple, str] = {}
-"""Hashing gigabytes takes seconds: remembered per process by path, sizes and modification times of all files."""
+LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
+"""What transformers raises on damaged or unfitting files."""
 
 
 def load_mllm(
@@ -47,136 +42,173 @@ def load_mllm(
     trust_remote_code: bool = False,
     revision: str | None = None,
     attention: str = "sdpa",
+    with_head: bool = False,
+    load_in_4bit: bool = False,
 ) -> MLLM:
-    """Load a multimodal LLM of a supported family (Qwen2-VL).
+    """Load a multimodal LLM of a supported family, or a PEFT adapter merged into the one it belongs to.
 
     Args:
-        name_or_path: a hub id such as `Qwen/Qwen2-VL-2B-Instruct`, or a folder in the Hugging Face layout.
+        name_or_path: a hub id such as `Qwen/Qwen2-VL-2B-Instruct`, or a folder in the Hugging Face layout. A folder
+            with an `adapter_config.json` stands for its base model with the adapter merged in; a tokenizer in it takes
+            the place of the base model's.
         device: where the model goes.
         dtype: of the weights: float32, bfloat16, float16, or auto (bfloat16 on a GPU that has it, else float32).
         trust_remote_code: allow a tokenizer that ships its own Python code.
         revision: branch, tag or commit of a hub model.
         attention: transformers' attention implementation, such as sdpa or eager.
+        with_head: load the model with its language-model head, to generate, answer or fine-tune.
+        load_in_4bit: hold the linear layers in 4 bits (NF4), to fine-tune a large model through an adapter. Needs
+            bitsandbytes.
 
     Raises:
-        ModelLoadError: no such folder or hub model, an unreachable hub, another family, or damaged or missing files.
+        ModelLoadError: no such folder or hub model, an unreachable hub, another family, damaged or missing files, an
+            adapter that does not fit, or 4 bits where they cannot be had.
     """
     name = str(name_or_path)
     target = torch.device(device)
     weights_dtype = _dtype(dtype, target)
-    folder, commit = _locate(name, revision)
-    family = _family(name, folder)
+    source = locate(name, revision, supported_family)
+    adapter = read_adapter(source) if source.is_adapter else None
+    base = source if adapter is None else _locate_base(adapter)
+    settings: dict[str, Any] = {"dtype": weights_dtype, "attn_implementation": attention}
+    if load_in_4bit:
+        settings |= {"quantization_config": _four_bits(name, weights_dtype, adapter), "device_map": {"": target}}
+    family_type = supported_family(base.name, base.folder)
+    loads_head = with_head or (adapter is not None and adapter.needs_head)
+    model = _read_model(base, family_type.generation_class if loads_head else family_type.model_class, settings)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        image_processor = family.image_processor_class.from_pretrained(folder)
-        # Its random starts, where it makes any, must not advance the caller's generator.
-        with torch.random.fork_rng(devices=[]):
-            model, report = family.model_class.from_pretrained(
-                folder,
-                dtype=weights_dtype,
-                attn_implementation=attention,
-                use_safetensors=True,
-                output_loading_info=True,
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=trust_remote_code)
+        image_processor = family_type.image_processor_class.from_pretrained(base.folder)
+        if adapter is not None and adapter.has_tokenizer:
+            words = len(tokenizer)
+            tokenizer = AutoTokenizer.from_pretrained(
+                adapter.source.folder,
+                config=AutoConfig.from_pretrained(base.folder),  # decides how some tokenizers are read
+                trust_remote_code=trust_remote_code,
             )
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelLoadError(f"{name}: the model cannot be loaded: {_first_line(error)}") from error
-    lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    if lacking:
-        raise ModelLoadError(f"{name}: the weights lack {len(lacking)} tensors that the model needs, e.g. {lacking[0]}")
+            _make_room(model, words, len(tokenizer))
+    except LOAD_ERRORS as error:
+        raise ModelLoadError(f"{name}: the model cannot be loaded: {first_line(error)}") from error
     cur_item_id = add_cur_item(model, tokenizer, name)
+    if adapter is not None:
+        model = _with_adapter(adapter, family_type, model)
+    if loads_head and not with_head:
+        model = model.model
+    family = family_type(model.config, image_processor, tokenizer)
     family.speed_up(model)
-    pad = tokenizer.pad_token_id
+    parts = [base.identity, *(["nf4"] if load_in_4bit else []), *([] if adapter is None else [source.identity])]
     return MLLM(
         name=name,
-        identity=f"{name}@{commit}" if commit else files_identity(folder),
-        model=model.to(target).eval(),
+        identity="+".join(parts),
+        model=(model if load_in_4bit else model.to(target)).eval(),
         tokenizer=tokenizer,
         image_processor=image_processor,
-        inputs=family(model.config, image_processor, 0 if pad is None else pad),
+        family=family,
         cur_item_id=cur_item_id,
     )
 
 
-def add_cur_item(model: PreTrainedModel, tokenizer: Any, name: str) -> int:
-    """Make `[Cur_Item]` a special token of a loaded model, in memory only.
-
-    A checkpoint that knows the token already (one that was fine-tuned with it) is left alone. Otherwise the token's
-    embedding is the mean of all words' embeddings: the same on every machine, and no direction preferred.
-
-    Returns:
-        The token's id.
-    """
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise ModelLoadError(f"{name}: its tokenizer has no fast version (tokenizer.json), which recbole_mm needs")
-    words = len(tokenizer)
-    if tokenizer.add_special_tokens({"extra_special_tokens": [CUR_ITEM]}, replace_extra_special_tokens=False) == 0:
-        return int(tokenizer.convert_tokens_to_ids(CUR_ITEM))
-    token = int(tokenizer.convert_tokens_to_ids(CUR_ITEM))
-    embedding = model.get_input_embeddings()
-    mean = embedding.weight.detach()[:words].double().mean(dim=0)
-    if token >= embedding.num_embeddings:
-        with torch.random.fork_rng(devices=[]):
-            embedding = model.resize_token_embeddings(token + 1, mean_resizing=False)
-    with torch.no_grad():
-        embedding.weight[token] = mean.to(embedding.weight.dtype)
-    return token
-
-
-def files_identity(folder: Path) -> str:
-    """Hash the files that make a model (configuration, tokenizer, weights): a changed checkpoint is another model."""
-    files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
-    states = [(path, path.stat()) for path in files]
-    memory = (str(folder.resolve()), *((path.name, state.st_size, state.st_mtime_ns) for path, state in states))
-    if memory not in _identities:
-        total = hashlib.sha256()
-        for path in files:
-            with path.open("rb") as file:
-                total.update(f"{path.name}\0".encode() + hashlib.file_digest(file, "sha256").digest())
-        _identities[memory] = f"files-sha256:{total.hexdigest()}"
-    return _identities[memory]
-
-
-def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
-    """Return the model's local folder and, for a hub model, its commit. Downloads what the hub has and we do not."""
-    folder = Path(name).expanduser()
-    if name.strip() and folder.is_dir():
-        return folder, None
-    if folder.exists() or re.match(r"[./~\\]|[A-Za-z]:", name) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise ModelLoadError(f"{name}: there is no such model folder; {OFFLINE_HINT}")
+def _read_model(base: Source, model_class: Any, settings: dict[str, Any]) -> PreTrainedModel:
+    """The model's weights, every tensor accounted for."""
     try:
-        small = Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"]))
-        _family(name, small)  # before gigabytes of an unsupported model are downloaded
-        snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES)))
-    except GatedRepoError as error:
+        # Its random starts, where it makes any, must not advance the caller's generator.
+        with torch.random.fork_rng(devices=[]), _without_report():
+            model, report = model_class.from_pretrained(
+                base.folder, use_safetensors=True, output_loading_info=True, **settings
+            )
+    except LOAD_ERRORS as error:
+        raise ModelLoadError(f"{base.name}: the model cannot be loaded: {first_line(error)}") from error
+    lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if lacking:
         raise ModelLoadError(
-            f"{name}: the hub asks you to accept its terms and log in (hf auth login) first"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelLoadError(f"{name}: the hub knows the model but not its revision {revision!r}") from error
-    except RepositoryNotFoundError as error:
-        raise ModelLoadError(
-            f"{name}: neither a folder here nor a model on the Hugging Face hub; {OFFLINE_HINT}"
-        ) from error
-    except HFValidationError as error:
-        raise ModelLoadError(f"{name}: neither a folder here nor a valid hub id; {OFFLINE_HINT}") from error
-    except (LocalEntryNotFoundError, HTTPError, OSError) as error:
-        reason = "there is no such folder here, and the Hugging Face hub cannot be reached"
-        raise ModelLoadError(f"{name}: {reason} ({_first_line(error)}); {OFFLINE_HINT}") from error
-    return snapshot, snapshot.name
+            f"{base.name}: the weights lack {len(lacking)} tensors that the model needs, e.g. {lacking[0]}"
+        )
+    return model
 
 
-def _family(name: str, folder: Path) -> type[Qwen2VLInputs]:
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep transformers' table of tensors out of the log: that a head is left behind is meant, the rest is checked."""
+    speaker = logging.getLogger("transformers.modeling_utils")
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    speaker.addFilter(wanted)
+    try:
+        yield
+    finally:
+        speaker.removeFilter(wanted)
+
+
+def _make_room(model: PreTrainedModel, words: int, wanted: int) -> None:
+    """Embed the words that an adapter's tokenizer has beyond the `words` of its base model's."""
+    if wanted > model.get_input_embeddings().num_embeddings:
+        resize_vocabulary(model, wanted)
+    set_to_mean(model, range(words, wanted), words)
+
+
+def _with_adapter(adapter: Adapter, family_type: type[Family], model: PreTrainedModel) -> PreTrainedModel:
+    """The model with an adapter merged in. Its embeddings get the size that the adapter was trained with."""
+    rows = adapter.embedding_rows
+    if rows is not None and rows != model.get_input_embeddings().num_embeddings:
+        resize_vocabulary(model, rows)
+    if adapter.needs_head or isinstance(model, family_type.model_class):
+        return merge_adapter(adapter, model)
+    model.model = merge_adapter(adapter, model.model)
+    return model
+
+
+def _locate_base(adapter: Adapter) -> Source:
+    """The files of an adapter's base model."""
+    try:
+        base = locate(adapter.base, adapter.base_revision, supported_family)
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{adapter.name}: the adapter's base model is missing: {error}") from error
+    if base.is_adapter:
+        raise ModelLoadError(
+            f"{adapter.name}: its base model {adapter.base} is an adapter itself; merge that one first"
+        )
+    return base
+
+
+def _four_bits(name: str, dtype: torch.dtype, adapter: Adapter | None) -> BitsAndBytesConfig:
+    """How the linear layers are quantized: NF4, their scales too, computing in `dtype`."""
+    if adapter is not None:
+        raise ModelLoadError(f"{name}: an adapter can only be merged into full weights, not into 4 bits")
+    if find_spec("bitsandbytes") is None:
+        raise ModelLoadError(f"{name}: 4 bits need bitsandbytes, which is not installed: pip install bitsandbytes")
+    try:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    except (ImportError, ValueError) as error:
+        raise ModelLoadError(f"{name}: bitsandbytes cannot be used: {first_line(error)}") from error
+
+
+def supported_family(name: str, folder: Path) -> type[Family]:
+    """The family of a model by its config.json.
+
+    Raises:
+        ModelLoadError: another family, or no config.json that can be read.
+    """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelLoadError(f"{name}: no model there, its folder holds no config.json; {OFFLINE_HINT}") from error
     except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{name}: its config.json cannot be read: {_first_line(error)}") from error
+        raise ModelLoadError(f"{name}: its config.json cannot be read: {first_line(error)}") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         supported = ", ".join(sorted(FAMILIES))
-        raise ModelLoadError(f"{name}: a model of type {kind!r}; supported multimodal LLMs are of type {supported}")
-    return FAMILIES[kind]
+        hint = f"; {CONVERTED[kind]}" if isinstance(kind, str) and kind in CONVERTED else ""
+        raise ModelLoadError(
+            f"{name}: a model of type {kind!r}; supported multimodal LLMs are of type {supported}{hint}"
+        )
+    return family_class(kind)
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
@@ -190,8 +222,3 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device is a GPU that computes in bfloat16. CPUs do too, but most of them slowly."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -1,8 +1,10 @@
-"""A loaded multimodal LLM: the model without its language-model head, its tokenizer, and its text stack on its own."""
+"""A loaded multimodal LLM: the model, its tokenizer, how its inputs are built, and its text stack on its own."""
 
 from __future__ import annotations
 
 import copy
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from recbole_mm.mllm.qwen2_vl import PreparedItem, Qwen2VLInputs
+from recbole_mm.mllm.family import Family, PreparedInput
 
 
 @dataclass
@@ -23,10 +25,10 @@ class MLLM:
     Attributes:
         name: the id or path it was asked for by.
         identity: the model and its revision, or a hash of its files: the same weights, the same identity.
-        model: the base model (vision tower and decoder, no language-model head), in eval mode.
+        model: in eval mode; the base model (vision tower and decoder), or the one with a head if that was asked for.
         tokenizer: the Hugging Face tokenizer.
         image_processor: the Hugging Face image processor.
-        inputs: how items become inputs of this family of models.
+        family: how prompts become inputs of this family of models.
         cur_item_id: token id of `[Cur_Item]`.
     """
 
@@ -35,13 +37,18 @@ class MLLM:
     model: PreTrainedModel
     tokenizer: Any
     image_processor: Any
-    inputs: Qwen2VLInputs
+    family: Family
     cur_item_id: int
 
     def __post_init__(self) -> None:
         # A copy of its own, so that reading untrusted text neither depends on nor changes the shared tokenizer: special
-        # tokens spelled in an item's text are plain characters here, and nothing is cut or padded.
-        self._plain = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+        # tokens spelled in an item's text are plain characters here, and nothing is cut or padded. Some checkpoints do
+        # not call the token of an image special.
+        settings = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        reserved = {self.cur_item_id, *self.family.reserved_ids, *self.tokenizer.all_special_ids}
+        for token in settings["added_tokens"]:
+            token["special"] = token["special"] or token["id"] in reserved
+        self._plain = Tokenizer.from_str(json.dumps(settings))
         self._plain.encode_special_tokens = True
         self._plain.no_truncation()
         self._plain.no_padding()
@@ -65,23 +72,30 @@ class MLLM:
         # A lone surrogate (a broken file's bytes read as text) has no UTF-8 form, which the tokenizer needs.
         return self._plain.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
 
-    def last_hidden_states(self, items: Sequence[PreparedItem]) -> torch.Tensor:
+    def last_hidden_states(self, inputs: Sequence[PreparedInput]) -> torch.Tensor:
         """Run the model on a batch.
 
         Args:
-            items: B prepared items.
+            inputs: B prepared prompts.
 
         Returns:
-            (B, hidden) last-layer hidden state, after the final norm, of each item's last token.
+            (B, hidden) last-layer hidden state, after the final norm, of each prompt's last token.
         """
-        return self.inputs.last_hidden_states(self.model, items, self.device)
+        return self.family.last_hidden_states(self.model, inputs, self.device)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model as it is in memory, with its tokenizer and image settings; `load_mllm(folder)` reads it."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
 
     def text_stack(self) -> TextStack:
         """Return an independent copy of the decoder without its word embeddings (Molar's DUEG).
 
         Training the copy leaves the encoder, and so the item vectors, as they are.
         """
-        return TextStack(self.model.language_model)
+        decoder = self.family.decoder(self.model)
+        return TextStack(decoder, self.family.layers_for_images(decoder))
 
 
 class TextStack(nn.Module):
@@ -89,6 +103,7 @@ class TextStack(nn.Module):
 
     Args:
         decoder: the language model to copy; it is left as it is.
+        without: its layers that text alone never enters, and that the copy does without.
 
     Example:
         >>> stack = mllm.text_stack()
@@ -97,10 +112,11 @@ class TextStack(nn.Module):
         >>> stack(inputs_embeds, allowed, positions).last_hidden_state   # (B, L, stack.hidden_size)
     """
 
-    def __init__(self, decoder: PreTrainedModel) -> None:
+    def __init__(self, decoder: PreTrainedModel, without: Sequence[nn.Module] = ()) -> None:
         super().__init__()
-        # The memo stands in for the embeddings, so that hundreds of megabytes are never copied.
-        self.decoder: PreTrainedModel = copy.deepcopy(decoder, {id(decoder.embed_tokens): nn.Identity()})
+        # The memo stands in for what is left out, so that hundreds of megabytes are never copied.
+        left_out = [decoder.embed_tokens, *without]
+        self.decoder: PreTrainedModel = copy.deepcopy(decoder, {id(module): nn.Identity() for module in left_out})
         self.hidden_size = int(decoder.config.hidden_size)
 
     def forward(

@@ -10,10 +10,64 @@ from recbole.model.sequential_recommender.sasrec import SASRec
 from torch import Tensor
 from torch.nn import functional as F
 
+from recbole_mm.data.loaders import TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
+from recbole_mm.models.full_sequence import FullSequenceMixin
 from recbole_mm.models.losses import softmax_loss
 
 SIMILARITIES = ("dot", "cos")
+PLACE = "place"
+"""Field that numbers the states of a batch."""
+
+
+class FullSequenceDuoRec(FullSequenceMixin):
+    """Mixed in front of `DuoRec`: the n states of a batch of whole sequences take the place of n prefixes.
+
+    Every state and its target are one of DuoRec's training cases, and the second dropout mask is a second pass over
+    the whole sequences. What differs from training on prefixes:
+
+    - The partner of a state, h'_s, is the state of another user of the batch with the same target, drawn uniformly. It
+      is there already, so it costs nothing. Where the batch has none it is drawn from all training cases and its
+      sequence read on its own; where training has none either it is the state itself under the first dropout mask.
+    - States of one user are no negatives of each other: neighbouring states have read almost the same, and a partner
+      from the batch has its own second view there. Batches of prefixes rarely hold two of the same user.
+    - A sequence longer than `MAX_ITEM_LIST_LENGTH` is cut into windows, so a state may have read less of it.
+    """
+
+    def __init__(self, config, dataset) -> None:
+        super().__init__(config, dataset)
+        self.partners.identity = (self.USER_ID,)
+
+    def loss_of_states(self, states: Tensor, interaction: Interaction) -> tuple[Tensor, ...]:
+        """(L_CE, lmd * unsupervised, lmd_sem * supervised), without the terms of weight 0."""
+        mask = interaction[TARGET_MASK]
+        targets = interaction[TARGETS][mask]
+        losses = [softmax_loss(states, targets, self.item_embedding.weight)]
+        if self.lmd or self.lmd_sem:
+            again = self.prefix_states(interaction)[mask]
+            users = interaction[self.USER_ID][:, None].expand_as(mask)[mask]
+            if self.lmd:
+                owners = torch.cat([users, users])
+                losses.append(self.lmd * contrastive_loss(states, again, self.tau, self.sim, owners))
+            if self.lmd_sem:
+                semantic, whose = self._partner_states(states, users, targets)
+                owners = torch.cat([users, whose])
+                losses.append(self.lmd_sem * contrastive_loss(again, semantic, self.tau, self.sim, owners))
+        return tuple(losses)
+
+    def _partner_states(self, states: Tensor, users: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """State of another user with the same target for each of the states (n, d), and whose it is (n,)."""
+        cases = Interaction({self.USER_ID: users, self.POS_ITEM_ID: targets, PLACE: torch.arange(len(users))}).to("cpu")
+        here = SameTarget(cases, self.n_items, target=self.POS_ITEM_ID, identity=(self.USER_ID,)).draw(cases)
+        alone = here[self.USER_ID] == cases[self.USER_ID]
+        elsewhere = alone & (self.partners.counts[cases[self.POS_ITEM_ID]] > 1)
+        semantic, whose = states[here[PLACE].to(states.device)], here[self.USER_ID].to(states.device)
+        if elsewhere.any():
+            drawn = self.partners.draw(cases[elsewhere]).to(states.device)
+            rows = elsewhere.nonzero()[:, 0].to(states.device)
+            semantic = semantic.index_put((rows,), self.whole_states(drawn).to(semantic.dtype))
+            whose = whose.index_put((rows,), drawn[self.USER_ID])
+        return semantic, whose
 
 
 class DuoRec(SASRec):
@@ -23,11 +77,13 @@ class DuoRec(SASRec):
     of the same sequence under another dropout mask, and h'_s that of another training sequence with the same target
     (the sequence itself where there is none). The paper's total is lmd = 0, lmd_sem = 0.1.
 
-    Trained on RecBole's prefixes: a pair of sequences needs a single target each. Scores as SASRec does.
+    Trained on RecBole's prefixes as it stands, and on whole sequences as `FullSequenceDuoRec`. Scores as SASRec does.
 
     Raises:
         ConfigError: `loss_type` is not CE, `sim` is unknown, or `tau` is not above 0.
     """
+
+    full_sequence_mixin = FullSequenceDuoRec
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
@@ -61,13 +117,16 @@ class DuoRec(SASRec):
         return tuple(losses)
 
 
-def contrastive_loss(first: Tensor, second: Tensor, tau: float, sim: str = "dot") -> Tensor:
+def contrastive_loss(
+    first: Tensor, second: Tensor, tau: float, sim: str = "dot", owners: Tensor | None = None
+) -> Tensor:
     """InfoNCE in SimCLR's form: each of the 2N views against the 2N - 1 others, of which its twin is the positive.
 
     Args:
         first, second: two views of the same N rows, (N, d) each.
         tau: temperature.
         sim: `dot` or `cos`.
+        owners: (2N,), whose each view is; views of the same owner are no negatives of each other.
 
     Returns:
         Mean over the 2N views, a scalar.
@@ -75,10 +134,12 @@ def contrastive_loss(first: Tensor, second: Tensor, tau: float, sim: str = "dot"
     views = torch.cat([first, second])
     if sim == "cos":
         views = F.normalize(views, dim=-1)
-    itself = torch.eye(len(views), dtype=torch.bool, device=views.device)
-    similarity = (views @ views.T / tau).masked_fill(itself, float("-inf"))
-    twin = torch.arange(len(views), device=views.device).roll(len(first))
-    return F.cross_entropy(similarity, twin)
+    rows = torch.arange(len(views), device=views.device)
+    twin = rows.roll(len(first))
+    groups = rows if owners is None else owners
+    left_out = groups[:, None] == groups[None, :]
+    left_out[rows, twin] = False
+    return F.cross_entropy((views @ views.T / tau).masked_fill(left_out, float("-inf")), twin)
 
 
 class SameTarget:

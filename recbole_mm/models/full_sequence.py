@@ -1,4 +1,4 @@
-"""Full-sequence training for RecBole's own causal models: `full_sequence: True`.
+"""Full-sequence training for causal models, RecBole's and ours: `full_sequence: True`.
 
 A causal model computes the state after every prefix of a sequence in one pass. RecBole's classes keep only the last
 one; `full_sequence_class` derives a class that keeps them all while training and leaves prediction as it is.
@@ -6,21 +6,34 @@ one; `full_sequence_class` derives a class that keeps them all while training an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.model.loss import BPRLoss
 from torch import Tensor
-from torch.nn import functional as F
 
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
+from recbole_mm.models.cross_entropy import linear_cross_entropy
 
-SUPPORTED = ("SASRec", "GRU4Rec")
-"""Models whose `forward` is causal and ends in `gather_indexes`, with `item_embedding` as output weights."""
+
+class Overlay:
+    """A config with some keys replaced, as RecBole's model classes read it: `config[key]`, None where unknown."""
+
+    def __init__(self, config: Any, replaced: Mapping[str, Any]) -> None:
+        self.config = config
+        self.replaced = dict(replaced)
+
+    def __getitem__(self, key: str) -> Any:
+        return self.replaced[key] if key in self.replaced else self.config[key]
 
 
 class FullSequenceMixin(SequentialRecommender):
-    """Trains on every position of `item_id_list`; mixed in front of a RecBole model named in `SUPPORTED`."""
+    """Trains on every position of `item_id_list`; mixed in front of a model whose `forward` is causal, ends in
+    `gather_indexes`, and has `item_embedding` as output weights."""
 
     trains_on_full_sequences = True
     _keep_all_positions = False
@@ -42,28 +55,90 @@ class FullSequenceMixin(SequentialRecommender):
         finally:
             self._keep_all_positions = False
 
-    def calculate_loss(self, interaction: Interaction) -> Tensor:
-        """The model's own loss (`loss_type`), averaged over all targets of the batch."""
+    def prefix_states(self, interaction: Interaction) -> Tensor:
+        """State after every prefix of the histories of a batch: (B, W, d)."""
+        return self.hidden_states(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+
+    def whole_states(self, interaction: Interaction) -> Tensor:
+        """State after the whole histories of a batch: (B, d)."""
+        return self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+
+    def output_items(self) -> Tensor:
+        """What states are scored against: (n_items, d)."""
+        return self.item_embedding.weight
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor | tuple[Tensor, ...]:
+        """The model's own loss, averaged over all targets of the batch."""
+        return self.loss_of_states(self.prefix_states(interaction)[interaction[TARGET_MASK]], interaction)
+
+    def loss_of_states(self, states: Tensor, interaction: Interaction) -> Tensor | tuple[Tensor, ...]:
+        """The model's own loss (`loss_type`) of states that are there already.
+
+        Args:
+            states: those of `prefix_states` that have a target, (n, d).
+            interaction: the batch they are of.
+        """
         mask = interaction[TARGET_MASK]
-        states = self.hidden_states(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])[mask]
-        targets = interaction[TARGETS][mask]
-        weight = self.item_embedding.weight
+        targets, items = interaction[TARGETS][mask], self.output_items()
         if self.loss_type == "CE":
-            return F.cross_entropy(states @ weight.T, targets)
-        positive = (states * weight[targets]).sum(-1)
-        negative = (states * weight[interaction[NEGATIVES][mask]]).sum(-1)
+            return linear_cross_entropy(states, items, targets)
+        positive = (states * items[targets]).sum(-1)
+        negative = (states * items[interaction[NEGATIVES][mask]]).sum(-1)
         return BPRLoss()(positive, negative)
 
 
-def full_sequence_class(model_class: type[SequentialRecommender]) -> type[SequentialRecommender]:
-    """`model_class` trained on full sequences, under its own name.
+class FullSequenceFPMC(FullSequenceMixin):
+    """Mixed in front of RecBole's FPMC: every pair of neighbours in a sequence is a training case.
+
+    The score p_u . q_i + m_l . w_i of user u and item i after item l is the product of the state [p_u, m_l] and the
+    item's [q_i, w_i]. RecBole's class accepts BPR alone; cross-entropy over all items (`loss_type: CE`) works as well
+    here.
 
     Raises:
-        ConfigError: the model is not one of `SUPPORTED`.
+        ConfigError: `loss_type` is neither.
+    """
+
+    ignores_right_padding = True
+
+    def __init__(self, config, dataset) -> None:
+        if config["loss_type"] not in ("BPR", "CE"):
+            raise ConfigError(f"loss_type must be BPR or CE, not {config['loss_type']!r}")
+        super().__init__(Overlay(config, {"loss_type": "BPR"}), dataset)
+        self.loss_type = config["loss_type"]
+
+    def prefix_states(self, interaction: Interaction) -> Tensor:
+        history = interaction[self.ITEM_SEQ]
+        users = self.UI_emb(interaction[self.USER_ID])[:, None].expand(-1, history.shape[1], -1)
+        return torch.cat([users, self.LI_emb(history)], dim=-1)
+
+    def whole_states(self, interaction: Interaction) -> Tensor:
+        last = interaction[self.ITEM_SEQ].gather(1, interaction[self.ITEM_SEQ_LEN][:, None] - 1)
+        return torch.cat([self.UI_emb(interaction[self.USER_ID]), self.LI_emb(last[:, 0])], dim=-1)
+
+    def output_items(self) -> Tensor:
+        return torch.cat([self.IU_emb.weight, self.IL_emb.weight], dim=1)
+
+
+SUPPORTED: dict[str, type[FullSequenceMixin]] = {
+    "SASRec": FullSequenceMixin,
+    "GRU4Rec": FullSequenceMixin,
+    "FPMC": FullSequenceFPMC,
+}
+"""RecBole's models that can be trained so, and what makes them. A class of ours names its own `full_sequence_mixin`."""
+
+
+def full_sequence_class(model_class: type[SequentialRecommender]) -> type[SequentialRecommender]:
+    """`model_class` trained on full sequences, under its own name; a class that is trained so already is left as it is.
+
+    Raises:
+        ConfigError: the model is none of `SUPPORTED` and has no `full_sequence_mixin`.
     """
     name = model_class.__name__
-    if name not in SUPPORTED:
+    if getattr(model_class, "trains_on_full_sequences", False):
+        return model_class
+    mixin = vars(model_class).get("full_sequence_mixin", SUPPORTED.get(name))
+    if mixin is None:
         raise ConfigError(
-            f"full_sequence: True is for {', '.join(SUPPORTED)} and models trained so already, not {name}"
+            f"full_sequence: True is for {', '.join([*SUPPORTED, 'DuoRec'])} and models trained so already, not {name}"
         )
-    return type(name, (FullSequenceMixin, model_class), {"__module__": model_class.__module__})
+    return type(name, (mixin, model_class), {"__module__": model_class.__module__})

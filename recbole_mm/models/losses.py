@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recbole_mm.models.cross_entropy import linear_cross_entropy
+
 
 def pointwise_loss(positive: Tensor, negative: Tensor) -> Tensor:
     """Binary cross-entropy of one positive and one negative logit per target (Molar, Eq. 3 and 6: y = [1, 0]).
@@ -22,7 +24,7 @@ def pointwise_loss(positive: Tensor, negative: Tensor) -> Tensor:
 def softmax_loss(states: Tensor, targets: Tensor, items: Tensor) -> Tensor:
     """Cross-entropy over all items: states (n, d), target ids (n,), item vectors (N, d). Item 0 is padding and left
     out."""
-    return F.cross_entropy(states @ items[1:].T, targets - 1)
+    return linear_cross_entropy(states, items[1:], targets - 1)
 
 
 def sampled_softmax_loss(states: Tensor, positives: Tensor, negatives: Tensor, collision: Tensor) -> Tensor:

@@ -192,7 +192,12 @@ class TrainingLoop(Trainer):
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
     ) -> float | tuple[float, ...]:
-        """Sum of the batches' losses (a tuple of sums where the model gives parts) after one pass over `train_data`."""
+        """Sum of the batches' losses (a tuple of sums where the model gives parts) after one pass over `train_data`.
+
+        A model that trains in phases is told first: `start_epoch(epoch)`, counted from 0, in a resumed run as well.
+        """
+        if hasattr(self.model, "start_epoch"):
+            self.model.start_epoch(epoch_idx)
         self.model.train()
         loss_func = loss_func or self.model.calculate_loss
         total = LossSum(self.device, epoch_idx)

@@ -136,7 +136,7 @@ class TrainerMixin(SavingLoop):
         record = self._train_once(epoch_idx, train_data)
         validates = self.eval_step > 0 and bool(valid_data)
         improved = not validates
-        if validates and ((epoch_idx + 1) % self.eval_step == 0 or self.out_of_steps):
+        if validates and self._validates_after(epoch_idx):
             improved = self._validate(record, valid_data)
         self.history.append(record)
         if improved:
@@ -150,6 +150,16 @@ class TrainerMixin(SavingLoop):
             callback_fn(epoch_idx, record["valid_score"])
         if self._verbose and validates and stopped:
             logger.info("Finished training, best eval result in epoch %d", self.best_epoch)
+
+    def _validates_after(self, epoch_idx: int) -> bool:
+        """Whether it is time to validate.
+
+        A model that is `pretraining` a part of itself is not fit to be judged: neither the best epoch nor early
+        stopping may come of it. But no training ends without a validation, whose weights are the ones that are kept.
+        """
+        if self.out_of_steps or (epoch_idx + 1 == self.epochs and self.best_epoch < 0):
+            return True
+        return not getattr(self.model, "pretraining", False) and (epoch_idx + 1) % self.eval_step == 0
 
     def _train_once(self, epoch_idx: int, train_data: Any) -> dict[str, Any]:
         """Train one epoch and report it; gives its record in `history`."""

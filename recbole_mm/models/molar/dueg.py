@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recbole_mm.models.molar.prefix_attention import can_take_apart, install, states_of_slots
+
 
 def slot_layout(width: int, prefixes: Tensor) -> tuple[Tensor, Tensor]:
     """Who sees whom when `[User]` slots stand behind `width` items.
@@ -37,6 +39,9 @@ def slot_layout(width: int, prefixes: Tensor) -> tuple[Tensor, Tensor]:
 class TextStackDUEG(nn.Module):
     """The MLLM's decoder as user model: "removing the word embedding layer", its pretrained weights kept.
 
+    Decoders of known make are run by `prefix_attention`, which computes the same with less work; all others under the
+    mask of `slot_layout`.
+
     Args:
         text_stack: `MLLM.text_stack()`, which takes vectors, a 4-D boolean mask and positions.
         hidden_size: width of the decoder.
@@ -47,13 +52,23 @@ class TextStackDUEG(nn.Module):
         super().__init__()
         self.text_stack = text_stack.requires_grad_(trainable)
         self.user_token = nn.Parameter(torch.randn(hidden_size) * 0.02)
+        self.takes_apart = can_take_apart(self.text_stack.decoder)
+        if self.takes_apart:
+            install(self.text_stack.decoder)
 
     def _run(self, items: Tensor, prefixes: Tensor) -> Tensor:
+        """States of `[User]` slots, (B, S, h), behind item vectors (B, W, h); `prefixes` as for `slot_layout`."""
+        slots = self.user_token.to(items.dtype).expand(len(items), prefixes.shape[1], -1)
+        if self.takes_apart:
+            return states_of_slots(self.text_stack.decoder, items, slots, prefixes)
+        return self._run_masked(items, slots, prefixes)
+
+    def _run_masked(self, items: Tensor, slots: Tensor, prefixes: Tensor) -> Tensor:
         batch, width, _ = items.shape
-        slots = prefixes.shape[1]
         mask, positions = slot_layout(width, prefixes)
-        embeddings = torch.cat([items, self.user_token.to(items.dtype).expand(batch, slots, -1)], dim=1)
-        output = self.text_stack(embeddings, mask.expand(batch, -1, -1, -1), positions.expand(batch, -1))
+        output = self.text_stack(
+            torch.cat([items, slots], dim=1), mask.expand(batch, -1, -1, -1), positions.expand(batch, -1)
+        )
         return output.last_hidden_state[:, width:]
 
     def all_prefixes(self, items: Tensor) -> Tensor:

@@ -3,46 +3,105 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
-from recbole.model.sequential_recommender import GRU4Rec, SASRec
+from recbole.model.sequential_recommender import FPMC, GRU4Rec, SASRec
+from torch import Tensor
 
 from recbole_mm.errors import ConfigError
-from recbole_mm.models.full_sequence import full_sequence_class
+from recbole_mm.models.duorec import DuoRec
+from recbole_mm.models.full_sequence import Overlay, full_sequence_class
+from recbole_mm.models.molar.hyper import ENCODERS, check_encoder, read_map
 
-ID_MODELS = {"SASRec": SASRec, "GRU4Rec": GRU4Rec}
+ID_MODELS = {"SASRec": SASRec, "GRU4Rec": GRU4Rec, "FPMC": FPMC, "DuoRec": DuoRec}
+TRAININGS = ("joint", "pretrained")
+
+SIZES = ("hidden_size", "embedding_size", "inner_size")
+DEFAULTS = {
+    **ENCODERS,
+    **dict.fromkeys(SIZES),
+    "loss_type": "CE",
+    "lmd": 0.0,
+    "lmd_sem": 0.1,
+    "tau": 1.0,
+    "sim": "dot",
+}
+"""Of `id_model_config`; a size of None is that of the paper: states as wide as the MIRM's vectors."""
 
 
-class Overlay:
-    """A config with some keys replaced, as RecBole's model classes read it: `config[key]`, None where unknown."""
+class FinishedRun(Protocol):
+    """What `id_model_path` was read into: the trained ID model of another run.
 
-    def __init__(self, config, replaced: Mapping[str, Any]) -> None:
-        self.config = config
-        self.replaced = dict(replaced)
+    Attributes:
+        model: its name.
+        settings: what it was built with, by RecBole's names.
+        weights: its parameters by name.
+    """
 
-    def __getitem__(self, key: str) -> Any:
-        return self.replaced[key] if key in self.replaced else self.config[key]
+    model: str
+    settings: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
 
 
-def build_id_model(config, dataset, hidden_size: int) -> Any:
-    """RecBole's own model class, trained on full sequences, "with an embedding dimension same as the MIRM" (4.1.2).
+def build_id_model(config: Any, dataset: Any, hidden_size: int) -> Any:
+    """RecBole's own model class, or DuoRec, in the form that gives its state after every prefix of a sequence.
+
+    "With an embedding dimension same as the MIRM" (4.1.2): states have `hidden_size` numbers. FPMC's state is the
+    user's factor beside the last item's, each half as wide.
 
     Args:
         config: of the run; `id_model` names the class or `none`, `id_model_config` holds its hyper-parameters.
-        dataset: of the run.
-        hidden_size: of the MLLM.
+        dataset: of the run, its training part.
+        hidden_size: of the content model.
 
     Returns:
-        The model, or None.
+        The model, or None. Its `prefix_states` and `whole_states` are E_u^id, scored against its `output_items()`;
+        `loss_of_states` is its own loss.
 
     Raises:
-        ConfigError: unknown `id_model`.
+        ConfigError: unknown `id_model` or hyper-parameter, or one that is impossible.
     """
     name = config["id_model"]
     if name in (None, "none"):
         return None
     if name not in ID_MODELS:
         raise ConfigError(f"id_model must be one of {', '.join(ID_MODELS)} or none, not {name!r}")
-    sizes = {"hidden_size": hidden_size, "embedding_size": hidden_size, "inner_size": 4 * hidden_size}
-    settings = Overlay(config, {**sizes, "loss_type": "CE", **(config["id_model_config"] or {})})
-    return full_sequence_class(ID_MODELS[name])(settings, dataset)
+    settings = read_map(config, "id_model_config", DEFAULTS)
+    if settings["loss_type"] not in ("CE", "BPR"):
+        raise ConfigError(f"id_model_config: loss_type must be CE or BPR, not {settings['loss_type']!r}")
+    width = settings["hidden_size"] or hidden_size
+    factor = max(1, width // 2) if name == "FPMC" else width
+    settings |= {
+        "hidden_size": width,
+        "embedding_size": settings["embedding_size"] or factor,
+        "inner_size": settings["inner_size"] or 4 * width,
+    }
+    return _built(config, dataset, name, settings)
+
+
+def build_trained_id_model(config: Any, dataset: Any, run: FinishedRun) -> Any:
+    """The ID model of a finished run as `build_id_model` gives it, with that run's sizes and weights.
+
+    Raises:
+        ConfigError: the run trained another model than `id_model`, or one whose weights do not fit this dataset.
+    """
+    if run.model != config["id_model"]:
+        raise ConfigError(f"id_model_path: the run trained {run.model}, not id_model: {config['id_model']}")
+    model = _built(config, dataset, run.model, {name: run.settings[name] for name in DEFAULTS if name in run.settings})
+    try:
+        model.load_state_dict(dict(run.weights))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"id_model_path: the weights do not fit {run.model} on this dataset: {reason}") from error
+    return model
+
+
+def _built(config: Any, dataset: Any, name: str, settings: Mapping[str, Any]) -> Any:
+    if name in ("SASRec", "DuoRec"):
+        check_encoder("id_model_config", settings["hidden_size"], settings)
+    return full_sequence_class(ID_MODELS[name])(Overlay(config, settings), dataset)
+
+
+def wants_negatives(config: Any) -> bool:
+    """Whether the ID model's own loss compares each target with a negative."""
+    return read_map(config, "id_model_config", DEFAULTS)["loss_type"] == "BPR"

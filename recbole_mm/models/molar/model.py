@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,130 +11,218 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
-from recbole_mm.models.layers import standardise
 from recbole_mm.models.losses import alignment_loss, pointwise_loss, sampled_softmax_loss, softmax_loss
-from recbole_mm.models.molar.dueg import TextStackDUEG
-from recbole_mm.models.molar.id_model import build_id_model
+from recbole_mm.models.molar import id_model as id_models
+from recbole_mm.models.molar.dueg_baselines import build_dueg
+from recbole_mm.models.molar.items import MIRM, ContentItems, item_sources
 
 CHOICES = {
     "rec_loss": ("bce", "ce", "sampled_softmax"),
+    "loss_on": ("content", "fused", "residual"),
     "score": ("content", "id", "fused"),
+    "similarity": ("dot", "cosine"),
     "item_projection": ("linear", "mlp", "none"),
     "item_normalization": ("standard", "none"),
+    "dueg": ("mllm", "sasrec", "gru4rec", "fpmc"),
     "dueg_tuning": ("full", "frozen"),
+    "id_model_training": id_models.TRAININGS,
 }
+FIRST_TEMPERATURE, LARGEST_SCALE = 0.07, 100.0
 
 
 class Molar(SequentialRecommender):
     """Item vectors of the MLLM (MIRM), read by its decoder (DUEG), aligned with an ID model after both have read them.
 
     L = L_rec + alpha * L_align + id_loss_weight * L_id (Eq. 5; the last term is ours: an ID model that is trained along
-    needs a loss of its own before it is worth aligning with, and the paper does not say how its one was trained).
+    needs a loss of its own before it is worth aligning with, and the paper does not say how its one was trained). With
+    `id_model_training: pretrained` the first `id_epochs` epochs train the ID model alone, L = L_id, and the others
+    leave it as it is; an ID model that comes from `id_model_path` is left as it is from the start.
 
-    Needs from the dataset: `item_vectors`, float32 (n_items, h), the MIRM vectors of Eq. (1); `mllm`, whose
-    `text_stack()` and `hidden_size` h become the DUEG.
+    Needs from the dataset what `requirements` says: `item_vectors`, float32 (n_items, h), the MIRM vectors of Eq. (1);
+    `mllm`, whose `text_stack()` and `hidden_size` h become the DUEG; `id_model_run`, see `id_model.FinishedRun`.
 
     Raises:
-        ConfigError: a key of `CHOICES` has another value, or the score needs an ID model that is not there.
+        ConfigError: a key of `CHOICES` has another value, or keys do not fit together.
     """
 
     input_type = InputType.POINTWISE
     trains_on_full_sequences = True
-    requires = ("item_vectors", "mllm")
-    mirm_vectors: Tensor
+    ignores_right_padding = True
+    dueg: Any
     id_model: Any
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
-        for key, accepted in CHOICES.items():
-            if config[key] not in accepted:
-                raise ConfigError(f"{key} must be one of {', '.join(accepted)}, not {config[key]!r}")
+        check_choices(config)
         self.rec_loss: str = config["rec_loss"]
+        self.loss_on: str = config["loss_on"]
         self.score: str = config["score"]
+        self.similarity: str = config["similarity"]
         self.alpha: float = config["alpha"]
         self.tau: float = config["tau"]
         self.comparative_instances: int | None = config["comparative_instances"]
         self.id_loss_weight: float = config["id_loss_weight"]
         self.shared_negatives: int = config["shared_negatives"]
 
-        hidden = dataset.mllm.hidden_size
-        vectors = torch.as_tensor(dataset.item_vectors, dtype=torch.float32)
-        if config["item_normalization"] == "standard":
-            vectors = standardise(vectors)
-        self.register_buffer("mirm_vectors", vectors, persistent=False)
-        self.item_projection = build_projection(config["item_projection"], hidden)
+        hidden = content_width(config, dataset)
+        self.items = ContentItems.from_dataset(config, dataset, hidden)
         self.dropout = nn.Dropout(config["embedding_dropout"])
-        self.dueg = TextStackDUEG(dataset.mllm.text_stack(), hidden, trainable=config["dueg_tuning"] == "full")
+        self.dueg = build_dueg(config, dataset, hidden)
         self.scale = hidden**-0.5
-        self.id_model = build_id_model(config, dataset, hidden)
-        if self.id_model is None and (self.score != "content" or self.alpha):
-            raise ConfigError("id_model: none leaves nothing to align or fuse with: set alpha: 0 and score: content")
+        if self.similarity == "cosine":
+            self.log_scale = nn.Parameter(torch.tensor(-math.log(FIRST_TEMPERATURE)))
+
+        trained = config["id_model_path"] is not None
+        self.id_epochs: int = config["id_epochs"] if config["id_model_training"] == "pretrained" and not trained else 0
+        self.id_is_frozen = trained
+        self.pretraining = False
+        if trained:
+            self.id_model = id_models.build_trained_id_model(config, dataset, dataset.id_model_run)
+            self.id_model.requires_grad_(False)
+        else:
+            self.id_model = id_models.build_id_model(config, dataset, hidden)
+        self.id_to_content: nn.Module = nn.Identity()
+        if self.id_model is not None and self.alpha and (width := self.id_model.output_items().shape[1]) != hidden:
+            self.id_to_content = nn.Linear(width, hidden, bias=False)
+
+    @classmethod
+    def requirements(cls, config) -> tuple[str, ...]:
+        """What must be on the dataset for these settings: the MLLM is not loaded where nothing reads it.
+
+        Raises:
+            ConfigError: keys do not fit together, which is better told before anything costly is computed.
+        """
+        check_choices(config)
+        needs = {
+            "item_vectors": MIRM in item_sources(config),
+            "mllm": config["dueg"] == "mllm",
+            "id_model_run": config["id_model_path"] is not None,
+        }
+        return tuple(name for name, needed in needs.items() if needed)
 
     @classmethod
     def wants_negatives(cls, config) -> bool:
         """Whether training batches must hold a negative for each target (Appendix B: 1:1)."""
-        return config["rec_loss"] == "bce"
+        return config["rec_loss"] == "bce" or id_models.wants_negatives(config)
 
     # ------------------------------------------------------------- training
 
+    def start_epoch(self, epoch: int) -> None:
+        """Decide what the epoch (counted from 0) trains: the ID model alone, everything, or all but the ID model."""
+        self.pretraining = epoch < self.id_epochs
+        if self.id_epochs:
+            self.id_is_frozen = not self.pretraining
+
+    def train(self, mode: bool = True) -> Molar:
+        """As everywhere in torch; an ID model that is left as it is keeps its dropout off."""
+        super().train(mode)
+        if self.id_is_frozen:
+            self.id_model.eval()
+        return self
+
     def calculate_loss(self, interaction: Interaction) -> tuple[Tensor, ...]:
-        """(L_rec, alpha * L_align, id_loss_weight * L_id), each averaged over the targets of the batch."""
+        """(L_rec, alpha * L_align, id_loss_weight * L_id), each averaged over the targets of the batch.
+
+        Terms of weight 0 are left out; while the ID model is pretrained there is L_id alone.
+        """
         mask = interaction[TARGET_MASK]
+        id_states = self._id_states(interaction)
+        if self.pretraining:
+            return (self._id_loss(id_states, interaction),)
         history = interaction[self.ITEM_SEQ]
-        targets = interaction[TARGETS][mask]
-        states = self.dueg.all_prefixes(self.dropout(self.content_items(history)))[mask] * self.scale
-        losses = [self._recommendation_loss(states, targets, interaction, mask)]
-        if self.id_model is not None:
-            id_states = self.id_model.hidden_states(history, interaction[self.ITEM_SEQ_LEN])[mask]
+        states = self.dueg.all_prefixes(self.dropout(self.items(history)), *self._readers(interaction))[mask]
+        losses = [self._recommendation_loss(self._scaled(states), id_states, interaction)]
+        if id_states is not None:
             if self.alpha:
                 owners = torch.arange(len(history), device=history.device)[:, None].expand_as(mask)[mask]
+                aligned = self.id_to_content(id_states)
                 losses.append(
-                    self.alpha * alignment_loss(states, id_states, owners, self.tau, self.comparative_instances)
+                    self.alpha * alignment_loss(states, aligned, owners, self.tau, self.comparative_instances)
                 )
-            if self.id_loss_weight:
-                id_loss = softmax_loss(id_states, targets, self.id_model.item_embedding.weight)
-                losses.append(self.id_loss_weight * id_loss)
+            if self.id_loss_weight and not self.id_is_frozen:
+                losses.append(self.id_loss_weight * self._id_loss(id_states, interaction))
         return tuple(losses)
 
-    def _recommendation_loss(self, states: Tensor, targets: Tensor, interaction: Interaction, mask: Tensor) -> Tensor:
+    def _id_states(self, interaction: Interaction) -> Tensor | None:
+        """The ID model's state at each target of the batch (n, d)."""
+        if self.id_model is None:
+            return None
+        with torch.set_grad_enabled(not self.id_is_frozen):
+            return self.id_model.prefix_states(interaction)[interaction[TARGET_MASK]]
+
+    def _id_loss(self, id_states: Tensor | None, interaction: Interaction) -> Tensor:
+        loss = self.id_model.loss_of_states(id_states, interaction)
+        return torch.stack(loss).sum() if isinstance(loss, tuple) else loss
+
+    def _recommendation_loss(self, states: Tensor, id_states: Tensor | None, interaction: Interaction) -> Tensor:
+        mask = interaction[TARGET_MASK]
+        targets = interaction[TARGETS][mask]
+        id_items = None
+        if self.loss_on != "content":
+            id_items = self.id_model.output_items()
+            assert id_states is not None
+            if self.loss_on == "residual" or self.id_is_frozen:
+                id_states, id_items = id_states.detach(), id_items.detach()
+            states = torch.cat([states, id_states], dim=1)
         if self.rec_loss == "ce":
-            return softmax_loss(states, targets, self.content_items())
+            return softmax_loss(states, targets, self._scored_items(None, id_items))
+        positives = self._scored_items(targets, id_items)
         if self.rec_loss == "sampled_softmax":
             drawn = torch.randint(1, self.n_items, (self.shared_negatives,), device=states.device)
             return sampled_softmax_loss(
-                states, self.content_items(targets), self.content_items(drawn), drawn[None, :] == targets[:, None]
+                states, positives, self._scored_items(drawn, id_items), drawn[None, :] == targets[:, None]
             )
-        negatives = interaction[NEGATIVES][mask]
-        positive = (states * self.content_items(targets)).sum(-1)
-        return pointwise_loss(positive, (states * self.content_items(negatives)).sum(-1))
+        negatives = self._scored_items(interaction[NEGATIVES][mask], id_items)
+        return pointwise_loss((states * positives).sum(-1), (states * negatives).sum(-1))
 
     # -------------------------------------------------------------- scoring
 
     def content_items(self, ids: Tensor | None = None) -> Tensor:
-        """Projected MIRM vectors: of the items `ids` (any shape) -> (..., h), or of all items (n_items, h)."""
-        return self.item_projection(self.mirm_vectors if ids is None else self.mirm_vectors[ids])
+        """What E_u is scored against: vectors of the items `ids` (any shape) -> (..., h), or of all items (n_items, h);
+        of length 1 where the similarity is the cosine."""
+        vectors = self.items(ids)
+        return F.normalize(vectors, dim=-1) if self.similarity == "cosine" else vectors
+
+    def _scored_items(self, ids: Tensor | None, id_items: Tensor | None) -> Tensor:
+        """Vectors of the content model, and beside them those of the ID model where there are any."""
+        content = self.content_items(ids)
+        if id_items is None:
+            return content
+        return torch.cat([content, id_items if ids is None else id_items[ids]], dim=-1)
+
+    def _scaled(self, states: Tensor) -> Tensor:
+        """E_u such that its dot product with `content_items` is the score."""
+        if self.similarity == "dot":
+            return states * self.scale
+        return F.normalize(states, dim=-1) * self.log_scale.exp().clamp(max=LARGEST_SCALE)
+
+    def _readers(self, interaction: Interaction) -> tuple[Tensor, ...]:
+        """User ids, for a DUEG that reads them."""
+        return (interaction[self.USER_ID],) if getattr(self.dueg, "reads_users", False) else ()
 
     def item_vectors(self) -> Tensor:
-        """What users are scored against (n_items, h or 2h)."""
+        """What users are scored against (n_items, h), (n_items, d), or both side by side."""
         parts = []
         if self.score != "id":
             parts.append(self.content_items())
         if self.score != "content":
-            parts.append(self.id_model.item_embedding.weight)
+            parts.append(self.id_model.output_items())
         return torch.cat(parts, dim=1)
 
     def user_vectors(self, interaction: Interaction) -> Tensor:
-        """E_u of each history (B, h), the ID model's state, or both side by side (B, 2h): the dot product adds
+        """E_u of each history (B, h), the ID model's state (B, d), or both side by side: the dot product adds
         scores."""
-        history, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         parts = []
         if self.score != "id":
-            parts.append(self.dueg.whole(self.content_items(history), lengths) * self.scale)
+            items = self.items(interaction[self.ITEM_SEQ])
+            whole = self.dueg.whole(items, interaction[self.ITEM_SEQ_LEN], *self._readers(interaction))
+            parts.append(self._scaled(whole))
         if self.score != "content":
-            parts.append(self.id_model(history, lengths))
+            parts.append(self.id_model.whole_states(interaction))
         return torch.cat(parts, dim=1)
 
     def predict(self, interaction: Interaction) -> Tensor:
@@ -145,10 +234,50 @@ class Molar(SequentialRecommender):
         return self.user_vectors(interaction) @ self.item_vectors().T
 
 
-def build_projection(kind: str, hidden: int) -> nn.Module:
-    """Trainable map from the frozen MIRM vectors to the space the DUEG reads and scores in."""
-    if kind == "linear":
-        return nn.Linear(hidden, hidden)
-    if kind == "mlp":
-        return nn.Sequential(nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden))
-    return nn.Identity()
+def check_choices(config: Any) -> None:
+    """Check the keys of `CHOICES`, and that those about the ID model fit together.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    for key, accepted in CHOICES.items():
+        if config[key] not in accepted:
+            raise ConfigError(f"{key} must be one of {', '.join(accepted)}, not {config[key]!r}")
+    without = config["id_model"] in (None, "none")
+    if without and (config["score"] != "content" or config["alpha"]):
+        raise ConfigError("id_model: none leaves nothing to align or fuse with: set alpha: 0 and score: content")
+    if config["loss_on"] != "content" and (without or config["score"] == "content"):
+        raise ConfigError(
+            f"loss_on: {config['loss_on']} trains the content model to add to the ID model's score: it needs an "
+            "id_model, and score: fused"
+        )
+    pretrained = config["id_model_training"] == "pretrained"
+    if pretrained and without:
+        raise ConfigError("id_model_training: pretrained needs an id_model")
+    if config["id_model_path"] is not None and not pretrained:
+        raise ConfigError("id_model_path is for an ID model that stays as it is: set id_model_training: pretrained")
+    if pretrained and config["id_model_path"] is None:
+        epochs, id_epochs = config["epochs"], config["id_epochs"]
+        if not isinstance(id_epochs, int) or not 1 <= id_epochs <= max(1, epochs):
+            raise ConfigError(f"id_epochs must be a whole number of 1 to epochs ({epochs}), not {id_epochs!r}")
+
+
+def content_width(config: Any, dataset: Any) -> int:
+    """h: width of E_u and of what it is scored against, that of the MLLM unless `hidden_size` says otherwise.
+
+    Raises:
+        ConfigError: the MLLM's decoder has another width than `hidden_size`, or nothing tells the width.
+    """
+    asked = config["hidden_size"]
+    if config["dueg"] == "mllm":
+        width = dataset.mllm.hidden_size
+        if asked not in (None, width):
+            raise ConfigError(f"hidden_size: the MLLM's decoder is {width} wide, not {asked}; leave it null")
+        return width
+    if asked is not None:
+        if not isinstance(asked, int) or asked < 1:
+            raise ConfigError(f"hidden_size must be a whole number above 0 or null, not {asked!r}")
+        return asked
+    if MIRM not in item_sources(config):
+        raise ConfigError(f"hidden_size: give a number; dueg: {config['dueg']} reads no MLLM to take the width from")
+    return dataset.item_vectors.shape[1]

@@ -1,0 +1,1 @@
+"""Experiments: a table of models or variants, run over seeds, tested against each other, written for a paper."""

@@ -1,0 +1,116 @@
+"""The collaborative filtering model whose user and item vectors become words of CoLLM's prompts.
+
+It is any model that scores by the product of a user's and an item's vector, trained here on the batches of whole
+sequences that CoLLM gets, with its own loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.general_recommender import BPR, LightGCN
+from recbole.model.sequential_recommender import FPMC, GRU4Rec, SASRec
+from torch import Tensor, nn
+
+from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
+from recbole_mm.errors import ConfigError
+from recbole_mm.models.full_sequence import Overlay, full_sequence_class
+
+PAIRWISE: dict[str, type] = {"MF": BPR, "LightGCN": LightGCN}
+SEQUENTIAL: dict[str, type] = {"SASRec": SASRec, "GRU4Rec": GRU4Rec, "FPMC": FPMC}
+
+
+class CollaborativeFilter(nn.Module):
+    """User and item vectors of a model, and its loss.
+
+    Attributes:
+        model: RecBole's model.
+        dimension: d, of a vector.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        with torch.no_grad():
+            self.dimension = int(self.item_vectors().shape[1])
+
+    def loss(self, batch: Interaction) -> Tensor:
+        """The model's own loss on a batch of whole sequences, averaged over their targets."""
+        raise NotImplementedError
+
+    def item_vectors(self) -> Tensor:
+        """(n_items, d)."""
+        raise NotImplementedError
+
+    def user_vectors(self, rows: Interaction) -> Tensor:
+        """The user of each row (B,), after the row's whole history: (B, d)."""
+        raise NotImplementedError
+
+    def prefix_vectors(self, batch: Interaction) -> Tensor:
+        """The user of each sequence after every prefix of it: (B, W, d)."""
+        raise NotImplementedError
+
+
+class PairwiseFilter(CollaborativeFilter):
+    """A model with one vector per user, trained to put a chosen item above another: matrix factorization, LightGCN."""
+
+    def loss(self, batch: Interaction) -> Tensor:
+        mask, model = batch[TARGET_MASK], self.model
+        users = batch[model.USER_ID][:, None].expand_as(mask)[mask]
+        pairs = {model.USER_ID: users, model.ITEM_ID: batch[TARGETS][mask], model.NEG_ITEM_ID: batch[NEGATIVES][mask]}
+        return model.calculate_loss(Interaction(pairs))
+
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        """Vectors of all users and of all items."""
+        if isinstance(self.model, BPR):
+            return self.model.user_embedding.weight, self.model.item_embedding.weight
+        users, items = self.model()
+        return users, items
+
+    def item_vectors(self) -> Tensor:
+        return self._tables()[1]
+
+    def user_vectors(self, rows: Interaction) -> Tensor:
+        return self._tables()[0][rows[self.model.USER_ID]]
+
+    def prefix_vectors(self, batch: Interaction) -> Tensor:
+        return self.user_vectors(batch)[:, None].expand(-1, batch[TARGET_MASK].shape[1], -1)
+
+
+class SequentialFilter(CollaborativeFilter):
+    """A causal model of sequences: a user is the state after the history, so that it changes with every item."""
+
+    def loss(self, batch: Interaction) -> Tensor:
+        return self.model.calculate_loss(batch)
+
+    def item_vectors(self) -> Tensor:
+        return self.model.output_items()
+
+    def user_vectors(self, rows: Interaction) -> Tensor:
+        return self.model.whole_states(rows)
+
+    def prefix_vectors(self, batch: Interaction) -> Tensor:
+        return self.model.prefix_states(batch)
+
+
+def build_filter(config: Any, dataset: Any) -> CollaborativeFilter:
+    """The model named by `cf_model`, untrained.
+
+    Args:
+        config: of the run; `cf_embedding_size` and `cf_config` hold the model's hyper-parameters.
+        dataset: the training part; LightGCN's graph holds its targets.
+
+    Raises:
+        ConfigError: another name.
+    """
+    name = config["cf_model"]
+    width = config["cf_embedding_size"]
+    sizes = {"embedding_size": width, "hidden_size": width, "inner_size": 4 * width}
+    settings = Overlay(config, {**sizes, **(config["cf_config"] or {})})
+    if name in PAIRWISE:
+        return PairwiseFilter(PAIRWISE[name](settings, dataset))
+    if name in SEQUENTIAL:
+        return SequentialFilter(full_sequence_class(SEQUENTIAL[name])(settings, dataset))
+    raise ConfigError(f"cf_model must be one of {', '.join([*PAIRWISE, *SEQUENTIAL])}, not {name!r}")

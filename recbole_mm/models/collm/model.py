@@ -1,0 +1,324 @@
+"""CoLLM: "Integrating Collaborative Embeddings into Large Language Models for Recommendation" (2310.19488)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recbole_mm.data.interactions import SequenceSamples
+from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
+from recbole_mm.errors import ConfigError
+from recbole_mm.mllm.answer import AnswerReader, Block, Questions, ask, fill_placeholders, padded
+from recbole_mm.models.collm.filters import build_filter
+from recbole_mm.models.collm.parts import LORA, VectorMapper, first_of_each_row, softsign_below_zero, with_lora
+from recbole_mm.models.collm.prompt import CUE, Prompt, read_titles
+
+logger = logging.getLogger(__name__)
+
+FILTER, TEXT, VECTORS = 0, 1, 2
+STAGES = (
+    "the collaborative filtering model",
+    "stage 1, LoRA on prompts of text alone",
+    "stage 2, the map from collaborative vectors to words",
+)
+SCORES_AT_ONCE = 1 << 23
+"""Scores of the collaborative filtering model that are held at once: 64 MB."""
+
+FROZEN = "reader.model."
+"""Weights under this name are the LLM's own, unless they are LoRA's."""
+
+
+class CoLLM(SequentialRecommender):
+    """An LLM that says Yes or No to an item, told with titles and with the vectors of a collaborative filtering model.
+
+    Training goes through three stages by epoch, and only one part learns in each: the collaborative filtering model
+    (`cf_epochs`), LoRA on prompts without vectors (`lora_epochs`), the map from vectors to words (the epochs left). The
+    two of the LLM minimise the cross-entropy of Yes for a target and No for a sampled negative.
+
+    Scores are those of the stage it is in. From stage 1 on, the LLM reranks the `rerank_k` items that the collaborative
+    filtering model puts first: theirs is p(yes) / (p(yes) + p(no)). Every other item's is below 0, in the collaborative
+    filtering model's order.
+
+    Needs from the dataset: `mllm` with its language-model head; `content`, which gives titles.
+
+    Raises:
+        ConfigError: settings that cannot be, no titles, or a validation that would never come.
+    """
+
+    input_type = InputType.POINTWISE
+    trains_on_full_sequences = True
+    requires = ("mllm_with_head",)
+    stage: Tensor
+    known_items: Tensor
+    known_offsets: Tensor
+
+    def __init__(self, config, dataset) -> None:
+        super().__init__(config, dataset)
+        self.cf_epochs: int = config["cf_epochs"]
+        self.lora_epochs: int = config["lora_epochs"]
+        self.rerank_k: int | None = config["rerank_k"]
+        self.batch_tokens: int = config["answer_batch_tokens"]
+        self._check(config)
+        self.last_stage = self._stage_of(config["epochs"] - 1)
+        self.mask_history = bool(config["mask_history"])
+        self.prompts_per_target = min(1.0, (config["prompts_per_epoch"] or np.inf) / max(1, len(dataset.inter_feat)))
+        self._remember_training_items(dataset)
+
+        mllm = dataset.mllm
+        fields = config["text_fields"]
+        titles = read_titles(dataset.content, config["collm_title_field"] or (fields[0] if fields else None))
+        self.prompt = Prompt(mllm, titles, config["collm_title_tokens"], config["collm_history"])
+        decoder = with_lora(
+            mllm.family.decoder(mllm.model),
+            rank=config["lora_rank"],
+            alpha=config["lora_alpha"],
+            dropout=config["lora_dropout"],
+            targets=config["lora_targets"],
+        )
+        self.reader = AnswerReader.of(mllm, CUE, decoder)
+        self.filter = build_filter(config, dataset)
+        self.mapper = VectorMapper(self.filter.dimension, mllm.hidden_size, config["mapper_times"])
+        self.register_buffer("stage", torch.tensor(FILTER))
+
+    def _check(self, config) -> None:
+        if "text" not in config["modalities"]:
+            raise ConfigError("CoLLM reads titles: keep text among the modalities")
+        for key, least in (("cf_epochs", 0), ("lora_epochs", 0), ("answer_batch_tokens", 1), ("mapper_times", 1)):
+            if config[key] < least:
+                raise ConfigError(f"{key} must be at least {least}, not {config[key]}")
+        for key in ("rerank_k", "prompts_per_epoch"):
+            if config[key] is not None and config[key] < 1:
+                raise ConfigError(f"{key} must be at least 1, or null for all, not {config[key]}")
+        step, epochs = config["eval_step"], config["epochs"]
+        last = [epoch for epoch in range(epochs) if self._stage_of(epoch) == self._stage_of(epochs - 1)]
+        if step and step < epochs and not any((epoch + 1) % step == 0 for epoch in last):
+            raise ConfigError(
+                f"eval_step: {step} never validates the last stage, epochs {last[0] + 1} to {epochs}; take {len(last)}"
+            )
+
+    def _remember_training_items(self, dataset) -> None:
+        """Keep each user's training items, as offsets into one array."""
+        samples: SequenceSamples = dataset.inter_feat
+        targets = samples.targets.numpy()
+        rows = np.union1d(dataset.row_start[targets], targets)  # a sequence's first row is no target
+        users = samples.flat[dataset.uid_field].numpy()[rows]
+        order = np.argsort(users, kind="stable")
+        offsets = np.searchsorted(users[order], np.arange(dataset.user_num + 1))
+        items = samples.flat[dataset.iid_field].numpy()[rows][order]
+        self.register_buffer("known_items", torch.from_numpy(items.astype(np.int64)), persistent=False)
+        self.register_buffer("known_offsets", torch.from_numpy(offsets.astype(np.int64)), persistent=False)
+
+    @classmethod
+    def wants_negatives(cls, config) -> bool:
+        """Training batches must hold a negative for each target: the one that is answered with No."""
+        return True
+
+    # --------------------------------------------------------------- stages
+
+    def _stage_of(self, epoch: int) -> int:
+        if epoch < self.cf_epochs:
+            return FILTER
+        return TEXT if epoch < self.cf_epochs + self.lora_epochs else VECTORS
+
+    def start_epoch(self, epoch: int) -> None:
+        """Enter the epoch's stage: its part learns, the others keep their weights."""
+        stage = self._stage_of(epoch)
+        if epoch == 0 or stage != self._stage_of(epoch - 1):
+            logger.info("epoch %d begins %s", epoch, STAGES[stage])
+        self.stage.fill_(stage)
+        for part, weights in enumerate(self._parts()):
+            for weight in weights:
+                weight.requires_grad_(part == stage)
+
+    @property
+    def pretraining(self) -> bool:
+        """Whether the last stage is still to come: scores are not yet what epochs are chosen by."""
+        return int(self.stage) != self.last_stage
+
+    def train(self, mode: bool = True) -> CoLLM:
+        """Training mode is for the part that learns; the others compute as they do in evaluation."""
+        super().train(mode)
+        for stage, part in enumerate((self.filter, self.reader, self.mapper)):
+            part.train(mode and int(self.stage) == stage)
+        return self
+
+    def _parts(self) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+        """The weights that learn, by stage."""
+        lora = [weight for name, weight in self.reader.named_parameters() if LORA in name]
+        return list(self.filter.parameters()), lora, list(self.mapper.parameters())
+
+    def parameter_groups(self, config) -> list[dict[str, Any]]:
+        """A learning rate for each stage. An optimizer gets the parts of all stages, in whichever it is made."""
+        rates = (config["learning_rate"], config["lora_learning_rate"], config["mapper_learning_rate"])
+        groups = [{"params": weights, "lr": rate} for weights, rate in zip(self._parts(), rates)]
+        for weight in (weight for group in groups for weight in group["params"]):
+            weight.requires_grad_(True)
+        return groups
+
+    # ------------------------------------------------------------- training
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        """The stage's loss: the collaborative filtering model's own, or the mean cross-entropy of the answers."""
+        if int(self.stage) == FILTER:
+            return self.filter.loss(interaction)
+        rows, places = self._drawn(interaction[TARGET_MASK])
+        history = interaction[self.ITEM_SEQ].cpu().numpy()
+        histories = [history[row, : place + 1] for row, place in zip(rows.tolist(), places.tolist())]
+        items = torch.cat([interaction[TARGETS][rows, places], interaction[NEGATIVES][rows, places]])
+        users = vectors = None
+        if int(self.stage) == VECTORS:
+            with torch.no_grad():
+                users = self.filter.prefix_vectors(interaction)[rows, places]
+                vectors = self.filter.item_vectors()
+        prefix = self.reader.read_prefix(self._prefixes(histories, users))
+        owners = torch.arange(len(rows), device=items.device).repeat(2)
+        answers = self.reader.read_behind(prefix, owners, self._suffixes(items, vectors))
+        chosen = torch.cat([torch.ones(len(rows)), torch.zeros(len(rows))]).to(answers.device)
+        return F.binary_cross_entropy_with_logits(answers, chosen)
+
+    def _drawn(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Row and place of the targets that are asked about, drawn anew for each batch; never none."""
+        rows, places = mask.nonzero(as_tuple=True)
+        count = max(1, round(self.prompts_per_target * len(rows)))
+        if count < len(rows):
+            drawn = torch.randperm(len(rows))[:count].to(rows.device)
+            rows, places = rows[drawn], places[drawn]
+        return rows, places
+
+    # -------------------------------------------------------------- prompts
+
+    def _prefixes(self, histories: list[np.ndarray], users: Tensor | None) -> Block:
+        """The users' part of prompts, with their vectors (B, d) unless those are None."""
+        return self._block([self.prompt.prefix(history, users is not None) for history in histories], users)
+
+    def _suffixes(self, items: Tensor, vectors: Tensor | None) -> Block:
+        """The part of the items (R,), with theirs of all items' vectors (n_items, d) unless those are None."""
+        words = [self.prompt.suffix(item, vectors is not None) for item in items.tolist()]
+        return self._block(words, None if vectors is None else vectors[items])
+
+    def _block(self, rows: list[np.ndarray], vectors: Tensor | None) -> Block:
+        """Token ids, and one collaborative vector per row, as input vectors of the LLM."""
+        words = self.reader.model.get_input_embeddings()
+        ids, lengths = padded(rows, 0, words.weight.device)
+        inputs = words(ids)
+        if vectors is not None:
+            inputs = fill_placeholders(inputs, ids == self.prompt.placeholder, self.mapper(vectors))
+        return Block.of_vectors(inputs, lengths)
+
+    # -------------------------------------------------------------- scoring
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """Scores of all items (B, n_items) float64."""
+        table = []
+        for start in range(0, len(interaction), self._rows_at_once):
+            cases = _rows(interaction, slice(start, start + self._rows_at_once))
+            scores, asked = self._filtered(cases)
+            owners, items = asked.nonzero(as_tuple=True)
+            scores[owners, items] = self._probabilities(cases, owners, items)
+            table.append(scores)
+        return torch.cat(table)
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """Score of each row's own item (B,) float64: the one that `full_sort_predict` gives it."""
+        wanted = interaction[self.ITEM_ID]
+        first, case = self._distinct_cases(interaction)
+        scores = torch.zeros(len(wanted), dtype=torch.float64, device=wanted.device)
+        for start in range(0, len(first), self._rows_at_once):
+            cases = _rows(interaction, first[start : start + self._rows_at_once])
+            mine = (case >= start) & (case < start + self._rows_at_once)
+            owners, items = case[mine] - start, wanted[mine]
+            table, asked = self._filtered(cases)
+            found, asked = table[owners, items], asked[owners, items]
+            found[asked] = self._probabilities(cases, owners[asked], items[asked])
+            scores[mine] = found
+        return scores
+
+    @property
+    def _rows_at_once(self) -> int:
+        return max(1, SCORES_AT_ONCE // self.n_items)
+
+    def _distinct_cases(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
+        """Rows that stand for all rows of their user and history, and which of them stands for each row."""
+        fields = [interaction[name] for name in (self.USER_ID, self.ITEM_SEQ_LEN, self.ITEM_SEQ)]
+        distinct, case = torch.cat([values.view(len(values), -1) for values in fields], 1).unique(
+            dim=0, return_inverse=True
+        )
+        rows = torch.arange(len(case), device=case.device)
+        first = torch.full((len(distinct),), len(case), device=case.device)
+        return first.scatter_reduce(0, case, rows, "amin"), case
+
+    def _filtered(self, cases: Interaction) -> tuple[Tensor, Tensor]:
+        """Scores (B, n_items) float64 in (-1, 0) by the collaborative filtering model, and which items are reranked."""
+        # Double precision, so that no two scores change places when another batch rounds them differently.
+        scores = self.filter.user_vectors(cases).double() @ self.filter.item_vectors().double().T
+        if int(self.stage) == FILTER:
+            return softsign_below_zero(scores), torch.zeros_like(scores, dtype=torch.bool)
+        return softsign_below_zero(scores), first_of_each_row(scores, self._candidates(cases), self.rerank_k)
+
+    def _candidates(self, cases: Interaction) -> Tensor:
+        """bool (B, n_items): items that can be recommended at all, those of the history are not."""
+        allowed = torch.ones(len(cases), self.n_items, dtype=torch.bool, device=self.known_items.device)
+        allowed[:, 0] = False
+        if self.mask_history:
+            users = cases[self.USER_ID]
+            counts = self.known_offsets[users + 1] - self.known_offsets[users]
+            rows = torch.arange(len(users), device=users.device).repeat_interleave(counts)
+            begins = (self.known_offsets[users] - (counts.cumsum(0) - counts)).repeat_interleave(counts)
+            allowed[rows, self.known_items[begins + torch.arange(len(rows), device=rows.device)]] = False
+            allowed.scatter_(1, cases[self.ITEM_SEQ], False)
+        return allowed
+
+    def _probabilities(self, cases: Interaction, owners: Tensor, items: Tensor) -> Tensor:
+        """p(yes) / (p(yes) + p(no)) of items (n,) for the cases `owners` (n,): float64."""
+        if len(items) == 0:
+            return torch.zeros(0, dtype=torch.float64, device=items.device)
+        history, lengths = cases[self.ITEM_SEQ].cpu().numpy(), cases[self.ITEM_SEQ_LEN].tolist()
+        histories = [row[:length] for row, length in zip(history, lengths)]
+        users = vectors = None
+        if int(self.stage) == VECTORS:
+            users, vectors = self.filter.user_vectors(cases), self.filter.item_vectors()
+        with_vector = vectors is not None
+
+        def prefixes(rows: np.ndarray) -> Block:
+            mine = None if users is None else users[torch.from_numpy(rows).to(users.device)]
+            return self._prefixes([histories[row] for row in rows], mine)
+
+        questions = Questions(
+            prefix_lengths=np.array([len(self.prompt.prefix(history, with_vector)) for history in histories]),
+            suffix_lengths=np.array([len(self.prompt.suffix(item, with_vector)) for item in items.tolist()]),
+            owners=owners.cpu().numpy(),
+            prefixes=prefixes,
+            suffixes=lambda rows: self._suffixes(items[torch.from_numpy(rows).to(items.device)], vectors),
+        )
+        return ask(self.reader, questions, self.batch_tokens).double().sigmoid()
+
+    # --------------------------------------------------------------- saving
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Weights without the LLM's own, which never change."""
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if not _is_frozen(name)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what `state_dict` gave."""
+        report = super().load_state_dict(state_dict, strict=False, assign=assign)
+        lacking = [name for name in report.missing_keys if not _is_frozen(name)]
+        if strict and (lacking or report.unexpected_keys):
+            raise RuntimeError(f"missing weights: {lacking}, unknown weights: {report.unexpected_keys}")
+        return report
+
+
+def _is_frozen(name: str) -> bool:
+    return name.startswith(FROZEN) and LORA not in name
+
+
+def _rows(interaction: Interaction, index: slice | Tensor) -> Interaction:
+    return Interaction({name: values[index] for name, values in interaction.interaction.items()})

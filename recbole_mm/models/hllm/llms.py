@@ -1,0 +1,125 @@
+"""HLLM's two tiers: an item LLM from text to item vectors, a user LLM from item vectors to the next one."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recbole_mm.errors import ConfigError
+
+
+def decoder_of(mllm: Any, layers: int | None = None, checkpointing: bool = False) -> nn.Module:
+    """A copy of the MLLM's decoder without word embeddings, its pretrained weights kept, in float32 for training.
+
+    Args:
+        mllm: a loaded `MLLM`.
+        layers: keep only the first so many layers; None keeps all.
+        checkpointing: compute each layer twice instead of keeping its activations for the backward pass.
+
+    Raises:
+        ConfigError: the decoder has not so many layers.
+    """
+    stack = mllm.text_stack().float()
+    if layers is not None:
+        present = len(stack.decoder.layers)
+        if not 1 <= layers <= present:
+            raise ConfigError(f"user_llm_layers: the LLM has {present} layers; give 1 to {present}, or null for all")
+        stack.decoder.layers = stack.decoder.layers[:layers]
+    if checkpointing:
+        # transformers 5 renamed it on the way
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        next(getattr(stack.decoder, name) for name in names if hasattr(stack.decoder, name))({"use_reentrant": False})
+    return stack
+
+
+def run_causally(stack: nn.Module, inputs: Tensor) -> Tensor:
+    """Last-layer states of vectors (B, L, h) at positions 0..L - 1 that see themselves and what lies before: (B, L, h).
+
+    Padding may stand on the right: nothing in front of it sees it.
+    """
+    batch, length, _ = inputs.shape
+    seen = torch.ones(length, length, dtype=torch.bool, device=inputs.device).tril()
+    positions = torch.arange(length, device=inputs.device)
+    return stack(inputs, seen.expand(batch, 1, -1, -1), positions.expand(batch, -1)).last_hidden_state
+
+
+class ItemLLM(nn.Module):
+    """Reads an item's words and one learnable token behind them; that token's last-layer state is the item's vector.
+
+    The token starts as `[Cur_Item]`, so that before training an item's vector is what the frozen MLLM gives.
+
+    Args:
+        mllm: a loaded `MLLM`; its decoder and word embeddings are copied, in float32.
+        token_ids: (n_items, T) integers, padded on the right.
+        lengths: (n_items,) tokens of each item, 0..T.
+        batch_tokens: at most so many tokens, padding included, go through the decoder at once.
+        checkpointing: see `decoder_of`.
+    """
+
+    token_ids: Tensor
+    lengths: Tensor
+
+    def __init__(self, mllm: Any, token_ids: Any, lengths: Any, batch_tokens: int, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.words = copy.deepcopy(mllm.model.get_input_embeddings()).float().requires_grad_()
+        self.text_stack = decoder_of(mllm, checkpointing=checkpointing).requires_grad_()
+        self.item_token = nn.Parameter(self.words.weight[mllm.cur_item_id].detach().clone())
+        self.batch_tokens = batch_tokens
+        self.register_buffer("token_ids", torch.as_tensor(token_ids), persistent=False)
+        self.register_buffer("lengths", torch.as_tensor(lengths), persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Item ids (n,) -> vectors (n, h), float32. An item's vector does not depend on what it is computed with."""
+        lengths, order = self.lengths[ids].sort(descending=True, stable=True)  # similar lengths share a pass
+        states = torch.cat([self._read(ids[order[start:end]]) for start, end in self._passes(lengths.tolist())])
+        return states[order.argsort()]
+
+    def _passes(self, lengths: list[int]) -> Iterator[tuple[int, int]]:
+        """Cuts a list of lengths, longest first, into passes of at most `batch_tokens`, or of one item."""
+        start = 0
+        while start < len(lengths):
+            end = min(len(lengths), start + max(1, self.batch_tokens // (lengths[start] + 1)))
+            yield start, end
+            start = end
+
+    def _read(self, ids: Tensor) -> Tensor:
+        lengths = self.lengths[ids]
+        longest = int(lengths.max())
+        words = F.pad(self.words(self.token_ids[ids, :longest]), (0, 0, 0, 1))  # room for the longest item's token
+        ends = torch.arange(longest + 1, device=ids.device) == lengths[:, None]
+        states = run_causally(self.text_stack, torch.where(ends.unsqueeze(-1), self.item_token, words))
+        return states[ends].float()
+
+    def texts(self) -> Tensor:
+        """(n_items, T + 1) int64: length and token ids; equal rows are equal texts."""
+        return torch.cat([self.lengths[:, None], self.token_ids], dim=1)
+
+
+def content_groups(rows: Tensor) -> Tensor:
+    """(n_items,) int64: the first item whose row is the same, byte for byte. The same number is the same content."""
+    first: dict[bytes, int] = {}
+    digests = (hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows.contiguous().numpy())
+    return torch.tensor([first.setdefault(digest, index) for index, digest in enumerate(digests)])
+
+
+class UserLLM(nn.Module):
+    """A causal decoder over item vectors: after each item, a guess at the vector of the next one.
+
+    Args:
+        text_stack: from `decoder_of`.
+        trainable: whether it is trained.
+    """
+
+    def __init__(self, text_stack: nn.Module, trainable: bool = True) -> None:
+        super().__init__()
+        self.text_stack = text_stack.requires_grad_(trainable)
+
+    def forward(self, items: Tensor) -> Tensor:
+        """Item vectors (B, W, h), padded on the right -> states (B, W, h), float32."""
+        return run_causally(self.text_stack, items).float()

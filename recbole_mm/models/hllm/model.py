@@ -1,0 +1,211 @@
+"""HLLM: "Enhancing Sequential Recommendations via Hierarchical Large Language Models for Item and User Modeling"
+(2409.12740)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recbole_mm.data.loaders import TARGET_MASK, TARGETS
+from recbole_mm.errors import ConfigError
+from recbole_mm.models.hllm.llms import ItemLLM, UserLLM, content_groups, decoder_of
+from recbole_mm.models.hllm.loss import PROBED_TARGETS, CollapseWatch, alike_share, exclude_similar, shared_infonce
+from recbole_mm.models.molar.items import ContentItems
+
+CHOICES = {
+    "item_llm_tuning": ("frozen", "full"),
+    "user_llm_tuning": ("full", "frozen"),
+    "item_normalization": ("standard", "none"),
+    "item_projection": ("linear", "mlp", "none"),
+    "false_negatives": ("content", "item", "similar"),
+}
+LARGEST_SCALE = 100.0
+ITEMS_AT_ONCE = 65536
+"""Items whose vectors are computed in one call for ranking; the item LLM cuts them further, by tokens."""
+
+
+class HLLM(SequentialRecommender):
+    """An item LLM turns each item's text into a vector; a user LLM reads the history's vectors and predicts the next.
+
+    Trained at every position by InfoNCE over cosines times a learnable scale, with negatives that the batch shares.
+    The score of an item is the same logit: scale * cos(state, item vector).
+
+    Needs from the dataset: `mllm`, whose decoder starts both LLMs; and where the item LLM is frozen
+    `item_text_vectors`, float32 (n_items, h), else `item_token_ids` (n_items, T) and `item_token_lengths` (n_items,).
+
+    Raises:
+        ConfigError: a key of `CHOICES` has another value, or a number is out of its range.
+    """
+
+    input_type = InputType.POINTWISE
+    trains_on_full_sequences = True
+    ignores_right_padding = True
+    content_group: Tensor
+
+    def __init__(self, config, dataset) -> None:
+        super().__init__(config, dataset)
+        check_settings(config)
+        self.shared_negatives: int = config["shared_negatives"]
+        self.false_negatives: str = config["false_negatives"]
+        self.similar_above: float = config["similar_above"]
+        self.least_negatives: int = config["least_negatives"]
+        checkpointing = bool(config["gradient_checkpointing"])
+        self.items: ContentItems | ItemLLM
+        if config["item_llm_tuning"] == "frozen":
+            vectors = torch.as_tensor(dataset.item_text_vectors, dtype=torch.float32)
+            kinds = config["item_projection"], config["item_normalization"]
+            self.items = ContentItems([vectors], vectors.shape[1], *kinds)
+            contents = self.items.vectors
+        else:
+            tokens, lengths = dataset.item_token_ids, dataset.item_token_lengths
+            self.items = ItemLLM(dataset.mllm, tokens, lengths, config["item_batch_tokens"], checkpointing)
+            contents = self.items.texts()
+        self.dropout = nn.Dropout(config["embedding_dropout"])
+        user_llm = decoder_of(dataset.mllm, config["user_llm_layers"], checkpointing)
+        self.user_llm = UserLLM(user_llm, trainable=config["user_llm_tuning"] == "full")
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / config["temperature"])))
+        self.collapse = CollapseWatch(config["collapse_patience"])
+        groups = torch.arange(self.n_items) if self.false_negatives == "item" else content_groups(contents)
+        self.register_buffer("content_group", groups, persistent=False)
+        self._table = ItemTable()
+
+    @classmethod
+    def requirements(cls, config) -> tuple[str, ...]:
+        """What the dataset must bring: vectors of a frozen item LLM, or the words that a trained one reads."""
+        check_settings(config)
+        return ("mllm", "item_text_vectors" if config["item_llm_tuning"] == "frozen" else "item_tokens")
+
+    @classmethod
+    def wants_negatives(cls, config) -> bool:
+        """No: the negatives are the batch's, not the targets'."""
+        return False
+
+    def parameter_groups(self, config) -> list[dict]:
+        """A trained item LLM at `item_llm_learning_rate`, everything else at `learning_rate`."""
+        if config["item_llm_tuning"] == "frozen":
+            return [{"params": list(self.parameters())}]
+        mine = {id(parameter) for parameter in self.items.parameters()}
+        others = [parameter for parameter in self.parameters() if id(parameter) not in mine]
+        return [
+            {"params": others},
+            {"params": list(self.items.parameters()), "lr": config["item_llm_learning_rate"]},
+        ]
+
+    # ------------------------------------------------------------- training
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        """InfoNCE averaged over the targets of the batch.
+
+        Raises:
+            CollapseError: see `CollapseWatch`.
+        """
+        with torch.no_grad():  # in place: a parameter beyond its bound would have no gradient to return by
+            self.log_scale.clamp_(0, math.log(LARGEST_SCALE))
+        mask = interaction[TARGET_MASK]
+        targets = interaction[TARGETS][mask]
+        negatives = self.draw_negatives(mask.device)
+        history, target_vectors, negative_vectors = self._encode(interaction[self.ITEM_SEQ][mask], targets, negatives)
+        sequences = history.new_zeros(*mask.shape, history.shape[-1])
+        sequences[mask] = history
+        states = self.user_llm(self.dropout(sequences))[mask]
+        with torch.autocast(states.device.type, enabled=False):  # cosines near 1 need more than bfloat16's 3 digits
+            states, positives, others = (F.normalize(x, dim=-1) for x in (states, target_vectors, negative_vectors))
+            excluded = self._excluded(targets, negatives, positives.detach(), others.detach())
+            return shared_infonce(states, positives, others, self._scale(), excluded)
+
+    def draw_negatives(self, device: torch.device) -> Tensor:
+        """`shared_negatives` distinct item ids, uniform over all items; all items where there are not so many."""
+        return 1 + torch.randperm(self.n_items - 1, device=device)[: self.shared_negatives]
+
+    def _encode(self, *ids: Tensor) -> tuple[Tensor, ...]:
+        """Vectors of several lists of ids, (n,) -> (n, h) each; every distinct item is computed once."""
+        distinct, place = torch.unique(torch.cat(ids), return_inverse=True)
+        vectors = self.items(distinct).float()
+        return tuple(vectors[part] for part in place.split([len(part) for part in ids]))
+
+    def _excluded(self, targets: Tensor, negatives: Tensor, positives: Tensor, others: Tensor) -> Tensor:
+        """Bool (n, k): which negatives do not count for which target, by `false_negatives`; feeds the watch."""
+        same = self.content_group[targets][:, None] == self.content_group[negatives][None, :]
+        probed = len(targets) if self.false_negatives == "similar" else PROBED_TARGETS
+        similarity = positives[:probed] @ others.T
+        if self.training:
+            self.collapse.see(alike_share(similarity, same[:probed], self.similar_above))
+        if self.false_negatives == "similar":
+            return exclude_similar(similarity, same, self.similar_above, self.least_negatives)
+        return same
+
+    def _scale(self) -> Tensor:
+        return self.log_scale.clamp(0, math.log(LARGEST_SCALE)).exp()
+
+    # -------------------------------------------------------------- scoring
+
+    def item_table(self) -> Tensor:
+        """Vectors of all items (n_items, h), without gradient; kept until training goes on or weights are loaded."""
+        if self.training or self._table.vectors is None:
+            with torch.no_grad():
+                parts = torch.arange(self.n_items, device=self.log_scale.device).split(ITEMS_AT_ONCE)
+                vectors = torch.cat([self.items(part).float() for part in parts])
+            if self.training:
+                return vectors
+            self._table.vectors = vectors
+        return self._table.vectors
+
+    def train(self, mode: bool = True) -> HLLM:
+        if mode:
+            self._table.vectors = None
+        return super().train(mode)
+
+    def load_state_dict(self, *args, **kwargs):
+        self._table.vectors = None
+        return super().load_state_dict(*args, **kwargs)
+
+    def item_vectors(self) -> Tensor:
+        """What users are scored against (n_items, h), of length 1."""
+        return F.normalize(self.item_table(), dim=-1)
+
+    def user_vectors(self, interaction: Interaction) -> Tensor:
+        """State after each history's last item (B, h), of length `scale`."""
+        history, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        states = self.user_llm(self.dropout(self.item_table()[history]))
+        last = states[torch.arange(len(states), device=states.device), lengths - 1]
+        return F.normalize(last, dim=-1) * self._scale()
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """Score of each row's own item (B,)."""
+        return (self.user_vectors(interaction) * self.item_vectors()[interaction[self.ITEM_ID]]).sum(-1)
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """Scores of all items (B, n_items)."""
+        return self.user_vectors(interaction) @ self.item_vectors().T
+
+
+class ItemTable:
+    """Holds the vectors of all items while a model is evaluated; no tensor of the model, so never saved with it."""
+
+    vectors: Tensor | None = None
+
+
+def check_settings(config) -> None:
+    """Check the model's own settings.
+
+    Raises:
+        ConfigError: naming the first one that does not fit.
+    """
+    for key, accepted in CHOICES.items():
+        if config[key] not in accepted:
+            raise ConfigError(f"{key} must be one of {', '.join(accepted)}, not {config[key]!r}")
+    for key in ("shared_negatives", "least_negatives", "item_batch_tokens"):
+        if not isinstance(config[key], int) or config[key] < 1:
+            raise ConfigError(f"{key} must be a whole number of at least 1, not {config[key]!r}")
+    if not config["item_llm_learning_rate"] > 0:
+        raise ConfigError(f"item_llm_learning_rate must be above 0, not {config['item_llm_learning_rate']!r}")
+    if config["collapse_patience"] is not None and config["collapse_patience"] < 1:
+        raise ConfigError(f"collapse_patience must be at least 1, or null, not {config['collapse_patience']!r}")
+    if not 1 / LARGEST_SCALE <= config["temperature"] <= 1:
+        raise ConfigError(f"temperature must be between {1 / LARGEST_SCALE} and 1, not {config['temperature']!r}")

@@ -1,0 +1,53 @@
+"""Maps of hyper-parameters of Molar's exchangeable parts: what a map leaves out has the default given here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from recbole_mm.data.item_table import did_you_mean
+from recbole_mm.errors import ConfigError
+
+ENCODERS: dict[str, Any] = {
+    "n_layers": 2,
+    "n_heads": 2,
+    "inner_size": None,
+    "hidden_dropout_prob": 0.5,
+    "attn_dropout_prob": 0.5,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "initializer_range": 0.02,
+    "num_layers": 1,
+    "dropout_prob": 0.3,
+}
+"""Of SASRec and GRU4Rec, under RecBole's names; `inner_size: None` is four times the width."""
+
+ACTIVATIONS = ("gelu", "relu", "swish", "tanh", "sigmoid")
+
+
+def read_map(config: Any, key: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The map `config[key]` over its defaults.
+
+    Raises:
+        ConfigError: it is no map, or names a hyper-parameter that is not in `defaults`.
+    """
+    given = config[key] or {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{key}: {given!r} is not a mapping such as {{n_layers: 2}}")
+    for name in given:
+        if name not in defaults:
+            raise ConfigError(f"{key}: unknown key {name!r}{did_you_mean(str(name), defaults)}")
+    return {**defaults, **given}
+
+
+def check_encoder(key: str, width: int, settings: Mapping[str, Any]) -> None:
+    """Check what RecBole's transformer asks of its sizes.
+
+    Raises:
+        ConfigError: the heads do not share the width equally, or the activation is unknown; `key` is named.
+    """
+    heads, activation = settings["n_heads"], settings["hidden_act"]
+    if not isinstance(heads, int) or heads < 1 or width % heads:
+        raise ConfigError(f"{key}: n_heads {heads} does not divide the width {width}")
+    if activation not in ACTIVATIONS:
+        raise ConfigError(f"{key}: hidden_act must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")

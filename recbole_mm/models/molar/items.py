@@ -1,0 +1,82 @@
+"""Where Molar's item vectors come from: the MIRM, item features, or several of them side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recbole_mm.errors import ConfigError
+from recbole_mm.models.layers import standardise
+
+MIRM = "mllm"
+"""The entry of `item_sources` that stands for the MIRM's vectors, Eq. (1)."""
+
+
+def item_sources(config: Any) -> list[str]:
+    """The names in `item_sources`, checked.
+
+    Raises:
+        ConfigError: it is no list of different names, or a feature is called as the MIRM's vectors are.
+    """
+    names = config["item_sources"]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"item_sources: {names!r} is not a list of mllm and names of item_features, such as [mllm]")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"item_sources: {', '.join(names)} names one source twice")
+    if MIRM in (config["item_features"] or {}):
+        raise ConfigError(
+            f"item_features.{MIRM}: the name stands for the MIRM's vectors in item_sources; choose another"
+        )
+    return names
+
+
+class ContentItems(nn.Module):
+    """Frozen vectors of each source, standardised, side by side, and mapped to where the DUEG reads and scores.
+
+    Args:
+        sources: (n_items, d_k) of K sources, row 0 for padding; not stored with the weights.
+        width: h, of the mapped vectors.
+        projection: `linear`, `mlp` or `none`.
+        normalization: `standard` or `none`.
+
+    Raises:
+        ConfigError: `projection` is `none` and the sources are not h wide together.
+    """
+
+    vectors: Tensor
+
+    def __init__(self, sources: Sequence[Tensor], width: int, projection: str, normalization: str) -> None:
+        super().__init__()
+        if normalization == "standard":
+            sources = [standardise(source) for source in sources]
+        self.register_buffer("vectors", torch.cat(list(sources), dim=1), persistent=False)
+        self.projection = build_projection(projection, self.vectors.shape[1], width)
+
+    @classmethod
+    def from_dataset(cls, config: Any, dataset: Any, width: int) -> ContentItems:
+        """Those that `item_sources` names: `dataset.item_vectors` and `dataset.item_feature(name)`.
+
+        Raises:
+            ConfigError: there is no such feature.
+        """
+        found = [dataset.item_vectors if name == MIRM else dataset.item_feature(name) for name in item_sources(config)]
+        sources = [torch.as_tensor(vectors, dtype=torch.float32) for vectors in found]
+        return cls(sources, width, config["item_projection"], config["item_normalization"])
+
+    def forward(self, ids: Tensor | None = None) -> Tensor:
+        """Vectors of the items `ids` (any shape) -> (..., h), or of all items (n_items, h)."""
+        return self.projection(self.vectors if ids is None else self.vectors[ids])
+
+
+def build_projection(kind: str, width: int, hidden: int) -> nn.Module:
+    """Trainable map from frozen vectors of that width to the space the DUEG reads and scores in."""
+    if kind == "linear":
+        return nn.Linear(width, hidden)
+    if kind == "mlp":
+        return nn.Sequential(nn.Linear(width, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden))
+    if width != hidden:
+        raise ConfigError(f"item_projection: none keeps the item vectors {width} wide, but the user model is {hidden}")
+    return nn.Identity()

@@ -1,0 +1,161 @@
+"""What the fine-tuning objectives know of items, and what they make of it: prompts of shown items, with an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from recbole_mm.data.item_text import TextLayout, clean_text, label_of
+
+LONG_VALUE = 60
+"""Characters from which a metadata value is given a sentence of its own."""
+
+
+@dataclass(frozen=True)
+class ShownItem:
+    """One item of a prompt; it is laid out as for encoding, and ends in `[Cur_Item]`.
+
+    Attributes:
+        item: its id, the place in the content.
+        image: whether its picture is shown.
+        text: its words, or None.
+    """
+
+    item: int
+    image: bool
+    text: str | None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt and its answer.
+
+    Attributes:
+        objective: `IT`, `SA` or `UB`.
+        items: the items shown, in order.
+        request: what is asked behind them.
+        answer: what is to be said.
+    """
+
+    objective: str
+    items: tuple[ShownItem, ...]
+    request: str
+    answer: str
+
+
+class Content(Protocol):
+    """Items aligned to RecBole's ids; index 0 is padding (`recbole_mm.data.content.ItemContent`)."""
+
+    tokens: Sequence[str]
+    source: Any
+    modalities: Sequence[str]
+
+    def text(self, index: int, /) -> str | None: ...
+    def fields(self, index: int, /) -> dict[str, str]: ...
+
+
+class ItemFacts:
+    """Image, text, metadata and description of items.
+
+    Args:
+        content: the items.
+        description_column: column of `.item` with a description in prose. It is shown in no prompt that asks for the
+            description. None: descriptions are written from the metadata by a template.
+
+    Attributes:
+        described: items whose description came from the column, among those asked for.
+        templated: items whose description the template wrote.
+    """
+
+    def __init__(self, content: Content, description_column: str | None = None) -> None:
+        self.content = content
+        self.description_column = description_column
+        self.described: set[int] = set()
+        self.templated: set[int] = set()
+        layout: TextLayout | None = content.source.layout if "text" in content.modalities else None
+        self._layout = None if layout is None else _without(layout, description_column)
+        self._texts: dict[int, str | None] = {}
+        self._columns = [] if self._layout is None else list(self._layout.columns)
+        self._title = next((name for name in self._columns if _names_a_title(name)), next(iter(self._columns), None))
+
+    def has_image(self, item: int) -> bool:
+        """Whether there is an image file; that it can be decoded shows when it is."""
+        return "image" in self.content.modalities and self.content.source.has_image(self.content.tokens[item])
+
+    def text(self, item: int) -> str | None:
+        """The item's text as the encoder reads it. Composed once: histories show the same items again and again."""
+        if item not in self._texts:
+            self._texts[item] = self.content.text(item)
+        return self._texts[item]
+
+    def metadata(self, item: int) -> str | None:
+        """The item's text without its description, nor a column that repeats it; None where nothing is left."""
+        if self._layout is None:
+            return None
+        fields = self.content.fields(item)
+        told = self._written(fields)
+        shown = {column: "" if told and clean_text(value) == told else value for column, value in fields.items()}
+        return self._layout.compose(lambda column: shown.get(column, ""))[0]
+
+    def description(self, item: int) -> str | None:
+        """The description of the column, else one written from the metadata; None where there is neither."""
+        fields = self.content.fields(item)
+        if written := self._written(fields):
+            self.described.add(item)
+            return written
+        composed = in_prose({column: clean_text(fields.get(column, "")) for column in self._columns}, self._title)
+        if composed:
+            self.templated.add(item)
+        return composed
+
+    def _written(self, fields: Mapping[str, str]) -> str:
+        """The description that the column holds, or nothing."""
+        return "" if self.description_column is None else clean_text(fields.get(self.description_column, ""))
+
+
+def in_prose(values: Mapping[str, str], title: str | None) -> str | None:
+    """Metadata as sentences: the description of an item that nobody has described.
+
+    Args:
+        values: column -> value, in the order in which they are told; empty ones are left out.
+        title: the column that names the item.
+
+    Returns:
+        None where nothing but the title is known: there is nothing to tell.
+
+    Example:
+        >>> in_prose({"title": "Lamp", "colour": "red", "price": "9"}, "title")
+        'This is Lamp, with colour red and price 9.'
+    """
+    known = {label_of(column).lower(): value for column, value in values.items() if value and column != title}
+    if not known:
+        return None
+    named = values.get(title, "") if title is not None else ""
+    subject = f"This is {named}" if named else "This is an item"
+    *before, last = [f"{label} {value}" for label, value in known.items() if not _is_sentence(value)] or [""]
+    with_these = f"{', '.join(before)} and {last}" if before else last
+    told = [_closed(f"{subject}, with {with_these}" if last else subject)]
+    told += [_closed(f"Its {label} reads: {value}") for label, value in known.items() if _is_sentence(value)]
+    return " ".join(told)
+
+
+def _is_sentence(value: str) -> bool:
+    return len(value) >= LONG_VALUE or value.endswith((".", "!", "?"))
+
+
+def _closed(sentence: str) -> str:
+    return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
+
+
+def _names_a_title(column: str) -> bool:
+    return any(word in column.lower().split("_") for word in ("title", "name"))
+
+
+def _without(layout: TextLayout, column: str | None) -> TextLayout:
+    """The layout that leaves one column out, with the words that a template puts before it."""
+    columns = [name for name in layout.columns if name != column]
+    template = layout.template
+    if template is not None:
+        template = [(literal, name) for literal, name in template if name is None or name != column]
+    return TextLayout(columns, template, layout.max_chars)
