@@ -15,8 +15,9 @@ from recbole_mm.mllm.tiny import build_tiny
 from recbole_mm.models.collm import CoLLM, prompt
 from recbole_mm.models.collm.filters import build_filter
 from recbole_mm.models.collm.model import FILTER, TEXT, VECTORS
-from recbole_mm.models.collm.parts import LORA, VectorMapper, first_of_each_row, softsign_below_zero, with_lora
+from recbole_mm.models.collm.parts import VectorMapper, first_of_each_row, softsign_below_zero
 from recbole_mm.models.collm.prompt import NO_TITLE, Prompt, read_titles
+from recbole_mm.models.lora import LORA, with_lora
 from recbole_mm.training.checkpoint import load_tree
 from recbole_mm.training.trainer import make_trainer
 from tests.conftest import TOY_SETTINGS

@@ -125,6 +125,23 @@ def test_frozen_dueg_keeps_its_weights(toy_settings):
     assert outcome.model.dueg.user_token.requires_grad
 
 
+def test_lora_dueg_starts_as_the_decoder_and_trains_its_adapter_alone(toy_settings, tmp_path, toy_config):
+    settings = {"dueg_tuning": "lora", "dueg_lora": {"r": 3, "targets": ["q_proj", "down_proj"]}}
+    fresh = assemble(toy_config("Molar", **settings), tmp_path, Stages())
+    items, plain = torch.randn(2, 4, 128), TextStackDUEG(fresh.dataset.mllm.text_stack(), 128)
+    plain.user_token = fresh.model.dueg.user_token
+    fresh.model.eval()
+    torch.testing.assert_close(fresh.model.dueg.all_prefixes(items), plain.eval().all_prefixes(items))
+    outcome = recbole_mm.run("Molar", "toy", config_dict={**toy_settings, **settings, "epochs": 1})
+    before, after = fresh.model.dueg.state_dict(), outcome.model.dueg.state_dict()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {name for name in after if ".lora_" in name or name == "user_token"}
+    assert {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in changed if ".lora_" in name} == {
+        "q_proj",
+        "down_proj",
+    }
+
+
 @pytest.mark.parametrize("modalities", [["image"], ["text"]])
 def test_modalities_change_the_vectors(built, modalities):
     both = built().dataset.item_vectors
@@ -404,6 +421,8 @@ def test_a_run_on_other_data_or_another_model_is_refused(with_run, toy_settings,
         ({"id_model": "none"}, "alpha: 0 and score: content"),
         ({"dueg": "bert4rec"}, "dueg must be one of mllm, sasrec, gru4rec, fpmc"),
         ({"dueg": "sasrec", "dueg_tuning": "frozen"}, "set dueg_tuning: full"),
+        ({"dueg_tuning": "lora", "dueg_lora": {"targets": ["wing"]}}, "the decoder's linear maps are"),
+        ({"dueg_tuning": "lora", "dueg_lora": {"rank": 4}}, "dueg_lora: unknown key 'rank'"),
         ({"dueg": "sasrec", "dueg_config": {"n_heads": 3}}, "dueg_config: n_heads 3 does not divide the width"),
         ({"dueg": "sasrec", "dueg_config": {"hidden_act": "max"}}, "dueg_config: hidden_act must be one of gelu"),
         ({"dueg_config": {"n_layer": 3}}, "dueg_config: unknown key 'n_layer'; did you mean 'n_layers'"),

@@ -19,8 +19,9 @@ from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
 from recbole_mm.mllm.answer import AnswerReader, Block, Questions, ask, fill_placeholders, padded
 from recbole_mm.models.collm.filters import build_filter
-from recbole_mm.models.collm.parts import LORA, VectorMapper, first_of_each_row, softsign_below_zero, with_lora
+from recbole_mm.models.collm.parts import VectorMapper, first_of_each_row, softsign_below_zero
 from recbole_mm.models.collm.prompt import CUE, Prompt, read_titles
+from recbole_mm.models.lora import LORA, with_lora
 
 logger = logging.getLogger(__name__)
 

@@ -1,51 +1,9 @@
-"""CoLLM's trainable parts around a frozen LLM: LoRA in its decoder, and the map of collaborative vectors to words."""
+"""Pieces of CoLLM: the map of collaborative vectors to words, and a scale of scores for items above all others."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from itertools import chain
-
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
-
-from recbole_mm.errors import ConfigError
-
-LORA = ".lora_"
-"""Part of the name of every LoRA weight."""
-
-
-def with_lora(decoder: nn.Module, rank: int, alpha: int, dropout: float, targets: Sequence[str]) -> nn.Module:
-    """A decoder with LoRA in it that shares the weights of the one it is made from.
-
-    The original goes on computing what it did. LoRA's weights are float32 whatever the decoder's: steps as small as
-    training makes them would be lost in bfloat16.
-
-    Args:
-        decoder: of the MLLM; its own weights are frozen.
-        rank, alpha, dropout: LoRA's.
-        targets: names of the linear maps that get it, such as q_proj.
-
-    Raises:
-        ConfigError: no linear map of the decoder has such a name, or the rank is below 1.
-    """
-    shared = {id(tensor): tensor for tensor in chain(decoder.parameters(), decoder.buffers())}
-    adapted: nn.Module = copy.deepcopy(decoder, shared).requires_grad_(False)
-    try:
-        adapter = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
-        inject_adapter_in_model(adapter, adapted)
-    except ValueError as error:
-        linear = (name for name, part in decoder.named_modules() if isinstance(part, nn.Linear))
-        names = sorted({name.rsplit(".", 1)[-1] for name in linear})
-        raise ConfigError(
-            f"lora_rank {rank!r} in lora_targets {list(targets)} cannot be; the decoder's linear maps are "
-            f"{', '.join(names)}"
-        ) from error
-    for name, weight in adapted.named_parameters():
-        if LORA in name:
-            weight.data = weight.data.float()
-    return adapted
 
 
 class VectorMapper(nn.Module):

@@ -45,12 +45,13 @@ class TextStackDUEG(nn.Module):
     Args:
         text_stack: `MLLM.text_stack()`, which takes vectors, a 4-D boolean mask and positions.
         hidden_size: width of the decoder.
-        trainable: whether its weights are trained with the rest.
+        tuning: which of its weights are trained with the rest: `full`, all; `lora`, those of the LoRA that it already
+            has; `frozen`, none.
     """
 
-    def __init__(self, text_stack: nn.Module, hidden_size: int, trainable: bool = True) -> None:
+    def __init__(self, text_stack: nn.Module, hidden_size: int, tuning: str = "full") -> None:
         super().__init__()
-        self.text_stack = text_stack.requires_grad_(trainable)
+        self.text_stack = text_stack if tuning == "lora" else text_stack.requires_grad_(tuning == "full")
         self.user_token = nn.Parameter(torch.randn(hidden_size) * 0.02)
         self.takes_apart = can_take_apart(self.text_stack.decoder)
         if self.takes_apart:

@@ -19,10 +19,12 @@ from recbole.model.layers import TransformerEncoder
 from torch import Tensor, nn
 
 from recbole_mm.errors import ConfigError
+from recbole_mm.models.lora import with_lora
 from recbole_mm.models.molar.dueg import TextStackDUEG
 from recbole_mm.models.molar.hyper import ENCODERS, check_encoder, read_map
 
 DEFAULTS = {**ENCODERS, "hidden_dropout_prob": 0.2, "attn_dropout_prob": 0.2}
+LORA_DEFAULTS = {"r": 16, "alpha": 32, "dropout": 0.05, "targets": None}
 
 
 class CausalDUEG(nn.Module, ABC):
@@ -124,6 +126,19 @@ class MarkovDUEG(nn.Module):
         return self.users(users) + self.step(items[torch.arange(len(items), device=items.device), lengths - 1])
 
 
+def decoder_dueg(config: Any, mllm: Any, hidden_size: int) -> TextStackDUEG:
+    """The MLLM's decoder as user model, `dueg_tuning` deciding what of it is trained.
+
+    Raises:
+        ConfigError: `dueg_lora` names something unknown or impossible.
+    """
+    tuning, lora = config["dueg_tuning"], read_map(config, "dueg_lora", LORA_DEFAULTS)
+    stack = mllm.text_stack()
+    if tuning == "lora":
+        stack.decoder = with_lora(stack.decoder, lora["r"], lora["alpha"], lora["dropout"], lora["targets"])
+    return TextStackDUEG(stack, hidden_size, tuning)
+
+
 def build_dueg(config: Any, dataset: Any, hidden_size: int) -> nn.Module:
     """The user model that `dueg` names: the MLLM's decoder, or one of section 4.3 with the sizes of `dueg_config`.
 
@@ -134,7 +149,7 @@ def build_dueg(config: Any, dataset: Any, hidden_size: int) -> nn.Module:
     settings = read_map(config, "dueg_config", DEFAULTS)
     kind = config["dueg"]
     if kind == "mllm":
-        return TextStackDUEG(dataset.mllm.text_stack(), hidden_size, trainable=config["dueg_tuning"] == "full")
+        return decoder_dueg(config, dataset.mllm, hidden_size)
     if config["dueg_tuning"] != "full":
         raise ConfigError(f"dueg: {kind} starts from random weights and has to be trained; set dueg_tuning: full")
     if kind == "sasrec":

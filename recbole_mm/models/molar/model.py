@@ -28,7 +28,7 @@ CHOICES = {
     "item_projection": ("linear", "mlp", "none"),
     "item_normalization": ("standard", "none"),
     "dueg": ("mllm", "sasrec", "gru4rec", "fpmc"),
-    "dueg_tuning": ("full", "frozen"),
+    "dueg_tuning": ("full", "lora", "frozen"),
     "id_model_training": id_models.TRAININGS,
 }
 FIRST_TEMPERATURE, LARGEST_SCALE = 0.07, 100.0

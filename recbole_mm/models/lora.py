@@ -1,0 +1,49 @@
+"""LoRA in a decoder that a recommendation model owns."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from itertools import chain
+
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+
+from recbole_mm.errors import ConfigError
+
+LORA = ".lora_"
+"""Part of the name of every LoRA weight."""
+
+
+def with_lora(
+    decoder: nn.Module, rank: int, alpha: int, dropout: float, targets: Sequence[str] | None = None
+) -> nn.Module:
+    """A decoder with LoRA in it that shares the weights of the one it is made from.
+
+    The original goes on computing what it did. LoRA's weights are float32 whatever the decoder's: steps as small as
+    training makes them would be lost in bfloat16.
+
+    Args:
+        decoder: of the MLLM; its own weights are frozen.
+        rank, alpha, dropout: LoRA's.
+        targets: names of the linear maps that get it, such as q_proj; None for all of them.
+
+    Raises:
+        ConfigError: no linear map of the decoder has such a name, or the rank is below 1.
+    """
+    shared = {id(tensor): tensor for tensor in chain(decoder.parameters(), decoder.buffers())}
+    adapted: nn.Module = copy.deepcopy(decoder, shared).requires_grad_(False)
+    linear = (name for name, part in decoder.named_modules() if isinstance(part, nn.Linear))
+    known = sorted({name.rsplit(".", 1)[-1] for name in linear})
+    wanted = known if targets is None else list(targets)
+    try:
+        adapter = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=wanted)
+        inject_adapter_in_model(adapter, adapted)
+    except ValueError as error:
+        raise ConfigError(
+            f"LoRA of rank {rank!r} in {wanted} cannot be; the decoder's linear maps are {', '.join(known)}"
+        ) from error
+    for name, weight in adapted.named_parameters():
+        if LORA in name:
+            weight.data = weight.data.float()
+    return adapted
