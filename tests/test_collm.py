@@ -453,6 +453,7 @@ def test_the_filter_alone_is_a_run_of_its_own(built):
         ({"lora_epochs": -1}, "lora_epochs must be at least 0"),
         ({"modalities": ["image"]}, "keep text among the modalities"),
         ({"collm_title_field": "name"}, "no column 'name'"),
+        ({"epochs": 3, "cf_epochs": 4}, "cf_epochs must be at most epochs, 3, not 4"),
         ({"epochs": 7, "cf_epochs": 5, "eval_step": 5}, "never validates the last stage, epochs 7 to 7"),
     ],
 )

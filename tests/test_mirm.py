@@ -285,6 +285,9 @@ def test_objectives_without_data(described, tmp_path, caplog):
     with pytest.raises(ConfigError, match="IT has no examples"):
         mixture_of(dataset, ["IT"])
     images = dataset_of(described, tmp_path, modalities=["image"])
+    shown = [item for example in mixture_of(images, count=5) for item in example.items]
+    assert shown
+    assert all(item.image and item.text is None for item in shown), "texts are answers there, never shown"
     with pytest.raises(ConfigError, match="none of SA, UB"):
         mixture_of(images, ["SA", "UB"])
 

@@ -125,6 +125,30 @@ def test_frozen_dueg_keeps_its_weights(toy_settings):
     assert outcome.model.dueg.user_token.requires_grad
 
 
+@pytest.mark.parametrize("tuning", ["full", "lora", "frozen"])
+def test_a_bfloat16_mllm_trains_and_ranks(toy_settings, tuning):
+    settings = {**toy_settings, "mllm_dtype": "bfloat16", "dueg_tuning": tuning, "epochs": 1}
+    outcome = recbole_mm.run("Molar", "toy", config_dict=settings)
+    weights = dict(outcome.model.dueg.text_stack.named_parameters())
+    trained = {name for name, weight in weights.items() if weight.requires_grad}
+    assert all(weights[name].dtype == torch.float32 for name in trained)
+    assert bool(trained) == (tuning != "frozen")
+    assert any(weight.dtype == torch.bfloat16 for weight in weights.values()) == (tuning != "full")
+    assert 0 <= outcome.test_result["ndcg@10"] <= 1
+
+
+def test_two_windows_of_a_user_are_no_negatives_of_each_other(toy_config, tmp_path, monkeypatch):
+    assembled = assemble(toy_config("Molar"), tmp_path, Stages())
+    batch = next(iter(assembled.phases.train))
+    batch.interaction["user_id"] = torch.full_like(batch["user_id"], 3)
+    seen = []
+    monkeypatch.setattr(
+        "recbole_mm.models.molar.model.alignment_loss", lambda *given: seen.append(given) or given[0].sum()
+    )
+    assembled.model.calculate_loss(batch)
+    assert set(seen[0][2].tolist()) == {3}
+
+
 def test_lora_dueg_starts_as_the_decoder_and_trains_its_adapter_alone(toy_settings, tmp_path, toy_config):
     settings = {"dueg_tuning": "lora", "dueg_lora": {"r": 3, "targets": ["q_proj", "down_proj"]}}
     fresh = assemble(toy_config("Molar", **settings), tmp_path, Stages())
@@ -442,6 +466,12 @@ def test_a_run_on_other_data_or_another_model_is_refused(with_run, toy_settings,
             "item_projection: none keeps the item vectors 6 wide, but the user model is 128",
         ),
         ({"similarity": "l2"}, "similarity must be one of dot, cosine"),
+        ({"alpha": -1}, "alpha must be a number of at least 0, not -1"),
+        ({"tau": 0}, "tau must be a number above 0, not 0"),
+        ({"id_loss_weight": "much"}, "id_loss_weight must be a number of at least 0, not 'much'"),
+        ({"embedding_dropout": 1}, "embedding_dropout must be a number from 0 to below 1, not 1"),
+        ({"shared_negatives": 0}, "shared_negatives must be a whole number of at least 1, not 0"),
+        ({"comparative_instances": 1}, "comparative_instances must be a whole number of at least 2, or null for all"),
         ({"loss_on": "both"}, "loss_on must be one of content, fused, residual"),
         ({"loss_on": "fused", "score": "content"}, "it needs an id_model, and score: fused"),
         ({"id_model_config": [3]}, "id_model_config: .* is not a mapping such as"),
@@ -450,7 +480,7 @@ def test_a_run_on_other_data_or_another_model_is_refused(with_run, toy_settings,
         ({"id_model_config": {"loss_type": "MSE"}}, "id_model_config: loss_type must be CE or BPR"),
         ({"id_model": "DuoRec", "id_model_config": {"loss_type": "BPR"}}, "loss_type must be CE"),
         ({"id_model_training": "first"}, "id_model_training must be one of joint, pretrained"),
-        ({"id_model_training": "pretrained", "id_epochs": 3}, r"a whole number of 1 to epochs \(2\), not 3"),
+        ({"id_model_training": "pretrained", "id_epochs": 3}, r"a whole number of 1 to 1, of 2 epochs, not 3"),
         ({"id_model_path": "x"}, "set id_model_training: pretrained"),
         (
             {"id_model": "none", "alpha": 0, "score": "content", "id_model_training": "pretrained"},

@@ -38,7 +38,7 @@ class ContentSource:
 
     Args:
         table: the `.item` file; None when there is none.
-        layout: how columns become text; None when no item has text.
+        layout: how columns become text, whether or not text is among the modalities; None where there are no columns.
         images: where images come from; None when no item has one.
         modalities: which of image and text are used.
         missing_modality: `mask`: an item goes without what is missing or broken; `drop`: the dataset leaves such items
@@ -92,7 +92,7 @@ class ContentSource:
         modalities = checked_modalities(config["modalities"] or MODALITIES)
         return cls(
             table,
-            _layout_from(config, table) if "text" in modalities else None,
+            _layout_from(config, table) if table is not None or "text" in modalities else None,
             _images_from(config, table, root) if "image" in modalities else None,
             modalities,
             config["missing_modality"] or "mask",

@@ -96,6 +96,17 @@ class CoLLM(SequentialRecommender):
         for key, least in (("cf_epochs", 0), ("lora_epochs", 0), ("answer_batch_tokens", 1), ("mapper_times", 1)):
             if config[key] < least:
                 raise ConfigError(f"{key} must be at least {least}, not {config[key]}")
+        if self.cf_epochs > config["epochs"]:
+            raise ConfigError(
+                f"cf_epochs must be at most epochs, {config['epochs']}, not {self.cf_epochs}; the LLM has what is left"
+            )
+        if self._stage_of(config["epochs"] - 1) != VECTORS:
+            logger.warning(
+                "epochs: %d end with %s; the map of vectors to words would need more than cf_epochs + lora_epochs, %d",
+                config["epochs"],
+                STAGES[self._stage_of(config["epochs"] - 1)],
+                self.cf_epochs + self.lora_epochs,
+            )
         for key in ("rerank_k", "prompts_per_epoch"):
             if config[key] is not None and config[key] < 1:
                 raise ConfigError(f"{key} must be at least 1, or null for all, not {config[key]}")

@@ -45,24 +45,34 @@ class TextStackDUEG(nn.Module):
     Args:
         text_stack: `MLLM.text_stack()`, which takes vectors, a 4-D boolean mask and positions.
         hidden_size: width of the decoder.
-        tuning: which of its weights are trained with the rest: `full`, all; `lora`, those of the LoRA that it already
-            has; `frozen`, none.
+        tuning: which of its weights are trained with the rest: `full`, all, which makes them float32, since steps as
+            small as training makes them would be lost in bfloat16; `lora`, those of the LoRA that it already has;
+            `frozen`, none.
     """
 
     def __init__(self, text_stack: nn.Module, hidden_size: int, tuning: str = "full") -> None:
         super().__init__()
-        self.text_stack = text_stack if tuning == "lora" else text_stack.requires_grad_(tuning == "full")
+        self.text_stack = text_stack.float() if tuning == "full" else text_stack
+        if tuning != "lora":
+            self.text_stack.requires_grad_(tuning == "full")
         self.user_token = nn.Parameter(torch.randn(hidden_size) * 0.02)
         self.takes_apart = can_take_apart(self.text_stack.decoder)
         if self.takes_apart:
             install(self.text_stack.decoder)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the decoder's own weights."""
+        return self.text_stack.get_submodule("decoder.norm").get_parameter("weight").dtype
+
     def _run(self, items: Tensor, prefixes: Tensor) -> Tensor:
         """States of `[User]` slots, (B, S, h), behind item vectors (B, W, h); `prefixes` as for `slot_layout`."""
-        slots = self.user_token.to(items.dtype).expand(len(items), prefixes.shape[1], -1)
+        given, dtype = items.dtype, self.dtype
+        items = items.to(dtype)
+        slots = self.user_token.to(dtype).expand(len(items), prefixes.shape[1], -1)
         if self.takes_apart:
-            return states_of_slots(self.text_stack.decoder, items, slots, prefixes)
-        return self._run_masked(items, slots, prefixes)
+            return states_of_slots(self.text_stack.decoder, items, slots, prefixes).to(given)
+        return self._run_masked(items, slots, prefixes).to(given)
 
     def _run_masked(self, items: Tensor, slots: Tensor, prefixes: Tensor) -> Tensor:
         batch, width, _ = items.shape

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,6 +31,17 @@ CHOICES = {
     "dueg": ("mllm", "sasrec", "gru4rec", "fpmc"),
     "dueg_tuning": ("full", "lora", "frozen"),
     "id_model_training": id_models.TRAININGS,
+}
+NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "alpha": (lambda value: _is_number(value) and value >= 0, "a number of at least 0"),
+    "tau": (lambda value: _is_number(value) and value > 0, "a number above 0"),
+    "id_loss_weight": (lambda value: _is_number(value) and value >= 0, "a number of at least 0"),
+    "embedding_dropout": (lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to below 1"),
+    "shared_negatives": (lambda value: isinstance(value, int) and value >= 1, "a whole number of at least 1"),
+    "comparative_instances": (
+        lambda value: value is None or (isinstance(value, int) and value >= 2),
+        "a whole number of at least 2, or null for all",
+    ),
 }
 FIRST_TEMPERATURE, LARGEST_SCALE = 0.07, 100.0
 
@@ -138,7 +150,7 @@ class Molar(SequentialRecommender):
         losses = [self._recommendation_loss(self._scaled(states), id_states, interaction)]
         if id_states is not None:
             if self.alpha:
-                owners = torch.arange(len(history), device=history.device)[:, None].expand_as(mask)[mask]
+                owners = interaction[self.USER_ID][:, None].expand_as(mask)[mask]
                 aligned = self.id_to_content(id_states)
                 losses.append(
                     self.alpha * alignment_loss(states, aligned, owners, self.tau, self.comparative_instances)
@@ -234,6 +246,10 @@ class Molar(SequentialRecommender):
         return self.user_vectors(interaction) @ self.item_vectors().T
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
 def check_choices(config: Any) -> None:
     """Check the keys of `CHOICES`, and that those about the ID model fit together.
 
@@ -243,6 +259,9 @@ def check_choices(config: Any) -> None:
     for key, accepted in CHOICES.items():
         if config[key] not in accepted:
             raise ConfigError(f"{key} must be one of {', '.join(accepted)}, not {config[key]!r}")
+    for key, (accepts, words) in NUMBERS.items():
+        if isinstance(config[key], bool) or not accepts(config[key]):
+            raise ConfigError(f"{key} must be {words}, not {config[key]!r}")
     without = config["id_model"] in (None, "none")
     if without and (config["score"] != "content" or config["alpha"]):
         raise ConfigError("id_model: none leaves nothing to align or fuse with: set alpha: 0 and score: content")
@@ -258,8 +277,12 @@ def check_choices(config: Any) -> None:
         raise ConfigError("id_model_path is for an ID model that stays as it is: set id_model_training: pretrained")
     if pretrained and config["id_model_path"] is None:
         epochs, id_epochs = config["epochs"], config["id_epochs"]
-        if not isinstance(id_epochs, int) or not 1 <= id_epochs <= max(1, epochs):
-            raise ConfigError(f"id_epochs must be a whole number of 1 to epochs ({epochs}), not {id_epochs!r}")
+        most = epochs if config["score"] == "id" else epochs - 1  # else nothing would train the content model
+        if not isinstance(id_epochs, int) or not 1 <= id_epochs <= most:
+            raise ConfigError(
+                f"id_epochs must be a whole number of 1 to {most}, of {epochs} epochs, not {id_epochs!r}; "
+                "score: id may use them all"
+            )
 
 
 def content_width(config: Any, dataset: Any) -> int:

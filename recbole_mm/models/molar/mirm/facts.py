@@ -73,10 +73,12 @@ class ItemFacts:
         self.description_column = description_column
         self.described: set[int] = set()
         self.templated: set[int] = set()
-        layout: TextLayout | None = content.source.layout if "text" in content.modalities else None
-        self._layout = None if layout is None else _without(layout, description_column)
+        # Answers may say what the metadata does even where prompts show images alone.
+        layout: TextLayout | None = content.source.layout
+        layout = None if layout is None else _without(layout, description_column)
+        self._layout = layout if "text" in content.modalities else None
         self._texts: dict[int, str | None] = {}
-        self._columns = [] if self._layout is None else list(self._layout.columns)
+        self._columns = [] if layout is None else list(layout.columns)
         self._title = next((name for name in self._columns if _names_a_title(name)), next(iter(self._columns), None))
 
     def has_image(self, item: int) -> bool:
