@@ -134,7 +134,7 @@ def load(run_dir: str | os.PathLike) -> Run:
     loaded = assemble(config, run_dir, Stages())
     load_weights(loaded.model, run_dir / WEIGHTS)
     loaded.model.eval()
-    result = json.loads((run_dir / RESULT).read_text(encoding="utf-8"))
+    result = read_result(run_dir)
     loaded.test_result, loaded.best_valid_result = result["test_result"], result["best_valid_result"]
     return loaded
 
@@ -207,6 +207,20 @@ def is_finished(run_dir: Path) -> bool:
 def result_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a run's settings that can change its result."""
     return {key: value for key, value in settings.items() if key not in NO_EFFECT_ON_RESULT}
+
+
+def read_result(run_dir: Path) -> dict[str, Any]:
+    """`result.json` of a run.
+
+    Raises:
+        CheckpointError: it is not there or cannot be read.
+    """
+    try:
+        return json.loads((run_dir / RESULT).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{run_dir}: no {RESULT}; give the folder of a finished run") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{run_dir / RESULT} cannot be read ({error}); run the model again") from error
 
 
 def write_result(finished: Run, stages: Stages, timings: Mapping[str, Any]) -> None:

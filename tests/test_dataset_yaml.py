@@ -43,7 +43,7 @@ def test_they_are_all_there():
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 class TestEveryFile:
     def test_loads_safely_and_alike_with_both_loaders(self, path):
-        plain = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert isinstance(plain, dict)
         assert plain == read_yaml(path)
 

@@ -6,13 +6,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TOY_SETTINGS, write_toy
+from tests.processes import started
 
 SETTINGS = {**TOY_SETTINGS, "epochs": 6, "train_batch_size": 32, "state": "INFO", "topk": [5, 10]}
 
@@ -110,18 +109,7 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_a_resumable_run(data, tmp_path):
     }
     given = [f"--{key}={json.dumps(value)}" for key, value in arguments.items()]
     command = [sys.executable, "run_recbole_mm.py", "--model=Molar", "--dataset=toy", *given]
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[1],
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("*/checkpoint.safetensors")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.1)
+    process = started(command, lambda: list(tmp_path.glob("*/checkpoint.safetensors")), cwd=Path(__file__).parents[1])
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole_mm import pipeline
 from recbole_mm.compare.experiment import load_experiment
 from recbole_mm.compare.grid import Grid, Outcome
 from recbole_mm.compare.plan import PlannedRow, plan_rows
 from recbole_mm.compare.runs import rows_of_runs
-from recbole_mm.compare.summary import Table, TableRow, read_result, summarize
+from recbole_mm.compare.summary import Table, TableRow, summarize
 from recbole_mm.compare.table import write_table
 from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError
@@ -97,7 +98,7 @@ def compare_finished(
     if reference is not None and reference not in names:
         raise ConfigError(f"--reference: there is no row {reference!r}{did_you_mean(reference, names)}")
     folders = [folder for row in rows for folder in row.runs.values()]
-    shared = [metric for metric in read_result(folders[0])["test_result"] if _all_report(metric, folders)]
+    shared = [metric for metric in pipeline.read_result(folders[0])["test_result"] if _all_report(metric, folders)]
     if not metrics and not shared:
         raise ConfigError("--runs: there is no metric that all of them report")
     seeds = sorted({seed for row in rows for seed in row.runs})
@@ -130,4 +131,4 @@ def _table_row(entry: PlannedRow, outcome: Outcome) -> TableRow:
 
 
 def _all_report(metric: str, folders: Sequence[Path]) -> bool:
-    return all(metric in read_result(folder)["test_result"] for folder in folders)
+    return all(metric in pipeline.read_result(folder)["test_result"] for folder in folders)

@@ -37,11 +37,16 @@ GIVEN_ELSEWHERE = {
 }
 """Settings that no layer of an experiment may hold, and where they come from."""
 
-ALIKE = frozenset(
-    {"epochs", "stopping_step", "eval_step", "max_train_steps", "valid_metric", "load_best_model"}
-    | {"eval_args", "mask_history", "candidates", "metrics", "topk", "save_per_user"}
-    | {"user_inter_num_interval", "item_inter_num_interval", "val_interval"}
+PROTOCOL = (
+    *("dataset", "eval_args", "mask_history", "candidates"),
+    *("user_inter_num_interval", "item_inter_num_interval", "val_interval"),
 )
+"""Settings that decide who is ranked against what; rows that differ in one are not tested against each other."""
+
+TRAINING = ("epochs", "stopping_step", "eval_step", "max_train_steps", "valid_metric", "load_best_model")
+"""Settings that decide how long is trained; rows that differ in one are marked."""
+
+ALIKE = frozenset({*PROTOCOL, *TRAINING, "metrics", "topk", "save_per_user"} - {"dataset"})
 """Settings that every row gets alike: how long is trained, when is stopped, what is ranked for whom."""
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -80,7 +85,6 @@ class Experiment:
         settings: shared by all rows.
         rows: in the table's order.
         published: dataset -> row -> metric -> the paper's figure.
-        equal_budget: whether all rows must have the same number of trials.
         whole: whether these are all rows of the file; with some left out, shared settings may be for those.
     """
 
@@ -93,7 +97,6 @@ class Experiment:
     settings: dict[str, Any]
     rows: list[Row]
     published: dict[str, dict[str, dict[str, float]]]
-    equal_budget: bool
     whole: bool = True
 
     def select(self, names: Iterable[str]) -> Experiment:
@@ -189,7 +192,6 @@ class _Reader:
             settings=self._settings(self.content.get("settings"), "settings"),
             rows=rows,
             published=self._published(metrics, names),
-            equal_budget=budget == "equal",
         )
 
     # ---- rows ----

@@ -8,7 +8,6 @@ is resumed. Stop the grid at any moment and start it again.
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
 import re
@@ -307,5 +306,4 @@ def finished_run(config: Config) -> Path | None:
 
 def valid_score(run_dir: Any, metric: str) -> float | None:
     """A finished run's best validation result; None if it had nothing to validate on."""
-    result = json.loads((Path(run_dir) / pipeline.RESULT).read_text(encoding="utf-8"))
-    return result["best_valid_result"].get(metric.lower())
+    return pipeline.read_result(Path(run_dir))["best_valid_result"].get(metric.lower())

@@ -9,7 +9,7 @@ from typing import Any
 
 from recbole_mm import pipeline
 from recbole_mm.compare.grid import DONE
-from recbole_mm.compare.summary import TableRow, read_result
+from recbole_mm.compare.summary import TableRow
 from recbole_mm.errors import ConfigError
 from recbole_mm.settings import read_yaml
 
@@ -28,7 +28,7 @@ def rows_of_runs(run_dirs: Sequence[Path]) -> list[TableRow]:
     for place, folder in enumerate(run_dirs):
         if folder.resolve() in [earlier.resolve() for earlier in run_dirs[:place]]:
             raise ConfigError(f"--runs: {folder} is given twice")
-        read_result(folder)
+        pipeline.read_result(folder)
         config = read_yaml(folder / pipeline.CONFIG)
         deciding = pipeline.result_settings(config)
         seed = deciding.pop("seed", 0)

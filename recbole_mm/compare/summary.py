@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,22 +13,14 @@ import pyarrow.parquet as pq
 from recbole.evaluator.register import smaller_metrics
 
 from recbole_mm import pipeline
+from recbole_mm.compare.experiment import PROTOCOL, TRAINING
 from recbole_mm.compare.grid import DONE, FAILED
 from recbole_mm.data.item_table import did_you_mean
-from recbole_mm.errors import CheckpointError, ConfigError, DataError
+from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.evaluation.per_user import FILE as PER_USER
 from recbole_mm.evaluation.significance import Comparison, compare, holm, require_same_users, values_by_user
 from recbole_mm.layers import optional_yaml, properties_dir
 from recbole_mm.settings import read_yaml
-
-PROTOCOL = (
-    *("dataset", "eval_args", "mask_history", "candidates"),
-    *("user_inter_num_interval", "item_inter_num_interval"),
-)
-"""Settings that decide who is ranked against what; rows that differ in one are not tested against each other."""
-
-TRAINING = ("epochs", "stopping_step", "eval_step", "max_train_steps", "valid_metric", "load_best_model")
-"""Settings that decide how long is trained; rows that differ in one are marked."""
 
 SIGNIFICANT = 0.05
 
@@ -187,25 +178,11 @@ def summarize(
     return table
 
 
-def read_result(run_dir: Path) -> dict[str, Any]:
-    """`result.json` of a run.
-
-    Raises:
-        CheckpointError: it is not there or cannot be read.
-    """
-    try:
-        return json.loads((run_dir / pipeline.RESULT).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{run_dir}: no {pipeline.RESULT}; give the folder of a finished run") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{run_dir / pipeline.RESULT} cannot be read ({error}); run the model again") from error
-
-
 def _line(row: TableRow, metrics: Sequence[str], figures: Mapping[str, float]) -> Line:
     line = Line(row, {metric: Cell(published=figures.get(metric)) for metric in metrics})
     if row.status != DONE:
         return line
-    results = {folder: read_result(folder) for folder in row.runs.values()}
+    results = {folder: pipeline.read_result(folder) for folder in row.runs.values()}
     line.epochs = statistics.fmean(result["timings"].get("epochs", 0) for result in results.values())
     for metric, cell in line.cells.items():
         values = []

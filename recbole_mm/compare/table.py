@@ -8,8 +8,9 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from recbole_mm.compare.experiment import PROTOCOL, TRAINING
 from recbole_mm.compare.grid import DONE, FAILED, NOT_APPLICABLE, NOT_RUN
-from recbole_mm.compare.summary import PROTOCOL, SIGNIFICANT, TRAINING, Cell, Line, Table
+from recbole_mm.compare.summary import SIGNIFICANT, Cell, Line, Table
 
 SHORT = {FAILED: "failed", NOT_APPLICABLE: "n/a", NOT_RUN: "not run"}
 CSV_COLUMNS = (

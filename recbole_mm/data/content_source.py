@@ -224,7 +224,8 @@ def _layout_from(config: Any, table: ItemTable | None) -> TextLayout | None:
             for name, kind in table.kinds.items()
             if kind != FeatureType.FLOAT_SEQ and name != config["image_field"]
         ]
-        logger.info("text_fields is not set: the text of an item is %s", ", ".join(columns) or "empty")
+        if "text" in (config["modalities"] or MODALITIES):
+            logger.info("text_fields is not set: the text of an item is %s", ", ".join(columns) or "empty")
     return TextLayout(columns, None, limit)
 
 

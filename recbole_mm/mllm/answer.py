@@ -19,6 +19,7 @@ from transformers import DynamicCache
 
 from recbole_mm.errors import ConfigError, ModelLoadError
 from recbole_mm.mllm.family import Family, PreparedInput
+from recbole_mm.mllm.masks import as_attention_wants
 from recbole_mm.mllm.model import MLLM
 
 YES, NO = "Yes", "No"
@@ -219,9 +220,9 @@ class AnswerReader(nn.Module):
 
     def _run(self, block: Block, positions: Tensor, cache: DynamicCache | None, mask: Tensor | None) -> Tensor:
         """(B, L, hidden) last-layer states. Without a mask the model's own causal one holds; padding is behind all."""
-        if mask is not None and self.model.config.get_text_config()._attn_implementation != "sdpa":
-            dtype = next(self.model.parameters()).dtype  # eager attention adds its mask, so it has to be numbers
-            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+        if mask is not None:
+            implementation = self.model.config.get_text_config()._attn_implementation
+            mask = as_attention_wants(mask, next(self.model.parameters()).dtype, implementation)
         output = self.model(
             **block.inputs,
             position_ids=positions,

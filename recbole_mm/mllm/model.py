@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from recbole_mm.mllm.family import Family, PreparedInput
+from recbole_mm.mllm.masks import as_attention_wants
 
 
 @dataclass
@@ -135,16 +136,12 @@ class TextStack(nn.Module):
         Returns:
             transformers' output; its `last_hidden_state` (B, L, hidden) is the last layer's after the final norm.
         """
-        mask = self._as_attention_wants(attention_mask, inputs_embeds.dtype)
+        if attention_mask.ndim != 4:
+            raise ValueError(f"the attention mask has shape (B, 1, L, L), not {tuple(attention_mask.shape)}")
+        if attention_mask.dtype == torch.bool:
+            implementation = self.decoder.config._attn_implementation
+            mask = as_attention_wants(attention_mask, inputs_embeds.dtype, implementation)
+        else:
+            mask = attention_mask.to(inputs_embeds.dtype)
         inputs = {"inputs_embeds": inputs_embeds, "attention_mask": mask, "position_ids": position_ids}
         return self.decoder(**{"use_cache": False, **kwargs, **inputs})
-
-    def _as_attention_wants(self, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """SDPA takes bool masks as they are; eager attention adds the mask, so it has to be numbers."""
-        if mask.ndim != 4:
-            raise ValueError(f"the attention mask has shape (B, 1, L, L), not {tuple(mask.shape)}")
-        if mask.dtype != torch.bool:
-            return mask.to(dtype)
-        if self.decoder.config._attn_implementation == "sdpa":
-            return mask
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

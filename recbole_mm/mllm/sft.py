@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.utils.data import Sampler
 
 from recbole_mm.mllm.family import Family, Part, PreparedInput
+from recbole_mm.mllm.masks import as_attention_wants
 
 POOL_BATCHES = 16
 """Batches are cut from pools of so many, sorted by length: more pad less, fewer mix examples better."""
@@ -144,7 +145,7 @@ class AnswerLoss(nn.Module):
         if self.bottleneck_id is not None:
             attention = family.decoder(self.model).config._attn_implementation
             mask = bottleneck_mask(batch["input_ids"], self.bottleneck_id, family.bos_token_id)
-            batch = {**batch, "attention_mask": mask if attention == "sdpa" else _additive(mask, head.dtype)}
+            batch = {**batch, "attention_mask": as_attention_wants(mask, head.dtype, attention)}
         states = family.base(self.model)(**batch, use_cache=False).last_hidden_state
         logits = head.get_output_embeddings()(states[rows, columns])
         return functional.cross_entropy(logits.float(), targets, reduction="none")
@@ -172,7 +173,3 @@ def bottleneck_mask(ids: torch.Tensor, cur_item_id: int, bos_id: int | None = No
         seen[:, :, 0] |= (ids[:, 0] == bos_id)[:, None]
     causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
     return (seen & causal)[:, None]
-
-
-def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

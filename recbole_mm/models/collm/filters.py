@@ -6,6 +6,7 @@ sequences that CoLLM gets, with its own loss.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -17,12 +18,16 @@ from torch import Tensor, nn
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.full_sequence import Overlay, full_sequence_class
+from recbole_mm.models.hyper import ENCODERS, check_encoder, read_map
 
 PAIRWISE: dict[str, type] = {"MF": BPR, "LightGCN": LightGCN}
 SEQUENTIAL: dict[str, type] = {"SASRec": SASRec, "GRU4Rec": GRU4Rec, "FPMC": FPMC}
 
+DEFAULTS = {**ENCODERS, "loss_type": "CE", "reg_weight": 1e-5, "require_pow": False}
+"""Of `cf_config`."""
 
-class CollaborativeFilter(nn.Module):
+
+class CollaborativeFilter(nn.Module, ABC):
     """User and item vectors of a model, and its loss.
 
     Attributes:
@@ -36,21 +41,21 @@ class CollaborativeFilter(nn.Module):
         with torch.no_grad():
             self.dimension = int(self.item_vectors().shape[1])
 
+    @abstractmethod
     def loss(self, batch: Interaction) -> Tensor:
         """The model's own loss on a batch of whole sequences, averaged over their targets."""
-        raise NotImplementedError
 
+    @abstractmethod
     def item_vectors(self) -> Tensor:
         """(n_items, d)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def user_vectors(self, rows: Interaction) -> Tensor:
         """The user of each row (B,), after the row's whole history: (B, d)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prefix_vectors(self, batch: Interaction) -> Tensor:
         """The user of each sequence after every prefix of it: (B, W, d)."""
-        raise NotImplementedError
 
 
 class PairwiseFilter(CollaborativeFilter):
@@ -103,14 +108,16 @@ def build_filter(config: Any, dataset: Any) -> CollaborativeFilter:
         dataset: the training part; LightGCN's graph holds its targets.
 
     Raises:
-        ConfigError: another name.
+        ConfigError: another name, or a hyper-parameter that is unknown or impossible.
     """
-    name = config["cf_model"]
-    width = config["cf_embedding_size"]
-    sizes = {"embedding_size": width, "hidden_size": width, "inner_size": 4 * width}
-    settings = Overlay(config, {**sizes, **(config["cf_config"] or {})})
+    name, width = config["cf_model"], config["cf_embedding_size"]
+    if name not in (*PAIRWISE, *SEQUENTIAL):
+        raise ConfigError(f"cf_model must be one of {', '.join([*PAIRWISE, *SEQUENTIAL])}, not {name!r}")
+    hyper = read_map(config, "cf_config", DEFAULTS)
+    if name == "SASRec":
+        check_encoder("cf_config", width, hyper)
+    hyper["inner_size"] = hyper["inner_size"] or 4 * width
+    settings = Overlay(config, {**hyper, "embedding_size": width, "hidden_size": width})
     if name in PAIRWISE:
         return PairwiseFilter(PAIRWISE[name](settings, dataset))
-    if name in SEQUENTIAL:
-        return SequentialFilter(full_sequence_class(SEQUENTIAL[name])(settings, dataset))
-    raise ConfigError(f"cf_model must be one of {', '.join([*PAIRWISE, *SEQUENTIAL])}, not {name!r}")
+    return SequentialFilter(full_sequence_class(SEQUENTIAL[name])(settings, dataset))

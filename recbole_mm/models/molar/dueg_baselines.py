@@ -19,9 +19,9 @@ from recbole.model.layers import TransformerEncoder
 from torch import Tensor, nn
 
 from recbole_mm.errors import ConfigError
+from recbole_mm.models.hyper import ENCODERS, check_encoder, read_map
 from recbole_mm.models.lora import with_lora
 from recbole_mm.models.molar.dueg import TextStackDUEG
-from recbole_mm.models.molar.hyper import ENCODERS, check_encoder, read_map
 
 DEFAULTS = {**ENCODERS, "hidden_dropout_prob": 0.2, "attn_dropout_prob": 0.2}
 LORA_DEFAULTS = {"r": 16, "alpha": 32, "dropout": 0.05, "targets": None}

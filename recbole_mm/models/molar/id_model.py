@@ -11,7 +11,7 @@ from torch import Tensor
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.duorec import DuoRec
 from recbole_mm.models.full_sequence import Overlay, full_sequence_class
-from recbole_mm.models.molar.hyper import ENCODERS, check_encoder, read_map
+from recbole_mm.models.hyper import ENCODERS, check_encoder, read_map
 
 ID_MODELS = {"SASRec": SASRec, "GRU4Rec": GRU4Rec, "FPMC": FPMC, "DuoRec": DuoRec}
 TRAININGS = ("joint", "pretrained")

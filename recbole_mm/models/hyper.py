@@ -1,4 +1,4 @@
-"""Maps of hyper-parameters of Molar's exchangeable parts: what a map leaves out has the default given here."""
+"""Maps of hyper-parameters of exchangeable parts of a model: what a map leaves out has its default."""
 
 from __future__ import annotations
 
