@@ -385,10 +385,13 @@ def test_control_c_waits_until_the_epoch_is_saved(toy_config, tmp_path, monkeypa
 
     parts = parts_of(toy_config, "BPR")
     monkeypatch.setattr(saving, "save_tree", interrupted_save)
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        parts.trainer(tmp_path / "run").fit(parts.train, parts.valid)
-    assert signal.getsignal(signal.SIGINT) is before
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            parts.trainer(tmp_path / "run").fit(parts.train, parts.valid)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, outside)
     assert read_metadata(tmp_path / "run" / "checkpoint.safetensors")["epoch"] == "0"
     assert read_metadata(tmp_path / "run" / "model.safetensors")["epoch"] == "0"
 
