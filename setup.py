@@ -45,6 +45,9 @@ setup(
         "sentence-transformers>=5.0",
         "tokenizers>=0.21",
         "filelock>=3.12",
+        "httpx2>=2.0,<3",
+        "requests>=2.32",
+        "urllib3>=2.3",
         "safetensors>=0.5",
         "pillow>=10.4",
         "pyyaml>=6.0",
@@ -54,7 +57,14 @@ setup(
     extras_require={
         "timm": ["timm>=1.0"],
         "wandb": ["wandb>=0.18"],
-        "dev": ["pytest>=8.2", "pytest-timeout>=2.3", "ruff>=0.8", "mypy>=1.13", "types-PyYAML"],
+        "dev": [
+            "pytest>=8.2",
+            "pytest-timeout>=2.3",
+            "ruff>=0.8",
+            "mypy>=1.13",
+            "types-PyYAML",
+            "transformers[serving]>=5.0,<6",  # a real server for the tests of texts
+        ],
     },
     entry_points={"console_scripts": ["recbole-mm = recbole_mm.cli:main"]},
     classifiers=[

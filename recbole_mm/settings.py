@@ -286,6 +286,20 @@ KINDS: dict[str, Kind] = {
     "mllm": _TEXT,
     "mllm_dtype": _choice("float32", "bfloat16", "float16", None),
     "trust_remote_code": _FLAG,
+    "text_backend": _choice("template", "hf", "openai"),
+    "text_model": _or_null(_TEXT),
+    "text_url": _or_null(_TEXT),
+    "text_api_key_env": _or_null(_TEXT),
+    "text_max_words": _whole(1),
+    "text_max_new_tokens": _whole(1),
+    "text_context_tokens": _whole(1),
+    "text_temperature": Kind(lambda value: _is_number(value) and 0 <= value <= 2, "a number from 0 to 2"),
+    "text_top_p": Kind(lambda value: _is_number(value) and 0 < value <= 1, "a number above 0, at most 1"),
+    "text_seed": _or_null(_whole(0)),
+    "text_batch_tokens": _whole(1),
+    "text_concurrency": _whole(1),
+    "text_timeout": _ABOVE_ZERO,
+    "text_retries": _whole(0),
 }
 """What the settings shared by all models accept. A model checks its own settings itself."""
 
