@@ -2,7 +2,7 @@
 
     >>> from recbole_mm.data.convert import CONVERTERS
     >>> sorted(CONVERTERS)
-    ['hm', 'microlens', 'movielens', 'pixelrec', 'sequences']
+    ['amazon', 'hm', 'microlens', 'mmrec', 'movielens', 'pixelrec', 'sequences']
 
 One module per source. Nothing heavy is imported until a converter runs.
 """
@@ -119,6 +119,24 @@ CONVERTERS: Mapping[str, Converter] = MappingProxyType(
                 "a file with a line per user: user item item ..., in order, separated by spaces or tabs",
                 "recbole_mm.data.convert.sequences",
                 (_INTERACTIONS,),
+            ),
+            Converter(
+                "amazon",
+                "Amazon reviews and product metadata of 2014, 2018 or 2023 (McAuley Lab), with pictures if wanted",
+                "recbole_mm.data.convert.amazon",
+                (
+                    Option("--category", "category, such as Baby, when --source holds more than one", "NAME"),
+                    Option("--reviews", "file of reviews or ratings in --source, in place of the one found", "FILE"),
+                    Option("--k_core", "least number of interactions of every user and item (5); 0 keeps all", "K"),
+                    Option("--images", "fetch the products' pictures; a stopped download goes on where it was"),
+                    Option("--rate", "pictures asked for per second from one host (10)", "N"),
+                ),
+            ),
+            Converter(
+                "mmrec",
+                "precomputed image_feat.npy, text_feat.npy and an .inter file with x_label, the split",
+                "recbole_mm.data.convert.mmrec",
+                (_INTERACTIONS, _ITEMS, _IMAGES),
             ),
         )
     }

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from recbole_mm.data.convert.atomic import write_inter, write_item, write_user, write_yaml
+from recbole_mm.data.convert.atomic import write_inter, write_item, write_user, write_yaml, yaml_text
 from recbole_mm.data.convert.folder import IMAGES, check_target, dataset_name, write_folder
 from recbole_mm.data.convert.images import ImageFolder, index_images, is_safe_id
 from recbole_mm.errors import DataError
@@ -42,6 +42,8 @@ class RawDataset:
         converter: name of the converter.
         files: names of the raw files read, for the YAML's comment.
         notes: what the reader should know, such as lines dropped.
+        settings: what the dataset's YAML says beside columns and images.
+        files_beside: file name -> what writes it into the folder it is given: vectors, splits, lists.
     """
 
     inter: Table
@@ -54,6 +56,8 @@ class RawDataset:
     converter: str
     files: Sequence[str]
     notes: Sequence[str] = ()
+    settings: Mapping[str, object] = field(default_factory=dict)
+    files_beside: Mapping[str, Callable[[Path], object]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,10 @@ class Summary:
 def write_dataset(
     raw: RawDataset, out: Path, name: str | None = None, link: bool = False, force: bool = False
 ) -> Summary:
-    """Write `raw` as the dataset folder `out`: `<name>.inter`, `.item`, `.user`, `.yaml` and `images/`.
+    """Write `raw` as the dataset folder `out`: `<name>.inter`, `.item`, `.user`, `.yaml`, `images/`, `files_beside`.
 
-    Where the source has no images, those already in `<out>/images` are the dataset's.
+    Where the source has no images, those already in `<out>/images` are the dataset's, and the YAML that was written
+    before they were there is replaced unasked.
 
     Raises:
         DataError: interactions and catalogue share no item; `out` cannot be written or holds another dataset.
@@ -123,7 +128,15 @@ def write_dataset(
         )
     known = counts.index.union(catalogue, sort=False)
     images = {token: raw.images.files[token] for token in known if token in raw.images.files and is_safe_id(token)}
-    write_folder(out, name, lambda folder: _write_tables(folder, name, raw, bool(images)), images, link, force)
+    write_folder(
+        out,
+        name,
+        lambda folder: _write_tables(folder, name, raw, bool(images)),
+        images,
+        link,
+        force,
+        (lambda: yaml_text(*_yaml_of(name, raw, has_images=False)).encode()) if images else None,
+    )
     return _summarise(raw, out, name, counts, catalogue, known, images)
 
 
@@ -133,6 +146,13 @@ def _write_tables(folder: Path, name: str, raw: RawDataset, has_images: bool) ->
         write_item(folder, name, raw.item.rows, raw.item.types)
     if raw.user is not None:
         write_user(folder, name, raw.user.rows, raw.user.types)
+    for file, write in raw.files_beside.items():
+        write(folder / file)
+    write_yaml(folder, name, *_yaml_of(name, raw, has_images))
+
+
+def _yaml_of(name: str, raw: RawDataset, has_images: bool) -> tuple[list[str], dict[str, object]]:
+    """Leading comment and settings of the dataset's YAML."""
     fields = [column for column in ("user_id", "item_id", "rating", "timestamp") if column in raw.inter.types]
     load: dict[str, list[str]] = {"inter": fields}
     if raw.item is not None and raw.features:
@@ -152,7 +172,7 @@ def _write_tables(folder: Path, name: str, raw: RawDataset, has_images: bool) ->
         settings |= {"image_dir": IMAGES, "modalities": ["image", "text"]}
     elif name != WITH_TITLE_CARDS:
         settings |= {"image_dir": None, "modalities": ["text"]}
-    write_yaml(folder, name, comment, settings)
+    return comment, settings | dict(raw.settings)
 
 
 def _summarise(

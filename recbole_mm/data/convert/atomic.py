@@ -76,8 +76,7 @@ def write_yaml(folder: Path, name: str, comment: Sequence[str], settings: Mappin
         DataError: the file cannot be written.
     """
     path = folder / f"{name}.yaml"
-    text = "".join(f"# {line}\n" for line in comment)
-    text += yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True, default_flow_style=None, width=118)
+    text = yaml_text(comment, settings)
     temporary = path.with_name(f"{path.name}.partial")
     try:
         temporary.write_text(text, encoding="utf-8", newline="\n")
@@ -87,6 +86,14 @@ def write_yaml(folder: Path, name: str, comment: Sequence[str], settings: Mappin
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def yaml_text(comment: Sequence[str], settings: Mapping[str, object]) -> str:
+    """What `write_yaml` writes."""
+    text = "".join(f"# {line}\n" for line in comment)
+    return text + yaml.safe_dump(
+        dict(settings), sort_keys=False, allow_unicode=True, default_flow_style=None, width=118
+    )
 
 
 def _renderer(column: pd.Series) -> Callable[[slice], list[str]]:

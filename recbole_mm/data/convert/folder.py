@@ -15,7 +15,10 @@ from recbole_mm.errors import DataError
 
 IMAGES = "images"
 _NAME = re.compile(r"\w[\w.+-]*")
-_OWNED = ("inter", "item", "user", "yaml")
+SPLITS = ("train", "valid", "test")
+"""Names of the atomic files `<name>.<split>.inter` of a source that comes with its own split."""
+
+_OWNED = ("inter", *(f"{split}.inter" for split in SPLITS), "item", "user", "yaml")
 
 
 def dataset_name(out: Path, name: str | None) -> str:
@@ -42,7 +45,8 @@ def check_target(out: Path, name: str, source: Path, force: bool) -> None:
         raise DataError(f"{out}: is a file; --out is the dataset folder to write")
     if out.resolve() == source.resolve():
         raise DataError(f"{out}: --out is the folder of raw files itself; choose another one")
-    others = sorted(path.name for path in out.glob("*.inter") if path.name != f"{name}.inter") if out.is_dir() else []
+    own = {f"{name}.inter", *(f"{name}.{split}.inter" for split in SPLITS)}
+    others = sorted(path.name for path in out.glob("*.inter") if path.name not in own) if out.is_dir() else []
     if others and not force:
         raise DataError(
             f"{out}: already holds another dataset ({others[0]}); choose another --out, or --force to add to it"
@@ -50,7 +54,13 @@ def check_target(out: Path, name: str, source: Path, force: bool) -> None:
 
 
 def write_folder(
-    out: Path, name: str, write_tables: Callable[[Path], None], images: Mapping[str, Path], link: bool, force: bool
+    out: Path,
+    name: str,
+    write_tables: Callable[[Path], None],
+    images: Mapping[str, Path],
+    link: bool,
+    force: bool,
+    earlier_yaml: Callable[[], bytes] | None = None,
 ) -> None:
     """Write a dataset folder beside `out`, then move it into place.
 
@@ -59,10 +69,11 @@ def write_folder(
     Args:
         out: dataset folder.
         name: dataset name.
-        write_tables: writes the atomic files and the YAML into the folder it is given.
+        write_tables: writes the atomic files, the YAML and whatever else the source has into the folder it is given.
         images: item id -> file to be put into `<out>/images`; if these are the files there, or none, the folder stays.
         link: hard-link images instead of copying them, where possible.
         force: replace a different dataset of the same name.
+        earlier_yaml: gives a YAML that may be replaced without `force`: the one of this dataset before its images came.
 
     Raises:
         DataError: `out` holds a different version of this dataset and `force` is not set; nothing can be written there.
@@ -73,7 +84,8 @@ def write_folder(
         staging.mkdir(parents=True)
         write_tables(staging)
         keep_images = in_place or not images or same_images(images, out / IMAGES)
-        _refuse_different(out, name, staging, keep_images, force)
+        if not force:
+            _refuse_different(out, name, staging, keep_images, earlier_yaml)
         if not keep_images:
             put_images(images, staging / IMAGES, link)
         _install(staging, out, name, keep_images)
@@ -83,12 +95,13 @@ def write_folder(
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _refuse_different(out: Path, name: str, staging: Path, keep_images: bool, force: bool) -> None:
-    if force:
-        return
-    for suffix in _OWNED:
-        old, new = out / f"{name}.{suffix}", staging / f"{name}.{suffix}"
+def _refuse_different(
+    out: Path, name: str, staging: Path, keep_images: bool, earlier_yaml: Callable[[], bytes] | None
+) -> None:
+    for old, new in ((out / file, staging / file) for file in _files(name, staging)):
         if old.exists() and not (new.exists() and filecmp.cmp(old, new, shallow=False)):
+            if old.suffix == ".yaml" and earlier_yaml is not None and old.read_bytes() == earlier_yaml():
+                continue
             raise DataError(f"{out}: holds a different {old.name}; choose another --out, or replace it with --force")
     if (out / IMAGES).exists() and not keep_images:
         raise DataError(f"{out / IMAGES}: holds different images; choose another --out, or replace them with --force")
@@ -105,9 +118,15 @@ def _install(staging: Path, out: Path, name: str, keep_images: bool) -> None:
     if (staging / IMAGES).exists():
         os.rename(staging / IMAGES, out / IMAGES)
     # The interactions go last: RecBole finds no dataset until everything else is there.
-    for suffix in sorted(_OWNED, key=lambda suffix: suffix == "inter"):
-        old, new = out / f"{name}.{suffix}", staging / f"{name}.{suffix}"
+    for file in sorted(_files(name, staging), key=lambda file: file.endswith(".inter")):
+        old, new = out / file, staging / file
         if new.exists():
             os.replace(new, old)
         elif old.exists():
             os.rename(old, retired / old.name)
+
+
+def _files(name: str, staging: Path) -> list[str]:
+    """Names of the files that a dataset of this name may have, and of those that this one has beside them."""
+    owned = [f"{name}.{suffix}" for suffix in _OWNED]
+    return owned + sorted(path.name for path in staging.iterdir() if path.is_file() and path.name not in owned)

@@ -140,6 +140,11 @@ def read_rows(path: Path, layout: Layout = Layout()) -> Iterator[tuple[int, list
         yield from rows
 
 
+def is_usable_id(token: str) -> bool:
+    """Whether an id survives an atomic file as it is: not blank, no control character, no leading quotation mark."""
+    return bool(token.strip()) and token == token.strip() and not _UNUSABLE_ID.search(token)
+
+
 # ---------------------------------------------------------------------------------------------------------- the parser
 
 
