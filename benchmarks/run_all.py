@@ -15,11 +15,14 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+LARGE_GRAPH = ["--items", "300000", "--interactions", "8800000", "--users", "993000", "--parts"]
 
 
 def commands(data_path: str | None) -> list[list[str]]:
     """Scripts and arguments in order."""
     found = [["full_sequence.py", "--seeds", "1,2,3"], ["full_ranking.py"], ["second_run.py"], ["yes_no_answers.py"]]
+    found += [["text_generation.py"], ["graph_refinement.py"]]
+    found += [["graph_refinement.py", *LARGE_GRAPH]]
     if data_path:
         found += [
             ["sequence_building.py", "--data_path", data_path, "--dataset", "microlens-50k"],
