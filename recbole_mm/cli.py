@@ -1,4 +1,4 @@
-"""The command line: `recbole-mm run | compare | models | prepare`."""
+"""The command line: `recbole-mm run | plan | compare | models | prepare`."""
 
 from __future__ import annotations
 
@@ -37,6 +37,20 @@ The folder of dataset folders is --data_path, else the environment variable RECB
 Ctrl-C stops a run; the same command with --resume goes on with it.
 """
 
+_PLAN_HELP = f"""Print what a run would compute before it trains - texts of an LLM, vectors - and compute nothing.
+
+usage: {PROGRAM} plan --model=NAME --dataset=NAME [--config_files="a.yaml b.yaml"] [--key=value ...]
+
+examples:
+  {PROGRAM} plan --model=MLLMRec --dataset=ml-100k-mm
+  {PROGRAM} plan --model=MLLMRec --dataset=hm --text_backend=openai --text_model=gemma3 --text_url=http://localhost:8000/v1
+  {PROGRAM} plan --model=MLLMRec --dataset=hm --text_backend=hf --text_model=Qwen/Qwen2-VL-2B-Instruct
+
+The arguments are those of `{PROGRAM} run`. Each stage is a line: what the artifact store has already, what is to do,
+its tokens, and a time: from what the model did here before, or else from a rate that is printed. No weights are loaded,
+no server is asked, nothing is written.
+"""
+
 _COMPARE_HELP = """Run a table of models or variants over several seeds, test its rows against each other, and write it.
 
 What is finished is not run again, what was interrupted is resumed: start the same command as often as you like. Other
@@ -56,6 +70,7 @@ docs/compare.md says what an experiment's file may hold and how to read the tabl
 _TOP_EXAMPLES = f"""examples:
   {PROGRAM} run --model=Molar --dataset=ml-100k
   {PROGRAM} compare --experiment molar-table5 --dataset ml-100k --mllm=tiny --seeds 1,2,3
+  {PROGRAM} plan --model=MLLMRec --dataset=ml-100k --text_backend=hf
   {PROGRAM} models sequential
   {PROGRAM} prepare hm --source downloads/hm --out dataset/hm
 
@@ -91,9 +106,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    # `run` takes any setting as a key, which argparse cannot know.
+    # `run` and `plan` take any setting as a key, which argparse cannot know.
     if arguments[:1] == ["run"]:
         return run(arguments[1:])
+    if arguments[:1] == ["plan"]:
+        return plan(arguments[1:])
     if arguments[:1] == ["compare"]:
         return compare(arguments[1:])
     parsed = _parser().parse_args(arguments or ["--help"])
@@ -113,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     commands.add_parser("run", help="train and rank a model", add_help=False)
+    commands.add_parser("plan", help="tell what a run would compute before it trains, and the cost", add_help=False)
     commands.add_parser("compare", help="run a table of models over seeds, with paired tests", add_help=False)
 
     models = commands.add_parser("models", help="list every model that --model accepts")
@@ -141,10 +159,7 @@ def run(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(_RUN_HELP, end="")
         return 0
-    settings = split_arguments(arguments)
-    for key in ("model", "dataset", "config_files"):
-        if settings.get(key) is True:
-            raise ConfigError(f"--{key} needs a value, as in --{key}=...")
+    settings = _run_settings(arguments)
     from recbole_mm import pipeline  # imports torch and transformers, which the other commands do without
 
     finished = pipeline.run(
@@ -154,8 +169,43 @@ def run(arguments: Sequence[str]) -> int:
         config_dict=None,
         command_line=settings,
     )
-    print(result_table(finished.config["model"], finished.config["dataset"], finished.test_result, finished.run_dir))
+    told = finished.config["model"], finished.config["dataset"], finished.test_result, finished.run_dir
+    print(result_table(*told, finished.sees_held_out))
     return 0
+
+
+def plan(arguments: Sequence[str]) -> int:
+    """`recbole-mm plan`: what `run` of the same arguments would compute before it trains."""
+    if {"-h", "--help"} & set(arguments):
+        print(_PLAN_HELP, end="")
+        return 0
+    settings = _run_settings(arguments)
+    from recbole_mm.log import init_logging  # these import torch and transformers
+    from recbole_mm.plan import plan as plan_run
+    from recbole_mm.plan import to_text
+
+    init_logging(None, settings.get("state", "WARNING"))
+    planned = plan_run(
+        model=settings.pop("model", None),
+        dataset=settings.pop("dataset", None),
+        config_files=_split_paths(settings.pop("config_files", "")),
+        command_line=settings,
+    )
+    print(to_text(planned), end="")
+    return 0
+
+
+def _run_settings(arguments: Sequence[str]) -> dict[str, Any]:
+    """The settings of a run.
+
+    Raises:
+        ConfigError: an argument is malformed, or one of those that need a value has none.
+    """
+    settings = split_arguments(arguments)
+    for key in ("model", "dataset", "config_files"):
+        if settings.get(key) is True:
+            raise ConfigError(f"--{key} needs a value, as in --{key}=...")
+    return settings
 
 
 def compare(arguments: Sequence[str]) -> int:
@@ -265,6 +315,9 @@ def prepare_dataset(parsed: argparse.Namespace) -> int:
     options = {
         key: value for key, value in vars(parsed).items() if key not in ("command", "source_name", "source", "out")
     }
+    from recbole_mm.log import init_logging
+
+    init_logging(None, None)  # pictures are fetched for hours
     print(CONVERTERS[parsed.source_name].convert(parsed.source, parsed.out, **options))
     return 0
 

@@ -26,6 +26,7 @@ from recbole_mm.evaluation.phases import Phases, split
 from recbole_mm.evaluation.ranking import RankingData
 from recbole_mm.log import close_logging, init_logging
 from recbole_mm.models.full_sequence import full_sequence_class
+from recbole_mm.protocol import held_out_seen
 from recbole_mm.provisions import provide
 from recbole_mm.stages import Stages, versions
 from recbole_mm.training.checkpoint import safe_torch_load
@@ -55,6 +56,7 @@ class Run:
         phases: training, validation and test data.
         run_dir: the run's folder.
         test_result, best_valid_result: metric -> value, as RecBole names them.
+        sees_held_out: how its training saw held-out interactions, one text each; empty where it did not.
     """
 
     config: Config
@@ -64,6 +66,7 @@ class Run:
     run_dir: Path
     test_result: dict[str, float] = field(default_factory=dict)
     best_valid_result: dict[str, float] = field(default_factory=dict)
+    sees_held_out: list[str] = field(default_factory=list)
 
 
 def run(
@@ -102,7 +105,11 @@ def run(
 
 def _train_and_test(config: Config, run_dir: Path) -> Run:
     stages = Stages()
+    sees_held_out = held_out_seen(config, config.model_class)
+    for text in sees_held_out:
+        logger.warning("SEES HELD-OUT DATA: %s; no result of this run is one of the train-only protocol", text)
     assembled = assemble(config, run_dir, stages)
+    assembled.sees_held_out = sees_held_out
     trainer = make_trainer(config, assembled.model, run_dir)
     phases, show_progress = assembled.phases, config["show_progress"]
     with stages("training"):
@@ -136,6 +143,7 @@ def load(run_dir: str | os.PathLike) -> Run:
     loaded.model.eval()
     result = read_result(run_dir)
     loaded.test_result, loaded.best_valid_result = result["test_result"], result["best_valid_result"]
+    loaded.sees_held_out = result.get("sees_held_out", [])
     return loaded
 
 
@@ -232,6 +240,7 @@ def write_result(finished: Run, stages: Stages, timings: Mapping[str, Any]) -> N
         "test_result": {key: float(value) for key, value in finished.test_result.items()},
         "best_valid_result": {key: float(value) for key, value in finished.best_valid_result.items()},
         "seed": config["seed"],
+        "sees_held_out": list(finished.sees_held_out),
         "protocol": {key: config[key] for key in ("eval_args", "mask_history", "candidates", "valid_metric")},
         "stages": stages.as_dict(),
         "timings": dict(timings),

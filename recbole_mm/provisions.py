@@ -1,4 +1,4 @@
-"""What a model asks for beside interactions: item vectors of a multimodal LLM, and the LLM itself.
+"""What a model asks for beside interactions: vectors of items and users, a multimodal LLM, what an LLM has written.
 
 A model class names its needs in `requires`, or in `requirements(config)` where settings decide; `provide` computes them
 once through the artifact store and sets them on the dataset, so that models see tensors and never a path or a cache.
@@ -11,6 +11,8 @@ once through the artifact store and sets them on the dataset, so that models see
 | `item_text_vectors` | `item_text_vectors`: the same of the text alone |
 | `item_tokens` | `item_token_ids` (n_items, T) int32 and `item_token_lengths` (n_items,) |
 | `id_model_run` | `id_model_run`: the trained model of the run folder in `id_model_path` |
+| `item_text_features` | `fused_vectors`: (n_items, d) float32, sentence vectors of what is said of items (MLLMRec) |
+| `user_profiles` | `profile_vectors`: (n_users, d) float32, sentence vectors of users' preference profiles (MLLMRec) |
 """
 
 from __future__ import annotations
@@ -38,11 +40,15 @@ from recbole_mm.mllm.item_tokens import tokenize_items
 from recbole_mm.mllm.loading import load_mllm
 from recbole_mm.mllm.model import MLLM
 from recbole_mm.mllm.tiny import build_tiny
+from recbole_mm.reasoning import stage as reasoning
+from recbole_mm.reasoning.settings import ReasoningSettings
+from recbole_mm.texts.generator import open_generator
 from recbole_mm.tuned_mirm import MirmSettings, tuned_mirm
 
 logger = logging.getLogger(__name__)
 
-NEEDS = ("mllm", "mllm_with_head", "item_vectors", "item_text_vectors", "item_tokens", "id_model_run")
+OF_THE_MLLM = ("mllm", "mllm_with_head", "item_vectors", "item_text_vectors", "item_tokens")
+NEEDS = (*OF_THE_MLLM, "id_model_run", *reasoning.NEEDS)
 
 
 def artifact_dir(config) -> Path:
@@ -99,14 +105,19 @@ def tiny_family(name: str) -> str | None:
 
 def tiny_mllm(config, dataset, family: str = "qwen2_vl") -> Path:
     """Folder of the tiny MLLM for this dataset's texts and seed; built on first use."""
+    folder, corpus = tiny_folder(config, dataset, family)
+    return folder if folder.is_dir() else build_tiny(corpus, folder, seed=config["seed"], family=family)
+
+
+def tiny_folder(config, dataset, family: str = "qwen2_vl") -> tuple[Path, list[str]]:
+    """Where that folder is, built or not, and the texts that make its vocabulary."""
     corpus = [text for text in (dataset.content.text(i) for i in range(1, len(dataset.content))) if text]
     if not corpus:
         corpus = [str(token) for token in dataset.item_tokens()[1:]]
     corpus.sort()  # RecBole's numbers follow the order of all rows, those held out too
     digest = hashlib.sha256("\0".join([__version__, str(config["seed"]), *corpus]).encode()).hexdigest()[:16]
     name = "tiny" if family == "qwen2_vl" else f"tiny-{family}"
-    folder = artifact_dir(config) / f"{name}-{digest}"
-    return folder if folder.is_dir() else build_tiny(corpus, folder, seed=config["seed"], family=family)
+    return artifact_dir(config) / f"{name}-{digest}", corpus
 
 
 def encode_with_mllm(config, content: ItemContent, store: Store, mllm: MLLM) -> np.ndarray:
@@ -138,10 +149,16 @@ def provide(config, dataset, model_class: type) -> None:
     provided: dict[str, Any] = {}
     if "id_model_run" in needs:  # before anything costly, so that a wrong path costs nothing
         provided["id_model_run"] = read_finished_model(config["id_model_path"], config)
-    mllm = open_mllm(config, dataset, with_head="mllm_with_head" in needs) if set(needs) - {"id_model_run"} else None
+    if set(needs) & set(reasoning.NEEDS):
+        ReasoningSettings.of(config)
+    mllm = None
+    if set(needs) & set(OF_THE_MLLM):
+        mllm = open_mllm(config, dataset, with_head="mllm_with_head" in needs)
     with open_store(config) as store:
         if mllm is not None:
             provided |= _from_mllm(config, dataset.content, store, mllm, needs)
+        if set(needs) & set(reasoning.NEEDS):
+            provided |= _from_texts(config, dataset, store, needs)
         provided["item_features"] = _features(config, dataset, store, specs, mllm)
     dataset.hand_over(provided)
     for name in set(specs) & set(config["selected_features"] or ()):
@@ -160,6 +177,12 @@ def _from_mllm(config, content: ItemContent, store: Store, mllm: MLLM, needs: Se
         tokens = tokenize_items(content, mllm, config["max_text_tokens"] or DEFAULT_TEXT_TOKENS)
         provided["item_token_ids"], provided["item_token_lengths"] = tokens
     return provided
+
+
+def _from_texts(config, dataset, store: Store, needs: Sequence[str]) -> dict[str, Any]:
+    """Vectors of what is written of items and users, by the name a dataset has them under."""
+    generator = open_generator(config, partial(open_mllm, config, dataset, with_head=True))
+    return reasoning.Reasoning(config, dataset, store, artifact_dir(config), generator).provide(needs)
 
 
 def required(config, model_class: type) -> tuple[str, ...]:

@@ -33,6 +33,13 @@ OWN_MODELS: tuple[tuple[str, str, str, str], ...] = (
         "arXiv 2412.18176.",
     ),
     (
+        "MLLMRec",
+        "recbole_mm.models.mllmrec:MLLMRec",
+        "general",
+        "MLLMRec: Exploring the Potential of Multimodal Large Language Models in Recommender Systems, "
+        "arXiv 2508.15304.",
+    ),
+    (
         "DuoRec",
         "recbole_mm.models.duorec:DuoRec",
         "sequential",
@@ -57,6 +64,39 @@ OWN_MODELS: tuple[tuple[str, str, str, str], ...] = (
         "recbole_mm.models.sasrec_content:SASRecContent",
         "sequential",
         "SASRec over projected text and image features, a baseline of Molar, arXiv 2412.18176.",
+    ),
+    (
+        "VBPR",
+        "recbole_mm.models.vbpr:VBPR",
+        "general",
+        "Ruining He and Julian McAuley. VBPR: Visual Bayesian Personalized Ranking from Implicit Feedback, AAAI 2016, "
+        "arXiv 1510.01784.",
+    ),
+    (
+        "LATTICE",
+        "recbole_mm.models.lattice:LATTICE",
+        "general",
+        "Jinghao Zhang et al. Mining Latent Structures for Multimedia Recommendation, ACM MM 2021, arXiv 2104.09036.",
+    ),
+    (
+        "FREEDOM",
+        "recbole_mm.models.freedom:FREEDOM",
+        "general",
+        "Xin Zhou and Zhiqi Shen. A Tale of Two Graphs: Freezing and Denoising Graph Structures for Multimodal "
+        "Recommendation, ACM MM 2023, arXiv 2211.06924.",
+    ),
+    (
+        "BM3",
+        "recbole_mm.models.bm3:BM3",
+        "general",
+        "Xin Zhou et al. Bootstrap Latent Representations for Multi-modal Recommendation, WWW 2023, arXiv 2207.05969.",
+    ),
+    (
+        "MMGCN",
+        "recbole_mm.models.mmgcn:MMGCN",
+        "general",
+        "Yinwei Wei et al. MMGCN: Multi-modal Graph Convolution Network for Personalized Recommendation of "
+        "Micro-video, ACM Multimedia 2019.",
     ),
 )
 

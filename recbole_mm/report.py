@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+SEES_HELD_OUT = "SEES HELD-OUT DATA, not comparable"
 
-def result_table(model: str, dataset: str, result: Mapping[str, float], run_dir: Path) -> str:
+
+def result_table(
+    model: str, dataset: str, result: Mapping[str, float], run_dir: Path, sees_held_out: Sequence[str] = ()
+) -> str:
     """A run's test metrics, one row per metric and one column per k, and where the run's folder is.
 
     Args:
         result: metric -> value, named as RecBole names them (`ndcg@10`, `auc`).
+        sees_held_out: how the run's training saw held-out interactions; each is a warning below the numbers.
 
     Example:
         >>> result = {"ndcg@5": 0.1, "ndcg@10": 0.2, "hit@5": 0.3, "hit@10": 0.4}
@@ -31,4 +36,5 @@ def result_table(model: str, dataset: str, result: Mapping[str, float], run_dir:
     for metric, row in rows.items():
         cells = [f"{row[k]:.4f}" if k in row else "" for k in ks]
         lines.append(metric.ljust(width) + "".join(cell.rjust(9) for cell in cells))
-    return "\n".join([*lines, str(run_dir)])
+    warnings = [f"{SEES_HELD_OUT}: {text}" for text in sees_held_out]
+    return "\n".join([*lines, *warnings, str(run_dir)])

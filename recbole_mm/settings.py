@@ -277,6 +277,7 @@ KINDS: dict[str, Kind] = {
     "text_fields": _TEXTS,
     "text_template": _or_null(_TEXT),
     "max_text_chars": _whole(1),
+    "item_domain": _or_null(_TEXT),
     "image_dir": _or_null(_TEXT),
     "image_field": _or_null(_TEXT),
     "image_zip": _or_null(_TEXT),

@@ -18,6 +18,7 @@ from recbole_mm.stages import Stages
 from recbole_mm.training.checkpoint import load_tree
 from recbole_mm.training.trainer import make_trainer
 from tests.conftest import TOY_FEATURES, TOY_SETTINGS, write_toy
+from tests.encoders import write_sentence_encoder
 
 MODELS: dict[str, dict] = {
     "Molar": {"learning_rate": 3e-3},
@@ -62,10 +63,44 @@ MODELS: dict[str, dict] = {
     "DuoRec both": {"lmd": 0.1, "sim": "cos", "tau": 0.5, "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1},
     "SASRecContent": {"item_features": TOY_FEATURES, "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1},
     "SASRecContent both": {"item_features": TOY_FEATURES, "content_features": ["text", "image"], "loss_type": "BPR"},
+    "VBPR": {"item_features": TOY_FEATURES},
+    "LATTICE": {"item_features": TOY_FEATURES, "knn_k": 4, "learning_rate": 5e-3},
+    "LATTICE first batch mf": {
+        "item_features": TOY_FEATURES,
+        "knn_k": 4,
+        "backbone": "mf",
+        "graph_gradients": "first_batch",
+        "learning_rate": 5e-3,
+    },
+    "FREEDOM": {"item_features": TOY_FEATURES, "knn_k": 4, "learning_rate": 5e-3},
+    "FREEDOM refined": {
+        "item_features": TOY_FEATURES,
+        "item_graph": "refined",
+        "refined_similar_k": 4,
+        "refined_co_k": 3,
+        "dropout": 0.5,
+        "learning_rate": 5e-3,
+    },
+    "BM3": {"item_features": TOY_FEATURES, "n_layers": 2, "dropout": 0.3},
+    "BM3 text": {"item_features": TOY_FEATURES, "content_features": ["text"], "feature_normalization": "standard"},
+    "MMGCN": {"item_features": TOY_FEATURES},
+    "MMGCN concat": {"item_features": TOY_FEATURES, "combination": "concat", "modality_size": 4, "n_layers": 1},
+    "MLLMRec": {"learning_rate": 1e-2, "similar_threshold": 0.5, "similar_k": 4, "co_k": 3},
+    "MLLMRec mean text": {"reasoning": False, "item_text": "text", "denoise": False, "learning_rate": 1e-2},
+    "MLLMRec gcn": {"gcn_ui": True, "co_occur": False, "learning_rate": 1e-2},
 }
 """Name of a model, with a word on the variant -> its settings."""
 
 QUICK = {"epochs": 3, "eval_step": 1, "train_batch_size": 64}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sentence_encoder(tmp_path_factory) -> None:
+    """Gives MLLMRec's variants an encoder that is on this machine."""
+    folder = write_sentence_encoder(tmp_path_factory.mktemp("sentence-encoder"))
+    for name in MODELS:
+        if name.startswith("MLLMRec"):
+            MODELS[name]["sentence_encoder"] = folder
 
 
 @pytest.fixture(params=MODELS)
@@ -190,7 +225,7 @@ def test_no_held_out_interaction_reaches_training(variant, tmp_path):
         keys.append(artifact_keys(saved / "artifacts" / "artifacts.sqlite"))
     assert held_out[0] != held_out[1], "the replacement must have changed what is held out"
     assert keys[0] == keys[1]
-    assert bool(keys[0]) == (variant.startswith("Molar") or variant == "HLLM")
+    assert bool(keys[0]) == (variant.startswith(("Molar", "MLLMRec")) or variant == "HLLM")
     assert trained[0].keys() == trained[1].keys()
     for parameter in trained[0]:
         assert torch.equal(trained[0][parameter], trained[1][parameter]), parameter

@@ -15,6 +15,7 @@ import yaml
 import recbole_mm
 from recbole_mm.config import Config
 from recbole_mm.data.dataset import create_dataset
+from recbole_mm.data.item_facts import in_prose
 from recbole_mm.errors import ConfigError, DataError, ModelLoadError
 from recbole_mm.mllm import finetune as finetune_module
 from recbole_mm.mllm.encode import ItemEncoder
@@ -31,7 +32,6 @@ from recbole_mm.models.molar.mirm import (
     build_mixture,
     examples_digest,
 )
-from recbole_mm.models.molar.mirm.facts import in_prose
 from recbole_mm.pipeline import assemble
 from recbole_mm.provisions import tiny_family
 from recbole_mm.stages import Stages

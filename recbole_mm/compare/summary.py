@@ -84,6 +84,7 @@ class Line:
         untested: why it cannot be paired with the reference; empty if it can.
         comparable: whether it ranked the same users by the same protocol; others get no place.
         untrained: whether its multimodal LLM is a tiny one that was never trained.
+        sees_held_out: how its training saw held-out interactions, one text each; such a row gets no place.
     """
 
     row: TableRow
@@ -94,6 +95,7 @@ class Line:
     untested: str = ""
     comparable: bool = True
     untrained: bool = False
+    sees_held_out: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -183,6 +185,8 @@ def _line(row: TableRow, metrics: Sequence[str], figures: Mapping[str, float]) -
     if row.status != DONE:
         return line
     results = {folder: pipeline.read_result(folder) for folder in row.runs.values()}
+    told = [text for result in results.values() for text in result.get("sees_held_out", [])]
+    line.sees_held_out = list(dict.fromkeys(told))
     line.epochs = statistics.fmean(result["timings"].get("epochs", 0) for result in results.values())
     for metric, cell in line.cells.items():
         values = []
@@ -280,8 +284,8 @@ def _user_values(line: Line, metrics: Sequence[str]) -> tuple[np.ndarray, dict[s
 
 
 def _place(done: Sequence[Line], metrics: Sequence[str]) -> None:
-    """Mark the best and the second of each metric among the lines that compare."""
-    alike = [line for line in done if line.comparable]
+    """Mark the best and the second of each metric among the lines that compare and were trained on training data."""
+    alike = [line for line in done if line.comparable and not line.sees_held_out]
     for metric in metrics:
         sign = 1 if metric.lower().partition("@")[0] in smaller_metrics else -1
         cells = [line.cells[metric] for line in alike]

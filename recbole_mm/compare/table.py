@@ -11,12 +11,16 @@ from pathlib import Path
 from recbole_mm.compare.experiment import PROTOCOL, TRAINING
 from recbole_mm.compare.grid import DONE, FAILED, NOT_APPLICABLE, NOT_RUN
 from recbole_mm.compare.summary import SIGNIFICANT, Cell, Line, Table
+from recbole_mm.report import SEES_HELD_OUT
+
+SEES = "‡"
+"""Behind the name of a row whose training saw held-out interactions."""
 
 SHORT = {FAILED: "failed", NOT_APPLICABLE: "n/a", NOT_RUN: "not run"}
 CSV_COLUMNS = (
     *("group", "row", "model", "status", "reason", "metric", "mean", "sd", "published", "place"),
     *("seeds", "users", "epochs", "trials", "chosen", "reference", "difference", "relative"),
-    *("ci_low", "ci_high", "p", "p_holm", "test", "differs"),
+    *("ci_low", "ci_high", "p", "p_holm", "test", "differs", "sees_held_out"),
 )
 
 
@@ -120,6 +124,8 @@ def notes(table: Table, second: str = "italic") -> list[str]:
         found.append(f"No paired tests: {table.no_tests}.")
     if table.has_published:
         found.append(f"paper: figures of {table.paper or 'the paper'}, from its own copy and split of the data.")
+    for line in done:
+        found += [f"{SEES} {line.row.name} {SEES_HELD_OUT}: {text}." for text in line.sees_held_out]
     untrained = ", ".join(line.row.name for line in done if line.untrained)
     if untrained:
         found.append(f"UNTRAINED multimodal LLM (mllm: tiny): {untrained}. Such rows say nothing about trained ones.")
@@ -173,7 +179,10 @@ def _notes_of(line: Line, table: Table) -> list[str]:
 
 
 def _mark(line: Line) -> str:
-    return " †" if line.row.status == DONE and (line.differs or line.untested or line.row.reason) else ""
+    if line.row.status != DONE:
+        return ""
+    noted = bool(line.differs or line.untested or line.row.reason)
+    return f" {SEES}" * bool(line.sees_held_out) + " †" * noted
 
 
 # ---- CSV ----
@@ -210,6 +219,7 @@ def _csv_row(table: Table, line: Line, metric: str) -> dict[str, object]:
         "chosen": " ".join(f"{key}={_flow(value)}" for key, value in row.chosen.items()),
         "reference": table.reference,
         "differs": "; ".join([*line.differs, *([line.untested] if line.untested else [])]),
+        "sees_held_out": "; ".join(line.sees_held_out),
     }
     if cell.test is not None:
         test = cell.test
@@ -230,6 +240,7 @@ _ESCAPES = {
     ">": "$>$",
     "±": r"$\pm$",
     "†": r"$^\dagger$",
+    "‡": r"$^\ddagger$",
     "—": "---",
 }
 

@@ -22,6 +22,7 @@ from recbole.utils import FeatureType, ModelType
 from recbole_mm.data.atomic import read_atomic
 from recbole_mm.data.content import ContentSource, ItemContent
 from recbole_mm.data.feature_fields import FeatureFieldsMixin
+from recbole_mm.data.histories import HistoriesMixin
 from recbole_mm.data.interactions import (
     TEST,
     TRAIN,
@@ -43,8 +44,11 @@ def create_dataset(config) -> Dataset:
 
     Raises:
         DataError: the dataset's files are missing or malformed.
+        ConfigError: the dataset brings its own split, and the model reads sequences.
     """
     upstream = _upstream_class(config)
+    if _builds_plain_sequences(upstream) and config["benchmark_filename"]:
+        raise ConfigError("a model of sequences cannot use benchmark_filename; split anew with --benchmark_filename=~")
     mixin = FlatSequenceMixin if _builds_plain_sequences(upstream) else FlatDatasetMixin
     return type(f"Multimodal{upstream.__name__}", (mixin, upstream), {})(config)
 
@@ -65,7 +69,7 @@ def _builds_plain_sequences(upstream: type[Dataset]) -> bool:
     return getattr(upstream, "data_augmentation", None) is SequentialDataset.data_augmentation
 
 
-class FlatDatasetMixin(FeatureFieldsMixin):
+class FlatDatasetMixin(FeatureFieldsMixin, HistoriesMixin):
     """What every dataset here does differently from RecBole's; mixed in front of one of its dataset classes."""
 
     inter_feat: Any
@@ -227,38 +231,6 @@ class FlatDatasetMixin(FeatureFieldsMixin):
                 "and in load_col; data that has only an order can use the position as its time"
             )
         return np.lexsort((self.inter_feat[self.time_field].to_numpy(), self.inter_feat[self.uid_field].to_numpy()))
-
-    def training_sequences(self) -> tuple[np.ndarray, np.ndarray]:
-        """Every user's training items in time order: what may be learnt from before the data is split.
-
-        To be called before `build`. The users come in the order of their tokens, not of RecBole's numbers, which depend
-        on the rows that are held out.
-
-        Returns:
-            items: int64 (M,), users one after the other.
-            offsets: int64 (U + 1,), start of each user's items, with M at the end.
-
-        Raises:
-            ConfigError: the split is one whose training rows are known only once RecBole has made it.
-        """
-        arguments = self.config["eval_args"]
-        ordered = arguments["order"] == "TO" and self.benchmark_filename_list is None
-        order = self._time_order() if ordered else np.arange(len(self.inter_feat))
-        users = self.inter_feat[self.uid_field].to_numpy()[order]
-        phases = self._phases(users)
-        if phases is None:
-            raise ConfigError(
-                f"eval_args {arguments}: training rows are known beforehand only for LS, or RS grouped by user, with "
-                "order TO"
-            )
-        rows = order[phases == TRAIN]
-        tokens = np.asarray(self.field2id_token[self.uid_field])
-        rank = np.empty(len(tokens), dtype=np.int64)
-        rank[np.argsort(tokens, kind="stable")] = np.arange(len(tokens))
-        place = rank[self.inter_feat[self.uid_field].to_numpy()[rows]]
-        by_token = np.argsort(place, kind="stable")
-        items = self.inter_feat[self.iid_field].to_numpy()[rows[by_token]]
-        return items.astype(np.int64), group_offsets(place[by_token])
 
     def _phases(self, users: np.ndarray) -> np.ndarray | None:
         """Phase of each row (see `interactions`), or None for a split that RecBole's own code makes."""

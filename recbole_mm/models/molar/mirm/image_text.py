@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from recbole_mm.models.molar.mirm.facts import Example, ItemFacts, ShownItem
+from recbole_mm.data.item_facts import ItemFacts
+from recbole_mm.models.molar.mirm.examples import Example, ShownItem
 
 NAME = "IT"
 REQUEST = "Described in detail:"

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from recbole_mm.data.item_facts import ItemFacts
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.molar.mirm import image_text, structured_attributes, user_behavior
-from recbole_mm.models.molar.mirm.facts import Example, ItemFacts
+from recbole_mm.models.molar.mirm.examples import Example
 from recbole_mm.models.molar.mirm.user_behavior import Histories
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from recbole_mm.mllm.encode import SPECIAL_TOKENS, Content
 from recbole_mm.mllm.family import Part
 from recbole_mm.mllm.model import MLLM
 from recbole_mm.mllm.prompts import ItemPrompt
-from recbole_mm.models.molar.mirm.facts import Example, ShownItem
+from recbole_mm.models.molar.mirm.examples import Example, ShownItem
 
 
 class PromptedExamples:

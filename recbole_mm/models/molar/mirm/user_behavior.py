@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recbole_mm.models.molar.mirm.facts import Example, ItemFacts, ShownItem
+from recbole_mm.data.item_facts import ItemFacts
+from recbole_mm.models.molar.mirm.examples import Example, ShownItem
 
 NAME = "UB"
 REQUEST = "The item chosen next:"

@@ -1,9 +1,8 @@
-"""What the fine-tuning objectives know of items, and what they make of it: prompts of shown items, with an answer."""
+"""What is known of items beside their vectors: image, text, metadata, and a description made of the metadata."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from recbole_mm.data.item_text import TextLayout, clean_text, label_of
@@ -12,45 +11,15 @@ LONG_VALUE = 60
 """Characters from which a metadata value is given a sentence of its own."""
 
 
-@dataclass(frozen=True)
-class ShownItem:
-    """One item of a prompt; it is laid out as for encoding, and ends in `[Cur_Item]`.
-
-    Attributes:
-        item: its id, the place in the content.
-        image: whether its picture is shown.
-        text: its words, or None.
-    """
-
-    item: int
-    image: bool
-    text: str | None
-
-
-@dataclass(frozen=True)
-class Example:
-    """One prompt and its answer.
-
-    Attributes:
-        objective: `IT`, `SA` or `UB`.
-        items: the items shown, in order.
-        request: what is asked behind them.
-        answer: what is to be said.
-    """
-
-    objective: str
-    items: tuple[ShownItem, ...]
-    request: str
-    answer: str
-
-
 class Content(Protocol):
     """Items aligned to RecBole's ids; index 0 is padding (`recbole_mm.data.content.ItemContent`)."""
 
-    tokens: Sequence[str]
-    source: Any
-    modalities: Sequence[str]
-
+    @property
+    def tokens(self) -> Sequence[str]: ...
+    @property
+    def source(self) -> Any: ...
+    @property
+    def modalities(self) -> Sequence[str]: ...
     def text(self, index: int, /) -> str | None: ...
     def fields(self, index: int, /) -> dict[str, str]: ...
 
@@ -66,6 +35,8 @@ class ItemFacts:
     Attributes:
         described: items whose description came from the column, among those asked for.
         templated: items whose description the template wrote.
+        columns: of `.item` that an item's text is made of, without that of the description.
+        title: the one of them that names the item; None where there are no columns.
     """
 
     def __init__(self, content: Content, description_column: str | None = None) -> None:
@@ -78,8 +49,8 @@ class ItemFacts:
         layout = None if layout is None else _without(layout, description_column)
         self._layout = layout if "text" in content.modalities else None
         self._texts: dict[int, str | None] = {}
-        self._columns = [] if layout is None else list(layout.columns)
-        self._title = next((name for name in self._columns if _names_a_title(name)), next(iter(self._columns), None))
+        self.columns = [] if layout is None else list(layout.columns)
+        self.title = next((name for name in self.columns if _names_a_title(name)), next(iter(self.columns), None))
 
     def has_image(self, item: int) -> bool:
         """Whether there is an image file; that it can be decoded shows when it is."""
@@ -106,7 +77,7 @@ class ItemFacts:
         if written := self._written(fields):
             self.described.add(item)
             return written
-        composed = in_prose({column: clean_text(fields.get(column, "")) for column in self._columns}, self._title)
+        composed = in_prose({column: clean_text(fields.get(column, "")) for column in self.columns}, self.title)
         if composed:
             self.templated.add(item)
         return composed

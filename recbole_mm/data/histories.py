@@ -1,0 +1,85 @@
+"""What each user has chosen, in time order, before the data is split: what texts and fine-tuning data are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from recbole.data.dataset import SequentialDataset
+
+from recbole_mm.data.interactions import TRAIN, group_offsets
+from recbole_mm.errors import ConfigError
+
+
+class HistoriesMixin:
+    """Gives a dataset `user_histories`; mixed into `FlatDatasetMixin`, whose split it follows."""
+
+    inter_feat: Any
+    config: Any
+    uid_field: str
+    iid_field: str
+    time_field: str
+    field2id_token: Mapping[str, Sequence[str]]
+    benchmark_filename_list: Any
+    file_size_list: list[int]
+    _time_order: Callable[[], np.ndarray]
+    _phases: Callable[[np.ndarray], np.ndarray | None]
+
+    def training_sequences(self) -> tuple[np.ndarray, np.ndarray]:
+        """Every user's training items in time order, as `user_histories` gives them, without the users' ids."""
+        _, items, offsets = self.user_histories()
+        return items, offsets
+
+    def user_histories(self, held_out: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Every user's training items in time order: what may be learnt from before the data is split.
+
+        To be called before `build`. The users come in the order of their tokens, not of RecBole's numbers, which depend
+        on the rows that are held out. Files of a split made beforehand (`benchmark_filename`): the first one is what is
+        trained on, in time order where it has times and they are loaded, else as it stands.
+
+        Args:
+            held_out: give the validation and test rows too. Nothing of them may ever reach training; this is for
+                showing what happens if it does.
+
+        Returns:
+            users: int64 (U,), the users that have such rows.
+            items: int64 (M,), users one after the other.
+            offsets: int64 (U + 1,), start of each user's items, with M at the end.
+
+        Raises:
+            ConfigError: the split is one whose training rows are known only once RecBole has made it.
+        """
+        order = self._rows_in_order()
+        rows = order if held_out else order[self._training_rows(order)]
+        tokens = np.asarray(self.field2id_token[self.uid_field])
+        rank = np.empty(len(tokens), dtype=np.int64)
+        rank[np.argsort(tokens, kind="stable")] = np.arange(len(tokens))
+        place = rank[self.inter_feat[self.uid_field].to_numpy()[rows]]
+        by_token = np.argsort(place, kind="stable")
+        offsets = group_offsets(place[by_token])
+        columns = [self.inter_feat[field].to_numpy()[rows[by_token]] for field in (self.uid_field, self.iid_field)]
+        users, items = (column.astype(np.int64) for column in columns)
+        return users[offsets[:-1]], items, offsets
+
+    def _rows_in_order(self) -> np.ndarray:
+        """Rows in time order within each user, where there are times; else as they stand in the files."""
+        by_time = self.benchmark_filename_list is None and self.config["eval_args"]["order"] == "TO"
+        return self._time_order() if by_time or self.time_field in self.inter_feat else np.arange(len(self.inter_feat))
+
+    def _training_rows(self, order: np.ndarray) -> np.ndarray:
+        """bool (M,): which of the rows, taken in `order`, are training rows."""
+        if self.benchmark_filename_list is not None:
+            if isinstance(self, SequentialDataset):
+                raise ConfigError(
+                    "benchmark_filename: the files of a sequential model hold samples, not users' interactions; what "
+                    "is learnt from these beforehand needs one .inter file, or a model that is not sequential"
+                )
+            return order < self.file_size_list[0]
+        phases = self._phases(self.inter_feat[self.uid_field].to_numpy()[order])
+        if phases is None:
+            raise ConfigError(
+                f"eval_args {self.config['eval_args']}: training rows are known beforehand only for LS, or RS grouped "
+                "by user, with order TO; give one of these, or files of a split made beforehand as benchmark_filename"
+            )
+        return phases == TRAIN

@@ -1,0 +1,101 @@
+"""BM3: Bootstrap Latent Representations for Multi-modal Recommendation (Zhou et al., WWW 2023, arXiv 2207.05969)."""
+
+from __future__ import annotations
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import InputType
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recbole_mm.errors import ConfigError
+from recbole_mm.models.checks import read_number, read_whole
+from recbole_mm.models.multimodal_graph import (
+    MultimodalRecommender,
+    embedding_table,
+    light_propagation,
+    training_pairs,
+    user_item_adjacency,
+)
+
+
+class BM3(MultimodalRecommender):
+    """LightGCN whose user, item and modality vectors are pulled together by cosine alone; it draws no negatives.
+
+    Needs from the dataset: `item_feature(name)`, float32 (n_items, d_m), for each name in `content_features`. Batches
+    hold positive pairs only.
+
+    Raises:
+        ConfigError: a feature that is not there, settings out of range, or negatives asked for in
+            `train_neg_sample_args`: their rows would be trained on as if they had been chosen.
+    """
+
+    input_type = InputType.POINTWISE
+
+    def __init__(self, config, dataset) -> None:
+        super().__init__(config, dataset)
+        if config["train_neg_sample_args"]["distribution"] != "none":
+            raise ConfigError("BM3 learns from chosen items alone; set train_neg_sample_args to null (~)")
+        width = read_whole(config, "embedding_size", 1)
+        self.n_layers = read_whole(config, "n_layers", 0)
+        self.dropout = read_number(config, "dropout", 0.0, 1.0)
+        if self.dropout == 1:
+            raise ConfigError("dropout 1 would leave nothing of a vector; give a share below 1")
+        self.reg_weight = read_number(config, "reg_weight")
+        self.cl_weight = read_number(config, "cl_weight")
+        self.adjacency = user_item_adjacency(
+            *training_pairs(dataset), n_users=self.n_users, n_items=self.n_items, device=self.device
+        )
+        self.user_embedding = embedding_table(self.n_users, width)
+        self.item_embedding = embedding_table(self.n_items, width)
+        self.projections = nn.ModuleList(_linear(feature.shape[1], width) for feature in self.features())
+        self.predictor = _linear(width, width)
+
+    def latent(self) -> tuple[Tensor, Tensor]:
+        """h_u (n_users, d) and h_i (n_items, d): the mean over layers of LightGCN, items with a residual (Sec. 3.1)."""
+        start = torch.cat([self.user_embedding.weight, self.item_embedding.weight])
+        users, items = light_propagation(self.adjacency, start, self.n_layers).split([self.n_users, self.n_items])
+        return users, items + self.item_embedding.weight
+
+    def propagate(self) -> tuple[Tensor, Tensor]:
+        """What is scored: users and items behind the predictor, of which a score is the dot product (Sec. 3.3)."""
+        users, items = self.latent()
+        return self.predictor(users), self.predictor(items)
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        """L_rec + cl_weight * (L_align + L_mask) + reg_weight * (|h_u|^2 + |h_i|^2), averaged over the pairs of the
+        batch; the two in brackets are summed over modalities (Sec. 3.2)."""
+        item_ids = interaction[self.ITEM_ID]
+        all_users, all_items = self.latent()
+        users, items = all_users[interaction[self.USER_ID]], all_items[item_ids]
+        user_view, item_view = self.view(users), self.view(items)
+        loss = distance(self.predictor(users), item_view).mean() + distance(self.predictor(items), user_view).mean()
+        loss = loss + self.reg_weight * (users.square().sum(1) + items.square().sum(1)).mean()
+        if self.cl_weight == 0:
+            return loss
+        for place, projection in enumerate(self.projections):
+            feature = self.feature(place)[item_ids]
+            known = feature.any(dim=1)
+            modality = projection(feature)
+            predicted = self.predictor(modality)
+            distances = distance(predicted, item_view) + distance(predicted, self.view(modality))
+            # An item without that modality has nothing to align: its projection is the bias, alike for all of them.
+            loss = loss + self.cl_weight * (distances * known).sum() / known.sum().clamp_min(1)
+        return loss
+
+    def view(self, vectors: Tensor) -> Tensor:
+        """The contrastive view of `vectors` (B, d): a part of their entries dropped, without gradient (Sec. 3.2.1)."""
+        return F.dropout(vectors.detach(), self.dropout, self.training)
+
+
+def distance(predicted: Tensor, target: Tensor) -> Tensor:
+    """1 - cosine of the rows of two batches (B, d): (B,). The paper's C without its 1; it changes no gradient."""
+    return 1 - F.cosine_similarity(predicted, target, dim=-1)
+
+
+def _linear(width_in: int, width_out: int) -> nn.Linear:
+    """A linear map, Xavier uniform, bias 0."""
+    layer = nn.Linear(width_in, width_out)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

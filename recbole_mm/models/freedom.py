@@ -1,0 +1,117 @@
+"""FREEDOM: A Tale of Two Graphs: Freezing and Denoising Graph Structures for Multimodal Recommendation (ACM MM 2023,
+arXiv 2211.06924)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from scipy.sparse import csr_array
+from torch import Tensor, nn
+
+from recbole_mm.errors import ConfigError
+from recbole_mm.graph import normalized
+from recbole_mm.models.checks import read_number, read_weights, read_whole
+from recbole_mm.models.item_graphs import nearest, read_item_graphs
+from recbole_mm.models.multimodal_graph import (
+    MultimodalRecommender,
+    bpr_loss,
+    degrees,
+    embedding_table,
+    light_propagation,
+    training_pairs,
+    user_item_adjacency,
+)
+from recbole_mm.models.propagating import Kept
+from recbole_mm.models.sparse import SparseMatrix
+
+
+class FREEDOM(MultimodalRecommender):
+    """LightGCN over a user-item graph that is pruned anew for every epoch, plus a frozen graph of similar items.
+
+    - Item graph: S = sum over modalities m of w_m S^m; S^m has weight 1 from each item to its k most similar ones by
+      the features of m, normalised symmetrically. An item's part in it is S^L of the ID embeddings (L: `n_mm_layers`).
+    - User-item graph: of all |E| training edges, ceil((1 - dropout) |E|) are drawn without replacement with
+      probabilities in proportion to 1 / sqrt(d_u d_i), so that edges of popular nodes go first, and are normalised
+      among themselves. Evaluation uses all edges.
+    - Vectors: u from LightGCN alone, i from LightGCN plus the item graph.
+    - Loss: BPR(u, i) + reg_weight * sum over m of BPR(u, W_m f_i^m + b_m), the latter over pairs that both have m.
+
+    Raises:
+        ConfigError: see `MultimodalRecommender`; or a size, weight, ratio or `item_graph` that is impossible.
+    """
+
+    def __init__(self, config, dataset) -> None:
+        super().__init__(config, dataset)
+        width = read_whole(config, "embedding_size", 1)
+        self.n_ui_layers, self.n_mm_layers = read_whole(config, "n_ui_layers", 0), read_whole(config, "n_mm_layers", 1)
+        self.reg_weight = read_number(config, "reg_weight")
+        self.dropout = read_number(config, "dropout", 0, 1)
+        if self.dropout == 1:
+            raise ConfigError("dropout: 1 would prune every edge between users and items; give less, such as 0.8")
+        self.users, self.items = training_pairs(dataset)
+        self.adjacency = self._adjacency(self.users, self.items)
+        self.item_graph = SparseMatrix.of(self._mixed_item_graph(config), self.device)
+        self.user_embedding = embedding_table(self.n_users, width)
+        self.item_embedding = embedding_table(self.n_items, width)
+        self.projections = nn.ModuleList(nn.Linear(feature.shape[1], width) for feature in self.features())
+        self._pruned = Kept()
+
+    def _mixed_item_graph(self, config) -> csr_array:
+        k = read_whole(config, "knn_k", 1)
+        weights = read_weights(config, "modality_weights", self.feature_count)
+
+        def own(vectors: np.ndarray) -> csr_array:
+            return normalized(nearest(vectors, k, binary=True))
+
+        graphs = read_item_graphs(config, self.features(), self.users, self.items, own)
+        return sum((weight * graph for weight, graph in zip(weights, graphs)), start=csr_array(graphs[0].shape))
+
+    def _adjacency(self, users: Tensor, items: Tensor) -> SparseMatrix:
+        return user_item_adjacency(users, items, self.n_users, self.n_items, self.device)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Prune the user-item graph for this epoch, by torch's generator, whose state checkpoints keep."""
+        self._pruned.value = self.pruned() if self.dropout else self.adjacency
+
+    def pruned(self) -> SparseMatrix:
+        """A newly drawn part of the user-item graph, normalised by the degrees that are left."""
+        kept = self.draw_edges().sort().values
+        return self._adjacency(self.users[kept], self.items[kept])
+
+    def draw_edges(self) -> Tensor:
+        """Places of the edges to keep, int64, in no order.
+
+        Drawing one edge after the other in proportion to p is the same as giving each a waiting time of rate p and
+        taking the shortest. That needs one number per edge, where `torch.multinomial` refuses more than 2^24 edges.
+        """
+        rate = (degrees(self.users, self.n_users)[self.users] * degrees(self.items, self.n_items)[self.items]).rsqrt()
+        waiting = torch.empty_like(rate).exponential_() / rate
+        count = math.ceil(round((1 - self.dropout) * len(rate), 6))  # (1 - 0.7) * 440 is a little more than 132
+        return waiting.topk(max(count, 1), largest=False).indices
+
+    def propagate(self) -> tuple[Tensor, Tensor]:
+        if self.training and self._pruned.value is None:
+            self.start_epoch(0)
+        adjacency = self._pruned.value if self.training else self.adjacency
+        vectors = torch.cat([self.user_embedding.weight, self.item_embedding.weight])
+        users, items = light_propagation(adjacency, vectors, self.n_ui_layers).split([self.n_users, self.n_items])
+        similar = self.item_embedding.weight
+        for _ in range(self.n_mm_layers):
+            similar = self.item_graph @ similar
+        return users, items + similar
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        """BPR of the vectors, and of the projected features instead of the items' vectors."""
+        positive, negative = interaction[self.ITEM_ID], interaction[self.NEG_ITEM_ID]
+        users, items = self.propagate()
+        user = users[interaction[self.USER_ID]]
+        loss = bpr_loss((user * items[positive]).sum(1), (user * items[negative]).sum(1))
+        for place, projection in enumerate(self.projections):
+            feature = self.feature(place)
+            good, bad = ((user * projection(feature[item])).sum(1) for item in (positive, negative))
+            present = self.has_feature(place)[positive] & self.has_feature(place)[negative]
+            loss = loss + self.reg_weight * bpr_loss(good, bad, present)
+        return loss

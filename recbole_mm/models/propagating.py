@@ -1,0 +1,83 @@
+"""General recommenders whose score is the dot product of a user's and an item's vector, made for all at once.
+
+    class Mine(PropagatingRecommender):
+        def propagate(self):  # -> vectors of all users (n_users, d) and of all items (n_items, d)
+            ...
+
+        def calculate_loss(self, interaction): ...
+
+In evaluation the vectors are computed once and kept until a weight changes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import GeneralRecommender
+from recbole.utils import InputType
+from torch import Tensor
+
+
+class Kept:
+    """Holds what can be computed again, out of sight of checkpoints, which keep what plain attributes hold.
+
+    Attributes:
+        value: what is kept, None before it is computed.
+        key: of what it was computed, where that can change.
+    """
+
+    def __init__(self) -> None:
+        self.key: Any = None
+        self.value: Any = None
+
+
+class PropagatingRecommender(GeneralRecommender):
+    """Scores by `propagate`, and ranks by its vectors."""
+
+    input_type = InputType.PAIRWISE
+
+    def __init__(self, config, dataset) -> None:
+        super().__init__(config, dataset)
+        self._kept = Kept()
+
+    def propagate(self) -> tuple[Tensor, Tensor]:
+        """Vectors of all users (n_users, d) and of all items (n_items, d), of which a score is the dot product."""
+        raise NotImplementedError
+
+    def weights_key(self) -> tuple:
+        """Changes whenever a weight is written to or replaced."""
+        return tuple((weight.data_ptr(), weight._version) for weight in self.parameters())
+
+    def train(self, mode: bool = True) -> PropagatingRecommender:
+        """Training forgets the vectors kept in evaluation."""
+        if mode:
+            self._kept.key = self._kept.value = None
+        return super().train(mode)
+
+    def propagated(self) -> tuple[Tensor, Tensor]:
+        """`propagate()`, in evaluation without gradients computed once for the same weights."""
+        if self.training or torch.is_grad_enabled():
+            return self.propagate()
+        key = self.weights_key()
+        if self._kept.key != key:
+            self._kept.key, self._kept.value = key, self.propagate()
+        return self._kept.value
+
+    def user_vectors(self, interaction: Interaction) -> Tensor:
+        """One vector (B, d) for each row's user."""
+        return self.propagated()[0][interaction[self.USER_ID]]
+
+    def item_vectors(self) -> Tensor:
+        """One vector per item id, (n_items, d)."""
+        return self.propagated()[1]
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """Scores (B,) of the rows' users for their items."""
+        users, items = self.propagated()
+        return (users[interaction[self.USER_ID]] * items[interaction[self.ITEM_ID]]).sum(dim=-1)
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """Scores of the rows' users for all items, flattened (B * n_items,) as RecBole expects."""
+        return (self.user_vectors(interaction) @ self.item_vectors().T).view(-1)

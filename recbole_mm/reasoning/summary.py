@@ -1,0 +1,190 @@
+"""A user's profile without any LLM: what the chosen items' metadata has most of, and the latest titles, in prose.
+
+It is what the `template` backend says of a user: plain words that a sentence encoder understands, the same on every
+machine, made of nothing but the `.item` file and the user's own history.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import chain
+
+from recbole.utils import FeatureType
+
+from recbole_mm.data.item_facts import LONG_VALUE, Content, ItemFacts
+from recbole_mm.data.item_text import clean_text, label_of
+
+HALF_LIFE = 20
+"""So many choices back, one counts half as much as the latest."""
+RARITY = 0.5
+"""Exponent of a value's rarity: 0 ranks values by their number alone, 1 as tf-idf does."""
+VALUES = 3
+"""Values told of each column."""
+TITLES = 10
+DETAILS = 2
+"""Attributes told with each title."""
+LEAST_REPEATED = 0.2
+"""A column tells of taste if at least this share of its values occurs more than once; a product's number does not."""
+
+_NOTHING = frozenset({"unknown", "n/a", "na", "nan", "none", "null", "undefined", "other"})
+_SEPARATORS = re.compile(r"\s*[,|;]\s+|\s*[|;]\s*")
+_WRAPPING = " '\"[]"
+
+
+class Attributes:
+    """The columns of an `.item` file that hold attributes, and how much each of their values says.
+
+    Columns of numbers, of long texts and of values that never return are left out, and so is the title. Lists are taken
+    apart: `A, B` where commas, bars or semicolons separate, `A B` where the column is a list of words out of few.
+
+    Everything is counted over the whole file, never over interactions.
+
+    Args:
+        facts: of the items.
+    """
+
+    def __init__(self, facts: ItemFacts) -> None:
+        self.facts = facts
+        table = facts.content.source.table
+        self._split: dict[str, Callable[[str], list[str]]] = {}
+        self.rarity: dict[str, dict[str, float]] = {}
+        for column in facts.columns:
+            kind = table.kinds[column]
+            if column == facts.title or kind in (FeatureType.FLOAT, FeatureType.FLOAT_SEQ):
+                continue
+            written = [value for value in map(clean_text, table.column(column).values()) if _says_something(value)]
+            if not written or sum(map(len, written)) >= LONG_VALUE * len(written):
+                continue
+            split = _splitter(written, kind)
+            counts = Counter(chain.from_iterable(set(split(value)) for value in written))
+            repeated = sum(count for count in counts.values() if count > 1)
+            if repeated >= LEAST_REPEATED * counts.total():
+                self._split[column] = split
+                self.rarity[column] = {
+                    value: math.log(1 + len(written) / count) ** RARITY for value, count in counts.items()
+                }
+        self._of: dict[int, dict[str, list[str]]] = {}
+
+    def of(self, item: int) -> dict[str, list[str]]:
+        """Column -> values of one item; kept, since histories show the same items again and again."""
+        if item not in self._of:
+            fields = self.facts.content.fields(item)
+            self._of[item] = {
+                column: split(value)
+                for column, split in self._split.items()
+                if _says_something(value := clean_text(fields.get(column, "")))
+            }
+        return self._of[item]
+
+    @property
+    def columns(self) -> list[str]:
+        """In the order of the item's text."""
+        return list(self._split)
+
+
+def _says_something(value: str) -> bool:
+    return bool(value) and value.lower() not in _NOTHING
+
+
+def _splitter(written: Sequence[str], kind: FeatureType) -> Callable[[str], list[str]]:
+    """How a column's values are taken apart."""
+    if sum(bool(_SEPARATORS.search(value)) for value in written) >= len(written) / 5:
+        return lambda value: [part for part in (part.strip(_WRAPPING) for part in _SEPARATORS.split(value)) if part]
+    whole = set(written)
+    words = {word for value in whole for word in value.split()}
+    if kind == FeatureType.TOKEN_SEQ and len(words) < len(whole) / 2:
+        return str.split
+    return lambda value: [value]
+
+
+class HistorySummary:
+    """Tells of histories.
+
+    Args:
+        content: the items.
+        words: at most so many.
+
+    Example:
+        >>> HistorySummary(dataset.content, 100).of([3, 17, 8])           # doctest: +SKIP
+        'Likes class Drama, Crime; director Ang Lee. Chose lately: Seven (Crime); Lust, Caution (Drama).'
+    """
+
+    def __init__(self, content: Content, words: int) -> None:
+        self.facts = ItemFacts(content)
+        self.words = words
+
+    @cached_property
+    def attributes(self) -> Attributes:
+        return Attributes(self.facts)
+
+    def of(self, items: Sequence[int]) -> str | None:
+        """The profile of one user.
+
+        Args:
+            items: item ids in time order.
+
+        Returns:
+            None where the metadata of these items says nothing, or text is not among the modalities.
+        """
+        if "text" not in self.facts.content.modalities or not self.facts.columns:
+            return None
+        liked = self._liked(items)
+        titles = self._titles(items)
+        for values in range(VALUES, 0, -1):  # fewer values of each column until the words suffice
+            told = self._told({column: ranked[:values] for column, ranked in liked.items()}, titles)
+            if told is None or len(told.split()) <= self.words:
+                return told
+        columns = list(liked)
+        while told and len(told.split()) > self.words:
+            if titles:
+                titles = titles[:-1]
+            elif len(columns) > 1:
+                columns.pop()
+            else:
+                return " ".join(told.split()[: self.words])
+            told = self._told({column: liked[column][:1] for column in columns}, titles)
+        return told
+
+    def _liked(self, items: Sequence[int]) -> dict[str, list[str]]:
+        """Column -> values, those first that occur often, lately, and not in every item's metadata."""
+        weights: dict[str, Counter[str]] = {column: Counter() for column in self.attributes.columns}
+        for back, item in enumerate(reversed(items)):
+            for column, values in self.attributes.of(item).items():
+                for value in values:
+                    weights[column][value] += 0.5 ** (back / HALF_LIFE) * self.attributes.rarity[column].get(value, 1)
+        return {
+            column: [value for value, _ in sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))]
+            for column, found in weights.items()
+            if found
+        }
+
+    def _titles(self, items: Sequence[int]) -> list[str]:
+        """The latest titles, newest first, none twice, each with the first attributes of its item: `Contact (1997,
+        Drama)`. Counted apart, colour and kind no longer say that it was the dress that was red."""
+        title = self.facts.title
+        if title is None or title in self.attributes.columns:
+            return []
+        told: dict[str, str] = {}
+        for item in reversed(items):
+            name = clean_text(self.facts.content.fields(item).get(title, ""))
+            if name and name not in told:
+                values = [values[0] for values in self.attributes.of(item).values() if values][:DETAILS]
+                told[name] = f"{name} ({', '.join(values)})" if values else name
+            if len(told) == TITLES:
+                break
+        return list(told.values())
+
+    def _told(self, liked: dict[str, list[str]], titles: Sequence[str]) -> str | None:
+        tastes = [f"{_named(column)} {', '.join(values)}" for column, values in liked.items()]
+        sentences = [f"Likes {'; '.join(tastes)}."] if tastes else []
+        sentences += [f"Chose lately: {'; '.join(titles)}."] if titles else []
+        return " ".join(sentences) or None
+
+
+def _named(column: str) -> str:
+    """`product_type_name` -> `product type`."""
+    return label_of(column).lower().removesuffix(" name")
