@@ -24,7 +24,8 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
         if seen.failure is not None:
             raise seen.failure
         names = {"model": arguments["model"], "dataset": arguments["dataset"]}
-        return types.SimpleNamespace(config=names, test_result={"ndcg@5": 0.25}, run_dir=Path("saved/one"))
+        result = {"test_result": {"ndcg@5": 0.25}, "sees_held_out": []}
+        return types.SimpleNamespace(config=names, run_dir=Path("saved/one"), **result)
 
     module = types.ModuleType("recbole_mm.pipeline")
     module.run = run

@@ -16,7 +16,7 @@ from recbole_mm.cli import main
 from recbole_mm.config import Config
 from recbole_mm.data.convert import CONVERTERS
 from recbole_mm.data.dataset import create_dataset
-from recbole_mm.errors import DataError
+from recbole_mm.errors import ConfigError, DataError
 
 USERS, ITEMS = 12, 9
 ASINS = [f"B00{(item * 7) % ITEMS:07d}" for item in range(ITEMS)]
@@ -194,6 +194,12 @@ def test_bpr_trains_and_ranks_with_the_given_split(tmp_path, texts):
         users = np.repeat(ranked.user_ids, np.diff(ranked.history.offsets))
         assert pairs(users, ranked.history.items) == set().union(*expected[:label]), "what is masked"
     assert 0 <= outcome.test_result["ndcg@3"] <= 1
+
+
+def test_a_model_of_sequences_says_that_the_split_is_not_for_it(tmp_path):
+    prepare(raw(tmp_path / "raw"), tmp_path / "data" / "baby")
+    with pytest.raises(ConfigError, match="wants files of samples, with a column item_id_list.*benchmark_filename=~"):
+        recbole_mm.run("SASRec", "baby", config_dict=settings(tmp_path))
 
 
 def test_the_same_rows_can_be_split_anew(tmp_path):

@@ -44,11 +44,8 @@ def create_dataset(config) -> Dataset:
 
     Raises:
         DataError: the dataset's files are missing or malformed.
-        ConfigError: the dataset brings its own split, and the model reads sequences.
     """
     upstream = _upstream_class(config)
-    if _builds_plain_sequences(upstream) and config["benchmark_filename"]:
-        raise ConfigError("a model of sequences cannot use benchmark_filename; split anew with --benchmark_filename=~")
     mixin = FlatSequenceMixin if _builds_plain_sequences(upstream) else FlatDatasetMixin
     return type(f"Multimodal{upstream.__name__}", (mixin, upstream), {})(config)
 
@@ -297,6 +294,16 @@ class FlatDatasetMixin(FeatureFieldsMixin, HistoriesMixin):
 
 class FlatSequenceMixin(FlatDatasetMixin):
     """Sequential datasets: rows stay flat, samples are cut on demand (see `SequenceSamples`)."""
+
+    def _benchmark_presets(self) -> None:
+        """RecBole's, which ends in an AttributeError where the files of a given split hold no samples."""
+        lists = self.iid_field + self.config["LIST_SUFFIX"]
+        if lists not in self.inter_feat:
+            raise ConfigError(
+                f"benchmark_filename: a model of sequences wants files of samples, with a column {lists}; these hold "
+                "interactions: choose a general model, or split anew with --benchmark_filename=~"
+            )
+        super()._benchmark_presets()
 
     def data_augmentation(self) -> None:
         """One sample for every row that has a row before it; its history is at most `MAX_ITEM_LIST_LENGTH` rows."""
