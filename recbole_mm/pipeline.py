@@ -155,7 +155,7 @@ def assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
         logger.info("%s", dataset)
     model_class = full_sequence_class(config.model_class) if config["full_sequence"] else config.model_class
     with stages("artifacts"):
-        provide(config, dataset, model_class)
+        provide(config, dataset, model_class, run_dir)
     with stages("split"):
         phases = split(config, dataset, model_class)
     init_seed(config["seed"], config["reproducibility"])

@@ -33,7 +33,8 @@ from recbole_mm.artifacts.store import Store
 from recbole_mm.artifacts.vectors import vectors_through_store
 from recbole_mm.data.content import ItemContent
 from recbole_mm.data.features import load_features
-from recbole_mm.errors import ConfigError
+from recbole_mm.data.pretrained import locate
+from recbole_mm.errors import ConfigError, ModelLoadError
 from recbole_mm.finished_model import read_finished_model
 from recbole_mm.mllm.encode import DEFAULT_TEXT_TOKENS, ItemEncoder, encode_items
 from recbole_mm.mllm.item_tokens import tokenize_items
@@ -41,6 +42,7 @@ from recbole_mm.mllm.loading import load_mllm
 from recbole_mm.mllm.model import MLLM
 from recbole_mm.mllm.tiny import build_tiny
 from recbole_mm.reasoning import stage as reasoning
+from recbole_mm.reasoning.left_out import LeftOut
 from recbole_mm.reasoning.settings import ReasoningSettings
 from recbole_mm.texts.generator import open_generator
 from recbole_mm.tuned_mirm import MirmSettings, tuned_mirm
@@ -130,10 +132,16 @@ def encode_with_mllm(config, content: ItemContent, store: Store, mllm: MLLM) -> 
     return encode_items(content, encoder, store, show_progress=config["show_progress"])
 
 
-def provide(config, dataset, model_class: type) -> None:
+def provide(config, dataset, model_class: type, run_dir: Path | None = None) -> None:
     """Set on `dataset` what the model class needs (see above), and the features of `item_features`.
 
     Features that a RecBole feature model selects (`selected_features`) also become fields of its item table.
+
+    Args:
+        config: of the run.
+        dataset: loaded and not yet split.
+        model_class: whose needs count.
+        run_dir: the run's folder, which remembers the texts that it had to do without.
 
     Raises:
         ConfigError: the class requires something unknown here.
@@ -150,7 +158,7 @@ def provide(config, dataset, model_class: type) -> None:
     if "id_model_run" in needs:  # before anything costly, so that a wrong path costs nothing
         provided["id_model_run"] = read_finished_model(config["id_model_path"], config)
     if set(needs) & set(reasoning.NEEDS):
-        ReasoningSettings.of(config)
+        _find_sentence_encoder(ReasoningSettings.of(config).sentence_encoder)
     mllm = None
     if set(needs) & set(OF_THE_MLLM):
         mllm = open_mllm(config, dataset, with_head="mllm_with_head" in needs)
@@ -158,7 +166,7 @@ def provide(config, dataset, model_class: type) -> None:
         if mllm is not None:
             provided |= _from_mllm(config, dataset.content, store, mllm, needs)
         if set(needs) & set(reasoning.NEEDS):
-            provided |= _from_texts(config, dataset, store, needs)
+            provided |= _from_texts(config, dataset, store, needs, LeftOut(run_dir))
         provided["item_features"] = _features(config, dataset, store, specs, mllm)
     dataset.hand_over(provided)
     for name in set(specs) & set(config["selected_features"] or ()):
@@ -179,10 +187,19 @@ def _from_mllm(config, content: ItemContent, store: Store, mllm: MLLM, needs: Se
     return provided
 
 
-def _from_texts(config, dataset, store: Store, needs: Sequence[str]) -> dict[str, Any]:
+def _find_sentence_encoder(name: str) -> None:
+    """Stop before anything is written where the encoder of it cannot be had."""
+    try:
+        locate(name)
+    except ModelLoadError as error:
+        raise ModelLoadError(f"sentence_encoder: {error}") from error
+
+
+def _from_texts(config, dataset, store: Store, needs: Sequence[str], left_out: LeftOut) -> dict[str, Any]:
     """Vectors of what is written of items and users, by the name a dataset has them under."""
     generator = open_generator(config, partial(open_mllm, config, dataset, with_head=True))
-    return reasoning.Reasoning(config, dataset, store, artifact_dir(config), generator).provide(needs)
+    stage = reasoning.Reasoning(config, dataset, store, artifact_dir(config), generator, left_out)
+    return stage.provide(needs)
 
 
 def required(config, model_class: type) -> tuple[str, ...]:

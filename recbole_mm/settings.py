@@ -290,7 +290,10 @@ KINDS: dict[str, Kind] = {
     "text_backend": _choice("template", "hf", "openai"),
     "text_model": _or_null(_TEXT),
     "text_url": _or_null(_TEXT),
-    "text_api_key_env": _or_null(_TEXT),
+    "text_api_key_env": Kind(
+        lambda value: value is None or (isinstance(value, str) and re.fullmatch(r"[A-Za-z_]\w*", value) is not None),
+        "the NAME of an environment variable, never the key itself, or null",
+    ),
     "text_max_words": _whole(1),
     "text_max_new_tokens": _whole(1),
     "text_context_tokens": _whole(1),
@@ -311,6 +314,10 @@ TEXT_KEYS = frozenset(
 """Settings whose value on the command line is taken as it stands, never as YAML."""
 
 
+NOT_SHOWN = frozenset({"text_api_key_env", "text_url"})
+"""Settings that may hold a secret by mistake: it is not repeated where it would be logged."""
+
+
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Check the kind of every shared setting, and that those of the evaluation fit together.
 
@@ -319,7 +326,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     """
     for key, kind in KINDS.items():
         if key in settings and not kind.accepts(settings[key]):
-            raise ConfigError(f"{key}: {settings[key]!r} is not accepted; give {kind.words}")
+            given = "what is given" if key in NOT_SHOWN else repr(settings[key])
+            raise ConfigError(f"{key}: {given} is not accepted; give {kind.words}")
     _check_eval_args(settings["eval_args"])
     _check_metrics(settings)
 

@@ -198,7 +198,7 @@ def test_bpr_trains_and_ranks_with_the_given_split(tmp_path, texts):
 
 def test_a_model_of_sequences_says_that_the_split_is_not_for_it(tmp_path):
     prepare(raw(tmp_path / "raw"), tmp_path / "data" / "baby")
-    with pytest.raises(ConfigError, match="wants files of samples, with a column item_id_list.*benchmark_filename=~"):
+    with pytest.raises(ConfigError, match=r"wants files of samples, with a column item_id_list.*benchmark_filename=~"):
         recbole_mm.run("SASRec", "baby", config_dict=settings(tmp_path))
 
 

@@ -18,14 +18,16 @@ from torch.nn import functional as F
 
 import recbole_mm
 from recbole_mm import provisions
+from recbole_mm.artifacts.fill import Failure
 from recbole_mm.compare.command import compare_finished
 from recbole_mm.compare.summary import TableRow, summarize
 from recbole_mm.compare.table import escape, to_csv, to_latex, to_markdown
+from recbole_mm.config import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.dot_product import dot_product_of
 from recbole_mm.evaluation.phases import split
-from recbole_mm.graph import refined_graph
+from recbole_mm.graph import TokenOrder, refined_graph
 from recbole_mm.layers import properties_dir
 from recbole_mm.models.mllmrec import MLLMRec
 from recbole_mm.models.mllmrec import model as mllmrec_model
@@ -37,7 +39,7 @@ from recbole_mm.settings import read_yaml
 from recbole_mm.stages import Stages
 from recbole_mm.texts.request import Request
 from recbole_mm.training.checkpoint import load_tree
-from tests.conftest import TOY_SETTINGS
+from tests.conftest import TOY_SETTINGS, write_toy
 from tests.encoders import WORDS, write_sentence_encoder
 from tests.test_compare import write_run
 from tests.test_contract import leak_dataset
@@ -84,14 +86,17 @@ def batch(train, rows=50) -> Interaction:
 # ---- the equations, densely ----
 
 
-def dense_graph(fused: np.ndarray, users: np.ndarray, items: np.ndarray, denoise=True, co_occur=True, drop=False):
-    """S* of the paper for K_s = 4, K_c = 3, alpha = .3, entry by entry."""
+def dense_graph(
+    fused: np.ndarray, users: np.ndarray, items: np.ndarray, denoise=True, co_occur=True, drop=False, rank=None
+):
+    """S* of the paper for K_s = 4, K_c = 3, alpha = .3, entry by entry; of equals the lower `rank` is nearer."""
     n = len(fused)
+    rank = np.arange(n) if rank is None else rank
     unit = fused / np.maximum(np.linalg.norm(fused, axis=1, keepdims=True), 1e-12)
     cosine = unit @ unit.T
     graph = np.zeros((n, n))
     for i in range(1, n):
-        nearest = sorted(range(1, n), key=lambda j: (-cosine[i, j], j))[:4]
+        nearest = sorted(range(1, n), key=lambda j: (-cosine[i, j], rank[j]))[:4]
         for j in nearest:
             if not denoise:
                 graph[i, j] = cosine[i, j]
@@ -104,7 +109,7 @@ def dense_graph(fused: np.ndarray, users: np.ndarray, items: np.ndarray, denoise
             both, either = len(audience[i] & audience[j]), len(audience[i] | audience[j])
             if j != i and both and not (drop and both == either):
                 shared[j] = both / either
-        for j in sorted(shared, key=lambda j: (-shared[j], j))[:3]:
+        for j in sorted(shared, key=lambda j: (-shared[j], rank[j]))[:3]:
             graph[i, j] += shared[j]
     degree = graph.sum(1)
     scale = np.where(degree > 0, np.maximum(degree, 1e-12) ** -0.5, 0)
@@ -116,7 +121,8 @@ def dense_graph(fused: np.ndarray, users: np.ndarray, items: np.ndarray, denoise
 def test_item_inputs_are_the_sum_of_propagated_vectors(build, layers, changed):
     model, train = build(n_layers=layers, **changed)
     fused = vectors(train.item_num, 1).astype(np.float64)
-    graph = dense_graph(fused, *training_pairs(train), **changed)
+    rank = TokenOrder(train.item_tokens()).rank
+    graph = dense_graph(fused, *training_pairs(train), rank=rank, **changed)
     expected = fused + graph @ fused * (layers > 0) + graph @ graph @ fused * (layers > 1)
     np.testing.assert_allclose(model.item_inputs.numpy(), expected, atol=1e-5)
     np.testing.assert_array_equal(model.user_inputs.numpy(), vectors(train.user_num, 2))
@@ -498,6 +504,45 @@ def test_nothing_held_out_reaches_prompts_store_graph_inputs_or_weights(tmp_path
     assert same_tensors(one.inputs, two.inputs)
     assert same_tensors(one.weights, two.weights)
     assert one.outcome.sees_held_out == []
+
+
+def test_the_item_graph_does_not_hang_on_recboles_numbers(tmp_path, encoder):
+    """They follow the order of all rows, held-out ones too. Ties among equally similar items must not."""
+    found, numbered = [], []
+    for name, reverse in (("a", False), ("b", True)):
+        path = write_toy(tmp_path / name) / "toy" / "toy.inter"
+        head, *rows = path.read_text().splitlines()
+        path.write_text("\n".join([head, *(reversed(rows) if reverse else rows)]) + "\n")
+        given = {**TOY_SETTINGS, **SMALL, "data_path": str(tmp_path / name), "checkpoint_dir": str(tmp_path / "saved")}
+        config = Config("MLLMRec", "toy", config_dict={**given, "sentence_encoder": encoder})
+        assembled = assemble(config, tmp_path, Stages())
+        tokens = assembled.dataset.item_tokens()
+        numbered.append(list(tokens))
+        found.append({tokens[item]: assembled.model.item_inputs[item] for item in range(1, len(tokens))})
+    assert numbered[0] != numbered[1]
+    assert found[0].keys() == found[1].keys()
+    for token in found[0]:
+        torch.testing.assert_close(found[0][token], found[1][token], atol=1e-5, rtol=1e-5)
+
+
+def test_a_run_that_did_without_some_texts_is_loaded_without_asking_for_them(
+    tmp_path, toy_settings, encoder, monkeypatch
+):
+    class Broken(Writer):
+        def generate(self, requests):
+            return [Failure("no answer") if len(text) % 5 == 0 else text for text in super().generate(requests)]
+
+    broken, mended = Broken(), Writer()
+    settings = {**toy_settings, **SMALL, "sentence_encoder": encoder, "text_backend": "openai", "text_model": "x"}
+    monkeypatch.setattr(provisions, "open_generator", lambda *_: broken)
+    outcome = recbole_mm.run("MLLMRec", "toy", config_dict={**settings, "text_url": "http://localhost:1"})
+    left_out = json.loads((outcome.run_dir / "texts_left_out.json").read_text())
+    assert left_out["user_profile"]
+    monkeypatch.setattr(provisions, "open_generator", lambda *_: mended)
+    again = recbole_mm.load(outcome.run_dir)
+    assert mended.asked == []
+    assert torch.equal(again.model.user_inputs, outcome.model.user_inputs)
+    assert torch.equal(again.model.item_inputs, outcome.model.item_inputs)
 
 
 @pytest.mark.parametrize("llm", [True, False], ids=["an LLM writes", "a template writes"])

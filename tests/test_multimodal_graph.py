@@ -244,3 +244,15 @@ def test_weights_of_modalities(value, message):
     with pytest.raises(ConfigError, match=message):
         read_weights({"w": value}, "w", 2)
     assert read_weights({"w": [0, 1]}, "w", 2) == [0.0, 1.0]
+
+
+def test_products_stay_in_full_precision_under_mixed_precision():
+    matrix, dense = random_matrix(5, 4, 9), torch.randn(4, 3, requires_grad=True)
+    expected = matrix @ dense
+    with torch.autocast("cpu", torch.bfloat16):
+        found = matrix @ dense
+        dots = matrix.dots(torch.randn(5, 3), dense)
+    assert found.dtype == dots.dtype == torch.float32
+    assert torch.equal(found, expected)
+    (found.sum() + dots.sum()).backward()
+    assert dense.grad.dtype == torch.float32

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from recbole_mm.graph.co_occurrence import co_occurrence_graph
+from recbole_mm.graph.order import TokenOrder
 from recbole_mm.graph.refined import normalized, refined_graph, to_torch
 from recbole_mm.graph.similarity import similarity_graph
 
-__all__ = ["co_occurrence_graph", "normalized", "refined_graph", "similarity_graph", "to_torch"]
+__all__ = ["TokenOrder", "co_occurrence_graph", "normalized", "refined_graph", "similarity_graph", "to_torch"]

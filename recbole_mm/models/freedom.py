@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from recbole_mm.errors import ConfigError
-from recbole_mm.graph import normalized
+from recbole_mm.graph import TokenOrder, normalized
 from recbole_mm.models.checks import read_number, read_weights, read_whole
 from recbole_mm.models.item_graphs import nearest, read_item_graphs
 from recbole_mm.models.multimodal_graph import (
@@ -53,20 +53,22 @@ class FREEDOM(MultimodalRecommender):
             raise ConfigError("dropout: 1 would prune every edge between users and items; give less, such as 0.8")
         self.users, self.items = training_pairs(dataset)
         self.adjacency = self._adjacency(self.users, self.items)
-        self.item_graph = SparseMatrix.of(self._mixed_item_graph(config), self.device)
+        self.item_graph = SparseMatrix.of(
+            self._mixed_item_graph(config, TokenOrder(dataset.item_tokens())), self.device
+        )
         self.user_embedding = embedding_table(self.n_users, width)
         self.item_embedding = embedding_table(self.n_items, width)
         self.projections = nn.ModuleList(nn.Linear(feature.shape[1], width) for feature in self.features())
         self._pruned = Kept()
 
-    def _mixed_item_graph(self, config) -> csr_array:
+    def _mixed_item_graph(self, config, order: TokenOrder) -> csr_array:
         k = read_whole(config, "knn_k", 1)
         weights = read_weights(config, "modality_weights", self.feature_count)
 
         def own(vectors: np.ndarray) -> csr_array:
             return normalized(nearest(vectors, k, binary=True))
 
-        graphs = read_item_graphs(config, self.features(), self.users, self.items, own)
+        graphs = read_item_graphs(config, order, self.features(), self.users, self.items, own)
         return sum((weight * graph for weight, graph in zip(weights, graphs)), start=csr_array(graphs[0].shape))
 
     def _adjacency(self, users: Tensor, items: Tensor) -> SparseMatrix:

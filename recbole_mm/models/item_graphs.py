@@ -9,19 +9,25 @@ import numpy as np
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from recbole_mm.graph import refined_graph, similarity_graph
+from recbole_mm.graph import TokenOrder, refined_graph, similarity_graph
 from recbole_mm.models.checks import read_choice, read_number, read_whole
 
 ITEM_GRAPHS = ("own", "refined")
 
 
 def read_item_graphs(
-    config: Any, features: Sequence[Tensor], users: Tensor, items: Tensor, own: Callable[[np.ndarray], csr_array]
+    config: Any,
+    order: TokenOrder,
+    features: Sequence[Tensor],
+    users: Tensor,
+    items: Tensor,
+    own: Callable[[np.ndarray], csr_array],
 ) -> list[csr_array]:
     """A normalised item graph (n_items, n_items) for each feature, as `item_graph` says.
 
     Args:
         config: `item_graph`, and for `refined` the keys `refined_similar_k`, `refined_co_k` and `refined_threshold`.
+        order: of the items, for ties.
         features: (n_items, d_m) of each modality; an item without it has no edge there, except by co-occurrence.
         users, items: int64 (E,) training interactions, which the refined graph reads.
         own: makes the model's own graph of one feature.
@@ -32,10 +38,14 @@ def read_item_graphs(
     kind = read_choice(config, "item_graph", ITEM_GRAPHS)
     vectors = [feature.detach().cpu().numpy() for feature in features]
     if kind == "own":
-        return [own(one) for one in vectors]
+        return [order.graph(own, one) for one in vectors]
     similar_k, co_k = read_whole(config, "refined_similar_k", 1), read_whole(config, "refined_co_k", 1)
     threshold = read_number(config, "refined_threshold", -1, 1)
-    return [refined_graph(one, users.numpy(), items.numpy(), similar_k, co_k, threshold) for one in vectors]
+
+    def refined(one: np.ndarray, had: np.ndarray) -> csr_array:
+        return refined_graph(one, users.numpy(), had, similar_k, co_k, threshold)
+
+    return [order.graph(refined, one, items.numpy()) for one in vectors]
 
 
 def nearest(vectors: np.ndarray, k: int, binary: bool = False) -> csr_array:

@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_mm.graph import normalized
+from recbole_mm.graph import TokenOrder, normalized
 from recbole_mm.models.checks import read_choice, read_number, read_whole
 from recbole_mm.models.item_graphs import nearest, read_item_graphs
 from recbole_mm.models.multimodal_graph import (
@@ -59,7 +59,8 @@ class LATTICE(MultimodalRecommender):
         self.reg_weight = read_number(config, "reg_weight")
         users, items = training_pairs(dataset)
         self.adjacency = user_item_adjacency(users, items, self.n_users, self.n_items, self.device)
-        graphs = read_item_graphs(config, self.features(), users, items, self._own_graph)
+        self.order = TokenOrder(dataset.item_tokens())
+        graphs = read_item_graphs(config, self.order, self.features(), users, items, self._own_graph)
         self.initial_graphs = [SparseMatrix.of(graph, self.device) for graph in graphs]
         self.user_embedding = embedding_table(self.n_users, width)
         self.item_embedding = embedding_table(self.n_items, width)
@@ -92,7 +93,8 @@ class LATTICE(MultimodalRecommender):
         key = self.weights_key()
         if self._learned.key != key:
             vectors = [self.projected(place).cpu().numpy() for place in range(self.feature_count)]
-            self._learned.value = [SparseMatrix.of(nearest(one, self.k), self.device) for one in vectors]
+            graphs = [self.order.graph(lambda rows: nearest(rows, self.k), one) for one in vectors]
+            self._learned.value = [SparseMatrix.of(graph, self.device) for graph in graphs]
             self._learned.key = key
 
     def learned_graph(self, place: int) -> tuple[SparseMatrix, Tensor]:

@@ -67,15 +67,18 @@ class SparseMatrix:
         return _Dots.apply(self, left.float(), right.float())
 
     def forward_product(self, values: Tensor, dense: Tensor) -> Tensor:
-        return _csr(self._starts, self.columns, values, self.shape) @ dense
+        with _full_precision(dense):
+            return _csr(self._starts, self.columns, values, self.shape) @ dense
 
     def transposed_product(self, values: Tensor, dense: Tensor) -> Tensor:
         turned = _csr(self._turned_starts, self._turned_columns, values[self._turned], self.shape[::-1])
-        return turned @ dense
+        with _full_precision(dense):
+            return turned @ dense
 
     def sampled_product(self, left: Tensor, right: Tensor) -> Tensor:
         places = _csr(self._starts, self.columns, torch.zeros_like(self.values), self.shape)
-        return torch.sparse.sampled_addmm(places, left.contiguous(), right.T, beta=0.0).values()
+        with _full_precision(left):
+            return torch.sparse.sampled_addmm(places, left.contiguous(), right.T, beta=0.0).values()
 
     def row_sums(self, values: Tensor) -> Tensor:
         """(E,) -> (n,), differentiable."""
@@ -86,6 +89,11 @@ class SparseMatrix:
         return torch.zeros(self.shape, device=self.values.device).index_put(
             (self.rows, self.columns), self.values, accumulate=True
         )
+
+
+def _full_precision(like: Tensor) -> torch.autocast:
+    """Keeps mixed precision out: there are no sparse products of half precision everywhere."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 class _Product(torch.autograd.Function):

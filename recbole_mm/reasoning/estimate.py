@@ -183,13 +183,16 @@ class _Estimate:
         identity = vectors.known_identity(name)
         distinct = {vectors.text_hash(text): text for text in known if text.strip()}
         keys = [] if identity is None else [vectors.vector_key(identity, text) for text in distinct.values()]
-        done = len(self.store.contains(keys))
-        to_do = len(distinct) - done + unknown
+        done = None if identity is None else len(self.store.contains(keys))
+        to_do = len(distinct) - (done or 0) + unknown
+        if identity is None:
+            self.notes.append(f"{name} is not on this machine; a run will fetch it, or give --sentence_encoder=FOLDER")
         rate: Rate | None = self.rates.get(rate_name(vectors.STAGE, identity or "", str(self.config["device"])))
         if rate is None and to_do:
             self.notes.append(f"assumed rate of the sentence encoder: {ASSUMED_SENTENCES:,.0f} texts a second")
         seconds = to_do / (rate.per_second if rate else ASSUMED_SENTENCES)
-        return PlannedStage("sentence vectors", name, done, to_do, bool(unknown), None, True, seconds, rate is not None)
+        at_most = bool(unknown) or identity is None
+        return PlannedStage("sentence vectors", name, done, to_do, at_most, None, True, seconds, rate is not None)
 
 
 def _first_of_each(pairs: Iterable[tuple[str, Key]]) -> list[Key]:

@@ -14,6 +14,7 @@ from recbole_mm.data.encoders import Encoder, SentenceEncoder
 from recbole_mm.errors import DataError
 from recbole_mm.reasoning import items, profiles, vectors
 from recbole_mm.reasoning.failures import failures_file, list_failures
+from recbole_mm.reasoning.left_out import LeftOut
 from recbole_mm.reasoning.rates import note_rate, rate_name, text_work
 from recbole_mm.reasoning.settings import ReasoningSettings
 from recbole_mm.texts.generator import Generator
@@ -37,18 +38,28 @@ class Reasoning:
         store: where texts and vectors are kept.
         artifacts: the folder of the store, for the list of failures and the measured rates.
         generator: who writes.
+        left_out: what the run had to do without when it began; it is not asked for again.
 
     Raises:
         ConfigError: a setting that is not accepted.
     """
 
-    def __init__(self, config: Any, dataset: Any, store: Store, artifacts: Path, generator: Generator) -> None:
+    def __init__(
+        self,
+        config: Any,
+        dataset: Any,
+        store: Store,
+        artifacts: Path,
+        generator: Generator,
+        left_out: LeftOut | None = None,
+    ) -> None:
         self.settings = ReasoningSettings.of(config)
         self.config = config
         self.dataset = dataset
         self.store = store
         self.artifacts = artifacts
         self.generator = generator
+        self.left_out = left_out or LeftOut()
 
     def provide(self, needs: Sequence[str], open_encoder: Callable[[], Encoder] | None = None) -> dict[str, Any]:
         """What these needs give a dataset.
@@ -121,12 +132,17 @@ class Reasoning:
     def _written(self, stage: str, requests: Mapping[int, Request], tokens: Sequence[str]) -> dict[int, str]:
         """Texts of a stage by RecBole's id; what fails is listed and left out."""
         path = failures_file(self.artifacts, str(self.config["dataset"]), stage)
+        done_without = self.left_out.of(stage)
+        if done_without is not None:
+            requests = {key: request for key, request in requests.items() if tokens[key] not in done_without}
         if not requests:
             list_failures(path, NAMES[stage], {}, 0)
             return {}
         missing = texts_missing(self.store, stage, self.generator, requests)
         report = texts_through_store(self.store, stage, self.generator, requests, self.config["show_progress"])
-        list_failures(path, NAMES[stage], {tokens[key]: why for key, why in report.failed.items()}, len(requests))
+        failed = {tokens[key]: why for key, why in report.failed.items()}
+        list_failures(path, NAMES[stage], failed, len(requests))
+        self.left_out.note(stage, {*failed, *(done_without or ())})
         if self.generator.makes == "answers" and report.computed:
             name = rate_name(stage, self.generator.identity, device_name(self.config))
             units = text_work(self.generator, [requests[key] for key in missing], self.config["text_max_new_tokens"])
@@ -144,7 +160,7 @@ class Reasoning:
         if encoded.failed:
             reason = next(iter(encoded.failed.values()))
             logger.warning("%s: %d could not be encoded and are masked (%s)", what, len(encoded.failed), reason)
-        name = rate_name(vectors.STAGE, encoder.identity, device_name(self.config))
+        name = rate_name(vectors.STAGE, encoder.identity, str(self.config["device"]))
         note_rate(self.artifacts, name, encoded.computed, encoded.seconds)
         have, width = int(encoded.vectors.any(axis=1).sum()), encoded.vectors.shape[1]
         logger.info(

@@ -44,9 +44,9 @@ class Server:
         try:
             url = httpx2.URL(self.url.strip())
         except (httpx2.InvalidURL, ValueError) as error:
-            raise ConfigError(f"text_url: {self.url!r} is not an address: {error}") from error
-        if url.scheme not in ("http", "https") or not url.host:
-            raise ConfigError(f"text_url: {self.url!r} is not accepted; give one like http://localhost:8000/v1")
+            raise ConfigError("text_url is not an address; give one like http://localhost:8000/v1") from error
+        if url.scheme not in ("http", "https") or not url.host:  # not shown: it may hold a password
+            raise ConfigError("text_url is not accepted; give one like http://localhost:8000/v1")
         if url.userinfo or url.query or url.fragment:
             raise ConfigError(
                 f"text_url: the address of {url.host} holds a user name, a query or a fragment, which would be logged; "

@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_mm.graph import refined_graph
+from recbole_mm.graph import TokenOrder, refined_graph
 from recbole_mm.models.mllmrec.inputs import filled_in, mean_of_items, propagated
 from recbole_mm.models.mllmrec.settings import check_settings
 from recbole_mm.models.multimodal_graph import bpr_loss, light_propagation, training_pairs, user_item_adjacency
@@ -44,7 +44,7 @@ class MLLMRec(PropagatingRecommender):
         users = dataset.inter_feat[self.USER_ID].numpy()
         items = dataset.inter_feat[self.ITEM_ID].numpy()
         fused = np.asarray(dataset.fused_vectors, dtype=np.float32)
-        graph = self._item_graph(config, fused, users, items)
+        graph = self._item_graph(config, TokenOrder(dataset.item_tokens()), fused, users, items)
         self._register("item_inputs", propagated(fused, graph, config["n_layers"]))
         self._register("user_inputs", self._user_inputs(config, dataset, fused, users, items))
         width = config["embedding_size"]
@@ -66,21 +66,15 @@ class MLLMRec(PropagatingRecommender):
         """Keep frozen vectors beside the weights: they move with the model and are not saved with it."""
         self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32)), persistent=False)
 
-    def _item_graph(self, config, fused: np.ndarray, users: np.ndarray, items: np.ndarray) -> csr_array | None:
+    def _item_graph(
+        self, config, order: TokenOrder, fused: np.ndarray, users: np.ndarray, items: np.ndarray
+    ) -> csr_array | None:
         """S*; None where vectors are not sent through it."""
         if config["n_layers"] == 0:
             return None
-        graph = refined_graph(
-            fused,
-            users,
-            items,
-            similar_k=config["similar_k"],
-            co_k=config["co_k"],
-            threshold=config["similar_threshold"],
-            denoise=config["denoise"],
-            co_occur=config["co_occur"],
-            drop_identical=config["drop_identical"],
-        )
+        settings = {key: config[key] for key in ("similar_k", "co_k", "denoise", "co_occur", "drop_identical")}
+        settings["threshold"] = config["similar_threshold"]
+        graph = order.graph(lambda vectors, had: refined_graph(vectors, users, had, **settings), fused, items)
         alone = int((np.diff(graph.indptr)[1:] == 0).sum())
         logger.info("item graph: %d edges; %d of %d items have none", graph.nnz, alone, self.n_items - 1)
         return graph
