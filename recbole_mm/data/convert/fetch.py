@@ -1,4 +1,4 @@
-"""Fetches one URL politely: a rate per host, few retries, and an end to everything a server can do without end."""
+"""Fetches one URL politely: a rate per host, few retries, and bounds on size, waiting and the time of a body."""
 
 from __future__ import annotations
 
