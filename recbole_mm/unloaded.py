@@ -14,8 +14,8 @@ from recbole_mm.artifacts.store import artifact_key
 from recbole_mm.data.content import ItemContent
 from recbole_mm.data.features import MLLM, FeatureSpec
 from recbole_mm.errors import ConfigError
-from recbole_mm.mllm.encode import DEFAULT_TEXT_TOKENS, RECIPE, STAGE
-from recbole_mm.mllm.loading import has_bfloat16
+from recbole_mm.mllm.encode import DEFAULT_TEXT_TOKENS, runs_in_bfloat16, vector_key, vector_parameters
+from recbole_mm.mllm.loading import weights_dtype
 from recbole_mm.mllm.prompts import ItemPrompt
 from recbole_mm.mllm.source import Source
 from recbole_mm.provisions import tiny_family, tiny_folder
@@ -85,7 +85,7 @@ def unloaded_generator(config: Any, dataset: Any, notes: list[str]) -> Generator
         config["text_batch_tokens"],
         int(config["mllm_image_pixels"] or IMAGE_PIXELS),
         source.identity,
-        config["mllm_dtype"] or ("bfloat16" if has_bfloat16(device) else "float32"),
+        str(weights_dtype(config["mllm_dtype"] or "auto", device)).removeprefix("torch."),
         count=lambda text: len(token_ids(text)),
     )
 
@@ -137,15 +137,11 @@ def _item_vectors(config: Any, content: ItemContent, store: Any, source: Source 
     if source is None or source.is_adapter or pixels is None:
         return PlannedStage(name, str(config["mllm"]), None, len(prints), at_most=True)
     device = torch.device(config["device"])
-    precision = config["mllm_dtype"] or ("bfloat16" if has_bfloat16(device) else "float32")
-    parameters = {
-        "recipe": RECIPE,
-        "image_pixels": int(pixels),
-        "max_text_tokens": int(config["max_text_tokens"] or DEFAULT_TEXT_TOKENS),
-        "precision": "bfloat16 autocast" if precision == "float32" and has_bfloat16(device) else precision,
-    }
-    prompt = ItemPrompt().identity
-    done = len(store.contains([artifact_key(STAGE, source.identity, prompt, parameters, each) for each in prints]))
+    dtype = weights_dtype(config["mllm_dtype"] or "auto", device)
+    text_tokens = int(config["max_text_tokens"] or DEFAULT_TEXT_TOKENS)
+    parameters = vector_parameters(int(pixels), text_tokens, dtype, runs_in_bfloat16(dtype, device))
+    keys = [vector_key(source.identity, ItemPrompt(), parameters, each) for each in prints]
+    done = len(store.contains(keys))
     return PlannedStage(name, str(config["mllm"]), done, len(prints) - done)
 
 

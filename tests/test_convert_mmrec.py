@@ -202,6 +202,12 @@ def test_a_model_of_sequences_says_that_the_split_is_not_for_it(tmp_path):
         recbole_mm.run("SASRec", "baby", config_dict=settings(tmp_path))
 
 
+def test_items_cannot_be_dropped_from_a_given_split(tmp_path):
+    prepare(raw(tmp_path / "raw"), tmp_path / "data" / "baby")
+    with pytest.raises(ConfigError, match="missing_modality: drop cannot be had with benchmark_filename"):
+        recbole_mm.run("BPR", "baby", config_dict=settings(tmp_path, missing_modality="drop"))
+
+
 def test_the_same_rows_can_be_split_anew(tmp_path):
     prepare(raw(tmp_path / "raw"), tmp_path / "data" / "baby")
     outcome = recbole_mm.run("FPMC", "baby", config_dict=settings(tmp_path, benchmark_filename=None))

@@ -18,8 +18,9 @@ import pytest
 import requests
 
 from recbole_mm.data.convert.download import Failure, Limits, download_images, plan, read_failures
-from recbole_mm.data.convert.fetch import Fetcher, FetchFailed, Stopped, check_url, open_session, retry_after
+from recbole_mm.data.convert.fetch import Fetcher, FetchFailed, Stopped, check_url, open_session
 from recbole_mm.errors import DataError
+from recbole_mm.retry_after import retry_after
 from tests.picture_server import PictureServer
 
 QUICK = Limits(rate=1000, threads=4, connect_timeout=5, read_timeout=5, total_timeout=20, attempts=3, backoff=0.01)

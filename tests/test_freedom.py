@@ -10,7 +10,6 @@ import torch
 
 import recbole_mm
 from recbole_mm.errors import ConfigError
-from recbole_mm.graph import TokenOrder, refined_graph
 from tests.conftest import TOY_FEATURES
 from tests.multimodal import (
     MISSING,
@@ -19,6 +18,7 @@ from tests.multimodal import (
     light_gcn,
     nearest,
     normalise,
+    refined_graphs,
     scores_of,
     training_matrix,
     without_some_texts,
@@ -173,15 +173,7 @@ def test_training_without_start_epoch_prunes_too(built):
 def test_refined_graph_stands_in_for_the_own_one(built):
     settings = {"refined_similar_k": 5, "refined_co_k": 3, "refined_threshold": 0.8}
     run = built(item_graph="refined", **settings)
-    users, items = np.nonzero(training_matrix(run))
-    order = TokenOrder(run.dataset.item_tokens())
-
-    def by_token(name: str):
-        return order.graph(
-            lambda one, had: refined_graph(one, users, had, 5, 3, 0.8), run.dataset.item_feature(name), items
-        )
-
-    graphs = [by_token(name) for name in ("image", "text")]
+    graphs = refined_graphs(run, 5, 3, 0.8)
     expected = 0.1 * graphs[0].toarray() + 0.9 * graphs[1].toarray()
     np.testing.assert_allclose(run.model.item_graph.to_dense(), expected, atol=1e-6)
     assert not np.allclose(expected, own_graph(run))

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 import recbole_mm
 from recbole_mm.errors import ConfigError
-from recbole_mm.graph import TokenOrder, refined_graph
 from tests.conftest import TOY_FEATURES
 from tests.multimodal import (
     MISSING,
@@ -18,6 +17,7 @@ from tests.multimodal import (
     light_gcn,
     nearest,
     normalise,
+    refined_graphs,
     scores_of,
     training_matrix,
     without_some_texts,
@@ -187,15 +187,7 @@ def test_an_item_without_a_text_has_no_edge_by_text(tmp_path):
 
 def test_refined_graph_stands_in_for_the_initial_one(built):
     run = built(item_graph="refined", refined_similar_k=5, refined_co_k=3, refined_threshold=0.8)
-    users, items = np.nonzero(training_matrix(run))
-    order = TokenOrder(run.dataset.item_tokens())
-
-    def by_token(name: str):
-        return order.graph(
-            lambda one, had: refined_graph(one, users, had, 5, 3, 0.8), run.dataset.item_feature(name), items
-        )
-
-    refined = [by_token(name) for name in ("image", "text")]
+    refined = refined_graphs(run, 5, 3, 0.8)
     dense = [torch.from_numpy(graph.toarray()).double() for graph in refined]
     expected = expected_scores(run, dense_graph(run, dense))
     torch.testing.assert_close(scores_of(run).double(), expected, atol=1e-5, rtol=1e-4)

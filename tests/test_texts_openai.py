@@ -27,12 +27,13 @@ from PIL import Image
 from recbole_mm.artifacts.fill import Failure
 from recbole_mm.artifacts.store import Store
 from recbole_mm.errors import ConfigError, ImageError
+from recbole_mm.retry_after import retry_after
 from recbole_mm.texts.generator import Writing
 from recbole_mm.texts.openai import LARGEST_ANSWER, OpenAIGenerator
 from recbole_mm.texts.request import Request
 from recbole_mm.texts.server import Server, TextServerError
 from recbole_mm.texts.stage import texts_through_store
-from recbole_mm.texts.wire import IMAGE_SIDE, asked_pause
+from recbole_mm.texts.wire import IMAGE_SIDE
 
 KEY = "sk-hush"
 
@@ -317,13 +318,13 @@ def test_retry_after_makes_everybody_wait(serve) -> None:
 
 
 def test_retry_after_is_a_number_or_a_date() -> None:
-    assert asked_pause({"retry-after": "7"}) == 7
-    assert asked_pause({"retry-after": "0.5"}) == 0.5
-    assert 55 < asked_pause({"retry-after": formatdate(time.time() + 60, usegmt=True)}) <= 60
-    assert asked_pause({"retry-after": formatdate(0, usegmt=True)}) == 0
-    assert asked_pause({"retry-after": "-3"}) == 0
-    for nothing in ({}, {"retry-after": ""}, {"retry-after": "soon"}, {"retry-after": "nan"}):
-        assert asked_pause(nothing) is None
+    assert retry_after("7") == 7
+    assert retry_after("0.5") == 0.5
+    assert 55 < retry_after(formatdate(time.time() + 60, usegmt=True)) <= 60
+    assert retry_after(formatdate(0, usegmt=True)) == 0
+    assert retry_after("-3") == 0
+    for nothing in (None, "", "soon", "nan", "inf"):
+        assert retry_after(nothing) is None
 
 
 def test_pauses_double_and_differ(serve, monkeypatch) -> None:

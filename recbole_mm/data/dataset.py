@@ -76,6 +76,11 @@ class FlatDatasetMixin(FeatureFieldsMixin, HistoriesMixin):
     # ---------------------------------------------------------------- loading
 
     def _load_data(self, token: str, dataset_path: str) -> None:
+        if self.benchmark_filename_list is not None and self.config["missing_modality"] == "drop":
+            raise ConfigError(
+                "missing_modality: drop cannot be had with benchmark_filename, whose split is given: use mask, or "
+                "split anew with --benchmark_filename=~"
+            )
         path = Path(dataset_path)
         names = self.benchmark_filename_list or [None]
         first = path / (f"{token}.inter" if names[0] is None else f"{token}.{names[0]}.inter")

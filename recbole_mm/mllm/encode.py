@@ -68,6 +68,33 @@ class Content(Protocol):
     def fingerprint(self, index: int, /) -> str: ...
 
 
+def runs_in_bfloat16(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether weights of this dtype are computed with in bfloat16: float32 ones, on a GPU that has it."""
+    return dtype == torch.float32 and has_bfloat16(device)
+
+
+def vector_parameters(image_pixels: int, max_text_tokens: int, dtype: torch.dtype, autocast: bool) -> dict[str, Any]:
+    """The settings that an item's vector depends on, for `vector_key`.
+
+    Args:
+        image_pixels: bound on a resized image's area.
+        max_text_tokens: bound on an item's text.
+        dtype: of the weights.
+        autocast: whether they are computed with in bfloat16.
+    """
+    return {
+        "recipe": RECIPE,
+        "image_pixels": image_pixels,
+        "max_text_tokens": max_text_tokens,
+        "precision": "bfloat16 autocast" if autocast else str(dtype).removeprefix("torch."),
+    }
+
+
+def vector_key(identity: str, prompt: ItemPrompt, parameters: Mapping[str, Any], fingerprint: str) -> str:
+    """Artifact key of the vector of an item with this content fingerprint, by the MLLM of this identity."""
+    return artifact_key(STAGE, identity, prompt.identity, parameters, fingerprint)
+
+
 class ItemEncoder:
     """Turns items into vectors with a multimodal LLM.
 
@@ -107,7 +134,7 @@ class ItemEncoder:
         self.max_text_tokens = int(max_text_tokens)
         self.tokens_per_batch = int(tokens_per_batch)
         self.threads = threads or min(os.cpu_count() or 1, 8)
-        self.autocast = autocast and mllm.dtype == torch.float32 and has_bfloat16(mllm.device)
+        self.autocast = autocast and runs_in_bfloat16(mllm.dtype, mllm.device)
         if self.image_pixels < mllm.family.least_pixels:
             raise ValueError(f"image_pixels must be at least {mllm.family.least_pixels}, not {image_pixels}")
         if self.max_text_tokens < 1 or self.tokens_per_batch < 1:
@@ -127,16 +154,11 @@ class ItemEncoder:
     @property
     def parameters(self) -> dict[str, Any]:
         """The settings that a vector depends on, for artifact keys."""
-        return {
-            "recipe": RECIPE,
-            "image_pixels": self.image_pixels,
-            "max_text_tokens": self.max_text_tokens,
-            "precision": "bfloat16 autocast" if self.autocast else str(self.mllm.dtype).removeprefix("torch."),
-        }
+        return vector_parameters(self.image_pixels, self.max_text_tokens, self.mllm.dtype, self.autocast)
 
     def key(self, fingerprint: str) -> str:
         """Artifact key of the vector of an item with this content fingerprint."""
-        return artifact_key(STAGE, self.mllm.identity, self.prompt.identity, self.parameters, fingerprint)
+        return vector_key(self.mllm.identity, self.prompt, self.parameters, fingerprint)
 
     # --- one batch ---------------------------------------------------------------------------------------------------
 

@@ -66,13 +66,13 @@ def load_mllm(
     """
     name = str(name_or_path)
     target = torch.device(device)
-    weights_dtype = _dtype(dtype, target)
+    own_dtype = weights_dtype(dtype, target)
     source = locate(name, revision, supported_family)
     adapter = read_adapter(source) if source.is_adapter else None
     base = source if adapter is None else _locate_base(adapter)
-    settings: dict[str, Any] = {"dtype": weights_dtype, "attn_implementation": attention}
+    settings: dict[str, Any] = {"dtype": own_dtype, "attn_implementation": attention}
     if load_in_4bit:
-        settings |= {"quantization_config": _four_bits(name, weights_dtype, adapter), "device_map": {"": target}}
+        settings |= {"quantization_config": _four_bits(name, own_dtype, adapter), "device_map": {"": target}}
     family_type = supported_family(base.name, base.folder)
     loads_head = with_head or (adapter is not None and adapter.needs_head)
     model = _read_model(base, family_type.generation_class if loads_head else family_type.model_class, settings)
@@ -211,7 +211,12 @@ def supported_family(name: str, folder: Path) -> type[Family]:
     return family_class(kind)
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def weights_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of this name; `auto` is bfloat16 on a GPU that has it, else float32.
+
+    Raises:
+        ModelLoadError: there is none of that name.
+    """
     if name == "auto":
         return torch.bfloat16 if has_bfloat16(device) else torch.float32
     if name not in DTYPES:

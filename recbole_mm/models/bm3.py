@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.checks import read_number, read_whole
+from recbole_mm.models.layers import linear
 from recbole_mm.models.multimodal_graph import (
     MultimodalRecommender,
     embedding_table,
@@ -48,8 +49,8 @@ class BM3(MultimodalRecommender):
         )
         self.user_embedding = embedding_table(self.n_users, width)
         self.item_embedding = embedding_table(self.n_items, width)
-        self.projections = nn.ModuleList(_linear(feature.shape[1], width) for feature in self.features())
-        self.predictor = _linear(width, width)
+        self.projections = nn.ModuleList(linear(feature.shape[1], width) for feature in self.features())
+        self.predictor = linear(width, width)
 
     def latent(self) -> tuple[Tensor, Tensor]:
         """h_u (n_users, d) and h_i (n_items, d): the mean over layers of LightGCN, items with a residual (Sec. 3.1)."""
@@ -75,7 +76,7 @@ class BM3(MultimodalRecommender):
             return loss
         for place, projection in enumerate(self.projections):
             feature = self.feature(place)[item_ids]
-            known = feature.any(dim=1)
+            known = self.has_feature(place)[item_ids]
             modality = projection(feature)
             predicted = self.predictor(modality)
             distances = distance(predicted, item_view) + distance(predicted, self.view(modality))
@@ -91,11 +92,3 @@ class BM3(MultimodalRecommender):
 def distance(predicted: Tensor, target: Tensor) -> Tensor:
     """1 - cosine of the rows of two batches (B, d): (B,). The paper's C without its 1; it changes no gradient."""
     return 1 - F.cosine_similarity(predicted, target, dim=-1)
-
-
-def _linear(width_in: int, width_out: int) -> nn.Linear:
-    """A linear map, Xavier uniform, bias 0."""
-    layer = nn.Linear(width_in, width_out)
-    nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def standardise(vectors: Tensor) -> Tensor:
@@ -18,3 +18,12 @@ def standardise(vectors: Tensor) -> Tensor:
     mean = vectors[known].mean(0)
     spread = vectors[known].std(0, correction=0).clamp_min(1e-6)
     return torch.where(known[:, None], (vectors - mean) / spread, 0.0)
+
+
+def linear(width_in: int, width_out: int, bias: bool = True) -> nn.Linear:
+    """A linear map, Xavier uniform; its bias, if there is one, starts at 0."""
+    layer = nn.Linear(width_in, width_out, bias)
+    nn.init.xavier_uniform_(layer.weight)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_mm.models.checks import read_choice, read_number, read_whole
+from recbole_mm.models.layers import linear
 from recbole_mm.models.multimodal_graph import (
     MultimodalRecommender,
     bpr_loss,
@@ -93,7 +94,7 @@ class ModalityGraph(nn.Module):
         self, n_users: int, feature_size: int, modality_size: int, width: int, n_layers: int, combination: str
     ) -> None:
         super().__init__()
-        self.reduction = _linear(feature_size, modality_size) if modality_size else None
+        self.reduction = linear(feature_size, modality_size, bias=False) if modality_size else None
         start = modality_size or feature_size
         self.preference = embedding_table(n_users, start)
         self.layers = nn.ModuleList(
@@ -118,10 +119,10 @@ class ModalityLayer(nn.Module):
 
     def __init__(self, width_in: int, width: int, combination: str) -> None:
         super().__init__()
-        self.message = _linear(width_in, width)
-        self.own = _linear(width_in, width)
+        self.message = linear(width_in, width, bias=False)
+        self.own = linear(width_in, width, bias=False)
         self.concat = combination == "concat"
-        self.combine = _linear(2 * width if self.concat else width, width)
+        self.combine = linear(2 * width if self.concat else width, width, bias=False)
 
     def forward(self, neighbours: SparseMatrix, nodes: Tensor, ids: Tensor) -> Tensor:
         """(n, width_in) and (n, width) -> (n, width)."""
@@ -143,10 +144,3 @@ def neighbour_means(
     rows, columns = torch.cat([users, items + n_users]), torch.cat([items + n_users, users])
     size = n_users + n_items
     return SparseMatrix(rows, columns, degrees(rows, size)[rows].reciprocal(), (size, size), device)
-
-
-def _linear(width_in: int, width_out: int) -> nn.Linear:
-    """A linear map without bias, Xavier uniform."""
-    layer = nn.Linear(width_in, width_out, bias=False)
-    nn.init.xavier_uniform_(layer.weight)
-    return layer

@@ -11,6 +11,7 @@ In evaluation the vectors are computed once and kept until a weight changes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class Kept:
         self.value: Any = None
 
 
-class PropagatingRecommender(GeneralRecommender):
+class PropagatingRecommender(GeneralRecommender, ABC):
     """Scores by `propagate`, and ranks by its vectors."""
 
     input_type = InputType.PAIRWISE
@@ -42,9 +43,9 @@ class PropagatingRecommender(GeneralRecommender):
         super().__init__(config, dataset)
         self._kept = Kept()
 
+    @abstractmethod
     def propagate(self) -> tuple[Tensor, Tensor]:
         """Vectors of all users (n_users, d) and of all items (n_items, d), of which a score is the dot product."""
-        raise NotImplementedError
 
     def weights_key(self) -> tuple:
         """Changes whenever a weight is written to or replaced."""

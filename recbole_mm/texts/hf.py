@@ -24,7 +24,7 @@ from recbole_mm.mllm.model import MLLM
 from recbole_mm.mllm.source import locate
 from recbole_mm.texts.cleaning import clean_answer
 from recbole_mm.texts.generator import Writing, collected
-from recbole_mm.texts.request import Request
+from recbole_mm.texts.request import NO_PICTURE, Request
 from recbole_mm.texts.writers import (
     Writer,
     check_writes,
@@ -44,8 +44,6 @@ IMAGE_PIXELS = 401_408
 
 LOOKAHEAD = 2
 """Prompts that are prepared ahead of the model, per thread."""
-
-NO_PICTURE = "the picture cannot be loaded"
 
 
 class HfGenerator:

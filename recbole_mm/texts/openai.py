@@ -27,11 +27,12 @@ import httpx2
 
 from recbole_mm.artifacts.fill import Failure
 from recbole_mm.errors import ImageError
+from recbole_mm.retry_after import retry_after
 from recbole_mm.texts.cleaning import clean_answer
 from recbole_mm.texts.generator import Writing, collected
-from recbole_mm.texts.request import Request
+from recbole_mm.texts.request import NO_PICTURE, Request
 from recbole_mm.texts.server import Server, TextServerError
-from recbole_mm.texts.wire import IMAGE_SIDE, asked_pause, error_message, message_content
+from recbole_mm.texts.wire import IMAGE_SIDE, error_message, message_content
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +52,6 @@ LARGEST_ANSWER = 8 * 2**20
 CHARACTERS_PER_TOKEN = 4
 """An estimate: only the server knows its tokenizer."""
 TEXTS_PER_BATCH = 64
-
-NO_PICTURE = "the picture cannot be loaded"
 
 
 class _Lost(Exception):
@@ -287,7 +286,7 @@ class _Asking:
             return self._read(raw)
         reason = f"the server answered {status}: {self._safe(error_message(raw))}"
         if status in TRANSIENT:
-            raise _Lost(reason, asked_pause(headers))
+            raise _Lost(reason, retry_after(headers.get("retry-after")))
         if status in HOPELESS or (status in HOPELESS_AT_FIRST and not self.succeeded):
             raise TextServerError(
                 f"text_url {self.server.url}, text_model {self.server.model!r}: {reason}{_hint(status)}"

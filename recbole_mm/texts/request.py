@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+NO_PICTURE = "the picture cannot be loaded"
+"""Why a text fails whose picture is not there; a reason may follow."""
+
 
 @dataclass(frozen=True)
 class Request:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from PIL import Image
@@ -58,19 +55,3 @@ def error_message(raw: bytes) -> str:
             return text
         found = inner
     return found if isinstance(found, str) else text
-
-
-def asked_pause(headers: Mapping[str, str]) -> float | None:
-    """Seconds that `Retry-After` asks for, a number or a date; None where it is absent or neither."""
-    value = headers.get("retry-after", "").strip()
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value)) if float(value) == float(value) else None
-    except ValueError:
-        pass
-    try:
-        date = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from urllib.parse import urljoin, urlsplit
 
@@ -14,6 +12,7 @@ import requests
 import urllib3.exceptions
 
 from recbole_mm import __version__
+from recbole_mm.retry_after import retry_after
 
 _CHUNK = 64 * 1024
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -251,16 +250,3 @@ def check_url(url: str) -> str:
     if not host:
         raise FetchFailed("the URL names no host", final=True)
     return f"{host}:{port}" if port else host
-
-
-def retry_after(value: str | None) -> float | None:
-    """Seconds of a `Retry-After` header, which gives seconds or a date; None without a usable one."""
-    if value is None:
-        return None
-    if value.strip().isascii() and value.strip().isdigit():
-        return float(value.strip()[:9])
-    try:
-        moment = parsedate_to_datetime(value)
-    except (TypeError, ValueError):
-        return None
-    return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
