@@ -16,14 +16,12 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
-from common import markdown_table
+from common import PeakMemory, markdown_table
 from scipy.sparse import csr_array, load_npz, save_npz
 
 from recbole_mm.graph import co_occurrence_graph, normalized, refined_graph, similarity_graph
@@ -88,34 +86,23 @@ def dense_co_occurrence(users: np.ndarray, items: np.ndarray, n_items: int) -> t
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """Seconds, added and peak MiB of one side; runs in a process of its own."""
     vectors, users, items = make_data(arguments)
-    process = psutil.Process()
     parts: dict[str, float] = {}
-    before = process.memory_info().rss
-    peak, stop = [before], threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.002):
-            peak[0] = max(peak[0], process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start, start_cpu = time.perf_counter(), time.process_time()
-    if arguments.side == "dense":
-        graph = dense_graph(vectors, users, items, arguments.threshold)
-    elif arguments.parts:
-        similar = similarity_graph(vectors, K, arguments.threshold)
-        parts["similarity"] = time.perf_counter() - start
-        together = co_occurrence_graph(users, items, len(vectors), K)
-        parts["co-occurrence"] = time.perf_counter() - start - parts["similarity"]
-        graph = normalized(similar + together)
-    else:
-        graph = refined_graph(vectors, users, items, similar_k=K, co_k=K, threshold=arguments.threshold)
-    seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-    stop.set()
-    watcher.join()
+    with PeakMemory() as memory:
+        start, start_cpu = time.perf_counter(), time.process_time()
+        if arguments.side == "dense":
+            graph = dense_graph(vectors, users, items, arguments.threshold)
+        elif arguments.parts:
+            similar = similarity_graph(vectors, K, arguments.threshold)
+            parts["similarity"] = time.perf_counter() - start
+            together = co_occurrence_graph(users, items, len(vectors), K)
+            parts["co-occurrence"] = time.perf_counter() - start - parts["similarity"]
+            graph = normalized(similar + together)
+        else:
+            graph = refined_graph(vectors, users, items, similar_k=K, co_k=K, threshold=arguments.threshold)
+        seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
     graph = graph if isinstance(graph, csr_array) else csr_array(graph.numpy())
     save_npz(arguments.save, graph)
-    added = {"added": (peak[0] - before) / 2**20, "peak": peak[0] / 2**20}
+    added = {"added": memory.added_mib, "peak": memory.peak_mib}
     return {"seconds": seconds, "cpu": cpu, **added, "edges": graph.nnz, "interactions": len(users), **parts}
 
 

@@ -14,37 +14,22 @@ import subprocess
 import sys
 import time
 
-import psutil
-from common import markdown_table, quiet_config
+from common import PeakMemory, markdown_table, quiet_config
 
 
 def measure(side: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Seconds and added MiB of one side; runs in a process of its own."""
-    import threading
-
     from recbole.data.dataset import SequentialDataset
 
     from recbole_mm.data.dataset import create_dataset
 
     config = quiet_config("SASRec", arguments.dataset, data_path=arguments.data_path)
     dataset = create_dataset(config) if side == "ours" else SequentialDataset(config)
-    process = psutil.Process()
-    before = process.memory_info().rss
-    peak, stop = [before], threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.002):
-            peak[0] = max(peak[0], process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start = time.perf_counter()
-    batch = dataset.build()[0][list(range(2048))]
-    seconds = time.perf_counter() - start
-    peak[0] = max(peak[0], process.memory_info().rss)
-    stop.set()
-    watcher.join()
-    return {"seconds": seconds, "added_mb": (peak[0] - before) / 2**20, "rows": len(batch)}
+    with PeakMemory() as memory:
+        start = time.perf_counter()
+        batch = dataset.build()[0][list(range(2048))]
+        seconds = time.perf_counter() - start
+    return {"seconds": seconds, "added_mb": memory.added_mib, "rows": len(batch)}
 
 
 def main() -> None:
