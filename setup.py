@@ -56,8 +56,10 @@ setup(
     ],
     extras_require={
         "timm": ["timm>=1.0"],
+        "tune": ["optuna>=4.0"],
         "wandb": ["wandb>=0.18"],
         "dev": [
+            "optuna>=4.0",
             "pytest>=8.2",
             "pytest-timeout>=2.3",
             "ruff>=0.8",

@@ -21,7 +21,7 @@ LARGE_GRAPH = ["--items", "300000", "--interactions", "8800000", "--users", "993
 def commands(data_path: str | None) -> list[list[str]]:
     """Scripts and arguments in order."""
     found = [["full_sequence.py", "--seeds", "1,2,3"], ["full_ranking.py"], ["second_run.py"], ["yes_no_answers.py"]]
-    found += [["text_generation.py"], ["graph_refinement.py"]]
+    found += [["text_generation.py"], ["preference_summaries.py"], ["sft_memory.py"], ["graph_refinement.py"]]
     found += [["graph_refinement.py", *LARGE_GRAPH]]
     if data_path:
         found += [

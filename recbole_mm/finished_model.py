@@ -1,4 +1,4 @@
-"""The trained model of a finished run, for a model of another run to build on (Molar's `id_model_path`)."""
+"""The trained model of a finished run, for a model of another run to build on (`id_model_path`, `first_stage_path`)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,12 @@ SAME = (
     "ITEM_ID_FIELD",
     "TIME_FIELD",
     "MAX_ITEM_LIST_LENGTH",
+    "positives",
 )
 """Settings that number users and items, or bound the length of a history: they must be those of the finished run."""
+
+UNSAID = {"positives": "last"}
+"""What settings mean in the run of a version that did not have them."""
 
 SAME_SPLIT = ("split", "order", "group_by")
 """Parts of `eval_args` that decide what is held out; with others the finished run may have trained on test items."""
@@ -63,19 +67,46 @@ def read_finished_model(folder: str | Path, config: Config, key: str = "id_model
         ConfigError: it is no finished run, or one whose items or held-out interactions are others.
         CheckpointError: its weights are damaged.
     """
+    theirs = config_of_finished_run(folder, config, key)
+    tree = load_tree(Path(folder) / "model.safetensors")
+    return FinishedModel(theirs["model"], theirs.as_dict(), tree.get("state_dict", tree))
+
+
+def config_of_finished_run(folder: str | Path, config: Config, key: str) -> Config:
+    """The settings of a finished run on the same data, split the same way.
+
+    Args:
+        folder, config, key: as for `read_finished_model`.
+
+    Raises:
+        ConfigError: it is no finished run, or one whose items or held-out interactions are others.
+    """
     folder = Path(folder)
     for name in ("config.yaml", "result.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise ConfigError(f"{key}: {folder} has no {name}; give the folder of a finished run")
     theirs = Config.load(folder)
+    check_same_data(theirs, config, f"{key}: {folder}")
+    return theirs
+
+
+def check_same_data(theirs: Config, ours: Config, who: str) -> None:
+    """Make sure that two runs number users and items alike and hold out the same interactions.
+
+    Args:
+        theirs, ours: settings of both.
+        who: they are, for errors.
+
+    Raises:
+        ConfigError: they do not.
+    """
     for name in SAME:
-        if theirs[name] != config[name]:
-            raise ConfigError(f"{key}: {folder} was run with {name}: {theirs[name]!r}, this run has {config[name]!r}")
+        found, wanted = (UNSAID.get(name) if config[name] is None else config[name] for config in (theirs, ours))
+        if found != wanted:
+            raise ConfigError(f"{who} was run with {name}: {found!r}, this run has {wanted!r}")
     for name in SAME_SPLIT:
-        if theirs["eval_args"].get(name) != config["eval_args"].get(name):
+        if theirs["eval_args"].get(name) != ours["eval_args"].get(name):
             raise ConfigError(
-                f"{key}: {folder} held out other interactions (eval_args.{name}: {theirs['eval_args'].get(name)!r}), "
+                f"{who} held out other interactions (eval_args.{name}: {theirs['eval_args'].get(name)!r}), "
                 "so it may have been trained on what is tested here"
             )
-    tree = load_tree(folder / "model.safetensors")
-    return FinishedModel(theirs["model"], theirs.as_dict(), tree.get("state_dict", tree))

@@ -24,10 +24,12 @@ from recbole_mm.evaluation.per_user import FILE as PER_USER
 from recbole_mm.evaluation.per_user import per_user_table, write_per_user
 from recbole_mm.evaluation.phases import Phases, split
 from recbole_mm.evaluation.ranking import RankingData
+from recbole_mm.first_stage import has_first_stage, open_first_stage, results_beside
 from recbole_mm.log import close_logging, init_logging
 from recbole_mm.models.full_sequence import full_sequence_class
 from recbole_mm.protocol import held_out_seen
 from recbole_mm.provisions import provide
+from recbole_mm.report import beside_table
 from recbole_mm.stages import Stages, versions
 from recbole_mm.training.checkpoint import safe_torch_load
 from recbole_mm.training.trainer import load_weights, make_trainer
@@ -35,6 +37,7 @@ from recbole_mm.training.trainer import load_weights, make_trainer
 logger = logging.getLogger(__name__)
 
 CONFIG, RESULT, WEIGHTS, CHECKPOINT = "config.yaml", "result.json", "model.safetensors", "checkpoint.safetensors"
+PROTOCOL = ("eval_args", "mask_history", "candidates", "positives", "valid_metric")
 NO_EFFECT_ON_RESULT = {
     "resume",
     "show_progress",
@@ -57,6 +60,7 @@ class Run:
         run_dir: the run's folder.
         test_result, best_valid_result: metric -> value, as RecBole names them.
         sees_held_out: how its training saw held-out interactions, one text each; empty where it did not.
+        beside: test metrics of other models that a result of this one is printed beside, by name.
     """
 
     config: Config
@@ -67,6 +71,7 @@ class Run:
     test_result: dict[str, float] = field(default_factory=dict)
     best_valid_result: dict[str, float] = field(default_factory=dict)
     sees_held_out: list[str] = field(default_factory=list)
+    beside: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def run(
@@ -108,8 +113,10 @@ def _train_and_test(config: Config, run_dir: Path) -> Run:
     sees_held_out = held_out_seen(config, config.model_class)
     for text in sees_held_out:
         logger.warning("SEES HELD-OUT DATA: %s; no result of this run is one of the train-only protocol", text)
+    beside = results_beside(config, run_dir, stages) if has_first_stage(config.model_class) else {}
     assembled = assemble(config, run_dir, stages)
-    assembled.sees_held_out = sees_held_out
+    assembled.sees_held_out[:0] = sees_held_out
+    assembled.beside = beside
     trainer = make_trainer(config, assembled.model, run_dir)
     phases, show_progress = assembled.phases, config["show_progress"]
     with stages("training"):
@@ -124,6 +131,8 @@ def _train_and_test(config: Config, run_dir: Path) -> Run:
     write_result(assembled, stages, trainer.timings)
     logger.info("best valid: %s", dict2str(assembled.best_valid_result))
     logger.info("test:       %s", dict2str(assembled.test_result))
+    if assembled.beside:
+        logger.info("beside:\n%s", beside_table({config["model"]: assembled.test_result, **assembled.beside}))
     return assembled
 
 
@@ -143,7 +152,7 @@ def load(run_dir: str | os.PathLike) -> Run:
     loaded.model.eval()
     result = read_result(run_dir)
     loaded.test_result, loaded.best_valid_result = result["test_result"], result["best_valid_result"]
-    loaded.sees_held_out = result.get("sees_held_out", [])
+    loaded.sees_held_out, loaded.beside = result.get("sees_held_out", []), result.get("beside", {})
     return loaded
 
 
@@ -154,15 +163,20 @@ def assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
         dataset = create_dataset(config)
         logger.info("%s", dataset)
     model_class = full_sequence_class(config.model_class) if config["full_sequence"] else config.model_class
+    first = None
     with stages("artifacts"):
+        if has_first_stage(model_class):
+            first = open_first_stage(config, dataset, run_dir)
         provide(config, dataset, model_class, run_dir)
+    if first is not None:
+        dataset.hand_over({**dataset.provided, "first_stage": first})
     with stages("split"):
-        phases = split(config, dataset, model_class)
+        phases = split(config, dataset, model_class, run_dir)
     init_seed(config["seed"], config["reproducibility"])
     with safe_torch_load():
         model = model_class(config, phases.train_dataset).to(config["device"])
     logger.info("%s", model)
-    return Run(config, dataset, model, phases, run_dir)
+    return Run(config, dataset, model, phases, run_dir, sees_held_out=[] if first is None else first.sees_held_out)
 
 
 def choose_run_dir(config: Config) -> tuple[Path, bool]:
@@ -241,7 +255,8 @@ def write_result(finished: Run, stages: Stages, timings: Mapping[str, Any]) -> N
         "best_valid_result": {key: float(value) for key, value in finished.best_valid_result.items()},
         "seed": config["seed"],
         "sees_held_out": list(finished.sees_held_out),
-        "protocol": {key: config[key] for key in ("eval_args", "mask_history", "candidates", "valid_metric")},
+        **({"beside": finished.beside} if finished.beside else {}),
+        "protocol": {key: config[key] for key in PROTOCOL},
         "stages": stages.as_dict(),
         "timings": dict(timings),
         "versions": versions(),

@@ -15,8 +15,8 @@ from recbole_mm.artifacts.store import Store
 from recbole_mm.config import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.progress import duration
-from recbole_mm.provisions import OF_THE_MLLM, artifact_dir, required
-from recbole_mm.reasoning.estimate import TEMPLATE, PlannedStage, reasoning_stages
+from recbole_mm.provisions import OF_THE_MLLM, artifact_dir, needed
+from recbole_mm.reasoning.estimate import TEMPLATE, Estimate, PlannedStage
 from recbole_mm.reasoning.stage import NEEDS as OF_REASONING
 from recbole_mm.unloaded import feature_stages, mllm_stages, unloaded_generator
 
@@ -74,7 +74,7 @@ def plan(
         RecboleMMError: what would stop the run, too: settings, the data, a model of another kind.
     """
     config = Config(model, dataset, config_files, config_dict, command_line)
-    needs = required(config, config.model_class)
+    needs = needed(config, config.model_class)
     planned = Plan(config)
     specs = config["item_features"] or {}
     if not needs and not specs:
@@ -85,12 +85,14 @@ def plan(
     try:
         if set(needs) & set(OF_THE_MLLM):
             planned.stages += mllm_stages(config, data, store, needs, planned.notes)
+        estimate = None
         if set(needs) & set(OF_REASONING):
             generator = unloaded_generator(config, data, planned.notes)
-            planned.stages += reasoning_stages(
-                config, data, store, artifact_dir(config), generator, needs, planned.notes
-            )
-        planned.stages += feature_stages(config, data, store, specs, planned.notes)
+            estimate = Estimate(config, data, store, artifact_dir(config), generator, planned.notes)
+            planned.stages += estimate.stages(needs)
+        if "answering_mllm" in needs and config["sft_tuning"] != "none":
+            planned.notes.append("the MLLM is fine-tuned after that (sft_tuning), which is not estimated here")
+        planned.stages += feature_stages(config, data, store, specs, planned.notes, estimate)
     finally:
         store.close()
     return planned

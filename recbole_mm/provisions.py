@@ -7,19 +7,23 @@ once through the artifact store and sets them on the dataset, so that models see
 |---|---|
 | `mllm` | `mllm`: the multimodal LLM without its language-model head |
 | `mllm_with_head` | `mllm`: the same with it |
+| `answering_mllm` | `mllm`: the same with it, fine-tuned to answer the model's prompts as `sft_*` say |
+| `answer_writer` | `write_texts`: has `text_backend` write answers; `mllm`: without weights, to word prompts |
 | `item_vectors` | `item_vectors`: (n_items, h) float32, of image and text as `modalities` says (Molar, Eq. 1) |
 | `item_text_vectors` | `item_text_vectors`: the same of the text alone |
 | `item_tokens` | `item_token_ids` (n_items, T) int32 and `item_token_lengths` (n_items,) |
 | `id_model_run` | `id_model_run`: the trained model of the run folder in `id_model_path` |
 | `item_text_features` | `fused_vectors`: (n_items, d) float32, sentence vectors of what is said of items (MLLMRec) |
 | `user_profiles` | `profile_vectors`: (n_users, d) float32, sentence vectors of users' preference profiles (MLLMRec) |
+| `item_texts` | `item_texts`: what is said of each item, by RecBole's id; None where there is nothing (MLLM-MSR) |
+| `user_preferences` | `preferences`: what each user prefers after each history that is asked about (MLLM-MSR) |
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +36,7 @@ from recbole_mm import __version__
 from recbole_mm.artifacts.store import Store
 from recbole_mm.artifacts.vectors import vectors_through_store
 from recbole_mm.data.content import ItemContent
-from recbole_mm.data.features import load_features
+from recbole_mm.data.features import load_features, reads_summaries
 from recbole_mm.data.pretrained import locate
 from recbole_mm.errors import ConfigError, ModelLoadError
 from recbole_mm.finished_model import read_finished_model
@@ -41,16 +45,19 @@ from recbole_mm.mllm.item_tokens import tokenize_items
 from recbole_mm.mllm.loading import load_mllm
 from recbole_mm.mllm.model import MLLM
 from recbole_mm.mllm.tiny import build_tiny
+from recbole_mm.models.answering.tuning import SftSettings, tuned_answerer
 from recbole_mm.reasoning import stage as reasoning
 from recbole_mm.reasoning.left_out import LeftOut
 from recbole_mm.reasoning.settings import ReasoningSettings
 from recbole_mm.texts.generator import open_generator
+from recbole_mm.texts.request import Request
+from recbole_mm.texts.stage import TextReport, texts_through_store
 from recbole_mm.tuned_mirm import MirmSettings, tuned_mirm
 
 logger = logging.getLogger(__name__)
 
 OF_THE_MLLM = ("mllm", "mllm_with_head", "item_vectors", "item_text_vectors", "item_tokens")
-NEEDS = (*OF_THE_MLLM, "id_model_run", *reasoning.NEEDS)
+NEEDS = (*OF_THE_MLLM, "answering_mllm", "answer_writer", "id_model_run", *reasoning.NEEDS)
 
 
 def artifact_dir(config) -> Path:
@@ -79,8 +86,49 @@ def open_mllm(config, dataset, with_head: bool = False) -> MLLM:
         ModelLoadError: the model cannot be found or loaded.
         ConfigError: settings of the fine-tuning that are not accepted or do not fit together.
     """
-    hub_logging.disable_progress_bar()  # transformers' bars for every file it reads or writes
     settings = MirmSettings.of(config)
+    name, load = _base_mllm(config, dataset)
+    if settings.tuning != "none":
+        name = str(tuned_mirm(config, dataset, settings, name, load, artifact_dir(config)))
+    return load(name, dtype=config["mllm_dtype"] or "auto", with_head=with_head)
+
+
+def open_answering_mllm(config, dataset, model_class: Any) -> MLLM:
+    """The multimodal LLM of `mllm` with its head, fine-tuned first to answer the prompts of a model unless `sft_tuning`
+    is none.
+
+    Args:
+        config: of the run.
+        dataset: loaded and not yet split, with what the prompts tell.
+        model_class: its `build_prompt(config, dataset, mllm)` makes the prompt.
+
+    Raises:
+        ModelLoadError: the model cannot be found or loaded.
+        ConfigError, DataError: settings that are not accepted or do not fit together, or nothing to learn from.
+    """
+    settings = SftSettings.of(config)
+    name, load = _base_mllm(config, dataset)
+    if settings.tuning != "none":
+        prompt_of = partial(model_class.build_prompt, config, dataset)
+        name = str(tuned_answerer(config, dataset, settings, name, load, artifact_dir(config), prompt_of))
+    return load(name, dtype=config["mllm_dtype"] or "auto", with_head=True)
+
+
+def text_writer(config, dataset) -> Callable[[str, Mapping[Any, Request]], TextReport[Any]]:
+    """`write(stage, requests)`: `text_backend` through the artifact store, whenever it is called; the model is loaded
+    with the first text that is not there yet."""
+    generator = open_generator(config, partial(open_mllm, config, dataset, with_head=True))
+
+    def write(stage: str, requests: Mapping[Any, Request]) -> TextReport[Any]:
+        with open_store(config) as store:
+            return texts_through_store(store, stage, generator, requests, show_progress=False)
+
+    return write
+
+
+def _base_mllm(config, dataset) -> tuple[str, Callable[..., MLLM]]:
+    """Folder or hub id of `mllm`, the tiny one built if it is not there yet; and what loads a model for the run."""
+    hub_logging.disable_progress_bar()  # transformers' bars for every file it reads or writes
     name, family = config["mllm"], tiny_family(config["mllm"])
     if family is not None:
         name = str(tiny_mllm(config, dataset, family))
@@ -90,10 +138,7 @@ def open_mllm(config, dataset, with_head: bool = False) -> MLLM:
             config["mllm"],
             family,
         )
-    load = partial(load_mllm, device=config["device"], trust_remote_code=bool(config["trust_remote_code"]))
-    if settings.tuning != "none":
-        name = str(tuned_mirm(config, dataset, settings, name, load, artifact_dir(config)))
-    return load(name, dtype=config["mllm_dtype"] or "auto", with_head=with_head)
+    return name, partial(load_mllm, device=config["device"], trust_remote_code=bool(config["trust_remote_code"]))
 
 
 def tiny_family(name: str) -> str | None:
@@ -146,7 +191,7 @@ def provide(config, dataset, model_class: type, run_dir: Path | None = None) -> 
     Raises:
         ConfigError: the class requires something unknown here.
     """
-    needs = required(config, model_class)
+    needs = needed(config, model_class)
     if unknown := set(needs) - set(NEEDS):
         raise ConfigError(f"model {model_class.__name__} requires {sorted(unknown)}, which nothing provides")
     specs = config["item_features"] or {}
@@ -157,7 +202,9 @@ def provide(config, dataset, model_class: type, run_dir: Path | None = None) -> 
     provided: dict[str, Any] = {}
     if "id_model_run" in needs:  # before anything costly, so that a wrong path costs nothing
         provided["id_model_run"] = read_finished_model(config["id_model_path"], config)
-    if set(needs) & set(reasoning.NEEDS):
+    if "answering_mllm" in needs:
+        SftSettings.of(config)
+    if set(needs) & set(reasoning.ENCODED):
         _find_sentence_encoder(ReasoningSettings.of(config).sentence_encoder)
     mllm = None
     if set(needs) & set(OF_THE_MLLM):
@@ -167,7 +214,14 @@ def provide(config, dataset, model_class: type, run_dir: Path | None = None) -> 
             provided |= _from_mllm(config, dataset.content, store, mllm, needs)
         if set(needs) & set(reasoning.NEEDS):
             provided |= _from_texts(config, dataset, store, needs, LeftOut(run_dir))
-        provided["item_features"] = _features(config, dataset, store, specs, mllm)
+        provided["item_features"] = _features(config, dataset, store, specs, mllm, provided.get("item_texts"))
+    if "answering_mllm" in needs:
+        dataset.hand_over(provided)  # what prompts tell
+        provided["mllm"] = open_answering_mllm(config, dataset, model_class)
+    if "answer_writer" in needs:
+        name, load = _base_mllm(config, dataset)
+        provided["mllm"] = load(name, with_head=True, without_weights=True)
+        provided["write_texts"] = text_writer(config, dataset)
     dataset.hand_over(provided)
     for name in set(specs) & set(config["selected_features"] or ()):
         dataset.declare_feature_field(name, torch.from_numpy(dataset.item_features[name]))
@@ -196,7 +250,7 @@ def _find_sentence_encoder(name: str) -> None:
 
 
 def _from_texts(config, dataset, store: Store, needs: Sequence[str], left_out: LeftOut) -> dict[str, Any]:
-    """Vectors of what is written of items and users, by the name a dataset has them under."""
+    """What is written of items and users, or its vectors, by the name a dataset has it under."""
     generator = open_generator(config, partial(open_mllm, config, dataset, with_head=True))
     stage = reasoning.Reasoning(config, dataset, store, artifact_dir(config), generator, left_out)
     return stage.provide(needs)
@@ -209,9 +263,19 @@ def required(config, model_class: type) -> tuple[str, ...]:
     return tuple(getattr(model_class, "requires", ()))
 
 
-def _features(config, dataset, store: Store, specs: Mapping[str, Any], mllm: MLLM | None) -> dict[str, np.ndarray]:
+def needed(config, model_class: type) -> tuple[str, ...]:
+    """What a class needs, and the item texts where a feature of `item_features` is made of them."""
+    needs = required(config, model_class)
+    if reads_summaries(config["item_features"] or {}) and "item_texts" not in needs:
+        return (*needs, "item_texts")
+    return needs
+
+
+def _features(
+    config, dataset, store: Store, specs: Mapping[str, Any], mllm: MLLM | None, summaries: Sequence[str | None] | None
+) -> dict[str, np.ndarray]:
     def with_mllm(content: ItemContent) -> np.ndarray:
         return encode_with_mllm(config, content, store, mllm or open_mllm(config, dataset))
 
     compute = partial(vectors_through_store, store, show_progress=config["show_progress"])
-    return load_features(specs, dataset.content, compute, config["device"], with_mllm)
+    return load_features(specs, dataset.content, compute, config["device"], with_mllm, summaries)

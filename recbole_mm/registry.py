@@ -40,6 +40,19 @@ OWN_MODELS: tuple[tuple[str, str, str, str], ...] = (
         "arXiv 2508.15304.",
     ),
     (
+        "MLLMMSR",
+        "recbole_mm.models.mllmmsr:MLLMMSR",
+        "sequential",
+        "Harnessing Multimodal Large Language Models for Multimodal Sequential Recommendation, arXiv 2408.09698.",
+    ),
+    (
+        "TALLRec",
+        "recbole_mm.models.tallrec:TALLRec",
+        "sequential",
+        "TALLRec: An Effective and Efficient Tuning Framework to Align Large Language Model with Recommendation, "
+        "arXiv 2305.00447.",
+    ),
+    (
         "DuoRec",
         "recbole_mm.models.duorec:DuoRec",
         "sequential",

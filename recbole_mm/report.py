@@ -38,3 +38,26 @@ def result_table(
         lines.append(metric.ljust(width) + "".join(cell.rjust(9) for cell in cells))
     warnings = [f"{SEES_HELD_OUT}: {text}" for text in sees_held_out]
     return "\n".join([*lines, *warnings, str(run_dir)])
+
+
+def beside_table(results: Mapping[str, Mapping[str, float]]) -> str:
+    """Metrics of several models on the same cases, one row per metric and one column per model.
+
+    Args:
+        results: model -> metric -> value; the first model's metrics are the rows.
+
+    Example:
+        >>> print(beside_table({"X": {"hit@5": 0.25}, "Pop": {"hit@5": 0.125}}))
+                    X       Pop
+        hit@5  0.2500    0.1250
+    """
+    first = next(iter(results.values()))
+    rows = [["", *results]]
+    rows += [[metric, *(f"{of[metric]:.4f}" if metric in of else "" for of in results.values())] for metric in first]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths[2:] = [max(8, width) for width in widths[2:]]
+    lines = (
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
+        for row in rows
+    )
+    return "\n".join(lines)

@@ -237,6 +237,7 @@ KINDS: dict[str, Kind] = {
     "eval_args": _MAPPING,
     "mask_history": _FLAG,
     "candidates": _choice("interacted", "catalogue"),
+    "positives": _choice("last", "popular"),
     "eval_memory_mb": _ABOVE_ZERO,
     "save_per_user": _FLAG,
     "repeatable": _FLAG,

@@ -12,14 +12,14 @@ from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFo
 
 from recbole_mm.artifacts.store import artifact_key
 from recbole_mm.data.content import ItemContent
-from recbole_mm.data.features import MLLM, FeatureSpec
+from recbole_mm.data.features import MLLM, SUMMARY, FeatureSpec, summary_hash
 from recbole_mm.errors import ConfigError
 from recbole_mm.mllm.encode import DEFAULT_TEXT_TOKENS, runs_in_bfloat16, vector_key, vector_parameters
 from recbole_mm.mllm.loading import weights_dtype
 from recbole_mm.mllm.prompts import ItemPrompt
 from recbole_mm.mllm.source import Source
 from recbole_mm.provisions import tiny_family, tiny_folder
-from recbole_mm.reasoning.estimate import PlannedStage
+from recbole_mm.reasoning.estimate import Estimate, PlannedStage
 from recbole_mm.reasoning.vectors import known_identity
 from recbole_mm.texts.generator import Generator, open_generator, writing_of
 from recbole_mm.texts.hf import IMAGE_PIXELS, HfGenerator
@@ -146,9 +146,23 @@ def _item_vectors(config: Any, content: ItemContent, store: Any, source: Source 
 
 
 def feature_stages(
-    config: Any, dataset: Any, store: Any, specs: Mapping[str, Any], notes: list[str]
+    config: Any,
+    dataset: Any,
+    store: Any,
+    specs: Mapping[str, Any],
+    notes: list[str],
+    estimate: Estimate | None = None,
 ) -> list[PlannedStage]:
-    """Vectors of `item_features` that an encoder makes; those of a file are there."""
+    """Vectors of `item_features` that an encoder makes; those of a file are there.
+
+    Args:
+        config: of the run.
+        dataset: loaded.
+        store: of artifacts, read only.
+        specs: `item_features`.
+        notes: what cannot be told is added here.
+        estimate: of the reasoning stage, for features `on: summary`.
+    """
     planned = []
     for name, settings in specs.items():
         spec = FeatureSpec.parse(name, settings)
@@ -159,16 +173,25 @@ def feature_stages(
             planned.append(_item_vectors(config, dataset.content, store, run_mllm(config, dataset, notes), label))
             continue
         if spec.on is None:
-            raise ConfigError(f"item_features.{name}: on is missing: image or text")
-        view = dataset.content.only(spec.on)
-        has = {"image": lambda item, view=view: view.source.has_image(view.tokens[item]), "text": view.text}[spec.on]
-        prints = set(view.fingerprints([item for item in range(1, len(view)) if has(item)]))
-        identity = known_identity(str(spec.encoder), spec.revision) if spec.on == "text" else None
+            raise ConfigError(f"item_features.{name}: on is missing: image, text or summary")
+        prints, unknown = _feature_inputs(dataset, spec, estimate)
+        identity = None if spec.on == "image" else known_identity(str(spec.encoder), spec.revision)
         if identity is None:
-            planned.append(PlannedStage(label, str(spec.encoder), None, len(prints), at_most=True))
+            planned.append(PlannedStage(label, str(spec.encoder), None, len(prints) + unknown, at_most=True))
             continue
         parameters = {"kind": "sentence-transformers", "normalize": bool(spec.normalize)}
-        keys = [artifact_key("text_vector", identity, "", parameters, each) for each in prints]
+        keys = [artifact_key(f"{spec.on}_vector", identity, "", parameters, each) for each in prints]
         done = len(store.contains(keys))
-        planned.append(PlannedStage(label, str(spec.encoder), done, len(prints) - done))
+        to_do = len(prints) - done + unknown
+        planned.append(PlannedStage(label, str(spec.encoder), done, to_do, at_most=bool(unknown)))
     return planned
+
+
+def _feature_inputs(dataset: Any, spec: FeatureSpec, estimate: Estimate | None) -> tuple[set[str], int]:
+    """Hashes of what an encoder reads, as far as they are known, and how many are not."""
+    if spec.on == SUMMARY:
+        assert estimate is not None, "a feature of summaries is what item texts are needed for"
+        return {summary_hash(text) for text in estimate.summaries if text}, len(estimate.unwritten)
+    view = dataset.content.only(spec.on)
+    has = {"image": lambda item: view.source.has_image(view.tokens[item]), "text": view.text}[str(spec.on)]
+    return set(view.fingerprints([item for item in range(1, len(view)) if has(item)])), 0

@@ -76,12 +76,12 @@ def test_answers_are_resolved_where_they_stand(mllm):
 
 def tokenizer(**encoded):
     """An MLLM whose tokenizer gives `encoded[word]` behind the tail [1, 2]."""
-    ids = {"tail ": [1, 2], **{f"tail {word}": value for word, value in encoded.items()}}
+    ids = {"tail\n": [1, 2], **{f"tail\n{word}": value for word, value in encoded.items()}}
     return SimpleNamespace(name="some model", token_ids=ids.__getitem__)
 
 
 def test_the_first_token_behind_the_tail_counts():
-    assert resolve_yes_no(tokenizer(Yes=[1, 2, 7, 8], No=[1, 2, 9]), "tail ") == (7, 9)
+    assert resolve_yes_no(tokenizer(Yes=[1, 2, 7, 8], No=[1, 2, 9]), "tail\n") == (7, 9)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_the_first_token_behind_the_tail_counts():
 )
 def test_answers_that_cannot_be_told_apart_are_refused(encoded, message):
     with pytest.raises(ConfigError, match=message) as raised:
-        resolve_yes_no(tokenizer(**encoded), "tail ")
+        resolve_yes_no(tokenizer(**encoded), "tail\n")
     assert "\n" not in str(raised.value).replace("\\n", "")
 
 

@@ -15,9 +15,10 @@ from recbole_mm.mllm.tiny import build_tiny
 from recbole_mm.models.collm import CoLLM, prompt
 from recbole_mm.models.collm.filters import build_filter
 from recbole_mm.models.collm.model import FILTER, TEXT, VECTORS
-from recbole_mm.models.collm.parts import VectorMapper, first_of_each_row, softsign_below_zero
-from recbole_mm.models.collm.prompt import NO_TITLE, Prompt, read_titles
+from recbole_mm.models.collm.parts import VectorMapper
+from recbole_mm.models.collm.prompt import NO_TITLE, Prompt
 from recbole_mm.models.lora import LORA, with_lora
+from recbole_mm.models.titles import read_titles
 from recbole_mm.training.checkpoint import load_tree
 from recbole_mm.training.trainer import make_trainer
 from tests.conftest import TOY_SETTINGS
@@ -160,21 +161,6 @@ def test_lora_that_cannot_be(mllm, wrong):
     with pytest.raises(ConfigError, match=r"linear maps are .*q_proj") as raised:
         with_lora(mllm.family.decoder(mllm.model), **settings)
     assert "\n" not in str(raised.value)
-
-
-def test_scores_below_zero_keep_their_order():
-    scores = torch.tensor([-1e4, -3.0, 0.0, 1e-6, 2.0, 50.0, 51.0, 1e5], dtype=torch.float64)
-    squeezed = softsign_below_zero(scores)
-    assert (squeezed.diff() > 0).all()
-    assert -1 < squeezed[0] < squeezed[-1] < 0
-
-
-def test_first_of_each_row_breaks_ties_by_column():
-    scores = torch.tensor([[9.0, 5.0, 7.0, 5.0, 5.0], [1.0, 1.0, 1.0, 1.0, 1.0], [3.0, 2.0, 1.0, 0.0, 4.0]])
-    allowed = torch.tensor([[False, True, True, True, True]] * 2 + [[False, False, False, True, False]])
-    assert first_of_each_row(scores, allowed, 2).nonzero().tolist() == [[0, 1], [0, 2], [1, 1], [1, 2], [2, 3]]
-    assert torch.equal(first_of_each_row(scores, allowed, None), allowed)
-    assert torch.equal(first_of_each_row(scores, allowed, 7), allowed)
 
 
 @pytest.mark.parametrize("name", ["MF", "LightGCN", "SASRec", "GRU4Rec", "FPMC"])

@@ -47,6 +47,8 @@ def test_the_mean_of_a_column_is_the_reported_metric(evaluated):
     assert columns == [f"{metric.lower()}@{k}" for metric in METRICS for k in CONFIG["topk"]]
     for name in columns:
         assert table[name].to_numpy().mean() == pytest.approx(reported[name], abs=1e-12), name
+    weighted = np.average(table["gauc"].to_numpy(), weights=table["n_positives"].to_numpy())
+    assert weighted == pytest.approx(reported["gauc"], abs=1e-6), "RecBole's is computed in float32"
 
 
 def test_columns_describe_each_user(evaluated):
@@ -68,7 +70,8 @@ def test_values_without_user_tokens_go_by_recboles_ids(evaluated):
     users, struct = evaluated
     users.user_tokens = None
     assert per_user_table(CONFIG, users, struct)["user_id"].to_pylist()[:3] == ["0", "1", "2"]
-    assert set(per_user_values(CONFIG, struct)) == {f"{m.lower()}@{k}" for m in METRICS for k in CONFIG["topk"]}
+    named = {f"{m.lower()}@{k}" for m in METRICS for k in CONFIG["topk"]}
+    assert set(per_user_values(CONFIG, struct)) == named | {"gauc"}
 
 
 def test_the_file_is_whole_or_not_there(evaluated, tmp_path, monkeypatch):

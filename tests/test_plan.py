@@ -19,8 +19,11 @@ from recbole_mm.mllm import loading
 from recbole_mm.plan import Plan, plan, to_text
 from recbole_mm.provisions import artifact_dir, provide, tiny_mllm
 from recbole_mm.reasoning.estimate import PlannedStage
+from recbole_mm.reasoning.preferences import Cases
+from recbole_mm.reasoning.settings import PreferenceSettings
 from recbole_mm.reasoning.stage import Reasoning
 from recbole_mm.texts import hf
+from recbole_mm.texts.template import TemplateGenerator
 from recbole_mm.unloaded import UnknownWriter
 from tests.conftest import TOY_FEATURES
 from tests.encoders import write_sentence_encoder
@@ -214,3 +217,109 @@ def test_a_planned_run_is_the_run(settings, no_weights, monkeypatch):
     monkeypatch.undo()
     recbole_mm.run("MLLMRec", "toy", config_dict={**settings, "epochs": 1})
     assert plan("MLLMRec", "toy", config_dict={**settings, "epochs": 1}).to_do == 0
+
+
+# --- preferences ------------------------------------------------------------------------------------------------------
+
+
+def written_preferences(given: dict, monkeypatch, writer: RuleWriter):
+    """Let a writer write what a run of MLLM-MSR asks it for, and plan with it; -> the dataset."""
+    monkeypatch.setattr("recbole_mm.plan.unloaded_generator", lambda *_: writer)
+    config = Config("MLLMMSR", "toy", config_dict=given)
+    dataset = create_dataset(config)
+    path = artifact_dir(config)
+    path.mkdir(parents=True, exist_ok=True)
+    with Store(path / "artifacts.sqlite") as store:
+        Reasoning(config, dataset, store, path, writer).provide(("item_texts", "user_preferences"))
+    return config, dataset
+
+
+def test_the_templates_preferences_come_true(settings, no_weights):
+    planned = stages(plan("MLLM-MSR", "toy", config_dict=settings))
+    assert set(planned) == {"user preferences"}
+    assert planned["user preferences"].done == 0
+    assert not Path(settings["checkpoint_dir"]).exists(), "planning writes nothing"
+    config = Config("MLLMMSR", "toy", config_dict=settings)
+    path = artifact_dir(config)
+    path.mkdir(parents=True)
+    with Store(path / "artifacts.sqlite") as store:
+        Reasoning(config, create_dataset(config), store, path, TemplateGenerator()).provide(("user_preferences",))
+        assert store.count("user_preference") == planned["user preferences"].to_do
+    after = plan("MLLM-MSR", "toy", config_dict=settings)
+    assert after.to_do == 0
+    assert "fine-tuned after that" in to_text(after)
+
+
+@pytest.mark.parametrize("way", ["recurrent", "direct"])
+def test_nothing_of_the_preferences_is_left_to_do_once_they_are_written(settings, monkeypatch, way):
+    given = {**settings, **NOWHERE, "preference": way}
+    before = plan("MLLM-MSR", "toy", config_dict=given)
+    preferences = stages(before)["user preferences"]
+    assert preferences.at_most
+    assert not preferences.exact
+    assert preferences.work.new_tokens == preferences.to_do * 256
+    assert "preference texts are made of texts that are not written yet" in to_text(before)
+    writer = RuleWriter()
+    written_preferences(given, monkeypatch, writer)
+    described = sum(request.image is not None for request in writer.asked)
+    asked = len(writer.asked) - described
+    assert 0 < asked <= preferences.to_do
+    after = stages(plan("MLLM-MSR", "toy", config_dict=given))
+    assert len(writer.asked) == asked + described
+    assert (after["user preferences"].done, after["user preferences"].to_do) == (asked, 0)
+    assert after["user preferences"].measured or after["user preferences"].work.calls == 0
+    assert after["item descriptions"].to_do == 0
+
+
+def test_a_chain_is_known_as_far_as_it_is_written(settings, monkeypatch):
+    """What failed, and all that would be made of it, is to do; the rest of the chains is not."""
+    given = {**settings, **NOWHERE, "item_text": "text"}
+    writer = RuleWriter(lambda prompt: "down" if "number 7;" in prompt else None)
+    config, dataset = written_preferences(given, monkeypatch, writer)
+    found = plan("MLLM-MSR", "toy", config_dict=given)
+    stage = stages(found)["user preferences"]
+    chains = Cases.of(config, dataset).chains(PreferenceSettings.of(config))
+    sequences = Cases.of(config, dataset).sequences()
+    seven = list(dataset.item_tokens()).index("i7")
+    open_, failed = set(), set()
+    for node in chains.starts:
+        if seven in sequences[node[0]][chains.starts[node] : node[1]]:
+            failed.add(node)
+        if node in failed or chains.before(node) in open_:
+            open_.add(node)
+    assert 0 < len(failed) < len(open_) < len(chains)
+    assert stage.to_do <= len(open_)
+    assert stage.to_do >= len({tuple(sequences[user][:end].tolist()) for user, end in open_})
+    assert "have failed before" in to_text(found)
+    assert f"{len(chains)} blocks" in to_text(found)
+
+
+def test_preferences_of_an_llm_here_are_counted_by_its_tokenizer(settings, no_weights, monkeypatch):
+    monkeypatch.undo()
+    config = Config("MLLMMSR", "toy", config_dict=settings)
+    model = tiny_mllm(config, create_dataset(config))
+    given = {**settings, **HF, "text_model": str(model), "item_text": "text", "preference_block_size": 100}
+    stage = stages(plan("MLLM-MSR", "toy", config_dict=given))["user preferences"]
+    assert stage.exact, "one block each: no prompt holds a text that is not written"
+    assert not stage.at_most
+    assert stage.work.calls == stage.to_do
+
+
+def test_without_preferences_only_items_are_described(settings):
+    given = {**settings, **NOWHERE, "preference": "none"}
+    assert set(stages(plan("MLLM-MSR", "toy", config_dict=given))) == {"item descriptions"}
+
+
+# --- features of summaries --------------------------------------------------------------------------------------------
+
+
+def test_features_of_summaries_are_counted(settings, encoder):
+    given = {**settings, "item_features": {"told": {"encoder": encoder, "on": "summary"}}, "item_text": "image"}
+    before = stages(plan("GRU4RecF", "toy", config_dict=given))
+    assert set(before) == {"item descriptions", "feature told"}
+    assert before["feature told"].to_do == 40
+    fill(given, "GRU4RecF")
+    after = stages(plan("GRU4RecF", "toy", config_dict=given))
+    assert (after["feature told"].done, after["feature told"].to_do) == (40, 0)
+    server = stages(plan("GRU4RecF", "toy", config_dict={**given, **NOWHERE}))
+    assert (server["feature told"].to_do, server["feature told"].at_most) == (40, True)

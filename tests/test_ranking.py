@@ -321,7 +321,11 @@ def test_ranking_data_takes_its_settings_from_the_config():
         item_num=ITEMS,
         user_num=USERS,
         uid_field="user_id",
-        field2id_token={"user_id": np.array([f"name{i}" for i in range(USERS)])},
+        iid_field="item_id",
+        field2id_token={
+            "user_id": np.array([f"name{i}" for i in range(USERS)]),
+            "item_id": np.array([f"item{i}" for i in range(ITEMS)]),
+        },
         get_item_feature=lambda: Interaction({"item_id": torch.arange(ITEMS)}),
     )
     config = make_config() | {"eval_memory_mb": 3 * ITEMS * 4 / 2**20, "eval_batch_size": 64, "seed": 1}

@@ -38,10 +38,13 @@ GIVEN_ELSEWHERE = {
 """Settings that no layer of an experiment may hold, and where they come from."""
 
 PROTOCOL = (
-    *("dataset", "eval_args", "mask_history", "candidates"),
+    *("dataset", "eval_args", "mask_history", "candidates", "positives"),
     *("user_inter_num_interval", "item_inter_num_interval", "val_interval"),
 )
 """Settings that decide who is ranked against what; rows that differ in one are not tested against each other."""
+
+ABSENT = {"positives": "last"}
+"""What a run did whose config is older than the setting."""
 
 TRAINING = ("epochs", "stopping_step", "eval_step", "max_train_steps", "valid_metric", "load_best_model")
 """Settings that decide how long is trained; rows that differ in one are marked."""

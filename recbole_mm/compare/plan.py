@@ -83,7 +83,7 @@ def plan_rows(
     configs = [[entry.config(trial, seeds[0]) for trial in range(len(entry.row.trials))] for entry in planned]
     _check_alike([entry.row for entry in planned], [trials[0] for trials in configs])
     _check_metrics(metrics or experiment.metrics, configs[0][0])
-    _check_dataset(configs[0][0])
+    check_dataset(configs[0][0])
     return [
         PlannedRow(entry.row, dataset, entry.settings, _not_applicable(entry.row, trials[0]))
         for entry, trials in zip(planned, configs)
@@ -168,7 +168,12 @@ def _check_metrics(metrics: Sequence[str], config: Config) -> None:
         raise ConfigError("save_per_user: False leaves no values per user to test; leave it at True")
 
 
-def _check_dataset(config: Config) -> None:
+def check_dataset(config: Config) -> None:
+    """Make sure that a dataset is there, without reading it.
+
+    Raises:
+        DataError: it is not; the message says where to get it.
+    """
     path = Path(config["data_path"]) / f"{config['dataset']}.inter"
     if not path.is_file() and not config["benchmark_filename"]:
         hint = config["prepare_hint"] or "point --data_path at the folder above the dataset's own"

@@ -32,8 +32,17 @@ def failure(status: int, log: Path) -> str:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[int]:
-    """Hold `folder` against other grids, which would resume the same unfinished runs; gives the lock's descriptor."""
+def alone_in(folder: Path, work: str = "comparison", option: str = "--checkpoint_dir") -> Iterator[int]:
+    """Hold `folder` against other processes, which would resume the same unfinished runs; gives the lock's descriptor.
+
+    Args:
+        folder: of the runs; it is created.
+        work: what is done there, for people.
+        option: names another folder on the command line.
+
+    Raises:
+        CheckpointError: another process holds it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -41,11 +50,11 @@ def alone_in(folder: Path) -> Iterator[int]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise CheckpointError(
-                f"{folder}: another comparison, or a run it started, is at work there; wait for it, or pass another "
-                "--checkpoint_dir"
+                f"{folder}: another {work}, or a run it started, is at work there; wait for it, or pass another "
+                f"{option}"
             ) from error
         except OSError as error:
-            logger.warning("%s cannot be locked (%s): start no second comparison there", folder, error.strerror)
+            logger.warning("%s cannot be locked (%s): start no second %s there", folder, error.strerror, work)
         yield descriptor
     finally:
         os.close(descriptor)

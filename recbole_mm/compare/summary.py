@@ -13,12 +13,22 @@ import pyarrow.parquet as pq
 from recbole.evaluator.register import smaller_metrics
 
 from recbole_mm import pipeline
-from recbole_mm.compare.experiment import PROTOCOL, TRAINING
+from recbole_mm.compare.experiment import ABSENT, PROTOCOL, TRAINING
 from recbole_mm.compare.grid import DONE, FAILED
 from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError, DataError
+from recbole_mm.evaluation.candidates import candidates_digest
 from recbole_mm.evaluation.per_user import FILE as PER_USER
-from recbole_mm.evaluation.significance import Comparison, compare, holm, require_same_users, values_by_user
+from recbole_mm.evaluation.significance import (
+    Comparison,
+    both_have,
+    compare,
+    holm,
+    require_same_candidates,
+    require_same_items,
+    require_same_users,
+    values_by_user,
+)
 from recbole_mm.layers import optional_yaml, properties_dir
 from recbole_mm.settings import read_yaml
 
@@ -203,15 +213,16 @@ def _line(row: TableRow, metrics: Sequence[str], figures: Mapping[str, float]) -
 def _facts(line: Line) -> dict[str, Any]:
     """Protocol and training of a line's first run."""
     config = read_yaml(next(iter(line.row.runs.values())) / pipeline.CONFIG)
-    return {key: config.get(key) for key in (*PROTOCOL, *TRAINING)}
+    return {key: config.get(key, ABSENT.get(key)) for key in (*PROTOCOL, *TRAINING)}
 
 
 def _mark_differences(line: Line, config: Mapping[str, Any], facts: Mapping[str, Any], base: str) -> None:
     """Note every setting of `facts` in which a run of the line differs."""
     for key, value in facts.items():
-        if config.get(key) == value:
+        mine = config.get(key, ABSENT.get(key))
+        if mine == value:
             continue
-        text = f"{key} is {config.get(key)}, not {value} as for {base}"
+        text = f"{key} is {mine}, not {value} as for {base}"
         if text not in line.differs:
             line.differs.append(text)
         if key in PROTOCOL:
@@ -244,15 +255,35 @@ def _paired_values(
             line.users = len(its_users)
             if line is base:
                 users = its_users
-            elif not base.untested and not np.array_equal(users, its_users):
-                line.comparable = False
-                require_same_users(list(base.row.runs.values()), users, list(line.row.runs.values()), its_users)
+            elif not base.untested:
+                _require_alike(base, users, line, its_users)
             values[line.row.name] = its_values
         except DataError as error:
             if strict:
                 raise
             line.untested = str(error)
     return values
+
+
+def _require_alike(base: Line, users: np.ndarray, line: Line, its_users: np.ndarray) -> None:
+    """Refuse to pair lines that ranked other users, held-out items or sampled candidates; such a line gets no place.
+
+    Sampled candidates are those of a seed: the runs of each seed that both lines have must share them.
+
+    Raises:
+        DataError: saying which of it differs.
+    """
+    sides = list(base.row.runs.values()), list(line.row.runs.values())
+    line.comparable = False
+    require_same_users(sides[0], users, sides[1], its_users)
+    require_same_items(*sides)
+    if any(candidates_digest(folder) for side in sides for folder in side):
+        shared = sorted(set(base.row.runs) & set(line.row.runs))
+        if not shared:
+            raise DataError("it has no seed in common, and each seed has sampled candidates of its own")
+        for seed in shared:
+            require_same_candidates(base.row.runs[seed], line.row.runs[seed])
+    line.comparable = True
 
 
 def _test(
@@ -265,7 +296,7 @@ def _test(
         for line in others:
             pair = values[base.row.name].get(metric), values[line.row.name].get(metric)
             if pair[0] is not None and pair[1] is not None:
-                line.cells[metric].test = compare(pair[0], pair[1], seed=0)
+                line.cells[metric].test = compare(*both_have(pair[0], pair[1]), seed=0)
                 cells.append(line.cells[metric])
         for cell, p_value in zip(cells, holm([cell.test.p_value for cell in cells if cell.test is not None])):
             cell.p_holm = p_value

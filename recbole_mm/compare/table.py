@@ -39,11 +39,11 @@ def to_markdown(table: Table) -> str:
     parts = [f"# {table.title}"]
     if table.shows:
         parts.append(table.shows)
-    parts.append(_grid(_header(table), [_markdown_row(table, line) for line in table.lines]))
+    parts.append(markdown_grid(_header(table), [_markdown_row(table, line) for line in table.lines]))
     tests = _tests(table)
     if tests:
         header = ["metric", f"{table.reference} against", "difference", "95% interval", "relative", "p", "p (Holm)"]
-        parts.append(_grid(header, tests))
+        parts.append(markdown_grid(header, tests))
     parts.append("\n".join(f"- {note}" for note in notes(table)))
     return "\n\n".join(parts) + "\n"
 
@@ -78,7 +78,7 @@ def _tests(table: Table) -> list[list[str]]:
     return rows
 
 
-def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose first column stands left, the others right."""
     cells = [[cell.replace("|", r"\|") for cell in row] for row in [header, *rows]]
     widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(header))]

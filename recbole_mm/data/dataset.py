@@ -33,6 +33,7 @@ from recbole_mm.data.interactions import (
     split_by_ratio,
 )
 from recbole_mm.data.item_table import did_you_mean
+from recbole_mm.data.popular import keeps_popular, popular_only
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.layers import properties_dir
 
@@ -167,6 +168,12 @@ class FlatDatasetMixin(FeatureFieldsMixin, HistoriesMixin):
         super()._data_filtering()
         if self.config["candidates"] != "catalogue":
             self._drop_never_interacted()
+
+    def _remap_ID_all(self) -> None:
+        """RecBole's; `positives: popular` then drops rows, when all items have their numbers and stay candidates."""
+        super()._remap_ID_all()
+        if keeps_popular(self.config):
+            self.inter_feat = popular_only(self, self._time_order(), self.config["MAX_ITEM_LIST_LENGTH"] + 1)
 
     def _drop_items_without_content(self) -> None:
         tokens = self.inter_feat[self.iid_field].unique()

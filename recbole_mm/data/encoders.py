@@ -89,7 +89,7 @@ class VisionEncoder:
             `auto`: the pooled output, or the mean where the model has none or the checkpoint lacks its weights.
 
     Raises:
-        ConfigError: `pooling` is unknown.
+        ConfigError: `pooling` is unknown, or it is a model of timm, which is not installed.
         ModelLoadError: the model cannot be found or loaded, or its checkpoint lacks weights.
     """
 
@@ -104,6 +104,8 @@ class VisionEncoder:
         if pooling not in POOLINGS:
             raise ConfigError(f"pooling: {pooling!r} is none of {', '.join(POOLINGS)}")
         found = locate(name, revision)
+        if _is_of_timm(found):
+            _library("timm", "timm")
         self._processor, model, lacking = _loading(name, lambda: _open_vision_model(found))
         without_pooler = [weight for weight in lacking if "pooler" not in weight]
         if without_pooler or (lacking and pooling == "pooler"):
@@ -138,6 +140,15 @@ class VisionEncoder:
         if self._pooling == "pooler":
             raise ModelLoadError(f"{type(model).__name__} has no pooled output; set pooling to cls or mean")
         return _pool_tokens(output.last_hidden_state, self._pooling, _prefix_tokens(model))
+
+
+def _is_of_timm(found: Pretrained) -> bool:
+    """Whether it is a model of timm, which transformers wraps if timm is there."""
+    try:
+        described = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # told when the model is loaded
+        return False
+    return isinstance(described, dict) and "architecture" in described and "model_type" not in described
 
 
 def _open_vision_model(found: Pretrained) -> tuple[Any, Any, list[str]]:

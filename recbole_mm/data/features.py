@@ -5,12 +5,17 @@ In YAML::
     item_features:
       text:    {encoder: sentence-transformers/all-MiniLM-L6-v2, on: text}
       image:   {encoder: google/vit-base-patch16-224-in21k, on: image}
+      told:    {encoder: sentence-transformers/all-MiniLM-L6-v2, on: summary}
       visual:  {file: image_features.npy, ids: image_ids.txt}      # or a .safetensors file that carries its ids
       both:    {encoder: mllm}
+
+`text` is the item's metadata; `summary` is what the reasoning stage says of the item: the same with an LLM's
+description of the image, as `item_text` says (docs/reasoning.md).
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -32,7 +37,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MLLM = "mllm"
-BATCH_SIZES = {"text": 128, "image": 32}
+SUMMARY = "summary"
+READABLE = (*MODALITIES, SUMMARY)
+BATCH_SIZES = {"text": 128, SUMMARY: 128, "image": 32}
 IDS_SHOWN = 5
 
 
@@ -65,7 +72,7 @@ class FeatureSpec:
         file: precomputed vectors, `.npy` or `.safetensors`; relative to the dataset's folder.
         ids: item ids of the file's rows.
         encoder: hub id or folder of a pretrained encoder, or `mllm`.
-        on: what the encoder reads: text or image.
+        on: what the encoder reads: text, image or summary.
         kind: sentence-transformers, huggingface or timm; told from `on` and `encoder` when not given.
         revision: of a hub model.
         pooling: of a huggingface vision model: auto, pooler, cls or mean.
@@ -104,6 +111,8 @@ class FeatureSpec:
             raise ConfigError(f"item_features.{name}: give either file or encoder")
         if spec.encoder not in (None, MLLM):
             spec.encoder_class()
+        elif spec.on == SUMMARY:
+            raise ConfigError(f"item_features.{name}: on: summary needs an encoder of texts, no {MLLM} and no file")
         return spec
 
     def encoder_class(self) -> type:
@@ -112,17 +121,20 @@ class FeatureSpec:
         Raises:
             ConfigError: `on` is missing, or there is no encoder of this `kind` for it.
         """
-        if self.on not in MODALITIES:
-            raise ConfigError(f"item_features.{self.name}: say what the encoder reads, on: text or on: image")
-        kind = self.kind or ("sentence-transformers" if self.on == "text" else "huggingface")
+        if self.on not in READABLE:
+            raise ConfigError(
+                f"item_features.{self.name}: say what the encoder reads: on: summary, on: text or on: image"
+            )
+        reads = "image" if self.on == "image" else "text"
+        kind = self.kind or ("sentence-transformers" if reads == "text" else "huggingface")
         if self.kind is None and self.on == "image" and str(self.encoder).startswith("timm/"):
             kind = "timm"
-        if (kind, self.on) not in KINDS:
-            choices = ", ".join(name for name, modality in KINDS if modality == self.on)
+        if (kind, reads) not in KINDS:
+            choices = ", ".join(name for name, modality in KINDS if modality == reads)
             raise ConfigError(
                 f"item_features.{self.name}: kind {kind!r} does not read {self.on}; choose one of {choices}"
             )
-        return KINDS[kind, self.on]
+        return KINDS[kind, reads]
 
     def open_encoder(self, device: str | torch.device) -> Encoder:
         """Load the pretrained model.
@@ -140,12 +152,18 @@ class FeatureSpec:
         return kind(self.encoder, **options)
 
 
+def reads_summaries(specs: Mapping[str, Any]) -> bool:
+    """Whether a feature of `item_features` is made of what the reasoning stage says of items."""
+    return any(isinstance(settings, Mapping) and settings.get("on") == SUMMARY for settings in specs.values())
+
+
 def load_features(
     specs: Mapping[str, Any],
     content: ItemContent,
     compute: ComputeVectors,
     device: str | torch.device = "cpu",
     mllm_encoder: Callable[[ItemContent], np.ndarray] | None = None,
+    summaries: Sequence[str | None] | None = None,
 ) -> dict[str, np.ndarray]:
     """Load or compute every feature of `item_features`.
 
@@ -155,6 +173,7 @@ def load_features(
         compute: encodes what was not encoded before.
         device: where encoders run.
         mllm_encoder: encodes all items for `encoder: mllm`: items -> (len(items), d).
+        summaries: of the items by RecBole's id, None where there is none; for `on: summary`.
 
     Returns:
         Name -> (len(content), d) float32. Row 0 (padding) and the rows of items without the modality are zeros, counted
@@ -171,7 +190,7 @@ def load_features(
         (1683, 384)
     """
     parsed = [FeatureSpec.parse(name, settings) for name, settings in specs.items()]
-    return {spec.name: _load(spec, content, compute, device, mllm_encoder) for spec in parsed}
+    return {spec.name: _load(spec, content, compute, device, mllm_encoder, summaries) for spec in parsed}
 
 
 def _load(
@@ -180,6 +199,7 @@ def _load(
     compute: ComputeVectors,
     device: str | torch.device,
     mllm_encoder: Callable[[ItemContent], np.ndarray] | None,
+    summaries: Sequence[str | None] | None,
 ) -> np.ndarray:
     if spec.file is not None:
         root = content.source.root or Path()
@@ -187,7 +207,7 @@ def _load(
         file = dataset_path(root, spec.file, f"item_features.{spec.name}.file")
         return align(*read_features(file, ids), content.tokens, spec.name)
     if spec.encoder != MLLM:
-        return _encode(spec, content, compute, device)
+        return _encode(spec, content, compute, device, summaries)
     if mllm_encoder is None:
         raise ConfigError(f"item_features.{spec.name}: encoder: mllm needs a multimodal LLM; set mllm")
     vectors = np.asarray(mllm_encoder(content), dtype=np.float32)
@@ -196,23 +216,24 @@ def _load(
     return vectors
 
 
-def _encode(spec: FeatureSpec, content: ItemContent, compute: ComputeVectors, device: str | torch.device) -> np.ndarray:
+def _encode(
+    spec: FeatureSpec,
+    content: ItemContent,
+    compute: ComputeVectors,
+    device: str | torch.device,
+    summaries: Sequence[str | None] | None,
+) -> np.ndarray:
     assert spec.on is not None
-    view = content.only(spec.on)
-    items = _items_with(view, spec.on)
+    items, hashes, load = _inputs(spec, content, summaries)
     if not items:
         raise DataError(f"item_features.{spec.name}: no item has a usable {spec.on} for {spec.encoder}")
     encoder = spec.open_encoder(device)
-    load: Callable[[int], Any] = {
-        "text": lambda place: view.text(items[place]),
-        "image": lambda place: view[items[place]].image,
-    }[spec.on]
     vectors, failed = compute(
         stage=f"{spec.on}_vector",
         identity=encoder.identity,
         parameters=encoder.parameters,
-        hashes=view.fingerprints(items),
-        load=load,
+        hashes=hashes,
+        load=lambda place: load(items[place]),
         encode=encoder.encode,
         batch_size=spec.batch_size or BATCH_SIZES[spec.on],
     )
@@ -232,9 +253,29 @@ def _encode(spec: FeatureSpec, content: ItemContent, compute: ComputeVectors, de
     return matrix
 
 
-def _items_with(view: ItemContent, modality: str) -> list[int]:
-    """Items that have the modality; texts longest first, so that a batch holds texts of similar length."""
-    if modality == "image":
-        return [item for item in range(1, len(view)) if view.source.has_image(view.tokens[item])]
-    lengths = {item: len(text) for item in range(1, len(view)) if (text := view.text(item)) is not None}
-    return sorted(lengths, key=lengths.__getitem__, reverse=True)
+def _inputs(
+    spec: FeatureSpec, content: ItemContent, summaries: Sequence[str | None] | None
+) -> tuple[list[int], list[str], Callable[[int], Any]]:
+    """Items that have what the encoder reads, its hash for each, and what loads it."""
+    if spec.on == SUMMARY:
+        if summaries is None:
+            raise ConfigError(f"item_features.{spec.name}: on: summary needs item texts, and none are given")
+        items = _longest_first({item: text for item, text in enumerate(summaries) if text})
+        return items, [summary_hash(summaries[item] or "") for item in items], summaries.__getitem__
+    assert spec.on is not None
+    view = content.only(spec.on)
+    if spec.on == "image":
+        items = [item for item in range(1, len(view)) if view.source.has_image(view.tokens[item])]
+        return items, view.fingerprints(items), lambda item: view[item].image
+    items = _longest_first({item: text for item in range(1, len(view)) if (text := view.text(item)) is not None})
+    return items, view.fingerprints(items), view.text
+
+
+def summary_hash(text: str) -> str:
+    """Content hash of an item's summary."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _longest_first(texts: Mapping[int, str]) -> list[int]:
+    """So that a batch holds texts of similar length."""
+    return sorted(texts, key=lambda item: len(texts[item]), reverse=True)

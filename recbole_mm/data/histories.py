@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,28 @@ from recbole_mm.data.interactions import TRAIN, group_offsets
 from recbole_mm.errors import ConfigError
 
 
+@dataclass(frozen=True)
+class Timelines:
+    """All rows of every user, held-out ones included: for texts that evaluation asks for, never for training.
+
+    Attributes:
+        users: int64 (U,), all users, in the order of their tokens.
+        items: int64 (M,), users one after the other; within a user the training rows, then those of validation, then
+            those of the test, each in time order.
+        offsets: int64 (U + 1,), start of each user's rows, with M at the end.
+        phases: int8 (M,) of TRAIN, VALID and TEST.
+        times: float64 (M,) as the dataset's files have them; None where there is no time column.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    offsets: np.ndarray
+    phases: np.ndarray
+    times: np.ndarray | None
+
+
 class HistoriesMixin:
-    """Gives a dataset `user_histories`; mixed into `FlatDatasetMixin`, whose split it follows."""
+    """Gives a dataset `user_histories` and `user_timelines`; mixed into `FlatDatasetMixin`, whose split it follows."""
 
     inter_feat: Any
     config: Any
@@ -51,35 +72,67 @@ class HistoriesMixin:
             ConfigError: the split is one whose training rows are known only once RecBole has made it.
         """
         order = self._rows_in_order()
-        rows = order if held_out else order[self._training_rows(order)]
+        rows = order if held_out else order[self._phases_of(order) == TRAIN]
+        place = self._places(rows)
+        by_token = np.argsort(place, kind="stable")
+        offsets = group_offsets(place[by_token])
+        users, items = self._ids(rows[by_token])
+        return users[offsets[:-1]], items, offsets
+
+    def user_timelines(self) -> Timelines:
+        """Every user's rows with the phase and the time of each. To be called before `build`, as `user_histories` is,
+        whose items are those of phase TRAIN here, in the same order.
+
+        Raises:
+            ConfigError: as for `user_histories`.
+        """
+        order = self._rows_in_order()
+        phases = self._phases_of(order)
+        place = self._places(order)
+        by_phase = np.lexsort((phases, place))  # stable: the time order stays within a phase
+        rows = order[by_phase]
+        offsets = group_offsets(place[by_phase])
+        users, items = self._ids(rows)
+        times = self.inter_feat[self.time_field].to_numpy()[rows] if self.time_field in self.inter_feat else None
+        return Timelines(
+            users[offsets[:-1]],
+            items,
+            offsets,
+            phases[by_phase].astype(np.int8),
+            None if times is None else times.astype(np.float64),
+        )
+
+    def _places(self, rows: np.ndarray) -> np.ndarray:
+        """Place of each row's user among all users in the order of their tokens: int64 (M,)."""
         tokens = np.asarray(self.field2id_token[self.uid_field])
         rank = np.empty(len(tokens), dtype=np.int64)
         rank[np.argsort(tokens, kind="stable")] = np.arange(len(tokens))
-        place = rank[self.inter_feat[self.uid_field].to_numpy()[rows]]
-        by_token = np.argsort(place, kind="stable")
-        offsets = group_offsets(place[by_token])
-        columns = [self.inter_feat[field].to_numpy()[rows[by_token]] for field in (self.uid_field, self.iid_field)]
+        return rank[self.inter_feat[self.uid_field].to_numpy()[rows]]
+
+    def _ids(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Users and items of rows, int64 (M,) each."""
+        columns = [self.inter_feat[field].to_numpy()[rows] for field in (self.uid_field, self.iid_field)]
         users, items = (column.astype(np.int64) for column in columns)
-        return users[offsets[:-1]], items, offsets
+        return users, items
 
     def _rows_in_order(self) -> np.ndarray:
         """Rows in time order within each user, where there are times; else as they stand in the files."""
         by_time = self.benchmark_filename_list is None and self.config["eval_args"]["order"] == "TO"
         return self._time_order() if by_time or self.time_field in self.inter_feat else np.arange(len(self.inter_feat))
 
-    def _training_rows(self, order: np.ndarray) -> np.ndarray:
-        """bool (M,): which of the rows, taken in `order`, are training rows."""
+    def _phases_of(self, order: np.ndarray) -> np.ndarray:
+        """(M,) phase of each of the rows, taken in `order`."""
         if self.benchmark_filename_list is not None:
             if isinstance(self, SequentialDataset):
                 raise ConfigError(
                     "benchmark_filename: the files of a sequential model hold samples, not users' interactions; what "
                     "is learnt from these beforehand needs one .inter file, or a model that is not sequential"
                 )
-            return order < self.file_size_list[0]
+            return np.searchsorted(np.cumsum(self.file_size_list), order, side="right")
         phases = self._phases(self.inter_feat[self.uid_field].to_numpy()[order])
         if phases is None:
             raise ConfigError(
                 f"eval_args {self.config['eval_args']}: training rows are known beforehand only for LS, or RS grouped "
                 "by user, with order TO; give one of these, or files of a split made beforehand as benchmark_filename"
             )
-        return phases == TRAIN
+        return phases

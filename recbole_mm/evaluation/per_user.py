@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from recbole.evaluator import Evaluator
 from recbole.evaluator.base_metric import TopkMetric
 from recbole.evaluator.collector import DataStruct
+from recbole.evaluator.metrics import GAUC
 
 from recbole_mm.errors import DataError
 from recbole_mm.evaluation.collector import RANKS
@@ -23,15 +26,19 @@ FILE = "per_user.parquet"
 
 
 def per_user_values(config: Any, struct: DataStruct) -> dict[str, np.ndarray]:
-    """`ndcg@10` and so on: (n,) float64 value of every row, for every top-k metric and k of `config`.
+    """`ndcg@10` and so on: (n,) float64 value of every row, for every top-k metric and k of `config`, and `gauc`.
 
     The values are those of RecBole's metric classes before they are averaged, so the mean of a column is the reported
-    metric. Metrics of a whole set of lists (coverage, Gini, GAUC, ...) have no value per user and are left out.
+    metric. `gauc` is the AUC of each row, equal scores counted half, NaN for one without a negative; RecBole averages
+    it by the number of positives. Metrics of a whole set of lists (coverage, Gini, ...) have no value per user and are
+    left out.
     """
     evaluator = Evaluator(config)
     columns = {}
     for name in evaluator.metrics:
         metric = evaluator.metric_class[name]
+        if isinstance(metric, GAUC):
+            columns[name] = _auc(struct.get("rec.meanrank").numpy().astype(np.float64))
         if not isinstance(metric, TopkMetric):
             continue
         hits, n_positives = metric.used_info(struct)
@@ -40,6 +47,41 @@ def per_user_values(config: Any, struct: DataStruct) -> dict[str, np.ndarray]:
         for k in config["topk"]:
             columns[f"{name}@{k}"] = values[:, k - 1].astype(np.float64)
     return columns
+
+
+def _auc(mean_ranks: np.ndarray) -> np.ndarray:
+    """(n,) AUC of each row, of (n, 3): sum of the positives' ranks, ranked items, positives.
+
+    A positive of rank r among the negatives alone is ahead of all but r - 1 of them; its rank among all items is higher
+    by the positives ahead, which are 0 + 1 + ... over a row.
+    """
+    rank_sum, items, positives = mean_ranks.T
+    pairs = positives * (items - positives)
+    behind = rank_sum - positives * (positives + 1) / 2
+    return 1 - np.divide(behind, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+
+
+def ranked_digest(run_dir: str | os.PathLike) -> str | None:
+    """A hash of which held-out items of which users a run ranked, in whatever order and cases; None where the table
+    does not say.
+
+    Raises:
+        DataError: there is no table, or it cannot be read.
+    """
+    table = read_per_user(run_dir)
+    if "positives" not in table.column_names:
+        return None
+    lists = table["positives"].combine_chunks()
+    users = np.repeat(_hashes(table["user_id"]), lists.value_lengths().to_numpy(zero_copy_only=False))
+    # Odd multipliers keep apart what a plain sum of two hashes would confuse.
+    pairs = users * np.uint64(0x9E3779B97F4A7C15) + _hashes(lists.flatten()) * np.uint64(0xC2B2AE3D27D4EB4F)
+    return hashlib.sha256(np.unique(pairs).astype("<u8").tobytes()).hexdigest()
+
+
+def _hashes(tokens: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """uint64 hash of each text, the same on every machine."""
+    values = tokens.to_numpy() if isinstance(tokens, pa.ChunkedArray) else tokens.to_numpy(zero_copy_only=False)
+    return pd.util.hash_array(values.astype(object))
 
 
 def per_user_table(

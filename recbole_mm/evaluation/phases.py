@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,16 +34,18 @@ class Phases:
     train_dataset: Dataset
 
 
-def split(config, dataset: Dataset, model_class: type) -> Phases:
+def split(config, dataset: Dataset, model_class: type, run_dir: Path | None = None) -> Phases:
     """Split a loaded dataset by `eval_args` and build what training and evaluation iterate over.
 
     Args:
         config: of the run.
         dataset: from `create_dataset`.
         model_class: decides the training loader: classes with `trains_on_full_sequences` get whole sequences.
+        run_dir: the run's folder, which keeps sampled candidates; None keeps none.
 
     Raises:
         ConfigError: the split does not fit the model.
+        DataError: the sampled candidates that the folder keeps do not fit the data.
     """
     built = dataset.build()
     for part in built:
@@ -54,7 +57,7 @@ def split(config, dataset: Dataset, model_class: type) -> Phases:
     evaluated = []
     for phase, index in (("valid", 1), ("test", 2)):
         if ranked[phase]:
-            evaluated.append(_ranking_data(config, built, index, modes[phase]))
+            evaluated.append(_ranking_data(config, built, index, modes[phase], phase, run_dir))
         else:
             sampler = None if samplers is None else samplers[index]
             evaluated.append(get_dataloader(config, phase)(config, built[index], sampler, shuffle=False))
@@ -83,7 +86,9 @@ def _training_loader(config, dataset, built, model_class, samplers) -> Iterable[
     return loader(config, built[0], sampler, shuffle=config["shuffle"])
 
 
-def _ranking_data(config, built: list[Dataset], index: int, mode: str) -> RankingData | None:
+def _ranking_data(
+    config, built: list[Dataset], index: int, mode: str, phase: str, run_dir: Path | None
+) -> RankingData | None:
     if len(built[index].inter_feat) == 0:
         return None
     sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
@@ -91,7 +96,10 @@ def _ranking_data(config, built: list[Dataset], index: int, mode: str) -> Rankin
     if not config["mask_history"]:
         users.history = None
     counts = TrainCounts.of(*training_pairs(built[0]), built[0].user_num, built[0].item_num)
-    return RankingData(users, built[index], mode, counts)
+    data = RankingData(users, built[index], mode, counts, phase)
+    if mode != "full":
+        data.sample(config["seed"], run_dir)
+    return data
 
 
 def training_pairs(train: Dataset) -> tuple[np.ndarray, np.ndarray]:

@@ -9,8 +9,9 @@ What is done with equal scores stands in `collector.py`.
 
 from __future__ import annotations
 
-import re
+import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,15 @@ from recbole.data.interaction import Interaction
 from recbole.evaluator.collector import DataStruct
 from torch import nn
 
-from recbole_mm.errors import ConfigError, DataError
+from recbole_mm.errors import DataError
+from recbole_mm.evaluation.candidates import FILES, Cases, draw, read_candidates, write_candidates
 from recbole_mm.evaluation.collector import RankingCollector, TrainCounts
 from recbole_mm.evaluation.csr import CSR
 from recbole_mm.evaluation.sampled import SampledCandidates
 from recbole_mm.evaluation.scoring import Scorer
 from recbole_mm.progress import progress
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["CSR", "EvalUsers", "RankingData", "SampledCandidates", "TrainCounts", "rank_users"]
 
@@ -182,9 +186,6 @@ def _rank_candidates(
         collector.collect(scores, rows, items)
 
 
-_SAMPLED_MODE = re.compile(r"(uni|pop)([1-9]\d*)")
-
-
 @dataclass
 class RankingData:
     """One phase's cases together with the dataset they stem from: what a trainer's `evaluate` is given.
@@ -195,12 +196,14 @@ class RankingData:
         mode: RecBole's `eval_args.mode`: `full`, `uni<n>` (n uniformly sampled negatives per positive) or `pop<n>`
             (sampled by their count in the training data).
         train_counts: for `pop<n>` and for metrics over popularity.
+        phase: valid or test; each has a draw of its own.
     """
 
     users: EvalUsers
     dataset: Any
     mode: str = "full"
     train_counts: TrainCounts | None = None
+    phase: str = "test"
 
     def __len__(self) -> int:
         return len(self.users)
@@ -217,7 +220,7 @@ class RankingData:
         if users.user_tokens is None:
             users.user_tokens = self.dataset.field2id_token[self.dataset.uid_field]
         if self.mode != "full" and users.candidates is None:
-            users.candidates = self._draw(item_num, config["seed"])
+            self.sample(config["seed"])
         collector = RankingCollector(
             config, item_num=item_num, user_num=self.dataset.user_num, train_counts=self.train_counts
         )
@@ -233,17 +236,29 @@ class RankingData:
             show_progress=show_progress,
         )
 
-    def _draw(self, item_num: int, seed: int) -> SampledCandidates:
-        found = _SAMPLED_MODE.fullmatch(self.mode)
-        if not found:
-            raise ConfigError(
-                f"eval_args.mode: {self.mode!r} is no ranking; give full, uni<n> or pop<n>, such as uni100"
-            )
-        weights = None
-        if found[1] == "pop":
-            if self.train_counts is None:
-                raise ConfigError(f"eval_args.mode: {self.mode} needs the counts of the training data")
-            weights = self.train_counts.items
-        return SampledCandidates.draw(
-            self.users.positives, self.users.history, item_num, int(found[2]), seed=seed, weights=weights
-        )
+    def sample(self, seed: int, run_dir: Path | None = None) -> None:
+        """Set the candidates of a sampled `mode`: those that the run's folder keeps, or else a draw, kept there.
+
+        A finished run that keeps none, of a version that did not store them, is left as it is.
+
+        Args:
+            seed: of the run.
+            run_dir: its folder; None stores nothing.
+
+        Raises:
+            ConfigError: an unknown mode, or `pop<n>` without training counts.
+            DataError: what is stored cannot be read, or does not fit the data.
+        """
+        names = (self.dataset.field2id_token[field] for field in (self.dataset.uid_field, self.dataset.iid_field))
+        cases = Cases(self.users, *names)
+        path = None if run_dir is None else run_dir / FILES[self.phase]
+        if path is not None and path.is_file():
+            found = read_candidates(path, cases)
+        else:
+            counts = None if self.train_counts is None else self.train_counts.items
+            found = draw(cases, self.mode, self.phase, seed, counts)
+            if path is not None and not (path.parent / "result.json").is_file():
+                write_candidates(path, cases, found)
+            elif path is not None:
+                logger.warning("%s is not there: its candidates are drawn anew and may be others", path)
+        self.users.candidates = cases.by_id(found)

@@ -5,6 +5,7 @@ Sampled metrics are not comparable to full ranking, nor to samples of another si
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +35,7 @@ class SampledCandidates:
         item_num: int,
         per_positive: int,
         *,
-        seed: int,
+        seed: int | Sequence[int],
         weights: np.ndarray | None = None,
     ) -> SampledCandidates:
         """Draw `per_positive` different negatives for every positive of a row, never one that the user knows.
@@ -46,7 +47,7 @@ class SampledCandidates:
             known: (n rows) items that are no negatives beside the positives, such as the history; None for none.
             item_num: number of item ids, padding 0 included.
             per_positive: the 20 of `uni20`.
-            seed: of the draw.
+            seed: of the draw, one number or several.
             weights: (item_num,) chance of each item to be drawn, not normalised; zero is never drawn. None: all alike.
 
         Raises:

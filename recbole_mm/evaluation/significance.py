@@ -31,7 +31,8 @@ import numpy as np
 from scipy import stats
 
 from recbole_mm.errors import DataError
-from recbole_mm.evaluation.per_user import read_per_user
+from recbole_mm.evaluation.candidates import candidates_digest
+from recbole_mm.evaluation.per_user import ranked_digest, read_per_user
 
 RESAMPLES = 9_999
 LARGE = 5_000
@@ -112,12 +113,21 @@ def compare_runs(run_dirs_a: RunDirs, run_dirs_b: RunDirs, metric: str, *, seed:
         seed: of the resampling.
 
     Raises:
-        DataError: a table or the metric is missing, or the runs did not rank the same users.
+        DataError: a table or the metric is missing, or the runs did not rank the same users' same held-out items
+            against the same candidates.
     """
     users_a, values_a = values_by_user(run_dirs_a, [metric])
     users_b, values_b = values_by_user(run_dirs_b, [metric])
     require_same_users(run_dirs_a, users_a, run_dirs_b, users_b)
-    return compare(values_a[metric], values_b[metric], seed=seed)
+    require_same_items(run_dirs_a, run_dirs_b)
+    require_same_candidates(run_dirs_a, run_dirs_b)
+    return compare(*both_have(values_a[metric], values_b[metric]), seed=seed)
+
+
+def both_have(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values (n,) of the users that have one in both: the AUC of a user without a negative is NaN."""
+    there = ~(np.isnan(a) | np.isnan(b))
+    return a[there], b[there]
 
 
 def values_by_user(run_dirs: RunDirs, metrics: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -150,6 +160,37 @@ def require_same_users(run_dirs_a: RunDirs, users_a: np.ndarray, run_dirs_b: Run
     )
 
 
+def require_same_items(run_dirs_a: RunDirs, run_dirs_b: RunDirs) -> None:
+    """Refuse to pair runs that ranked other held-out items of their users.
+
+    Raises:
+        DataError: naming two such runs, or a table that is missing.
+    """
+    first, *others = [*_listed(run_dirs_a), *_listed(run_dirs_b)]
+    expected = ranked_digest(first)
+    for run_dir in others:
+        found = ranked_digest(run_dir)
+        if None not in (expected, found) and found != expected:
+            raise DataError(
+                f"{first} and {run_dir} ranked other held-out items of the same users; run both with the same data, "
+                "split and positives"
+            )
+
+
+def require_same_candidates(run_dirs_a: RunDirs, run_dirs_b: RunDirs) -> None:
+    """Refuse to pair two models of which one was ranked against other sampled candidates.
+
+    Raises:
+        DataError: naming a run of either side.
+    """
+    sides = [{candidates_digest(run_dir) for run_dir in _listed(run_dirs)} for run_dirs in (run_dirs_a, run_dirs_b)]
+    if sides[0] != sides[1]:
+        raise DataError(
+            f"{_listed(run_dirs_a)[0]} and {_listed(run_dirs_b)[0]} were ranked against other sampled candidates; run "
+            "both with the same data, eval_args and seeds"
+        )
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values of several tests, corrected by Holm's step-down method: each bounds the chance of even one false alarm.
 
@@ -173,7 +214,7 @@ def _values_of_run(run_dir: str | os.PathLike, metrics: Sequence[str]) -> tuple[
     table = read_per_user(run_dir)
     for metric in metrics:
         if metric.lower() not in table.column_names:
-            known = ", ".join(name for name in table.column_names if "@" in name)
+            known = ", ".join(name for name in table.column_names if "@" in name or name == "gauc")
             raise DataError(f"{run_dir}: no per-user values of {metric.lower()!r}; there are {known}")
     users, rows = np.unique(table["user_id"].to_numpy().astype(str), return_inverse=True)
     counts = np.bincount(rows)

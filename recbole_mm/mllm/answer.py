@@ -9,7 +9,7 @@ against its keys and values.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,8 @@ def resolve_yes_no(mllm: MLLM, prompt_tail: str) -> tuple[int, int]:
 
     Args:
         mllm: whose tokenizer decides.
-        prompt_tail: the last words of every prompt, best ended by a line break: a word that follows a space usually
-            takes that space into its token.
+        prompt_tail: the last words of every prompt, best ended by a line break. A blank at its end is the answer's:
+            it is no part of the prompt, and the word takes it into its token.
 
     Returns:
         (id of yes, id of no).
@@ -45,7 +45,8 @@ def resolve_yes_no(mllm: MLLM, prompt_tail: str) -> tuple[int, int]:
     Raises:
         ConfigError: an answer does not begin a token of its own behind this tail, or both begin with the same one.
     """
-    tail = mllm.token_ids(prompt_tail)
+    stem = prompt_tail.removesuffix(" ")
+    tail = mllm.token_ids(stem)
     found = []
     for word in (YES, NO):
         ids = mllm.token_ids(prompt_tail + word)
@@ -102,6 +103,24 @@ class Block:
         batch = family.collate(inputs, device)
         positions = batch.pop("position_ids", None)
         return cls(batch, torch.tensor([len(item.ids) for item in inputs], device=device), positions)
+
+    @classmethod
+    def of_seen(
+        cls, family: Family, model: nn.Module, inputs: Sequence[PreparedInput], seen: Sequence[Tensor]
+    ) -> Block:
+        """Prompts whose images the vision tower has read before.
+
+        Args:
+            family, model: of the prompts.
+            inputs: B of them.
+            seen: of all their images in reading order, from `Family.image_vectors`.
+        """
+        embed = family.base(model).get_input_embeddings()
+        block = cls.of_prepared(family, [replace(item, images=()) for item in inputs], embed.weight.device)
+        ids = block.inputs["input_ids"]
+        vectors = torch.cat(list(seen)) if seen else embed.weight[:0]
+        filled = fill_placeholders(embed(ids), ids == family.config.image_token_id, vectors)
+        return cls({"inputs_embeds": filled}, block.lengths, block.positions)
 
     def all_positions(self) -> Tensor:
         """(B, L) or (3, B, L)."""
@@ -270,6 +289,8 @@ class Questions:
         suffix_lengths: (n,) tokens of each candidate's suffix.
         owners: (n,) the user of each candidate.
         prefixes, suffixes: make the block of given users or candidates, when their turn has come.
+        whole: makes the block of whole prompts of given candidates, for models whose prefixes cannot be shared
+            (`Family.images_reach_back`); None: they can.
     """
 
     prefix_lengths: np.ndarray
@@ -277,10 +298,11 @@ class Questions:
     owners: np.ndarray
     prefixes: Callable[[np.ndarray], Block] = field(repr=False)
     suffixes: Callable[[np.ndarray], Block] = field(repr=False)
+    whole: Callable[[np.ndarray], Block] | None = field(repr=False, default=None)
 
 
 def ask(reader: AnswerReader, questions: Questions, tokens_per_batch: int) -> Tensor:
-    """Answer all candidates: every prefix once, candidates of like length together.
+    """Answer all candidates: every prefix once, or prompts as a whole; those of like length together.
 
     Args:
         reader: of the model.
@@ -292,6 +314,11 @@ def ask(reader: AnswerReader, questions: Questions, tokens_per_batch: int) -> Te
         (n,) float32 logit(yes) - logit(no).
     """
     answers = torch.zeros(len(questions.owners), device=reader.contrast.device)
+    if questions.whole is not None:
+        lengths = questions.prefix_lengths[questions.owners] + questions.suffix_lengths
+        for batch in batches_of_like_length(lengths, tokens_per_batch):
+            answers[torch.from_numpy(batch).to(answers.device)] = reader.read(questions.whole(batch))
+        return answers
     by_owner = np.argsort(questions.owners, kind="stable")
     asking, starts, counts = np.unique(questions.owners[by_owner], return_index=True, return_counts=True)
     for batch in batches_of_like_length(questions.prefix_lengths[asking], tokens_per_batch):

@@ -78,6 +78,8 @@ class Family(ABC):
     generation_class: ClassVar[type[PreTrainedModel]]
     image_processor_class: ClassVar[Any]
     placeholder: ClassVar[str]
+    images_reach_back: ClassVar[bool] = False
+    """Whether words look at an image that comes after them: then no beginning of a prompt is the same before two."""
 
     patch: int
     least_pixels: int
@@ -94,29 +96,31 @@ class Family(ABC):
 
     # --- one prompt --------------------------------------------------------------------------------------------------
 
-    def prepare(self, parts: Sequence[Part], max_pixels: int) -> PreparedInput:
-        """Lay out one prompt.
+    def prepare(self, parts: Sequence[Part], max_pixels: int, continued: bool = False) -> PreparedInput:
+        """Lay out one prompt, or the rest of one.
 
         Args:
             parts: RGB pictures and token ids, in reading order; any number of each. The last token is where a vector
                 or the next word is read.
             max_pixels: bound on a resized image's area. What exactly it bounds is the family's (see `image_cost`).
+            continued: the parts go on from others that are read before them.
 
         Returns:
-            The prompt, opened with the BOS token if the checkpoint's tokenizer opens texts with one.
+            The prompt, opened with the BOS token if the checkpoint's tokenizer opens texts with one; the rest of a
+            prompt is not opened again.
         """
-        laid = self._lay_out(parts, max_pixels)
+        laid = self._lay_out(parts, max_pixels, continued)
         pieces = [part.ids if isinstance(part, CutImage) else part for part in laid]
         return PreparedInput(np.concatenate(pieces), tuple(part for part in laid if isinstance(part, CutImage)))
 
-    def _lay_out(self, parts: Sequence[Part], max_pixels: int) -> list[CutImage | np.ndarray]:
-        """Every part as a cut image or as (L,) int64 ids, with BOS at the front."""
+    def _lay_out(self, parts: Sequence[Part], max_pixels: int, continued: bool = False) -> list[CutImage | np.ndarray]:
+        """Every part as a cut image or as (L,) int64 ids, with BOS at the front of what is not continued."""
         laid: list[CutImage | np.ndarray] = [
             self.cut(part, max_pixels) if isinstance(part, Image.Image) else np.array(part, dtype=np.int64)
             for part in parts
             if isinstance(part, Image.Image) or len(part)
         ]
-        return self._opened(laid)
+        return laid if continued else self._opened(laid)
 
     def _opened(self, laid: list[CutImage | np.ndarray]) -> list[CutImage | np.ndarray]:
         """The parts behind a BOS token, where the checkpoint wants one and the prompt does not bring it along."""
@@ -188,6 +192,20 @@ class Family(ABC):
         states = self.base(model)(**self.collate(inputs, device), use_cache=False).last_hidden_state
         rows = torch.arange(len(inputs), device=device)
         return states[rows, torch.tensor([len(item.ids) - 1 for item in inputs], device=device)]
+
+    def image_vectors(self, model: nn.Module, images: Sequence[CutImage], device: torch.device) -> list[torch.Tensor]:
+        """What the vision tower makes of images: (T, hidden) each, for the T image tokens of its ids.
+
+        Not for families whose decoder reads images beside its input (`images_reach_back`).
+        """
+        made = self.base(model).get_image_features(**self._pixels(images, device), return_dict=True).pooler_output
+        flat = made.flatten(0, -2) if isinstance(made, torch.Tensor) else torch.cat(list(made))
+        token = self.config.image_token_id
+        return list(flat.split([int((image.ids == token).sum()) for image in images]))
+
+    def _pixels(self, images: Sequence[CutImage], device: torch.device) -> dict[str, torch.Tensor]:
+        """What the vision tower reads."""
+        return self._extras([PreparedInput(image.ids, (image,)) for image in images], [0] * len(images), 0, device)
 
     def _normalize(self, raw: torch.Tensor) -> torch.Tensor:
         """(N, 3, height, width) bytes -> float32 of the same shape, rescaled and normalized as the checkpoint asks."""

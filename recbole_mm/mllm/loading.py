@@ -44,6 +44,7 @@ def load_mllm(
     attention: str = "sdpa",
     with_head: bool = False,
     load_in_4bit: bool = False,
+    without_weights: bool = False,
 ) -> MLLM:
     """Load a multimodal LLM of a supported family, or a PEFT adapter merged into the one it belongs to.
 
@@ -59,6 +60,8 @@ def load_mllm(
         with_head: load the model with its language-model head, to generate, answer or fine-tune.
         load_in_4bit: hold the linear layers in 4 bits (NF4), to fine-tune a large model through an adapter. Needs
             bitsandbytes.
+        without_weights: read no weights: what lays out prompts (tokenizer, family) is that of the loaded model, the
+            model itself cannot run. An adapter's is its base model.
 
     Raises:
         ModelLoadError: no such folder or hub model, an unreachable hub, another family, damaged or missing files, an
@@ -75,7 +78,8 @@ def load_mllm(
         settings |= {"quantization_config": _four_bits(name, own_dtype, adapter), "device_map": {"": target}}
     family_type = supported_family(base.name, base.folder)
     loads_head = with_head or (adapter is not None and adapter.needs_head)
-    model = _read_model(base, family_type.generation_class if loads_head else family_type.model_class, settings)
+    model_class = family_type.generation_class if loads_head else family_type.model_class
+    model = _outline(base, model_class) if without_weights else _read_model(base, model_class, settings)
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=trust_remote_code)
         image_processor = family_type.image_processor_class.from_pretrained(base.folder)
@@ -90,7 +94,7 @@ def load_mllm(
     except LOAD_ERRORS as error:
         raise ModelLoadError(f"{name}: the model cannot be loaded: {first_line(error)}") from error
     cur_item_id = add_cur_item(model, tokenizer, name)
-    if adapter is not None:
+    if adapter is not None and not without_weights:
         model = _with_adapter(adapter, family_type, model)
     if loads_head and not with_head:
         model = model.model
@@ -100,7 +104,7 @@ def load_mllm(
     return MLLM(
         name=name,
         identity="+".join(parts),
-        model=(model if load_in_4bit else model.to(target)).eval(),
+        model=(model if load_in_4bit or without_weights else model.to(target)).eval(),
         tokenizer=tokenizer,
         image_processor=image_processor,
         family=family,
@@ -124,6 +128,15 @@ def _read_model(base: Source, model_class: Any, settings: dict[str, Any]) -> Pre
             f"{base.name}: the weights lack {len(lacking)} tensors that the model needs, e.g. {lacking[0]}"
         )
     return model
+
+
+def _outline(base: Source, model_class: Any) -> PreTrainedModel:
+    """A model whose tensors have shapes alone."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return model_class(AutoConfig.from_pretrained(base.folder))
+    except LOAD_ERRORS as error:
+        raise ModelLoadError(f"{base.name}: the model cannot be loaded: {first_line(error)}") from error
 
 
 @contextmanager

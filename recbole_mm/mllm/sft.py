@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Sampler
 
 from recbole_mm.mllm.family import Family, Part, PreparedInput
@@ -17,6 +18,9 @@ from recbole_mm.mllm.masks import as_attention_wants
 
 POOL_BATCHES = 16
 """Batches are cut from pools of so many, sorted by length: more pad less, fewer mix examples better."""
+
+HEAD_TOKENS = 1024
+"""Logits that are held at once: those of so many tokens, 600 MB each way for a vocabulary of 150,000."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,14 @@ class Example:
         answer: token ids of the answer, with the token that ends it; not empty.
         kind: what sort of example it is: the loss is logged for each kind.
         weight: of its loss.
+        learns_prompt: the words of the prompt are learnt as well as the answer; what stands for images is not.
     """
 
     parts: Sequence[Part]
     answer: Sequence[int]
     kind: str
     weight: float = 1.0
+    learns_prompt: bool = False
 
 
 class Examples(Protocol):
@@ -52,12 +58,36 @@ class Examples(Protocol):
 
 
 class Ready(NamedTuple):
-    """A prepared example: its input ends in `answer` tokens that are to be predicted."""
+    """A prepared example.
+
+    Attributes:
+        input: prompt and answer.
+        answer: so many of its last tokens are the answer.
+        kind, weight: see `Example`.
+        learnt: (T,) places of all tokens that are to be predicted; None: the answer's.
+    """
 
     input: PreparedInput
     answer: int
     kind: str
     weight: float
+    learnt: np.ndarray | None = None
+
+    @property
+    def places(self) -> np.ndarray:
+        """(T,) places of the tokens that are to be predicted."""
+        length = len(self.input.ids)
+        return np.arange(length - self.answer, length) if self.learnt is None else self.learnt
+
+
+def words_to_learn(ids: np.ndarray, not_words: Collection[int]) -> np.ndarray:
+    """Places of the tokens that a prompt's words are made of: all but the first one and those of images.
+
+    Args:
+        ids: (L,) of prompt and answer.
+        not_words: ids that stand for something else than words.
+    """
+    return 1 + np.flatnonzero(~np.isin(ids[1:], list(not_words)))
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -116,7 +146,8 @@ def _cut(lengths: np.ndarray, budget: int, rng: np.random.Generator) -> list[lis
 class AnswerLoss(nn.Module):
     """A model and the cross-entropy of the answers it is to give, in one module, as data-parallel wrappers want it.
 
-    The language-model head, whose vocabulary is the widest thing in the model, runs on the answers alone.
+    The language-model head, whose vocabulary is the widest thing in the model, runs on what is to be predicted alone,
+    and on so few tokens at once that its logits do not decide how much memory a batch takes.
 
     Args:
         model: with a head; an adapter may be around it.
@@ -138,16 +169,22 @@ class AnswerLoss(nn.Module):
 
         Args:
             batch: of `Family.collate`.
-            rows, columns: (T,) the places whose next token is an answer's.
-            targets: (T,) the answers' tokens.
+            rows, columns: (T,) the places whose next token is to be predicted.
+            targets: (T,) those tokens.
         """
         family, head = self._inner
         if self.bottleneck_id is not None:
             attention = family.decoder(self.model).config._attn_implementation
             mask = bottleneck_mask(batch["input_ids"], self.bottleneck_id, family.bos_token_id)
             batch = {**batch, "attention_mask": as_attention_wants(mask, head.dtype, attention)}
-        states = family.base(self.model)(**batch, use_cache=False).last_hidden_state
-        logits = head.get_output_embeddings()(states[rows, columns])
+        states = family.base(self.model)(**batch, use_cache=False).last_hidden_state[rows, columns]
+        if len(targets) <= HEAD_TOKENS:
+            return self._cross_entropy(states, targets)
+        parts = zip(states.split(HEAD_TOKENS), targets.split(HEAD_TOKENS))
+        return torch.cat([checkpoint(self._cross_entropy, *part, use_reentrant=False) for part in parts])
+
+    def _cross_entropy(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = self._inner[1].get_output_embeddings()(states)
         return functional.cross_entropy(logits.float(), targets, reduction="none")
 
 

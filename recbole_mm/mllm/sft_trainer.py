@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from recbole_mm.errors import CheckpointError, ConfigError
 from recbole_mm.mllm.model import MLLM
-from recbole_mm.mllm.sft import AnswerLoss, Examples, LengthGroupedBatches, Ready
+from recbole_mm.mllm.sft import AnswerLoss, Examples, LengthGroupedBatches, Ready, words_to_learn
 from recbole_mm.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,9 @@ def warm_cosine(step: int, warmup: int, total: int, start: float = 0.01) -> floa
 class AnswerTrainer(Trainer):
     """transformers' Trainer over token-budget batches that threads prepare while the model is busy.
 
-    An example's loss is the mean over its answer's tokens, times its weight; a step's is their sum over the mean number
-    of examples in a batch. So every example has the same say, whether its batch holds four histories or fifty titles.
+    An example's loss is the mean over the tokens to be predicted, times its weight; a step's is their sum over the mean
+    number of examples in a batch. So every example has the same say, whether its batch holds four histories or fifty
+    titles.
 
     Args:
         mllm: tokenizer and family; its model is in `model`.
@@ -71,6 +72,7 @@ class AnswerTrainer(Trainer):
         self.mllm, self.examples, self.batches = mllm, examples, batches
         self.image_pixels, self.warmup_ratio = image_pixels, warmup_ratio
         self.per_batch = len(examples) / len(batches)
+        self._not_words = (*mllm.family.reserved_ids, mllm.cur_item_id)
         self.losses: dict[str, list[torch.Tensor]] = {}
         self.unusable: set[int] = set()
         self._pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 8), "prepare")
@@ -94,7 +96,8 @@ class AnswerTrainer(Trainer):
             self.unusable.add(index)
             return None
         whole = self.mllm.family.prepare([*example.parts, example.answer], self.image_pixels)
-        return Ready(whole, len(example.answer), example.kind, example.weight)
+        learnt = words_to_learn(whole.ids, self._not_words) if example.learns_prompt else None
+        return Ready(whole, len(example.answer), example.kind, example.weight, learnt)
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> torch.Tensor:
         """The step's loss; `inputs` are examples under way."""
@@ -106,14 +109,14 @@ class AnswerTrainer(Trainer):
     def loss_of(self, model: nn.Module, ready: Sequence[Ready]) -> torch.Tensor:
         """Loss of prepared examples, as in the class's docstring."""
         device = self.args.device
-        ends = [(len(example.input.ids), example.answer) for example in ready]
-        rows = np.repeat(np.arange(len(ready)), [answer for _, answer in ends])
-        columns = np.concatenate([np.arange(length - answer, length) for length, answer in ends])
+        learnt = [example.places for example in ready]
+        rows = np.repeat(np.arange(len(ready)), [len(places) for places in learnt])
+        columns = np.concatenate(learnt)
         batch = self.mllm.family.collate([example.input for example in ready], device)
         places = torch.from_numpy(np.stack([rows, columns])).to(device)
         targets = batch["input_ids"][places[0], places[1]]
         losses = model(batch, places[0], places[1] - 1, targets)
-        lengths = torch.tensor([answer for _, answer in ends], dtype=losses.dtype, device=device)
+        lengths = torch.tensor([len(places) for places in learnt], dtype=losses.dtype, device=device)
         means = torch.zeros_like(lengths).index_add(0, places[0], losses) / lengths
         for example, mean in zip(ready, means.detach()):
             self.losses.setdefault(example.kind, []).append(mean)

@@ -1,1 +1,1 @@
-"""MLLMRec's reasoning stage: descriptions of items, profiles of users, and the sentence vectors of both."""
+"""The reasoning stage: descriptions of items, profiles and preferences of users, and the vectors of the former two."""

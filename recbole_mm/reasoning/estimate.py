@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from recbole_mm.reasoning import items, profiles, vectors
+from recbole_mm.reasoning import items, profiles, recurrent, vectors
 from recbole_mm.reasoning.failures import failures_file
+from recbole_mm.reasoning.preference_prompts import PreferencePrompts
+from recbole_mm.reasoning.preferences import Cases, requests_at_once, requests_of_template
 from recbole_mm.reasoning.rates import (
     ASSUMED_SENTENCES,
     ASSUMED_UNITS,
@@ -21,8 +23,9 @@ from recbole_mm.reasoning.rates import (
     read_rates,
     text_work,
 )
-from recbole_mm.reasoning.settings import ReasoningSettings
-from recbole_mm.reasoning.stage import NAMES, device_name
+from recbole_mm.reasoning.recurrent import Node
+from recbole_mm.reasoning.settings import PreferenceSettings, ReasoningSettings
+from recbole_mm.reasoning.stage import ENCODED, NAMES, NEEDS, device_name, preference_prompts
 from recbole_mm.texts.generator import Generator
 from recbole_mm.texts.request import Request
 from recbole_mm.texts.stage import text_key
@@ -62,16 +65,8 @@ class PlannedStage:
     measured: bool = False
 
 
-def reasoning_stages(
-    config: Any,
-    dataset: Any,
-    store: Any,
-    artifacts: Path,
-    generator: Generator,
-    needs: Sequence[str],
-    notes: list[str],
-) -> list[PlannedStage]:
-    """Stages for `item_text_features` and `user_profiles`.
+class Estimate:
+    """The stages, one after the other: each needs what is known of the texts before it.
 
     Args:
         config: of the run.
@@ -79,44 +74,121 @@ def reasoning_stages(
         store: of artifacts, read only.
         artifacts: its folder.
         generator: never asked for a text; its identity, and its count of tokens.
-        needs: of the model.
         notes: what a reader must know is added here.
+
+    Attributes:
+        summaries: after `stages`: item texts that are known, None where there is none yet or never.
+        unwritten: items whose text is not known yet.
+
+    Raises:
+        ConfigError: a setting that is not accepted.
     """
-    return _Estimate(config, dataset, store, artifacts, generator, notes).stages(needs)
-
-
-class _Estimate:
-    """The stages, one after the other: each needs what is known of the texts before it."""
 
     def __init__(
         self, config: Any, dataset: Any, store: Any, artifacts: Path, generator: Generator, notes: list[str]
     ) -> None:
-        self.settings = ReasoningSettings.of(config)
+        self.settings, self.preference = ReasoningSettings.of(config), PreferenceSettings.of(config)
         self.config, self.dataset, self.store, self.artifacts = config, dataset, store, artifacts
         self.generator, self.notes = generator, notes
         self.rates = read_rates(artifacts)
         self.writes = generator.makes == "answers"
         self.by = f"{config['text_backend']}: {writer_name(config)}" if self.writes else TEMPLATE
         self.counted = config["text_backend"] == "hf" and generator.identity != ""
+        self.summaries: items.Texts = []
+        self.unwritten: set[int] = set()
 
     def stages(self, needs: Sequence[str]) -> list[PlannedStage]:
+        """Stages for the needs of a model, out of `recbole_mm.reasoning.stage.NEEDS`."""
+        prefers = "user_preferences" in needs and self.preference.preference != "none"
+        if not prefers and not set(needs) & set(NEEDS) - {"user_preferences"}:
+            return []
         content = self.dataset.content
         requests = items.description_requests(content, self.settings, self.generator)
-        described, unwritten = self._known(items.STAGE, requests)
-        planned = [self._texts(items.STAGE, requests, unwritten, len(described), self.counted)] if requests else []
+        described, self.unwritten = self._known(items.STAGE, requests)
+        planned = [self._texts(items.STAGE, requests, self.unwritten, len(described), self.counted)] if requests else []
         if not requests and items.wants_descriptions(self.settings, self.generator):
             self.notes.append("no item has an image: no description is made")
-        words = " ".join(islice(cycle(STAND_IN.split()), self.settings.description_words))
-        guessed = items.item_texts(content, self.settings, described | dict.fromkeys(unwritten, words))
-        known: list[str | None] = [None if item in unwritten else text for item, text in enumerate(guessed)]
-        encoded = [text for text in known if text] if "item_text_features" in needs else []
-        unknown = len(unwritten) if "item_text_features" in needs else 0
+        words = stand_in(self.settings.description_words)
+        guessed = items.item_texts(content, self.settings, described | dict.fromkeys(self.unwritten, words))
+        self.summaries = [None if item in self.unwritten else text for item, text in enumerate(guessed)]
+        encoded = [text for text in self.summaries if text] if "item_text_features" in needs else []
+        unknown = len(self.unwritten) if "item_text_features" in needs else 0
         if "user_profiles" in needs:
-            stage, told, untold = self._profiles(guessed, unwritten)
+            stage, told, untold = self._profiles(guessed, self.unwritten)
             planned.append(stage)
             encoded += told
             unknown += untold
-        return [*planned, self._vectors(encoded, unknown)]
+        if prefers:
+            planned.append(self._preferences(guessed))
+        return [*planned, *([self._vectors(encoded, unknown)] if set(needs) & set(ENCODED) else [])]
+
+    def _preferences(self, texts: items.Texts) -> PlannedStage:
+        """The stage of user preferences: what follows a text that is not written is estimated."""
+        cases = Cases.of(self.config, self.dataset)
+        prompts = preference_prompts(self.config, self.settings, self.preference, texts, self.generator)
+        if not self.writes:
+            words = self.preference.preference_words
+            made = requests_of_template(cases, self.dataset.content, words)
+            return self._texts(recurrent.STAGE, made, set(), len(made), self.counted)
+        if self.preference.preference == "direct":
+            requests, shown, _ = requests_at_once(cases, prompts)
+            sure = {node: each for node, each in requests.items() if self.unwritten.isdisjoint(shown[node])}
+            known, missing = self._known(recurrent.STAGE, sure)
+            waiting = set(requests) - set(sure)
+        else:
+            requests, known, missing, waiting = self._chains(cases, prompts)
+        if waiting:
+            self.notes.append(
+                f"{len(waiting):,} preference texts are made of texts that are not written yet: their prompts are "
+                f"estimated with {self.preference.preference_words} words per text before and "
+                f"{self.settings.description_words} per description"
+            )
+        exact = self.counted and not waiting
+        return self._texts(recurrent.STAGE, requests, missing | waiting, len(known), exact, waiting)
+
+    def _chains(
+        self, cases: Cases, prompts: PreferencePrompts
+    ) -> tuple[dict[Node, Request], dict[Node, str], set[Node], set[Node]]:
+        """Requests of all blocks; texts that are in the store; texts that are to do, and those that wait for one.
+
+        A chain is followed as far as the store knows it: block after block, all users at once.
+        """
+        chains, sequences = cases.chains(self.preference), cases.sequences()
+        before: dict[Node, str | None] = {}
+        requests: dict[Node, Request] = {}
+        known: dict[Node, str] = {}
+        missing: set[Node] = set()
+        waiting: set[Node] = set()
+        words, after = stand_in(self.preference.preference_words), chains.after()
+        level = [node for node in chains.starts if chains.before(node) is None]
+        while level:
+            sure: dict[Node, Request] = {}
+            for node in level:
+                user, end = node
+                parent = chains.before(node)
+                block = sequences[user][chains.starts[node] : end].tolist()
+                said = None if parent is None else before[parent]
+                unsure = parent in missing or parent in waiting
+                made = prompts.of(block, said)
+                before[node] = said
+                if made is None:
+                    waiting |= {node} if unsure else set()
+                    continue
+                requests[node] = made.request
+                if unsure or not self.unwritten.isdisjoint(made.items):
+                    waiting.add(node)
+                    before[node] = words
+                else:
+                    sure[node] = made.request
+            found, lacking = self._known(recurrent.STAGE, sure)
+            known |= found
+            missing |= lacking
+            before |= {node: items.cut_words(text, self.preference.preference_words) for node, text in found.items()}
+            before |= dict.fromkeys(lacking, words)
+            level = [later for node in level for later in after.get(node, ())]
+        longest = max(chains.remaining().values(), default=0)
+        self.notes.append(f"preferences: {len(chains):,} blocks, at most {longest:,} of them one after the other")
+        return requests, known, missing, waiting & set(requests)
 
     def _profiles(self, texts: items.Texts, unwritten: set[int]) -> tuple[PlannedStage, list[str], int]:
         """The stage; the profiles that are written; how many are not."""
@@ -154,13 +226,22 @@ class _Estimate:
         )
 
     def _texts(
-        self, stage: str, requests: Mapping[int, Request], missing: set[int], known: int, exact: bool
+        self,
+        stage: str,
+        requests: Mapping[Key, Request],
+        missing: set[Key],
+        known: int,
+        exact: bool,
+        estimated: Collection[Key] = (),
     ) -> PlannedStage:
+        """One stage of texts. Requests that are `estimated` count one by one: what will be alike in them is not
+        known."""
         keys = {key: text_key(stage, self.generator, request) for key, request in requests.items()}
         if not self.writes:
             wanted = set(keys.values())
             absent = len(wanted - self.store.contains(wanted))
             return PlannedStage(NAMES[stage], self.by, len(wanted) - absent, absent, seconds=0.0, measured=True)
+        keys |= {key: f"{keys[key]} {place}" for place, key in enumerate(estimated)}
         todo = _first_of_each((keys[key], key) for key in requests if key in missing)
         done = len({keys[key] for key in requests if key not in missing})
         failed = set(self.store.failures(stage)) & {keys[key] for key in todo}
@@ -175,7 +256,8 @@ class _Estimate:
                 f"a second, an image as {PER_IMAGE} tokens, until {writer_name(self.config)} has worked here once"
             )
         seconds = work.units / (rate.per_second if rate else ASSUMED_UNITS)
-        return PlannedStage(NAMES[stage], self.by, done, len(todo), False, work, exact, seconds, rate is not None)
+        measured, at_most = rate is not None, bool(estimated)
+        return PlannedStage(NAMES[stage], self.by, done, len(todo), at_most, work, exact, seconds, measured)
 
     def _vectors(self, known: Iterable[str], unknown: int) -> PlannedStage:
         """The sentence vectors of texts that are written, and of so many that are not."""
@@ -193,6 +275,11 @@ class _Estimate:
         seconds = to_do / (rate.per_second if rate else ASSUMED_SENTENCES)
         at_most = bool(unknown) or identity is None
         return PlannedStage("sentence vectors", name, done, to_do, at_most, None, True, seconds, rate is not None)
+
+
+def stand_in(words: int) -> str:
+    """So many words, for a text that is not written yet."""
+    return " ".join(islice(cycle(STAND_IN.split()), words))
 
 
 def _first_of_each(pairs: Iterable[tuple[str, Key]]) -> list[Key]:

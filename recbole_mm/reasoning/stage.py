@@ -1,9 +1,12 @@
-"""The reasoning stage of a run (MLLMRec, section 4.1): item texts and user profiles, written, then encoded."""
+"""The reasoning stage of a run: item texts, user profiles (MLLMRec, section 4.1) and preferences (MLLM-MSR).
+
+They are written first, all of them, and then encoded where a model wants vectors.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,19 +15,24 @@ import numpy as np
 from recbole_mm.artifacts.store import Store
 from recbole_mm.data.encoders import Encoder, SentenceEncoder
 from recbole_mm.errors import DataError
-from recbole_mm.reasoning import items, profiles, vectors
+from recbole_mm.reasoning import items, profiles, recurrent, vectors
 from recbole_mm.reasoning.failures import failures_file, list_failures
 from recbole_mm.reasoning.left_out import LeftOut
-from recbole_mm.reasoning.rates import note_rate, rate_name, text_work
-from recbole_mm.reasoning.settings import ReasoningSettings
+from recbole_mm.reasoning.preference_prompts import PreferencePrompts
+from recbole_mm.reasoning.preferences import Cases, Preferences, requests_at_once, requests_of_template
+from recbole_mm.reasoning.rates import TextWork, note_rate, rate_name, text_work
+from recbole_mm.reasoning.recurrent import Node
+from recbole_mm.reasoning.settings import PreferenceSettings, ReasoningSettings
 from recbole_mm.texts.generator import Generator
 from recbole_mm.texts.request import Request
 from recbole_mm.texts.stage import texts_missing, texts_through_store
 
 logger = logging.getLogger(__name__)
 
-NEEDS = ("item_text_features", "user_profiles")
-NAMES = {items.STAGE: "item descriptions", profiles.STAGE: "user profiles"}
+ENCODED = ("item_text_features", "user_profiles")
+"""Needs of sentence vectors; the others are texts."""
+NEEDS = (*ENCODED, "item_texts", "user_preferences")
+NAMES = {items.STAGE: "item descriptions", profiles.STAGE: "user profiles", recurrent.STAGE: "user preferences"}
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -54,6 +62,7 @@ class Reasoning:
         left_out: LeftOut | None = None,
     ) -> None:
         self.settings = ReasoningSettings.of(config)
+        self.preference = PreferenceSettings.of(config)
         self.config = config
         self.dataset = dataset
         self.store = store
@@ -69,20 +78,28 @@ class Reasoning:
             open_encoder: the sentence encoder, opened once the texts are there; `sentence_encoder` by default.
 
         Returns:
-            `fused_vectors` (n_items, d) and `profile_vectors` (n_users, d), float32, as far as they are needed. Row 0
-            and the rows of what has no text are zeros.
+            `fused_vectors` (n_items, d) and `profile_vectors` (n_users, d), float32, as far as they are needed: row 0
+            and the rows of what has no text are zeros. `item_texts` and `preferences` likewise.
 
         Raises:
-            DataError: no item or no user at all has a text.
+            DataError: no item or no user at all has a text, where vectors are needed.
             ConfigError, ModelLoadError, StoreError: settings, a model or the store.
         """
+        provided: dict[str, Any] = {}
+        texts: items.Texts = []
         try:
-            texts = self.item_texts()
+            if set(needs) & set(NEEDS) - {"user_preferences"} or self.preference.preference != "none":
+                texts = self.item_texts()
+            if "item_texts" in needs:
+                provided["item_texts"] = texts
             written = self.profiles(texts) if "user_profiles" in needs else None
+            if "user_preferences" in needs:
+                provided["preferences"] = self.preferences(texts)
         finally:
             self.generator.close()  # its memory is wanted by the next model
+        if not set(needs) & set(ENCODED):
+            return provided
         encoder = self._encoder() if open_encoder is None else open_encoder()
-        provided = {}
         if "item_text_features" in needs:
             provided["fused_vectors"] = self._vectors(texts, encoder, "item texts")
         if written is not None:
@@ -116,6 +133,78 @@ class Reasoning:
             found[user] = items.cut_words(text, self.settings.profile_words)
         return found
 
+    def preferences(self, texts: items.Texts) -> Preferences:
+        """What every user prefers after each history that the model is asked about.
+
+        Args:
+            texts: of the items.
+
+        Raises:
+            ConfigError: the split is one whose training rows are not known yet, or sessions are wanted without times.
+        """
+        max_length = self.config["MAX_ITEM_LIST_LENGTH"]
+        if self.preference.preference == "none":
+            return Preferences({}, {}, max_length)
+        cases = Cases.of(self.config, self.dataset)
+        if self.generator.makes == "answers" and self.preference.preference == "recurrent":
+            told = self._chains(cases, texts)
+        else:
+            told = self._at_once(cases, texts)
+        found = Preferences(cases.sequences(), told, max_length)
+        without = sum(not any((user, length) in told for length in cases.lengths[user]) for user in cases.lengths)
+        logger.info("user preferences: %d texts for %d cases; %d users have none", len(found), len(cases), without)
+        return found
+
+    def _at_once(self, cases: Cases, texts: items.Texts) -> dict[Node, str]:
+        """A text for each case, none of which waits for another."""
+        words = self.preference.preference_words
+        if self.generator.makes == "templates":
+            requests = requests_of_template(cases, self.dataset.content, words)
+        else:
+            requests, _, cut = requests_at_once(cases, self._prompts(texts))
+            self._say_what_is_cut(cut, len(requests))
+        written = self._written(recurrent.STAGE, requests, self._labels(requests))
+        return {node: items.cut_words(text, words) for node, text in written.items()}
+
+    def _chains(self, cases: Cases, texts: items.Texts) -> dict[Node, str]:
+        """Texts block by block, of the cases and of what they are made of."""
+        chains, sequences = cases.chains(self.preference), cases.sequences()
+        labels = self._labels(chains.starts)
+        longest = max(chains.remaining().values(), default=0)
+        logger.info("user preferences: %d blocks, at most %d one after the other", len(chains), longest)
+        done_without = self.left_out.of(recurrent.STAGE) or frozenset()
+        writer = recurrent.ChainWriter(
+            chains,
+            lambda user: sequences[user].tolist(),
+            self._prompts(texts),
+            self.preference.preference_words,
+            self.store,
+            self.generator,
+            {node for node, label in labels.items() if label in done_without},
+        )
+        try:
+            made = writer.write(self.config["show_progress"])
+        finally:
+            done = writer.written
+            work = TextWork(done.asked, done.prompt_tokens, 0, done.asked * self.config["text_max_new_tokens"])
+            if done.computed:
+                self._note_rate(recurrent.STAGE, work, done.seconds)
+        self._say_what_is_cut(made.cut, len(chains))
+        self._say_what_failed(recurrent.STAGE, {labels[node]: why for node, why in made.failed.items()}, len(chains))
+        return made.texts
+
+    def _prompts(self, texts: items.Texts) -> PreferencePrompts:
+        return preference_prompts(self.config, self.settings, self.preference, texts, self.generator)
+
+    def _labels(self, nodes: Iterable[Node]) -> dict[Node, str]:
+        """What a text is called in the list of failures: `u7 (12 items)`."""
+        tokens = self.dataset.field2id_token[self.dataset.uid_field]
+        return {(user, length): f"{tokens[user]} ({length} items)" for user, length in nodes}
+
+    def _say_what_is_cut(self, cut: int, total: int) -> None:
+        if cut:
+            logger.info("user preferences: %d of %d prompts have no room for all that is known", cut, total)
+
     def _say_what_is_described(self, requests: int, total: int) -> None:
         by_template = self.generator.makes == "templates"
         if self.settings.item_text == "image" and by_template:
@@ -129,25 +218,34 @@ class Reasoning:
                 "item descriptions: %d of %d items have no image; no call is made for them", total - requests, total
             )
 
-    def _written(self, stage: str, requests: Mapping[int, Request], tokens: Sequence[str]) -> dict[int, str]:
-        """Texts of a stage by RecBole's id; what fails is listed and left out."""
-        path = failures_file(self.artifacts, str(self.config["dataset"]), stage)
+    def _written(
+        self, stage: str, requests: Mapping[Key, Request], labels: Mapping[Key, str] | Sequence[str]
+    ) -> dict[Key, str]:
+        """Texts of a stage under the keys of the requests; what fails is listed by its label and left out."""
+        names: Any = labels
         done_without = self.left_out.of(stage)
         if done_without is not None:
-            requests = {key: request for key, request in requests.items() if tokens[key] not in done_without}
+            requests = {key: request for key, request in requests.items() if names[key] not in done_without}
         if not requests:
-            list_failures(path, NAMES[stage], {}, 0)
+            list_failures(failures_file(self.artifacts, str(self.config["dataset"]), stage), NAMES[stage], {}, 0)
             return {}
         missing = texts_missing(self.store, stage, self.generator, requests)
         report = texts_through_store(self.store, stage, self.generator, requests, self.config["show_progress"])
-        failed = {tokens[key]: why for key, why in report.failed.items()}
-        list_failures(path, NAMES[stage], failed, len(requests))
-        self.left_out.note(stage, {*failed, *(done_without or ())})
-        if self.generator.makes == "answers" and report.computed:
-            name = rate_name(stage, self.generator.identity, device_name(self.config))
-            units = text_work(self.generator, [requests[key] for key in missing], self.config["text_max_new_tokens"])
-            note_rate(self.artifacts, name, units.units, report.seconds)
+        self._say_what_failed(stage, {names[key]: why for key, why in report.failed.items()}, len(requests))
+        if report.computed:
+            work = text_work(self.generator, [requests[key] for key in missing], self.config["text_max_new_tokens"])
+            self._note_rate(stage, work, report.seconds)
         return report.texts
+
+    def _say_what_failed(self, stage: str, failed: Mapping[str, str], wanted: int) -> None:
+        """List the failures, and remember them as part of the run."""
+        list_failures(failures_file(self.artifacts, str(self.config["dataset"]), stage), NAMES[stage], failed, wanted)
+        self.left_out.note(stage, {*failed, *(self.left_out.of(stage) or ())})
+
+    def _note_rate(self, stage: str, work: TextWork, seconds: float) -> None:
+        if self.generator.makes == "answers":
+            name = rate_name(stage, self.generator.identity, device_name(self.config))
+            note_rate(self.artifacts, name, work.units, seconds)
 
     def _encoder(self) -> Encoder:
         return SentenceEncoder(self.settings.sentence_encoder, self.config["device"])
@@ -177,6 +275,20 @@ class Reasoning:
         if path.is_file():
             return f"{what}: not one could be written; {path} says why"
         return f"{what}: there are none; item_text: {self.settings.item_text} finds no words or image: set text_fields"
+
+
+def preference_prompts(
+    config: Any, settings: ReasoningSettings, preference: PreferenceSettings, texts: items.Texts, generator: Generator
+) -> PreferencePrompts:
+    """What makes the requests of a run's preferences."""
+    return PreferencePrompts(
+        texts,
+        settings.item_domain,
+        preference.preference_words,
+        generator,
+        config["text_context_tokens"],
+        preference.preference_history_tokens if preference.preference == "direct" else None,
+    )
 
 
 def device_name(config: Any) -> str:

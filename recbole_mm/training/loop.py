@@ -109,6 +109,8 @@ class KeepingCollector(Collector):
 class TrainingLoop(Trainer):
     """RecBole's `Trainer` with accumulated, clipped, scheduled and mixed-precision optimizer steps.
 
+    A model whose class says `learns = False` has nothing to be trained: an epoch of it reads no batch.
+
     Reads `gradient_accumulation_steps`, `clip_grad_norm` (a number or RecBole's dict), `enable_amp`, `max_train_steps`,
     and what RecBole reads. A model may offer `parameter_groups(config) -> list[dict]` with learning rates of its own;
     frozen parameters are left out of the optimizer.
@@ -161,7 +163,9 @@ class TrainingLoop(Trainer):
         learner = kwargs.get("learner", self.learner)
         if str(learner).lower() not in LEARNERS:
             raise ConfigError(f"learner: {learner!r} is not one of {', '.join(LEARNERS)}")
-        if "params" in kwargs:
+        if not learns(self.model):  # a parameter that is nobody's: there is no optimizer of nothing
+            groups = [{"params": [nn.Parameter(torch.zeros(()))]}]
+        elif "params" in kwargs:
             groups = _trainable([{"params": kwargs.pop("params")}])
         else:
             groups = self._parameter_groups()
@@ -196,6 +200,8 @@ class TrainingLoop(Trainer):
 
         A model that trains in phases is told first: `start_epoch(epoch)`, counted from 0, in a resumed run as well.
         """
+        if not learns(self.model):
+            return 0.0
         if hasattr(self.model, "start_epoch"):
             self.model.start_epoch(epoch_idx)
         self.model.train()
@@ -257,6 +263,11 @@ class NCLTrainingLoop(TrainingLoop):
 
     def _chosen_losses(self, losses: Any, epoch_idx: int) -> Any:
         return losses[:-1] if isinstance(losses, tuple) and epoch_idx < self.config["warm_up_step"] else losses
+
+
+def learns(model: nn.Module) -> bool:
+    """Whether epochs change a model; its class says `learns = False` if they do not."""
+    return bool(getattr(model, "learns", True))
 
 
 def _trainable(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

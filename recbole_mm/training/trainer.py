@@ -24,7 +24,7 @@ from torch import nn
 
 from recbole_mm.errors import ConfigError
 from recbole_mm.training.checkpoint import PathLike
-from recbole_mm.training.loop import NCLTrainingLoop, TrainingLoop
+from recbole_mm.training.loop import NCLTrainingLoop, TrainingLoop, learns
 from recbole_mm.training.saving import SavingLoop
 from recbole_mm.training.schedule import LearningRateSchedule, lr_schedule
 from recbole_mm.training.state import interrupts_held, load_weights
@@ -89,6 +89,8 @@ class TrainerMixin(SavingLoop):
         self._verbose, self._show_progress = verbose, show_progress
         if getattr(self.model, "train_stage", "finetune") != "finetune":
             self.epochs, valid_data = self.config["pretrain_epochs"], None  # S3Rec, RaCT: as RecBole's PretrainTrainer
+        if not learns(self.model):
+            self.epochs = min(self.epochs, 1)  # one is enough to validate and to write the folder
         self.eval_step = min(self.eval_step, self.epochs)
         self.eval_collector.data_collect(train_data)
         if (self.config["train_neg_sample_args"] or {}).get("dynamic", False):
@@ -170,7 +172,7 @@ class TrainerMixin(SavingLoop):
         self.timings["train_seconds"] += seconds
         self.timings["epochs"] += 1
         self.train_loss_dict[epoch_idx] = sum(loss) if isinstance(loss, tuple) else loss
-        if self._verbose:
+        if self._verbose and learns(self.model):
             logger.info("epoch %d training [time: %.2fs, %s]", epoch_idx, seconds, self._loss_text(loss))
         self._add_train_loss_to_tensorboard(epoch_idx, loss)
         self.wandblogger.log_metrics({"epoch": epoch_idx, "train_loss": loss, "train_step": epoch_idx}, head="train")

@@ -82,6 +82,7 @@ class Mllama(Family):
     generation_class = MllamaForConditionalGeneration
     image_processor_class = MllamaImageProcessorPil
     placeholder = "<|image|>"
+    images_reach_back = True  # transformers' gate for words before an image is behind the MLP, not the attention
     least_pixels = 1
 
     def __init__(self, config: Any, image_processor: Any, tokenizer: Any) -> None:

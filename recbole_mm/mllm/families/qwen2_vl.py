@@ -86,7 +86,7 @@ class Qwen2VL(Family):
 
     # --- one prompt --------------------------------------------------------------------------------------------------
 
-    def prepare(self, parts: Sequence[Part], max_pixels: int) -> PositionedInput:
+    def prepare(self, parts: Sequence[Part], max_pixels: int, continued: bool = False) -> PositionedInput:
         """As the base class; the tokens also get their 3-D positions.
 
         Text counts on in all three dimensions alike. An image token's position is its place in the image, counted from
@@ -96,7 +96,7 @@ class Qwen2VL(Family):
         positions: list[np.ndarray] = []
         images: list[CutImage] = []
         following = 0
-        for part in self._lay_out(parts, max_pixels):
+        for part in self._lay_out(parts, max_pixels, continued):
             if isinstance(part, PatchedImage):
                 ids.append(part.ids)
                 images.append(part)
@@ -155,12 +155,14 @@ class Qwen2VL(Family):
             assert isinstance(item, PositionedInput)
             positions[:, row, start : start + len(item.ids)] = item.positions
         extras = {"position_ids": torch.from_numpy(positions).to(device, non_blocking=True)}
-        images = [image for item in inputs for image in item.images if isinstance(image, PatchedImage)]
-        if images:
-            raw = torch.from_numpy(np.concatenate([image.pixels for image in images])).to(device, non_blocking=True)
-            extras["pixel_values"] = self._frames_of(raw)
-            extras["image_grid_thw"] = torch.tensor([image.grid for image in images], device=device)
-        return extras
+        images = [image for item in inputs for image in item.images]
+        return {**extras, **self._pixels(images, device)} if images else extras
+
+    def _pixels(self, images: Sequence[CutImage], device: torch.device) -> dict[str, torch.Tensor]:
+        """pixel_values (patches, numbers of each) and image_grid_thw (images, 3)."""
+        raw = torch.from_numpy(np.concatenate([image.pixels for image in images])).to(device, non_blocking=True)
+        grids = [image.grid for image in images if isinstance(image, PatchedImage)]
+        return {"pixel_values": self._frames_of(raw), "image_grid_thw": torch.tensor(grids, device=device)}
 
     def last_hidden_states(
         self, model: nn.Module, inputs: Sequence[PreparedInput], device: torch.device

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_mm.data.interactions import SequenceSamples
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
 from recbole_mm.mllm.answer import AnswerReader, Block, Questions, ask, fill_placeholders, padded
 from recbole_mm.models.collm.filters import build_filter
-from recbole_mm.models.collm.parts import VectorMapper, first_of_each_row, softsign_below_zero
-from recbole_mm.models.collm.prompt import CUE, Prompt, read_titles
+from recbole_mm.models.collm.parts import VectorMapper
+from recbole_mm.models.collm.prompt import CUE, Prompt
 from recbole_mm.models.lora import LORA, with_lora
+from recbole_mm.models.reranking import RerankingRecommender
+from recbole_mm.models.titles import read_titles
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +30,12 @@ STAGES = (
     "stage 1, LoRA on prompts of text alone",
     "stage 2, the map from collaborative vectors to words",
 )
-SCORES_AT_ONCE = 1 << 23
-"""Scores of the collaborative filtering model that are held at once: 64 MB."""
 
 FROZEN = "reader.model."
 """Weights under this name are the LLM's own, unless they are LoRA's."""
 
 
-class CoLLM(SequentialRecommender):
+class CoLLM(RerankingRecommender):
     """An LLM that says Yes or No to an item, told with titles and with the vectors of a collaborative filtering model.
 
     Training goes through three stages by epoch, and only one part learns in each: the collaborative filtering model
@@ -59,20 +56,15 @@ class CoLLM(SequentialRecommender):
     trains_on_full_sequences = True
     requires = ("mllm_with_head",)
     stage: Tensor
-    known_items: Tensor
-    known_offsets: Tensor
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
         self.cf_epochs: int = config["cf_epochs"]
         self.lora_epochs: int = config["lora_epochs"]
-        self.rerank_k: int | None = config["rerank_k"]
         self.batch_tokens: int = config["answer_batch_tokens"]
         self._check(config)
         self.last_stage = self._stage_of(config["epochs"] - 1)
-        self.mask_history = bool(config["mask_history"])
         self.prompts_per_target = min(1.0, (config["prompts_per_epoch"] or np.inf) / max(1, len(dataset.inter_feat)))
-        self._remember_training_items(dataset)
 
         mllm = dataset.mllm
         fields = config["text_fields"]
@@ -107,27 +99,15 @@ class CoLLM(SequentialRecommender):
                 STAGES[self._stage_of(config["epochs"] - 1)],
                 self.cf_epochs + self.lora_epochs,
             )
-        for key in ("rerank_k", "prompts_per_epoch"):
-            if config[key] is not None and config[key] < 1:
-                raise ConfigError(f"{key} must be at least 1, or null for all, not {config[key]}")
+        prompts = config["prompts_per_epoch"]
+        if prompts is not None and prompts < 1:
+            raise ConfigError(f"prompts_per_epoch must be at least 1, or null for all, not {prompts}")
         step, epochs = config["eval_step"], config["epochs"]
         last = [epoch for epoch in range(epochs) if self._stage_of(epoch) == self._stage_of(epochs - 1)]
         if step and step < epochs and not any((epoch + 1) % step == 0 for epoch in last):
             raise ConfigError(
                 f"eval_step: {step} never validates the last stage, epochs {last[0] + 1} to {epochs}; take {len(last)}"
             )
-
-    def _remember_training_items(self, dataset) -> None:
-        """Keep each user's training items, as offsets into one array."""
-        samples: SequenceSamples = dataset.inter_feat
-        targets = samples.targets.numpy()
-        rows = np.union1d(dataset.row_start[targets], targets)  # a sequence's first row is no target
-        users = samples.flat[dataset.uid_field].numpy()[rows]
-        order = np.argsort(users, kind="stable")
-        offsets = np.searchsorted(users[order], np.arange(dataset.user_num + 1))
-        items = samples.flat[dataset.iid_field].numpy()[rows][order]
-        self.register_buffer("known_items", torch.from_numpy(items.astype(np.int64)), persistent=False)
-        self.register_buffer("known_offsets", torch.from_numpy(offsets.astype(np.int64)), persistent=False)
 
     @classmethod
     def wants_negatives(cls, config) -> bool:
@@ -228,73 +208,17 @@ class CoLLM(SequentialRecommender):
 
     # -------------------------------------------------------------- scoring
 
-    def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """Scores of all items (B, n_items) float64."""
-        table = []
-        for start in range(0, len(interaction), self._rows_at_once):
-            cases = _rows(interaction, slice(start, start + self._rows_at_once))
-            scores, asked = self._filtered(cases)
-            owners, items = asked.nonzero(as_tuple=True)
-            scores[owners, items] = self._probabilities(cases, owners, items)
-            table.append(scores)
-        return torch.cat(table)
+    def first_scores(self, cases: Interaction) -> Tensor:
+        """(B, n_items) float64 of the collaborative filtering model."""
+        return self.filter.user_vectors(cases).double() @ self.filter.item_vectors().double().T
 
-    def predict(self, interaction: Interaction) -> Tensor:
-        """Score of each row's own item (B,) float64: the one that `full_sort_predict` gives it."""
-        wanted = interaction[self.ITEM_ID]
-        first, case = self._distinct_cases(interaction)
-        scores = torch.zeros(len(wanted), dtype=torch.float64, device=wanted.device)
-        for start in range(0, len(first), self._rows_at_once):
-            cases = _rows(interaction, first[start : start + self._rows_at_once])
-            mine = (case >= start) & (case < start + self._rows_at_once)
-            owners, items = case[mine] - start, wanted[mine]
-            table, asked = self._filtered(cases)
-            found, asked = table[owners, items], asked[owners, items]
-            found[asked] = self._probabilities(cases, owners[asked], items[asked])
-            scores[mine] = found
-        return scores
+    def asks_now(self) -> bool:
+        """Not while the collaborative filtering model is being trained."""
+        return int(self.stage) != FILTER
 
-    @property
-    def _rows_at_once(self) -> int:
-        return max(1, SCORES_AT_ONCE // self.n_items)
-
-    def _distinct_cases(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
-        """Rows that stand for all rows of their user and history, and which of them stands for each row."""
-        fields = [interaction[name] for name in (self.USER_ID, self.ITEM_SEQ_LEN, self.ITEM_SEQ)]
-        distinct, case = torch.cat([values.view(len(values), -1) for values in fields], 1).unique(
-            dim=0, return_inverse=True
-        )
-        rows = torch.arange(len(case), device=case.device)
-        first = torch.full((len(distinct),), len(case), device=case.device)
-        return first.scatter_reduce(0, case, rows, "amin"), case
-
-    def _filtered(self, cases: Interaction) -> tuple[Tensor, Tensor]:
-        """Scores (B, n_items) float64 in (-1, 0) by the collaborative filtering model, and which items are reranked."""
-        # Double precision, so that no two scores change places when another batch rounds them differently.
-        scores = self.filter.user_vectors(cases).double() @ self.filter.item_vectors().double().T
-        if int(self.stage) == FILTER:
-            return softsign_below_zero(scores), torch.zeros_like(scores, dtype=torch.bool)
-        return softsign_below_zero(scores), first_of_each_row(scores, self._candidates(cases), self.rerank_k)
-
-    def _candidates(self, cases: Interaction) -> Tensor:
-        """bool (B, n_items): items that can be recommended at all, those of the history are not."""
-        allowed = torch.ones(len(cases), self.n_items, dtype=torch.bool, device=self.known_items.device)
-        allowed[:, 0] = False
-        if self.mask_history:
-            users = cases[self.USER_ID]
-            counts = self.known_offsets[users + 1] - self.known_offsets[users]
-            rows = torch.arange(len(users), device=users.device).repeat_interleave(counts)
-            begins = (self.known_offsets[users] - (counts.cumsum(0) - counts)).repeat_interleave(counts)
-            allowed[rows, self.known_items[begins + torch.arange(len(rows), device=rows.device)]] = False
-            allowed.scatter_(1, cases[self.ITEM_SEQ], False)
-        return allowed
-
-    def _probabilities(self, cases: Interaction, owners: Tensor, items: Tensor) -> Tensor:
+    def probabilities(self, cases: Interaction, owners: Tensor, items: Tensor) -> Tensor:
         """p(yes) / (p(yes) + p(no)) of items (n,) for the cases `owners` (n,): float64."""
-        if len(items) == 0:
-            return torch.zeros(0, dtype=torch.float64, device=items.device)
-        history, lengths = cases[self.ITEM_SEQ].cpu().numpy(), cases[self.ITEM_SEQ_LEN].tolist()
-        histories = [row[:length] for row, length in zip(history, lengths)]
+        histories = self.histories(cases)
         users = vectors = None
         if int(self.stage) == VECTORS:
             users, vectors = self.filter.user_vectors(cases), self.filter.item_vectors()
@@ -313,24 +237,7 @@ class CoLLM(SequentialRecommender):
         )
         return ask(self.reader, questions, self.batch_tokens).double().sigmoid()
 
-    # --------------------------------------------------------------- saving
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Weights without the LLM's own, which never change."""
-        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if not _is_frozen(name)}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load what `state_dict` gave."""
-        report = super().load_state_dict(state_dict, strict=False, assign=assign)
-        lacking = [name for name in report.missing_keys if not _is_frozen(name)]
-        if strict and (lacking or report.unexpected_keys):
-            raise RuntimeError(f"missing weights: {lacking}, unknown weights: {report.unexpected_keys}")
-        return report
-
-
-def _is_frozen(name: str) -> bool:
-    return name.startswith(FROZEN) and LORA not in name
-
-
-def _rows(interaction: Interaction, index: slice | Tensor) -> Interaction:
-    return Interaction({name: values[index] for name, values in interaction.interaction.items()})
+    @staticmethod
+    def never_changes(name: str) -> bool:
+        """Whether a weight of this name is the LLM's own."""
+        return name.startswith(FROZEN) and LORA not in name

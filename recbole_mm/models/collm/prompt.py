@@ -6,17 +6,12 @@ alone (title and the cue to answer), so that all candidates of a user share the 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
-from recbole_mm.data.item_text import clean_text
 from recbole_mm.errors import ConfigError
 from recbole_mm.mllm.model import MLLM
-
-logger = logging.getLogger(__name__)
 
 OPENING = "A person chose, in this order:\n"
 ENTRY = "- "
@@ -25,40 +20,6 @@ INSTRUCTION = "Would the person choose this next? Answer Yes or No.\n"
 ITEM_VECTOR = "This, by everybody's choices: "
 CUE = "Answer:\n"
 NO_TITLE = "something without a title"
-
-
-class Titles(Protocol):
-    """Items aligned to RecBole's ids; index 0 is padding."""
-
-    def __len__(self) -> int: ...
-    def text(self, index: int, /) -> str | None: ...
-    def fields(self, index: int, /) -> dict[str, str]: ...
-
-
-def read_titles(content: Titles, field: str | None) -> list[str]:
-    """The title of each item, `""` for padding and for items without one.
-
-    Args:
-        content: the items.
-        field: the column of the `.item` file that holds titles; None takes the whole text.
-
-    Raises:
-        ConfigError: there is no such column, or no item has a title.
-    """
-    titles = [""]
-    for index in range(1, len(content)):
-        if field is None:
-            titles.append(clean_text(content.text(index) or ""))
-            continue
-        columns = content.fields(index)
-        if columns and field not in columns:
-            raise ConfigError(f"collm_title_field: the .item file has no column {field!r}, only {', '.join(columns)}")
-        titles.append(clean_text(columns.get(field, "")))
-    if not any(titles):
-        raise ConfigError("CoLLM reads titles and no item has one: set collm_title_field, or text_fields")
-    if lacking := len(titles) - 1 - sum(map(bool, titles)):
-        logger.warning("%d items have no title: prompts call each %r", lacking, NO_TITLE)
-    return titles
 
 
 class Prompt:

@@ -1,0 +1,196 @@
+"""Sampled candidates of a run: drawn once per seed, kept in its folder by token, read again when it is resumed or
+loaded.
+
+The draw goes by tokens, not by RecBole's numbers, and depends on the seed, the phase, and who is ranked with which
+history alone: every model of the same data, split and seed ranks the same items. Validation and test have draws of
+their own. `candidates-valid.parquet` and `candidates-test.parquet` have a row per ranked case, in the order of the
+users' tokens: `user_id`, and the lists `positives` and `negatives`, of item tokens in ascending order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recbole_mm.errors import ConfigError, DataError
+from recbole_mm.evaluation.csr import CSR
+from recbole_mm.evaluation.sampled import SampledCandidates
+
+FILES = {"valid": "candidates-valid.parquet", "test": "candidates-test.parquet"}
+SAMPLED_MODE = re.compile(r"(uni|pop)([1-9]\d*)")
+_LISTS = ("positives", "negatives")
+
+
+class Tokens:
+    """RecBole's ids in the order of their tokens.
+
+    Args:
+        tokens: (n,) ids of the data files by RecBole's ids; index 0 is padding and stays at place 0.
+    """
+
+    def __init__(self, tokens: np.ndarray) -> None:
+        self.tokens = np.asarray(tokens).astype(str)
+        self.ids = np.concatenate([[0], 1 + np.argsort(self.tokens[1:], kind="stable")])
+        self.places = np.empty(len(self.ids), dtype=np.int64)
+        self.places[self.ids] = np.arange(len(self.ids))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def named(self, tokens: np.ndarray) -> np.ndarray:
+        """Places of tokens; 0 for one that is not there."""
+        ordered = self.tokens[self.ids[1:]]
+        at = np.minimum(np.searchsorted(ordered, tokens), len(ordered) - 1)
+        return np.where(ordered[at] == tokens, at + 1, 0)
+
+
+class Cases:
+    """What is ranked in a phase, in the order of tokens: rows by user, items by place among `Tokens`.
+
+    Args:
+        users: `EvalUsers` of the phase.
+        user_tokens, item_tokens: by RecBole's ids, padding first.
+    """
+
+    def __init__(self, users, user_tokens: np.ndarray, item_tokens: np.ndarray) -> None:
+        self.items = Tokens(item_tokens)
+        names = np.asarray(user_tokens).astype(str)[users.user_ids]
+        self.rows = np.argsort(names, kind="stable")  # of one user's cases, the order of time stays
+        self.names = names[self.rows]
+        self.positives = self._by_place(users.positives)
+        self.history = None if users.history is None else self._by_place(users.history)
+
+    def _by_place(self, lists: CSR) -> CSR:
+        mine = lists.take(self.rows)
+        return CSR(mine.offsets, self.items.places[mine.items]).distinct(len(self.items))
+
+    def by_id(self, candidates: CSR) -> SampledCandidates:
+        """Candidates by place, in the order of tokens, as those of RecBole's ids and of the rows as they were."""
+        back = np.empty_like(self.rows)
+        back[self.rows] = np.arange(len(self.rows))
+        mine = candidates.take(back)
+        return SampledCandidates(CSR(mine.offsets, self.items.ids[mine.items]).distinct(len(self.items)))
+
+
+def draw(cases: Cases, mode: str, phase: str, seed: int, counts: np.ndarray | None) -> CSR:
+    """Candidates of each case by place, positives included, in the order of `cases`.
+
+    Args:
+        cases: what is ranked.
+        mode: `uni<n>`: n per positive, all items alike; `pop<n>`: by `counts`.
+        phase: valid or test.
+        seed: of the run.
+        counts: (item_num,) how often each item, by RecBole's id, is in the training data.
+
+    Raises:
+        ConfigError: another mode, or `pop<n>` without counts.
+    """
+    found = SAMPLED_MODE.fullmatch(mode)
+    if not found:
+        raise ConfigError(f"eval_args.mode: {mode!r} is no ranking; give full, uni<n> or pop<n>, such as uni100")
+    weights = None
+    if found[1] == "pop":
+        if counts is None:
+            raise ConfigError(f"eval_args.mode: {mode} needs the counts of the training data")
+        weights = counts[cases.items.ids]
+    return SampledCandidates.draw(
+        cases.positives,
+        cases.history,
+        len(cases.items),
+        int(found[2]),
+        seed=(seed, list(FILES).index(phase)),
+        weights=weights,
+    ).items
+
+
+def write_candidates(path: Path, cases: Cases, candidates: CSR) -> None:
+    """Keep what was drawn; a reader never sees half a file."""
+    negatives = candidates.without(cases.positives, len(cases.items))
+    tokens = cases.items.tokens[cases.items.ids]
+    lists = [
+        pa.ListArray.from_arrays(pa.array(one.offsets, pa.int32()), pa.array(tokens[one.items], pa.string()))
+        for one in (cases.positives, negatives)
+    ]
+    table = pa.table({"user_id": pa.array(cases.names, pa.string()), **dict(zip(_LISTS, lists))})
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        pq.write_table(table, partial, compression="zstd")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_candidates(path: Path, cases: Cases) -> CSR:
+    """Candidates by place, as `draw` gives them, of a file that `write_candidates` wrote.
+
+    Raises:
+        DataError: it cannot be read, or was not written for these users, held-out items and histories.
+    """
+    table = _read(path)
+    misfit = f"{path} does not fit the data of this run: %s; the data has changed since, so run the model anew"
+    names = table["user_id"].to_numpy().astype(str)
+    if not np.array_equal(names, cases.names):
+        raise DataError(misfit % "it ranks other users")
+    stored = {}
+    for name in _LISTS:
+        offsets, tokens = _flat(table[name])
+        places = cases.items.named(tokens.astype(str))
+        if not places.all():
+            raise DataError(misfit % f"there is no item {tokens[np.argmin(places)]!r}")
+        stored[name] = CSR(offsets, places).distinct(len(cases.items))
+    if stored["positives"].keys(len(cases.items)).tolist() != cases.positives.keys(len(cases.items)).tolist():
+        raise DataError(misfit % "other items are held out")
+    excluded = cases.positives
+    if cases.history is not None:
+        excluded = excluded.union(cases.history, len(cases.items))
+    if len(stored["negatives"].without(excluded, len(cases.items)).items) < len(stored["negatives"].items):
+        raise DataError(misfit % "a negative is an item that the user knows")
+    return cases.positives.union(stored["negatives"], len(cases.items))
+
+
+def candidates_digest(run_dir: str | os.PathLike) -> str | None:
+    """A hash of what a run's test users were ranked against; None for a run that keeps no candidates (full ranking).
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    path = Path(run_dir) / FILES["test"]
+    if not path.is_file():
+        return None
+    table = _read(path)
+    total = hashlib.sha256(_hashes(table["user_id"].to_numpy()))
+    for name in _LISTS:
+        offsets, tokens = _flat(table[name])
+        total.update(offsets.astype("<i8").tobytes() + _hashes(tokens))
+    return total.hexdigest()
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=["user_id", *_LISTS]).combine_chunks()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path} cannot be read as stored candidates ({str(error).splitlines()[0]}); run the model anew"
+        ) from error
+
+
+def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """A column of lists as int64 offsets (n + 1,) and the flat tokens."""
+    lengths = column.combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), _strings(column.combine_chunks().flatten())
+
+
+def _strings(values: pa.Array) -> np.ndarray:
+    return values.to_numpy(zero_copy_only=False).astype(object)
+
+
+def _hashes(tokens: np.ndarray) -> bytes:
+    """A hash of each token, the same on every machine."""
+    return pd.util.hash_array(np.asarray(tokens, dtype=object)).astype("<u8").tobytes()

@@ -1,0 +1,147 @@
+"""Prompts on their way to the model: laid out, items' parts kept, and asked about as `recbole_mm.mllm.answer` wants."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_mm.mllm.answer import Block, Questions
+from recbole_mm.mllm.family import PreparedInput
+from recbole_mm.mllm.model import MLLM
+from recbole_mm.models.answering.wording import Prompt
+
+KEPT_BYTES = 1 << 29
+"""Of items' parts: candidates of one user are candidates of the next."""
+
+
+@dataclass(frozen=True)
+class ItemPart:
+    """The item's part of a prompt.
+
+    Attributes:
+        input: its tokens, without pixels.
+        seen: (T, hidden) what the vision tower made of its image; None where there is none.
+    """
+
+    input: PreparedInput
+    seen: Tensor | None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return self.input.ids.nbytes + (0 if self.seen is None else self.seen.nbytes)
+
+
+class PromptBlocks:
+    """Makes blocks of prompts for an `AnswerReader` around the MLLM's base model.
+
+    Every item's image is decoded and goes through the vision tower once, whoever is asked about it, as long as memory
+    lasts; so the model must not change meanwhile.
+
+    Args:
+        mllm: that is asked.
+        prompt: the wording.
+        image_pixels: bound on an image's area.
+        kept_bytes: bound on the items' parts that are kept.
+
+    Example:
+        >>> blocks = PromptBlocks(mllm, prompt, config["mllm_image_pixels"])            # doctest: +SKIP
+        >>> reader = AnswerReader.of(mllm, prompt.tail)                                 # doctest: +SKIP
+        >>> ask(reader, blocks.questions(users, histories, owners, items), 8192)        # doctest: +SKIP
+    """
+
+    def __init__(self, mllm: MLLM, prompt: Prompt, image_pixels: int, kept_bytes: int = KEPT_BYTES) -> None:
+        self.mllm = mllm
+        self.prompt = prompt
+        self.image_pixels = image_pixels
+        self.kept_bytes = kept_bytes
+        self._kept: OrderedDict[int, ItemPart] = OrderedDict()
+        self._bytes = 0
+
+    def questions(
+        self,
+        users: Sequence[int],
+        histories: Sequence[Sequence[int] | np.ndarray],
+        owners: np.ndarray,
+        items: Sequence[int] | np.ndarray,
+    ) -> Questions:
+        """n questions about U users.
+
+        Args:
+            users: (U,) RecBole's ids.
+            histories: U of them, RecBole's ids of items, oldest first.
+            owners: (n,) which of the U each question is about.
+            items: (n,) the candidates.
+
+        Returns:
+            For `ask`. Where prompts cannot share a prefix (`Prompt.shares_prefix`), they are read whole.
+        """
+        owners = np.asarray(owners, dtype=np.int64)
+        before = [tuple(map(int, history)) for history in histories]
+        prefix_lengths = [self.prompt.prefix_length(user, history) for user, history in zip(users, before)]
+
+        def prefixes(rows: np.ndarray) -> Block:
+            return self._block([self.prefix(users[row], before[row]) for row in rows.tolist()])
+
+        def suffixes(rows: np.ndarray) -> Block:
+            parts = self.item_parts([int(items[row]) for row in rows.tolist()])
+            seen = [part.seen for part in parts if part.seen is not None]
+            inputs = [part.input for part in parts]
+            return Block.of_seen(self.mllm.family, self.mllm.model, inputs, seen) if seen else self._block(inputs)
+
+        def whole(rows: np.ndarray) -> Block:
+            asked = [(int(owners[row]), int(items[row])) for row in rows.tolist()]
+            return self._block([self.whole(users[owner], before[owner], item) for owner, item in asked])
+
+        return Questions(
+            np.array(prefix_lengths, dtype=np.int64),
+            np.array([self.prompt.suffix_length(int(item)) for item in items], dtype=np.int64),
+            owners,
+            prefixes,
+            suffixes,
+            None if self.prompt.shares_prefix else whole,
+        )
+
+    def prefix(self, user: int, history: Sequence[int]) -> PreparedInput:
+        """The user's part of a prompt."""
+        return self.mllm.family.prepare(self.prompt.prefix(user, history), self.image_pixels)
+
+    def whole(self, user: int, history: Sequence[int], item: int) -> PreparedInput:
+        """A whole prompt."""
+        parts = [*self.prompt.prefix(user, history), *self.prompt.suffix(item)]
+        return self.mllm.family.prepare(parts, self.image_pixels)
+
+    def item_parts(self, items: Sequence[int]) -> list[ItemPart]:
+        """The items' parts of prompts; what is not kept is made, all images in one pass of the vision tower."""
+        found = {item: self._kept[item] for item in items if item in self._kept}
+        for item in found:
+            self._kept.move_to_end(item)
+        made = self._made([item for item in dict.fromkeys(items) if item not in found])
+        for item, part in made.items():
+            self._kept[item] = part
+            self._bytes += part.nbytes
+        while self._bytes > self.kept_bytes:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        found |= made
+        return [found[item] for item in items]
+
+    def _made(self, items: Sequence[int]) -> dict[int, ItemPart]:
+        family = self.mllm.family
+        inputs = [family.prepare(self.prompt.suffix(item), self.image_pixels, continued=True) for item in items]
+        images = [image for made in inputs for image in made.images]
+        with torch.no_grad():
+            seen = iter(family.image_vectors(self.mllm.model, images, self.mllm.device) if images else [])
+        return {
+            item: ItemPart(replace(made, images=()), torch.cat([next(seen) for _ in made.images]).clone())
+            if made.images
+            else ItemPart(made, None)
+            for item, made in zip(items, inputs)
+        }
+
+    def _block(self, inputs: Sequence[PreparedInput]) -> Block:
+        return Block.of_prepared(self.mllm.family, inputs, self.mllm.device)

@@ -1,0 +1,171 @@
+"""Models that rank by an LLM's Yes or No behind a prompt: MLLM-MSR (2408.09698), TALLRec (2305.00447)."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import InputType
+from torch import Tensor
+
+from recbole_mm.errors import ConfigError
+from recbole_mm.mllm.answer import AnswerReader, ask
+from recbole_mm.mllm.model import MLLM
+from recbole_mm.models.answering.asking import PromptBlocks
+from recbole_mm.models.answering.prompt import CUE, WordedPrompt
+from recbole_mm.models.reranking import RerankingRecommender
+from recbole_mm.texts.request import Request
+from recbole_mm.texts.yes_no import parse_yes_no
+
+logger = logging.getLogger(__name__)
+
+SCORED, WRITTEN = "scored", "written"
+ANSWER_STAGE = "answer"
+"""Name of the stage of written answers in the artifact store."""
+
+FROZEN = "reader."
+"""Weights under this name are the LLM's. It was fine-tuned before, and its folder keeps them."""
+
+
+class AnsweringRecommender(RerankingRecommender):
+    """An LLM that is asked about a user and an item, and says Yes or No. A subclass gives the prompt.
+
+    Nothing is left to be learnt here: the LLM comes fine-tuned (`sft_*`), or as it is (`sft_tuning: none`). `predict`
+    gives p(yes) / (p(yes) + p(no)) of any pair. `full_sort_predict` gives it to the `rerank_k` items that the first
+    stage puts first among those that can be recommended; every other item's score is below 0, in the first stage's
+    order. Without a first stage and with `rerank_k: ~` every item is asked about.
+
+    With `answers: written` the score is what an LLM of `text_backend` writes: 1 for a yes, 0 for a no, 0.5 for what
+    cannot be read as either.
+
+    Needs from the dataset: `first_stage` unless there is none; `mllm`, or `write_texts` for written answers; and what
+    the prompt tells.
+
+    Raises:
+        ConfigError: settings that cannot be.
+    """
+
+    input_type = InputType.POINTWISE
+    learns = False
+    has_first_stage = True
+    answers_any = True
+
+    def __init__(self, config, dataset) -> None:
+        super().__init__(config, dataset)
+        self.batch_tokens: int = config["answer_batch_tokens"]
+        if self.batch_tokens < 1:
+            raise ConfigError(f"answer_batch_tokens must be at least 1, not {self.batch_tokens}")
+        self.first_stage = getattr(dataset, "first_stage", None)
+        self.prompt = self.build_prompt(config, dataset, dataset.mllm)
+        self.unread = self.asked_for = 0
+        self.reader: AnswerReader | None = None
+        if config["answers"] == WRITTEN:
+            self._tokenizer = dataset.mllm.tokenizer
+            self._write = dataset.write_texts
+        else:
+            self.blocks = PromptBlocks(dataset.mllm, self.prompt, config["mllm_image_pixels"])
+            self.reader = AnswerReader.of(dataset.mllm, self.prompt.tail).requires_grad_(False)
+
+    @classmethod
+    def requirements(cls, config) -> tuple[str, ...]:
+        """What the prompt tells, and who answers.
+
+        Raises:
+            ConfigError: `answers` is neither scored nor written, or nobody writes.
+        """
+        if config["answers"] not in (SCORED, WRITTEN):
+            raise ConfigError(f"answers must be {SCORED} or {WRITTEN}, not {config['answers']!r}")
+        if config["answers"] == WRITTEN and config["text_backend"] == "template":
+            raise ConfigError("answers: written needs an LLM that writes: set text_backend to hf or openai")
+        return (*cls.told_by(config), "answering_mllm" if config["answers"] == SCORED else "answer_writer")
+
+    @classmethod
+    def told_by(cls, config) -> tuple[str, ...]:
+        """What the prompt needs from the dataset."""
+        return ()
+
+    @classmethod
+    @abstractmethod
+    def build_prompt(cls, config: Any, dataset: Any, mllm: MLLM) -> WordedPrompt:
+        """What is asked; for fine-tuning as well, on the dataset before it is split.
+
+        Args:
+            config: of the run.
+            dataset: with what `told_by` names.
+            mllm: its tokenizer and family lay out prompts; it may have no weights.
+        """
+
+    # -------------------------------------------------------------- scoring
+
+    def first_scores(self, cases: Interaction) -> Tensor:
+        """(B, n_items) float64 of the first stage; all alike without one.
+
+        Raises:
+            ConfigError: there is none, and some items are to be chosen.
+        """
+        if self.first_stage is not None:
+            return self.first_stage.scores(cases)
+        if self.rerank_k is not None:
+            raise ConfigError(f"rerank_k: {self.rerank_k} items cannot be chosen without a first_stage")
+        return torch.zeros(len(cases), self.n_items, dtype=torch.float64, device=cases[self.USER_ID].device)
+
+    def probabilities(self, cases: Interaction, owners: Tensor, items: Tensor) -> Tensor:
+        """p(yes) / (p(yes) + p(no)) of items (n,) for the cases `owners` (n,): float64."""
+        users, histories = cases[self.USER_ID].tolist(), self.histories(cases)
+        asked_of, asked = owners.cpu().numpy(), items.cpu().numpy()
+        if self.reader is None:
+            found = self._written(users, histories, asked_of, asked)
+            return torch.from_numpy(found).to(items.device)
+        questions = self.blocks.questions(users, histories, asked_of, asked)
+        with torch.no_grad():
+            return ask(self.reader, questions, self.batch_tokens).double().sigmoid().to(items.device)
+
+    def _written(
+        self, users: Sequence[int], histories: Sequence[np.ndarray], owners: np.ndarray, items: np.ndarray
+    ) -> np.ndarray:
+        """1, 0 or 0.5 for each item (n,): float64."""
+        requests = {
+            row: self.question(users[owner], histories[owner], item)
+            for row, (owner, item) in enumerate(zip(owners.tolist(), items.tolist()))
+        }
+        texts = self._write(ANSWER_STAGE, requests).texts
+        said = [parse_yes_no(texts[row]) if row in texts else None for row in range(len(items))]
+        scores = np.array([0.5 if answer is None else float(answer) for answer in said])
+        self.asked_for += len(said)
+        if unread := sum(answer is None for answer in said):
+            self.unread += unread
+            example = next((texts[row] for row, answer in enumerate(said) if answer is None and row in texts), None)
+            logger.warning(
+                "answers: %d of %d so far cannot be read as Yes or No and count 0.5%s",
+                *(self.unread, self.asked_for, "" if example is None else f", such as {example[:80]!r}"),
+            )
+        return scores
+
+    def question(self, user: int, history: Sequence[int], item: int) -> Request:
+        """The same prompt in words, with the item's image, for an LLM that writes its answer."""
+        words = self._tokenizer.decode(self.prompt.words_of(item))
+        text = f"{self.prompt.told(user, history)}{words}{CUE}"
+        if not self.prompt.has_image(item):
+            return Request(text, None)
+        return Request(text, None, partial(self.prompt.image, item), self.prompt.fingerprint(item))
+
+    # ------------------------------------------------------ what never comes
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        """There is none.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is fine-tuned before the epochs; they have nothing to learn")
+
+    @staticmethod
+    def never_changes(name: str) -> bool:
+        """Whether a weight of this name is the LLM's."""
+        return name.startswith(FROZEN)

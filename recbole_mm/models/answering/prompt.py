@@ -1,0 +1,192 @@
+"""The prompts of the answering models: a preference (MLLM-MSR) or titles (TALLRec), then the candidate."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from recbole_mm.errors import ConfigError
+from recbole_mm.mllm.encode import DEFAULT_TEXT_TOKENS
+from recbole_mm.mllm.model import MLLM
+from recbole_mm.models.answering.wording import CUE, Prompt, WordedPrompt, cut_to_tokens
+
+__all__ = ["CUE", "PreferencePrompt", "Prompt", "TitlesPrompt", "WordedPrompt", "cut_to_tokens"]
+
+PREFERENCE_TOKENS = 512
+"""Longer preference texts are cut."""
+
+
+class Preferences(Protocol):
+    """What has been written of users (`recbole_mm.reasoning.preferences.Preferences`)."""
+
+    def of(self, user: int, history: Sequence[int]) -> str | None: ...
+
+
+class Content(Protocol):
+    """Items aligned to RecBole's ids; index 0 is padding (`recbole_mm.data.content.ItemContent`)."""
+
+    @property
+    def tokens(self) -> Sequence[str]: ...
+    @property
+    def source(self) -> Any: ...
+    @property
+    def modalities(self) -> Sequence[str]: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+    def text(self, index: int, /) -> str | None: ...
+    def only(self, *modalities: str) -> Any: ...
+
+
+class PreferencePrompt(WordedPrompt):
+    """MLLM-MSR's: the preference that has been written of the user; then the candidate's image and text.
+
+    Args:
+        mllm: whose tokenizer and chat template are used.
+        content: the items; their images are shown if `image` is among its modalities.
+        item_texts: what is said of each item by RecBole's id (title, metadata, summary); None or empty where nothing
+            is. None in place of the list: no words are shown of any item.
+        preferences: what has been written of users; None: nothing is said of any.
+        image_pixels: bound on an image's area.
+        max_text_tokens: longer item texts are cut.
+        max_preference_tokens: longer preferences are cut.
+        domain: what an item is called.
+
+    Raises:
+        ConfigError: a bound is below 1, or neither images nor texts are shown.
+    """
+
+    PREFERENCE = "One person's taste in a {domain}, judged by earlier choices:\n{preference}\n\n"
+    NO_PREFERENCE = "Nothing is known so far of one person's taste in a {domain}.\n\n"
+    QUESTION = (
+        "Below is a {domain} that the person has not chosen yet. Will it be next? Reply with Yes or No alone.\n\n"
+    )
+    NOTHING_KNOWN = "(nothing is said of it)"
+
+    def __init__(
+        self,
+        mllm: MLLM,
+        content: Content,
+        item_texts: Sequence[str | None] | None,
+        preferences: Preferences | None,
+        *,
+        image_pixels: int,
+        max_text_tokens: int = DEFAULT_TEXT_TOKENS,
+        max_preference_tokens: int = PREFERENCE_TOKENS,
+        domain: str = "product",
+    ) -> None:
+        if max_text_tokens < 1 or max_preference_tokens < 1:
+            raise ConfigError("max_text_tokens and the tokens of a preference must be at least 1")
+        self.content = content
+        self.item_texts = item_texts
+        self.preferences = preferences
+        self.max_text_tokens = max_text_tokens
+        self.max_preference_tokens = max_preference_tokens
+        self.domain = domain
+        if item_texts is None and not self.shows_images:
+            raise ConfigError("neither images nor texts of items are shown: keep one of them among the modalities")
+        wording = [self.PREFERENCE, self.NO_PREFERENCE, self.QUESTION, self.NOTHING_KNOWN]
+        bounds = [max_text_tokens, max_preference_tokens]
+        super().__init__(mllm, image_pixels, {"preference": wording, "bounds": bounds, "domain": domain})
+        self._pictures = content.only("image") if self.shows_images else None
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether `image` is among the modalities."""
+        return "image" in self.content.modalities
+
+    def told(self, user: int, history: Sequence[int]) -> str:
+        """The preference after this history, and the question."""
+        written = None if self.preferences is None else self.preferences.of(user, history)
+        question = self.QUESTION.format(domain=self.domain)
+        if not written or not written.strip():
+            return self.NO_PREFERENCE.format(domain=self.domain) + question
+        text = cut_to_tokens(written.strip(), self.max_preference_tokens, self.mllm.token_ids)
+        return self.PREFERENCE.format(domain=self.domain, preference=text) + question
+
+    def words_of(self, item: int) -> list[int]:
+        """Token ids of the item's text, cut."""
+        text = "" if self.item_texts is None else (self.item_texts[item] or "").strip()
+        if not text and self.has_image(item):
+            return []
+        return self._token_ids(text or self.NOTHING_KNOWN)[: self.max_text_tokens]
+
+    def has_image(self, item: int) -> bool:
+        """Whether there is an image file."""
+        return item > 0 and self.shows_images and bool(self.content.source.has_image(self.content.tokens[item]))
+
+    def image(self, item: int) -> Any:
+        """The item's image, or None where it cannot be decoded."""
+        return self.content[item].image
+
+    def fingerprint(self, item: int) -> str:
+        """Hash of the image's bytes and the text."""
+        text = None if self.item_texts is None else self.item_texts[item]
+        image = None if self._pictures is None else self._pictures.fingerprint(item)
+        return hashlib.sha256(json.dumps([image, text]).encode()).hexdigest()
+
+
+class TitlesPrompt(WordedPrompt):
+    """TALLRec's: titles that the user liked and, where ratings tell, disliked; then the candidate's title.
+
+    Args:
+        mllm: whose tokenizer and chat template are used.
+        titles: of every item by RecBole's id; index 0 is padding.
+        history: so many of the last items of a history are told.
+        max_title_tokens: longer titles are cut.
+        likes: (user, item) -> whether the user liked it; None: whatever was chosen is liked.
+        domain: what an item is called.
+
+    Raises:
+        ConfigError: a bound is below 1.
+    """
+
+    LIKED = "One person liked, in this order:\n"
+    DISLIKED = "The person did not like:\n"
+    NOTHING = "Nothing is known so far of one person's taste in a {domain}.\n"
+    ENTRY = "- {title}\n"
+    QUESTION = "\nWould the person like the {domain} below? Reply with Yes or No alone.\n\n"
+    NO_TITLE = "something without a title"
+
+    def __init__(
+        self,
+        mllm: MLLM,
+        titles: Sequence[str | None],
+        *,
+        history: int = 10,
+        max_title_tokens: int = 24,
+        likes: Callable[[int, int], bool] | None = None,
+        domain: str = "product",
+    ) -> None:
+        if history < 1 or max_title_tokens < 1:
+            raise ConfigError("tallrec_history and tallrec_title_tokens must be at least 1")
+        self.titles = [
+            cut_to_tokens((title or "").strip() or self.NO_TITLE, max_title_tokens, mllm.token_ids) for title in titles
+        ]
+        self.history = history
+        self.likes = likes
+        self.domain = domain
+        wording = [self.LIKED, self.DISLIKED, self.NOTHING, self.ENTRY, self.QUESTION, self.NO_TITLE]
+        bounds = [history, max_title_tokens]
+        super().__init__(mllm, mllm.family.least_pixels, {"titles": wording, "bounds": bounds, "domain": domain})
+
+    def told(self, user: int, history: Sequence[int]) -> str:
+        """The titles of the last items, liked before disliked, and the question."""
+        shown = [int(item) for item in history[-self.history :]]
+        liked = [item for item in shown if self.likes is None or self.likes(user, item)]
+        disliked = [item for item in shown if item not in liked]
+        text = self._listed(self.LIKED, liked) + self._listed(self.DISLIKED, disliked)
+        return (text or self.NOTHING.format(domain=self.domain)) + self.QUESTION.format(domain=self.domain)
+
+    def _listed(self, heading: str, items: Sequence[int]) -> str:
+        if not items:
+            return ""
+        return heading + "".join(self.ENTRY.format(title=self.titles[item]) for item in items)
+
+    def words_of(self, item: int) -> list[int]:
+        """Token ids of the title."""
+        return self._token_ids(self.titles[item])
+
+    def fingerprint(self, item: int) -> str:
+        """Hash of the title."""
+        return hashlib.sha256(self.titles[item].encode("utf-8", "replace")).hexdigest()

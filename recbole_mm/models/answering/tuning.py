@@ -1,0 +1,152 @@
+"""The fine-tuned answerer of a run (MLLM-MSR, section 3.3): from settings and training interactions to a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recbole_mm.errors import DataError
+from recbole_mm.mllm.answer import resolve_yes_no
+from recbole_mm.mllm.model import MLLM
+from recbole_mm.mllm.tuned import ACCEPTED_TUNING, WHOLE, Accepted, TunedModel, is_whole, read_settings, tuning_of
+from recbole_mm.models.answering.examples import (
+    NO_KIND,
+    YES_KIND,
+    Asked,
+    PromptedQuestions,
+    draw_examples,
+    questions_digest,
+    training_targets,
+)
+from recbole_mm.models.answering.wording import Prompt
+
+RECIPE = 1
+"""Part of every folder's name: raise it whenever the same examples and settings would give another model."""
+
+NOTES = "answering.yaml"
+"""File beside a tuned model that says what it was tuned on."""
+
+ANSWER, FULL = "answer", "full"
+LOSSES = (ANSWER, FULL)
+
+OWN_KEYS = {"batch_tokens": "max_tokens_per_batch"}
+"""Settings whose key is not `sft_` and their name."""
+
+
+@dataclass(frozen=True)
+class SftSettings:
+    """The `sft_*` keys and `max_tokens_per_batch`, as `properties/model/MLLMMSR.yaml` explains them."""
+
+    tuning: str = "lora"
+    loss: str = ANSWER
+    targets: int | None = None
+    examples: int | None = None
+    negatives: int = 1
+    epochs: int = 4
+    learning_rate: float = 2e-5
+    warmup_ratio: float = 0.05
+    batch_tokens: int = 8192
+    accumulation: int = 1
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    gradient_checkpointing: bool = False
+    load_in_4bit: bool = False
+    checkpoint_steps: int = 200
+    seed: int = 0
+
+    @classmethod
+    def of(cls, config: Any) -> SftSettings:
+        """The settings of a run; a key that is null keeps the default given here, `sft_seed` that of the run.
+
+        Raises:
+            ConfigError: naming the first key whose value is not accepted, and what it accepts.
+        """
+        return read_settings(cls, config, sft_key, ACCEPTED)
+
+
+def sft_key(name: str) -> str:
+    """The key of a setting."""
+    return OWN_KEYS.get(name, f"sft_{name}")
+
+
+_SOME = (lambda value: value is None or is_whole(value), "a whole number of at least 1, or null for all")
+ACCEPTED: Accepted = {
+    **ACCEPTED_TUNING,
+    "loss": (lambda value: value in LOSSES, f"one of {', '.join(LOSSES)}"),
+    "targets": _SOME,
+    "examples": _SOME,
+    "negatives": WHOLE,
+}
+
+
+def training_questions(dataset: Any, settings: SftSettings) -> list[Asked]:
+    """The questions that the model is fine-tuned on, drawn from training interactions alone.
+
+    Args:
+        dataset: loaded and not yet split.
+        settings: how many, and the seed of the draw.
+
+    Raises:
+        DataError: no user has two training interactions, or there is no item that a user has not chosen.
+    """
+    users, items, offsets = dataset.user_histories()
+    targets = training_targets(offsets, settings.targets, settings.examples, settings.seed)
+    asked = draw_examples(users, items, offsets, dataset.item_tokens(), targets, settings.negatives, settings.seed)
+    if not targets or all(one.answer for one in asked):
+        lacking = "an item that some user has not chosen" if targets else "a user with two training interactions"
+        raise DataError(f"fine-tuning to answer needs {lacking}, and there is none: set sft_tuning: none")
+    return asked
+
+
+def tuned_answerer(
+    config: Any,
+    dataset: Any,
+    settings: SftSettings,
+    base: str,
+    load: Callable[..., MLLM],
+    artifacts: Path,
+    prompt_of: Callable[[MLLM], Prompt],
+) -> Path:
+    """Folder of the model that answers as these settings ask for; fine-tuned now if it was not before.
+
+    Its name holds a digest of the base model, the settings, the wording and the very examples: other training
+    interactions, images or texts make another model, other held-out interactions do not.
+
+    Args:
+        config: of the run.
+        dataset: loaded and not yet split, with all that the prompt tells.
+        settings: with a tuning other than none.
+        base: folder or hub id of the model to tune.
+        load: `load_mllm` for the run's device.
+        artifacts: where the folder is kept.
+        prompt_of: makes the prompt by an MLLM's tokenizer and family; the MLLM it is given cannot run.
+
+    Returns:
+        A folder for `load_mllm`, which merges an adapter into its base model.
+
+    Raises:
+        ConfigError, DataError, ModelLoadError: settings that do not fit together, answers that cannot be told apart,
+            the data, the model or the machine.
+    """
+    tuning = tuning_of(settings, config["mllm_image_pixels"])
+    tuned = TunedModel("answering", "Answering model", sft_key("tuning"), base, tuning, artifacts, NOTES)
+    tuned.check()
+    outline = load(base, with_head=True, without_weights=True)  # the tuned model may be there: then no base is loaded
+    prompt = prompt_of(outline)
+    yes, no = resolve_yes_no(outline, prompt.tail)
+    asked = training_questions(dataset, settings)
+    parts = {
+        "recipe": RECIPE,
+        "prompt": prompt.identity,
+        "answers": [yes, no],
+        "loss": settings.loss,
+        "examples": questions_digest(asked, prompt),
+    }
+    positives = sum(one.answer for one in asked)
+    counts = {YES_KIND: positives, NO_KIND: len(asked) - positives}
+
+    def examples(_: MLLM) -> PromptedQuestions:
+        return PromptedQuestions(asked, prompt, yes, no, settings.loss == FULL)
+
+    return tuned.find_or_make(config, parts, {"examples_of": counts}, load, examples)

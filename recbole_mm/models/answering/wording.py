@@ -1,0 +1,174 @@
+"""What prompts that are answered Yes or No have in common: two parts, the checkpoint's chat template, lengths.
+
+The user's part comes first, so that it is read once for all candidates. The candidate's image, text and the cue to
+answer follow it. Where a checkpoint has a chat template it stands around the whole prompt; images stand where they are
+put, in the middle of the user's turn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+from recbole_mm.errors import ConfigError
+from recbole_mm.mllm.answer import resolve_yes_no
+from recbole_mm.mllm.family import Part
+from recbole_mm.mllm.model import MLLM
+from recbole_mm.texts.chat import Chat
+
+TOKENIZED = 4096
+"""Texts whose token ids are kept: a user's is asked for again right away, an item's by the next user."""
+
+CUE = "\nAnswer:\n"
+"""Ends every prompt. The line break keeps "Yes" and "No" tokens of their own."""
+
+
+class Prompt(Protocol):
+    """A prompt is a prefix that depends on the user alone and a suffix that depends on the item alone.
+
+    Attributes:
+        tail: the text right before the answer, for `recbole_mm.mllm.answer.resolve_yes_no`.
+        identity: of the wording and its bounds, for digests.
+        shares_prefix: whether a prefix may be read once for several suffixes; where not, prompts are read whole.
+    """
+
+    @property
+    def tail(self) -> str: ...
+    @property
+    def identity(self) -> str: ...
+    @property
+    def shares_prefix(self) -> bool: ...
+
+    def prefix(self, user: int, history: Sequence[int]) -> list[Part]:
+        """The user's part: token ids and images, for `Family.prepare`.
+
+        Args:
+            user: RecBole's id.
+            history: RecBole's ids of the items before the candidate, oldest first.
+        """
+
+    def suffix(self, item: int) -> list[Part]:
+        """The item's part, for `Family.prepare` with `continued=True`; it ends where the answer begins."""
+
+    def prefix_length(self, user: int, history: Sequence[int]) -> int:
+        """At most so many tokens, the one that opens a prompt included, and image patches."""
+
+    def suffix_length(self, item: int) -> int:
+        """At most so many tokens and image patches; found without decoding an image."""
+
+    def told(self, user: int, history: Sequence[int]) -> str:
+        """The words of the user's part: what it depends on, for digests."""
+
+    def fingerprint(self, item: int) -> str:
+        """Hash of all that is shown of an item, image bytes included, for digests."""
+
+
+class WordedPrompt:
+    """What prompts have in common: the chat template, token ids of words, lengths.
+
+    A subclass says what is told of a user (`told`) and of an item (`words_of`), and gives its images, if any.
+
+    Args:
+        mllm: whose tokenizer and chat template are used.
+        image_pixels: bound on an image's area.
+        settings: wording and bounds, which make the identity.
+    """
+
+    def __init__(self, mllm: MLLM, image_pixels: int, settings: dict[str, Any]) -> None:
+        self.mllm = mllm
+        self.image_pixels = image_pixels
+        self._frame = Chat(mllm.tokenizer, mllm.token_ids, mllm.family.placeholder, mllm.name).frame()
+        self._cue = CUE if self._frame.is_plain else CUE.rstrip()
+        self.tail = _answerable(mllm, self._frame.tail(self._cue))
+        self._token_ids = lru_cache(TOKENIZED)(mllm.token_ids)
+        self._image_cost = mllm.family.image_cost(image_pixels)
+        self.identity = json.dumps({**settings, "cue": CUE, "image_pixels": image_pixels}, sort_keys=True)
+
+    # --- what a subclass says ----------------------------------------------------------------------------------------
+
+    def told(self, user: int, history: Sequence[int]) -> str:
+        """The words of the user's part."""
+        raise NotImplementedError
+
+    def words_of(self, item: int) -> list[int]:
+        """Token ids of the item's words."""
+        raise NotImplementedError
+
+    def fingerprint(self, item: int) -> str:
+        """Hash of all that is shown of an item."""
+        raise NotImplementedError
+
+    def has_image(self, item: int) -> bool:
+        """Whether there is an image to be shown; that it can be decoded shows when it is."""
+        return False
+
+    def image(self, item: int) -> Any:
+        """The item's image, or None."""
+        return None
+
+    # --- the prompt --------------------------------------------------------------------------------------------------
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether any item's image may be shown."""
+        return False
+
+    @property
+    def shares_prefix(self) -> bool:
+        """See `Prompt`: not where a family lets words look at an image that comes after them."""
+        return not (self.shows_images and self.mllm.family.images_reach_back)
+
+    def prefix(self, user: int, history: Sequence[int]) -> list[Part]:
+        """See `Prompt`."""
+        return [self._prefix_ids(user, history)]
+
+    def suffix(self, item: int) -> list[Part]:
+        """See `Prompt`. An image that cannot be decoded is left out."""
+        image = self.image(item) if self.has_image(item) else None
+        if image is None:
+            return [self._suffix_ids(item)]
+        return [image, [*self._token_ids("\n"), *self._suffix_ids(item)]]
+
+    def prefix_length(self, user: int, history: Sequence[int]) -> int:
+        """See `Prompt`."""
+        return 1 + len(self._prefix_ids(user, history))
+
+    def suffix_length(self, item: int) -> int:
+        """See `Prompt`."""
+        image = self._image_cost + len(self._token_ids("\n")) if self.has_image(item) else 0
+        return image + len(self._suffix_ids(item))
+
+    def _prefix_ids(self, user: int, history: Sequence[int]) -> list[int]:
+        return [*self._frame.opening, *self._token_ids(self._frame.before + self.told(user, history))]
+
+    def _suffix_ids(self, item: int) -> list[int]:
+        ending = self._token_ids(self._cue + self._frame.behind)
+        return [*self.words_of(item), *ending, *self._frame.closing]
+
+
+def _answerable(mllm: MLLM, tail: str) -> str:
+    """The tail, without its blank where that is a token of its own and so the beginning of both answers."""
+    if tail.endswith(" "):
+        try:
+            resolve_yes_no(mllm, tail)
+        except ConfigError:
+            return tail[:-1]
+    return tail
+
+
+def cut_to_tokens(text: str, most: int, token_ids: Callable[[str], list[int]]) -> str:
+    """A text whose tokens are at most so many, cut behind a word.
+
+    >>> cut_to_tokens("a red lamp", 2, str.split)
+    'a red'
+    """
+    if len(token_ids(text)) <= most:
+        return text
+    words = text.split(" ")
+    low, high = 0, len(words)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if len(token_ids(" ".join(words[:middle]))) <= most else (low, middle - 1)
+    return " ".join(words[:low])

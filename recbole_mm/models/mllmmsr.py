@@ -1,0 +1,45 @@
+"""MLLM-MSR: "Harnessing Multimodal Large Language Models for Multimodal Sequential Recommendation" (2408.09698)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recbole_mm.errors import ConfigError
+from recbole_mm.mllm.encode import DEFAULT_TEXT_TOKENS
+from recbole_mm.mllm.model import MLLM
+from recbole_mm.models.answering.model import AnsweringRecommender
+from recbole_mm.models.answering.prompt import PreferencePrompt
+from recbole_mm.reasoning.settings import DEFAULT_DOMAIN
+
+
+class MLLMMSR(AnsweringRecommender):
+    """Told: the preference that an LLM has written of the user's history, block by block; the candidate's image, title
+    and summary. See `AnsweringRecommender` for how it answers and ranks.
+
+    Needs from the dataset, beside that: `item_texts`, unless only images are shown; `preferences`, unless `preference:
+    none`; `content`.
+
+    Raises:
+        ConfigError: neither images nor texts are among the modalities.
+    """
+
+    @classmethod
+    def told_by(cls, config) -> tuple[str, ...]:
+        """Texts of items and users, as far as they are told."""
+        texts = ("item_texts",) if "text" in config["modalities"] else ()
+        return texts if config["preference"] == "none" else (*texts, "user_preferences")
+
+    @classmethod
+    def build_prompt(cls, config: Any, dataset: Any, mllm: MLLM) -> PreferencePrompt:
+        """The preference, then the candidate's image and text."""
+        if not config["modalities"]:
+            raise ConfigError("MLLM-MSR shows images and texts: keep one of them among the modalities")
+        return PreferencePrompt(
+            mllm,
+            dataset.content,
+            dataset.item_texts if "text" in config["modalities"] else None,
+            None if config["preference"] == "none" else dataset.preferences,
+            image_pixels=config["mllm_image_pixels"],
+            max_text_tokens=config["max_text_tokens"] or DEFAULT_TEXT_TOKENS,
+            domain=config["item_domain"] or DEFAULT_DOMAIN,
+        )

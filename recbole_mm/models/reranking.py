@@ -1,0 +1,208 @@
+"""An expensive model that puts the best of a cheap one in order: which items it is asked about, and one scale for all.
+
+The cheap model scores every item of a case. The `rerank_k` best of those that can be recommended at all are asked
+about, and their scores are the expensive model's probabilities; every other item's score is below 0, in the cheap
+model's order.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from torch import Tensor
+
+from recbole_mm.data.interactions import SequenceSamples
+from recbole_mm.errors import ConfigError
+
+SCORES_AT_ONCE = 1 << 23
+"""Scores of the cheap model that are held at once: 64 MB."""
+
+LARGEST = 1e30
+
+
+class RerankingRecommender(SequentialRecommender):
+    """Base of models that are asked about a few items of each case. Reads `rerank_k` and `mask_history`.
+
+    A class of these gives `first_scores`, `probabilities` and, where its answers do not hang on what the cheap model
+    puts first, `answers_any`.
+
+    Raises:
+        ConfigError: `rerank_k` is below 1.
+    """
+
+    answers_any = False
+    """Whether `predict` asks about every pair that it is given. False: it gives the numbers of `full_sort_predict`."""
+    known_items: Tensor
+    known_offsets: Tensor
+
+    def __init__(self, config, dataset) -> None:
+        super().__init__(config, dataset)
+        self.rerank_k: int | None = config["rerank_k"]
+        if self.rerank_k is not None and self.rerank_k < 1:
+            raise ConfigError(f"rerank_k must be at least 1, or null for all, not {self.rerank_k}")
+        self.mask_history = bool(config["mask_history"])
+        self._remember_training_items(dataset)
+
+    def _remember_training_items(self, dataset) -> None:
+        """Keep each user's training items, as offsets into one array."""
+        users, items = _training_rows(dataset)
+        order = np.argsort(users, kind="stable")
+        offsets = np.searchsorted(users[order], np.arange(dataset.user_num + 1))
+        self.register_buffer("known_items", torch.from_numpy(items[order].astype(np.int64)), persistent=False)
+        self.register_buffer("known_offsets", torch.from_numpy(offsets.astype(np.int64)), persistent=False)
+
+    # ------------------------------------------------------------------------------------------- what a model gives
+
+    @abstractmethod
+    def first_scores(self, cases: Interaction) -> Tensor:
+        """(B, n_items) float64 of the cheap model, any numbers. In double precision, so that no two scores change
+        places when another batch rounds them differently."""
+
+    @abstractmethod
+    def probabilities(self, cases: Interaction, owners: Tensor, items: Tensor) -> Tensor:
+        """p(yes) of items (n,) for the cases `owners` (n,), as float64 in [0, 1]."""
+
+    def asks_now(self) -> bool:
+        """Whether any item is asked about at all; False leaves everything to the cheap model."""
+        return True
+
+    # ------------------------------------------------------------------------------------------------------ scoring
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """Scores of all items (B, n_items) float64."""
+        table = []
+        for start in range(0, len(interaction), self._rows_at_once):
+            cases = rows_of(interaction, slice(start, start + self._rows_at_once))
+            scores, asked = self._filtered(cases)
+            owners, items = asked.nonzero(as_tuple=True)
+            scores[owners, items] = self._asked(cases, owners, items)
+            table.append(scores)
+        return torch.cat(table)
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """Score of each row's own item (B,) float64: the one that `full_sort_predict` gives it, or, for a class that
+        `answers_any`, its probability whether or not it would be reranked (padding: -1)."""
+        wanted = interaction[self.ITEM_ID]
+        first, case = self._distinct_cases(interaction)
+        scores = torch.full((len(wanted),), -1.0, dtype=torch.float64, device=wanted.device)
+        for start in range(0, len(first), self._rows_at_once):
+            cases = rows_of(interaction, first[start : start + self._rows_at_once])
+            mine = (case >= start) & (case < start + self._rows_at_once)
+            owners, items = case[mine] - start, wanted[mine]
+            if self.answers_any:
+                found, asked = scores[mine], items > 0
+            else:
+                table, reranked = self._filtered(cases)
+                found, asked = table[owners, items], reranked[owners, items]
+            found[asked] = self._asked(cases, owners[asked], items[asked])
+            scores[mine] = found
+        return scores
+
+    @property
+    def _rows_at_once(self) -> int:
+        return max(1, SCORES_AT_ONCE // self.n_items)
+
+    def _distinct_cases(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
+        """Rows that stand for all rows of their user and history, and which of them stands for each row."""
+        fields = [interaction[name] for name in (self.USER_ID, self.ITEM_SEQ_LEN, self.ITEM_SEQ)]
+        distinct, case = torch.cat([values.view(len(values), -1) for values in fields], 1).unique(
+            dim=0, return_inverse=True
+        )
+        rows = torch.arange(len(case), device=case.device)
+        first = torch.full((len(distinct),), len(case), device=case.device)
+        return first.scatter_reduce(0, case, rows, "amin"), case
+
+    def _asked(self, cases: Interaction, owners: Tensor, items: Tensor) -> Tensor:
+        if len(items) == 0:
+            return torch.zeros(0, dtype=torch.float64, device=items.device)
+        return self.probabilities(cases, owners, items)
+
+    def _filtered(self, cases: Interaction) -> tuple[Tensor, Tensor]:
+        """Scores (B, n_items) float64 in (-1, 0) by the cheap model, and which items are reranked."""
+        scores = self.first_scores(cases)
+        if not self.asks_now():
+            return softsign_below_zero(scores), torch.zeros_like(scores, dtype=torch.bool)
+        return softsign_below_zero(scores), first_of_each_row(scores, self._candidates(cases), self.rerank_k)
+
+    def _candidates(self, cases: Interaction) -> Tensor:
+        """bool (B, n_items): items that can be recommended at all; with `mask_history` those of the history are not."""
+        allowed = torch.ones(len(cases), self.n_items, dtype=torch.bool, device=self.known_items.device)
+        allowed[:, 0] = False
+        if self.mask_history:
+            users = cases[self.USER_ID]
+            counts = self.known_offsets[users + 1] - self.known_offsets[users]
+            rows = torch.arange(len(users), device=users.device).repeat_interleave(counts)
+            begins = (self.known_offsets[users] - (counts.cumsum(0) - counts)).repeat_interleave(counts)
+            allowed[rows, self.known_items[begins + torch.arange(len(rows), device=rows.device)]] = False
+            allowed.scatter_(1, cases[self.ITEM_SEQ], False)
+        return allowed
+
+    def histories(self, cases: Interaction) -> list[np.ndarray]:
+        """Items of each case's history, the earliest first."""
+        items, lengths = cases[self.ITEM_SEQ].cpu().numpy(), cases[self.ITEM_SEQ_LEN].tolist()
+        return [row[:length] for row, length in zip(items, lengths)]
+
+    # ------------------------------------------------------------------------------------------------------- saving
+
+    @staticmethod
+    def never_changes(name: str) -> bool:
+        """Whether the weight of this name is one that no run changes, so that it is not saved with any."""
+        return False
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Weights without those that never change."""
+        weights = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in weights.items() if not self.never_changes(name)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what `state_dict` gave."""
+        report = super().load_state_dict(state_dict, strict=False, assign=assign)
+        lacking = [name for name in report.missing_keys if not self.never_changes(name)]
+        if strict and (lacking or report.unexpected_keys):
+            raise RuntimeError(f"missing weights: {lacking}, unknown weights: {report.unexpected_keys}")
+        return report
+
+
+def _training_rows(dataset) -> tuple[np.ndarray, np.ndarray]:
+    """User and item of every training interaction."""
+    samples: SequenceSamples = dataset.inter_feat
+    targets = samples.targets.numpy()
+    rows = np.union1d(dataset.row_start[targets], targets)  # a sequence's first row is no target
+    return samples.flat[dataset.uid_field].numpy()[rows], samples.flat[dataset.iid_field].numpy()[rows]
+
+
+def rows_of(interaction: Interaction, index: slice | Tensor) -> Interaction:
+    """Some rows of an interaction."""
+    return Interaction({name: values[index] for name, values in interaction.interaction.items()})
+
+
+def softsign_below_zero(scores: Tensor) -> Tensor:
+    """Any scores in their order, in (-1, 0): below every probability."""
+    bounded = scores.clamp(-LARGEST, LARGEST)  # infinite over infinite is no number
+    return (bounded / (1 + bounded.abs()) - 1) / 2
+
+
+def first_of_each_row(scores: Tensor, allowed: Tensor, count: int | None) -> Tensor:
+    """Which of the allowed columns have a row's highest scores; of equal scores the first columns.
+
+    Args:
+        scores: (B, N).
+        allowed: bool (B, N).
+        count: so many per row, or all that are allowed where those are fewer; None for all of them.
+
+    Returns:
+        bool (B, N).
+    """
+    if count is None or count >= scores.shape[1]:
+        return allowed
+    masked = scores.masked_fill(~allowed, -torch.inf)
+    least = masked.topk(count, dim=1).values[:, -1:]
+    above = masked > least
+    level = (masked == least) & allowed
+    return above | (level & (level.cumsum(1) <= count - above.sum(1, keepdim=True)))

@@ -1,0 +1,76 @@
+"""TALLRec: "An Effective and Efficient Tuning Framework to Align Large Language Model with Recommendation"
+(2305.00447), a baseline of MLLM-MSR."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from recbole_mm.errors import ConfigError
+from recbole_mm.mllm.model import MLLM
+from recbole_mm.models.answering.model import AnsweringRecommender
+from recbole_mm.models.answering.prompt import TitlesPrompt
+from recbole_mm.models.titles import read_titles
+from recbole_mm.reasoning.settings import DEFAULT_DOMAIN
+
+
+class TALLRec(AnsweringRecommender):
+    """Told: titles of the history, liked ones and, where ratings tell, disliked ones; the candidate's title. Words
+    alone. See `AnsweringRecommender` for how it answers and ranks.
+
+    Needs from the dataset, beside that: `content`, which gives titles; the column `tallrec_rating_field` of `.inter`.
+
+    Raises:
+        ConfigError: no titles, or no such column of ratings.
+    """
+
+    @classmethod
+    def build_prompt(cls, config: Any, dataset: Any, mllm: MLLM) -> TitlesPrompt:
+        """Titles of the history, then the candidate's."""
+        if "text" not in config["modalities"]:
+            raise ConfigError("TALLRec reads titles: keep text among the modalities")
+        fields, rating = config["text_fields"], config["tallrec_rating_field"]
+        field = config["tallrec_title_field"] or (fields[0] if fields else None)
+        return TitlesPrompt(
+            mllm,
+            read_titles(dataset.content, field, "tallrec_title_field"),
+            history=config["tallrec_history"],
+            max_title_tokens=config["tallrec_title_tokens"],
+            likes=None if rating is None else likes_of(dataset, rating, config["tallrec_liked_from"]),
+            domain=config["item_domain"] or DEFAULT_DOMAIN,
+        )
+
+
+def likes_of(dataset: Any, field: str, least: float) -> Callable[[int, int], bool]:
+    """Who likes what, by a column of ratings.
+
+    An item that a user has rated several times counts as when it was first rated: what comes later may be held out.
+
+    Args:
+        dataset: sequential, before or after it is split.
+        field: float column of `.inter`.
+        least: from here on a rating says that the item is liked.
+
+    Returns:
+        (RecBole's user id, item id) -> whether the user likes it; a pair without a rating is liked.
+
+    Raises:
+        ConfigError: there is no such column, or it is not loaded.
+    """
+    rows = dataset.inter_feat
+    columns = getattr(rows, "flat", rows)  # after the split, all rows in the order of time
+    if field not in columns:
+        raise ConfigError(f"tallrec_rating_field: the interactions have no column {field!r}; see load_col")
+    order = slice(None) if columns is not rows else dataset._rows_in_order()
+    users, items, ratings = (np.asarray(columns[name])[order] for name in (dataset.uid_field, dataset.iid_field, field))
+    keys, first = np.unique(users.astype(np.int64) * dataset.item_num + items, return_index=True)
+    liked = ratings[first] >= least
+
+    def likes(user: int, item: int) -> bool:
+        key = user * dataset.item_num + item
+        place = int(np.searchsorted(keys, key))
+        return bool(liked[place]) if place < len(keys) and keys[place] == key else True
+
+    return likes

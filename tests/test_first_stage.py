@@ -1,0 +1,285 @@
+"""The first stage: a run of its own, found again, resumed, and asked for scores of any user and history."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import InputType
+
+import recbole_mm
+from recbole_mm import first_stage, pipeline
+from recbole_mm.data.dataset import create_dataset
+from recbole_mm.errors import ConfigError
+from recbole_mm.evaluation.csr import CSR
+from recbole_mm.evaluation.phases import split
+from recbole_mm.first_stage import companion, open_first_stage, results_beside
+from recbole_mm.models.reranking import RerankingRecommender
+from recbole_mm.stages import Stages
+from tests.conftest import write_toy
+
+QUICK = {"epochs": 2, "learning_rate": 3e-3, "train_batch_size": 64}
+
+
+class Echo(RerankingRecommender):
+    """Ranks exactly as its first stage does."""
+
+    input_type = InputType.POINTWISE
+    learns = False
+    has_first_stage = True
+
+    def __init__(self, config, dataset) -> None:
+        super().__init__(config, dataset)
+        self.first = dataset.first_stage
+
+    def first_scores(self, cases):
+        return self.first.scores(cases)
+
+    def probabilities(self, cases, owners, items):
+        raise AssertionError("nothing is asked")
+
+    def asks_now(self):
+        return False
+
+
+@pytest.fixture
+def settings(toy_settings) -> dict:
+    return {
+        **toy_settings,
+        "epochs": 1,
+        "rerank_k": 5,
+        "first_stage": "SASRec",
+        "first_stage_config": QUICK,
+        "train_neg_sample_args": None,
+    }
+
+
+@pytest.fixture
+def config(settings):
+    """`config(**changed)` of a run that has a first stage."""
+    return lambda **changed: recbole_mm.config.Config(Echo, "toy", config_dict={**settings, **changed})
+
+
+@pytest.fixture
+def outer(settings):
+    """Folder of the run that asks."""
+    folder = Path(settings["checkpoint_dir"]) / "outer"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def cases(config) -> Interaction:
+    """The test cases of a sequential model."""
+    phases = split(config, create_dataset(config), Echo)
+    return phases.test.users.interaction[np.arange(len(phases.test.users))]
+
+
+# ------------------------------------------------------------------------------------------------------- scores
+
+
+@pytest.mark.parametrize("model", ["SASRec", "BPR", "ItemKNN", "NeuMF", "DuoRec", "FPMC", "Pop"])
+def test_scores_are_the_models_own(config, outer, model):
+    """Sequential and general, by a product of vectors, by `full_sort_predict`, and by `predict` alone."""
+    wanted = config(first_stage=model, first_stage_config={"epochs": 1})
+    first = open_first_stage(wanted, create_dataset(wanted), outer)
+    rows = cases(wanted)
+    found = first.scores(rows)
+    assert found.dtype == torch.float64
+    assert found.shape == (60, 41)
+    own = pipeline.load(first_stage.companion(wanted, model, {"epochs": 1}, outer))
+    users = own.phases.test.users
+    theirs = users.interaction[np.arange(len(users))]
+    assert theirs["user_id"].tolist() == rows["user_id"].tolist()
+    with torch.no_grad():
+        try:
+            expected = own.model.full_sort_predict(theirs).view(60, 41)
+        except NotImplementedError:  # NeuMF scores pairs
+            pairs = Interaction(
+                {"user_id": theirs["user_id"].repeat_interleave(41), "item_id": torch.arange(41).repeat(60)}
+            )
+            expected = own.model.predict(pairs).view(60, 41)
+    torch.testing.assert_close(found[:, 1:], expected[:, 1:].double(), atol=1e-5, rtol=1e-4)
+    if own.config["MODEL_TYPE"].name == "SEQUENTIAL":
+        shorter = Interaction({**rows.interaction, "item_length": torch.ones_like(rows["item_length"])})
+        shorter["item_id_list"] = shorter["item_id_list"].clone()
+        shorter["item_id_list"][:, 1:] = 0
+        assert not torch.allclose(first.scores(shorter), found, atol=1e-3), "the history must matter"
+
+
+def test_a_reranker_that_never_asks_ranks_as_its_first_stage(settings):
+    outcome = recbole_mm.run(Echo, "toy", config_dict=settings)
+    assert outcome.beside["SASRec (first stage)"] == outcome.test_result
+    assert set(outcome.beside) == {"SASRec (first stage)", "Pop"}
+
+
+# ---------------------------------------------------------------------------------------------------- its own run
+
+
+def test_it_is_the_run_that_a_command_would_have_made(settings, config, outer):
+    """Trained on full sequences, on the same data and seed; found again, whoever ran it first."""
+    left_out = ("first_stage", "rerank", "train_neg", "text_fields", "image_dir")
+    given = {key: settings[key] for key in settings if not key.startswith(left_out)}
+    by_hand = recbole_mm.run("SASRec", "toy", config_dict={**given, **QUICK, "full_sequence": True})
+    assert companion(config(), "sasrec", QUICK, outer) == by_hand.run_dir
+    assert companion(config(), "SASRec", {**QUICK, "full_sequence": False}, outer) != by_hand.run_dir
+
+
+def test_it_is_trained_once(config, outer, monkeypatch):
+    folder = companion(config(), "SASRec", QUICK, outer)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("it was run again")
+
+    monkeypatch.setattr(pipeline, "run", refuse)
+    assert companion(config(), "SASRec", QUICK, outer) == folder
+    # What an item looks like is nothing to SASRec, and what the run that asks does with it neither.
+    assert companion(config(text_fields=["class"], mllm="other", rerank_k=7), "SASRec", QUICK, outer) == folder
+    with pytest.raises(AssertionError, match="run again"):
+        companion(config(seed=7), "SASRec", QUICK, outer)
+    with pytest.raises(AssertionError, match="run again"):
+        companion(config(eval_args={"mode": "uni5"}), "SASRec", QUICK, outer)
+
+
+class Killed(BaseException):
+    """Ends a run as abruptly as Python can end itself."""
+
+
+def test_an_interrupted_first_stage_is_resumed(config, outer, monkeypatch, settings, tmp_path):
+    whole = companion(config(checkpoint_dir=str(tmp_path / "whole")), "SASRec", QUICK, outer)
+    original, steps = torch.optim.Adam.step, []
+
+    def dies(self, *args, **kwargs):
+        steps.append(1)
+        if len(steps) == 9:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.Adam, "step", dies)
+        with pytest.raises(Killed):
+            companion(config(), "SASRec", QUICK, outer)
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self, *a, **k: steps.append(1) or original(self, *a, **k))
+    steps.clear()
+    resumed = companion(config(), "SASRec", QUICK, outer)
+    per_epoch = pipeline.read_result(whole)["timings"]["steps"] // 2
+    assert len(steps) == per_epoch, "the first epoch was not trained again"
+    assert len(list(Path(settings["checkpoint_dir"]).glob("SASRec-*"))) == 1
+    assert pipeline.read_result(resumed)["test_result"] == pipeline.read_result(whole)["test_result"]
+
+
+def test_the_log_of_the_run_goes_on_in_its_own_folder(settings):
+    outcome = recbole_mm.run(Echo, "toy", config_dict={**settings, "state": "INFO"})
+    own = (outcome.run_dir / "run.log").read_text()
+    (folder,) = Path(settings["checkpoint_dir"]).glob("SASRec-*")
+    theirs = (folder / "run.log").read_text()
+    assert "epoch 1 training" in theirs
+    assert "epoch 1 training" not in own
+    assert "SASRec on the same data and split comes first" in own
+    assert "beside:" in own
+    assert "Pop" in own[own.index("beside:") :]
+
+
+# --------------------------------------------------------------------------------------------------------- beside
+
+
+@pytest.mark.parametrize("mode", ["full", "uni5"])
+def test_what_stands_beside_is_of_the_same_cases_and_candidates(settings, mode):
+    changed = {**settings, "eval_args": {"mode": mode}, "first_stage": "BPR"}
+    outcome = recbole_mm.run(Echo, "toy", config_dict=changed)
+    (folder,) = Path(settings["checkpoint_dir"]).glob("BPR-*")
+    theirs, users = pipeline.load(folder).phases.test.users, outcome.phases.test.users
+    pairs = [(users.positives, theirs.positives), (users.history, theirs.history)]
+    if mode != "full":
+        pairs.append((users.candidates.items, theirs.candidates.items))
+    for ours, other in pairs:
+        assert same_rows(ours, other)
+    result = json.loads((outcome.run_dir / "result.json").read_text())
+    assert result["beside"] == outcome.beside
+    assert result["beside"]["BPR (first stage)"] == pipeline.read_result(folder)["test_result"]
+
+
+def same_rows(one: CSR, other: CSR) -> bool:
+    return np.array_equal(one.offsets, other.offsets) and all(
+        set(one.items[a:b]) == set(other.items[a:b]) for a, b in zip(one.offsets, one.offsets[1:])
+    )
+
+
+def test_without_a_first_stage_pop_stands_beside(config, outer):
+    found = results_beside(config(first_stage="none", rerank_k=None, first_stage_config={}), outer, Stages())
+    assert list(found) == ["Pop"]
+    assert found["Pop"]["recall@10"] > 0
+
+
+def test_pop_as_first_stage_stands_there_once(config, outer):
+    found = results_beside(config(first_stage="Pop", first_stage_config={}), outer, Stages())
+    assert list(found) == ["Pop (first stage)"]
+
+
+# ----------------------------------------------------------------------------------------------------------- path
+
+
+def test_a_finished_run_is_taken_by_its_folder(settings, config, outer):
+    by_hand = recbole_mm.run("GRU4Rec", "toy", config_dict={**settings, "epochs": 1})
+    wanted = config(first_stage_path=str(by_hand.run_dir), first_stage_config={})
+    first = open_first_stage(wanted, create_dataset(wanted), outer)
+    assert first.name == "GRU4Rec"
+    assert results_beside(wanted, outer, Stages())["GRU4Rec (first stage)"] == by_hand.test_result
+
+
+def test_a_run_of_other_candidates_gives_scores_and_no_row(toy_settings, config, outer, caplog):
+    by_hand = recbole_mm.run("BPR", "toy", config_dict={**toy_settings, "epochs": 1})
+    wanted = config(first_stage_path=str(by_hand.run_dir), first_stage_config={}, eval_args={"mode": "uni5"})
+    assert open_first_stage(wanted, create_dataset(wanted), outer).name == "BPR"
+    with caplog.at_level("WARNING"):
+        assert list(results_beside(wanted, outer, Stages())) == ["Pop"]
+    assert "was tested with another eval_args" in caplog.text
+
+
+def test_a_run_on_data_that_has_changed_is_refused(toy_settings, config, outer, tmp_path):
+    by_hand = recbole_mm.run("BPR", "toy", config_dict={**toy_settings, "epochs": 1})
+    other = write_toy(tmp_path / "other", items=39)
+    wanted = config(first_stage_path=str(by_hand.run_dir), first_stage_config={}, data_path=str(other))
+    with pytest.raises(ConfigError, match="knows other item_ids than this run; the data has changed since"):
+        open_first_stage(wanted, create_dataset(wanted), outer)
+
+
+def test_a_breach_of_the_train_only_rule_is_handed_on(settings, toy_settings):
+    by_hand = recbole_mm.run("BPR", "toy", config_dict={**toy_settings, "epochs": 1})
+    path = by_hand.run_dir / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sees_held_out": ["it has seen them"]}))
+    given = {**settings, "first_stage_path": str(by_hand.run_dir), "first_stage_config": {}}
+    outcome = recbole_mm.run(Echo, "toy", config_dict=given)
+    assert outcome.sees_held_out == ["first stage BPR: it has seen them"]
+    assert pipeline.read_result(outcome.run_dir)["sees_held_out"] == outcome.sees_held_out
+
+
+# ----------------------------------------------------------------------------------------------- what cannot be
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"first_stage": "none"}, "first_stage: none leaves nobody to choose the rerank_k: 5 items"),
+        ({"first_stage": None}, "ask about every item with rerank_k: ~"),
+        ({"first_stage": "SASRek"}, "unknown model 'SASRek': did you mean SASRec"),
+        ({"first_stage_config": [3]}, r"first_stage_config: \[3\] is not a mapping"),
+        ({"first_stage_config": {"MAX_ITEM_LIST_LENGTH": 4}}, "first_stage_config: SASRec was run with MAX_ITEM"),
+        ({"first_stage_config": {"eval_args": {"split": {"LS": "test_only"}}}}, "held out other interactions"),
+        ({"first_stage_path": "/nowhere"}, "first_stage_config is for a first stage that is trained here"),
+        ({"first_stage_path": "/nowhere", "first_stage_config": {}}, "first_stage_path: /nowhere has no config.yaml"),
+    ],
+)
+def test_settings_that_cannot_be(settings, changed, message):
+    with pytest.raises(ConfigError, match=message) as raised:
+        recbole_mm.run(Echo, "toy", config_dict={**settings, **changed})
+    assert "\n" not in str(raised.value)
+
+
+def test_sampled_ranking_needs_no_first_stage(settings, config):
+    wanted = config(first_stage="none", first_stage_config={}, eval_args={"mode": "uni5"})
+    first_stage.check_first_stage(wanted)
+    assert open_first_stage(wanted, create_dataset(wanted), Path()) is None
