@@ -23,7 +23,7 @@ run: $(READY)  ## Install what is missing, then train and rank Molar on the embe
 	$(BIN)/python run_recbole_mm.py --model=Molar --dataset=ml-100k $(ARGS)
 
 test: $(READY)  ## Install what is missing, then run the tests (ARGS=... reaches pytest)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .

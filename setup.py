@@ -62,6 +62,7 @@ setup(
             "optuna>=4.0",
             "pytest>=8.2",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.8",
             "mypy>=1.13",
             "types-PyYAML",

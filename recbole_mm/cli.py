@@ -1,4 +1,4 @@
-"""The command line: `recbole-mm run | plan | compare | models | prepare`."""
+"""The command line: `recbole-mm run | plan | compare | tune | models | prepare`."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ docs/compare.md says what an experiment's file may hold and how to read the tabl
 _TOP_EXAMPLES = f"""examples:
   {PROGRAM} run --model=Molar --dataset=ml-100k
   {PROGRAM} compare --experiment molar-table5 --dataset ml-100k --mllm=tiny --seeds 1,2,3
+  {PROGRAM} tune --model SASRec --dataset ml-100k --trials 20
   {PROGRAM} plan --model=MLLMRec --dataset=ml-100k --text_backend=hf
   {PROGRAM} models sequential
   {PROGRAM} prepare hm --source downloads/hm --out dataset/hm
@@ -113,6 +114,8 @@ def _dispatch(arguments: list[str]) -> int:
         return plan(arguments[1:])
     if arguments[:1] == ["compare"]:
         return compare(arguments[1:])
+    if arguments[:1] == ["tune"]:
+        return tune(arguments[1:])
     parsed = _parser().parse_args(arguments or ["--help"])
     command: Callable[[argparse.Namespace], int] = parsed.command
     return command(parsed)
@@ -132,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("run", help="train and rank a model", add_help=False)
     commands.add_parser("plan", help="tell what a run would compute before it trains, and the cost", add_help=False)
     commands.add_parser("compare", help="run a table of models over seeds, with paired tests", add_help=False)
+    commands.add_parser("tune", help="search for a model's best settings", add_help=False)
 
     models = commands.add_parser("models", help="list every model that --model accepts")
     models.add_argument("filter", nargs="?", default="", help="show only lines that contain this, in any case")
@@ -281,6 +285,28 @@ def _compare_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="DIR", help="folder of the table (<checkpoint_dir>/compare-<experiment>-<dataset>)")
     add("--runs", nargs="+", type=Path, metavar="DIR", help="compare these finished runs and run nothing")
     return parser
+
+
+def tune(arguments: Sequence[str]) -> int:
+    """`recbole-mm tune`: a search, its best setting and that one's test."""
+    from recbole_mm.tune.arguments import tune_parser
+
+    parsed, others = tune_parser(f"{PROGRAM} tune").parse_known_args(arguments)
+    settings = _run_settings(others)
+    from recbole_mm.log import init_logging
+    from recbole_mm.tune.command import report, tune_model  # imports torch
+
+    init_logging(None, settings.get("state"))
+    options = vars(parsed)
+    found = tune_model(
+        options.pop("model"),
+        options.pop("dataset"),
+        config_files=_split_paths(settings.pop("config_files", "")),
+        command_line=settings,
+        **options,
+    )
+    print(report(found), end="")
+    return 0
 
 
 def _names(text: str | None) -> list[str] | None:
