@@ -196,7 +196,9 @@ def test_a_safetensors_file_from_elsewhere_gives_its_tensors(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", [object(), {1, 2}, np.array([object()], dtype=object), np.zeros(1, dtype=[("a", "f4")])], ids=repr
+    "value",
+    [object(), {1, 2}, np.array([object()], dtype=object), np.zeros(1, dtype=[("a", "f4")])],
+    ids=["object", "set", "array of objects", "structured array"],
 )
 def test_what_would_need_pickle_is_refused_by_its_place(tmp_path, value):
     with pytest.raises(CheckpointError, match=r"^outer\.1: "):
