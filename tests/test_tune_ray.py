@@ -33,8 +33,11 @@ EPOCHS = 6
 @pytest.fixture(scope="module")
 def one_ray():
     """A Ray that all searches of this module use, as they find it running."""
-    with ray_session(Resources(cpus=1, gpus=0, jobs=0, address=None, store_mb=80)):
-        yield
+    here = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", os.pathsep.join(here))  # Ray's processes import tests.tune_models, too
+        with ray_session(Resources(cpus=1, gpus=0, jobs=0, address=None, store_mb=80)):
+            yield
     assert not ray.is_initialized()
 
 
@@ -173,8 +176,9 @@ def test_a_search_that_was_killed_goes_on_and_runs_nothing_twice(tmp_path, toy_p
     again = started([*arguments, "--resume"], lambda: True, cwd=tmp_path, env=environment)
     _, told = again.communicate(timeout=400)
     assert again.returncode == 0, told
-    assert f"({len(finished)} were done before)" in told
-    assert "3 were done" not in told or len(finished) == 3
+    done_before = re.search(r"\((\d+) were done before\)", told)
+    assert done_before, told
+    assert len(finished) <= int(done_before[1]) < 4, "a trial's own process may have ended its trial after the kill"
     records = {path.parent.name: json.loads(path.read_text()) for path in out.glob("trials/*/trial.json")}
     assert sorted(records) == ["0001", "0002", "0003", "0004"]
     assert {one["status"] for one in records.values()} == {DONE}
