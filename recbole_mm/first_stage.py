@@ -8,14 +8,12 @@ model and `first_stage_config` its settings; or `first_stage_path` names the fol
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 from torch import Tensor
@@ -29,6 +27,7 @@ from recbole_mm.log import init_logging
 from recbole_mm.models.full_sequence import full_sequence_class
 from recbole_mm.registry import find_model
 from recbole_mm.stages import Stages
+from recbole_mm.turns import turn
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +225,7 @@ def companion(config: Config, model: str, changed: Mapping[str, Any], run_dir: P
     settings = {**_shared(config, entry.load()), **changed}
     theirs = Config(entry.name, config["dataset"], config_dict=settings)
     check_same_data(theirs, config, f"first_stage_config: {entry.name}")
-    with _turn(pipeline.first_run_dir(theirs)):
+    with turn(pipeline.first_run_dir(theirs), "making"):
         earlier = pipeline.earlier_run_dirs(theirs)
         if finished := [path for path in earlier if pipeline.is_finished(path)]:
             return finished[-1]
@@ -260,20 +259,3 @@ def _can_train_on_full_sequences(model_class: type) -> bool:
         return full_sequence_class(model_class) is not model_class
     except ConfigError:
         return False
-
-
-@contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run that several processes may want, waiting for whoever has it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.warning("another process is making %s; waiting for it", folder)
-        lock.acquire()
-    try:
-        yield
-        Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for it finds the run finished
-    finally:
-        lock.release()

@@ -17,6 +17,7 @@ from recbole_mm.mllm.tuned import (
     WHOLE,
     Accepted,
     TunedModel,
+    TuningSettings,
     is_number,
     read_settings,
     tuning_of,
@@ -38,10 +39,9 @@ NOTES = "mirm.yaml"
 
 
 @dataclass(frozen=True)
-class MirmSettings:
+class MirmSettings(TuningSettings):
     """The `mirm_*` keys, as `properties/model/Molar.yaml` explains them."""
 
-    tuning: str = "none"
     objectives: tuple[str, ...] = OBJECTIVES
     examples: int = 10_000
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -49,16 +49,6 @@ class MirmSettings:
     history: int = 10
     answer_tokens: int = 128
     bottleneck: bool = False
-    epochs: int = 1
-    learning_rate: float = 1e-4
-    warmup_ratio: float = 0.05
-    batch_tokens: int = 8192
-    accumulation: int = 1
-    lora: Mapping[str, Any] = field(default_factory=dict)
-    gradient_checkpointing: bool = False
-    load_in_4bit: bool = False
-    checkpoint_steps: int = 200
-    seed: int = 0
 
     @classmethod
     def of(cls, config: Any) -> MirmSettings:

@@ -12,14 +12,13 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import TrainingArguments
@@ -30,6 +29,7 @@ from recbole_mm.mllm.loading import has_bfloat16
 from recbole_mm.mllm.model import MLLM
 from recbole_mm.mllm.sft import AnswerLoss, Examples, LengthGroupedBatches
 from recbole_mm.mllm.sft_trainer import AnswerTrainer
+from recbole_mm.turns import turn
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def finetune(
     scratch.mkdir(parents=True, exist_ok=True)
     arguments = _arguments(tuning, mllm, scratch)
     main = arguments.process_index == 0
-    with _private_randomness(tuning.seed), _turn(scratch if main else None):
+    with _private_randomness(tuning.seed), turn(folder, "fine-tuning") if main else nullcontext():
         state = arguments.distributed_state
         state.wait_for_everyone()
         if not is_finetuned(folder):
@@ -317,22 +317,3 @@ def _private_randomness(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy_state)
-
-
-@contextmanager
-def _turn(folder: Path | None) -> Iterator[None]:
-    """Hold a folder's lock, waiting for whoever has it; None holds nothing."""
-    if folder is None:
-        yield
-        return
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.warning("another process is fine-tuning %s; waiting for it", folder)
-        lock.acquire()
-    try:
-        yield
-        Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for it finds the work done
-    finally:
-        lock.release()

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Settings = TypeVar("Settings")
+Settings = TypeVar("Settings", bound="TuningSettings")
 Accepted = Mapping[str, tuple[Callable[[Any], bool], str]]
 """Setting -> what is accepted, and that in words."""
 
@@ -74,6 +74,23 @@ ACCEPTED_TUNING: Accepted = {
 """Of the settings that every fine-tuning has."""
 
 
+@dataclass(frozen=True)
+class TuningSettings:
+    """The keys that every fine-tuning has, under its own prefix; a subclass adds its own and changes defaults."""
+
+    tuning: str = "none"
+    epochs: int = 1
+    learning_rate: float = 1e-4
+    warmup_ratio: float = 0.05
+    batch_tokens: int = 8192
+    accumulation: int = 1
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    gradient_checkpointing: bool = False
+    load_in_4bit: bool = False
+    checkpoint_steps: int = 200
+    seed: int = 0
+
+
 def read_settings(
     settings: type[Settings],
     config: Any,
@@ -83,7 +100,7 @@ def read_settings(
     """The settings of a run; a key that is null keeps the default, `seed` that of the run.
 
     Args:
-        settings: a dataclass.
+        settings: their class.
         config: of the run.
         key_of: name of a setting -> its key.
         accepted: for its settings; those without an entry are taken as they are.
@@ -91,7 +108,7 @@ def read_settings(
     Raises:
         ConfigError: naming the first key whose value is not accepted, and what it accepts.
     """
-    names = settings.__dataclass_fields__  # type: ignore[attr-defined]
+    names = settings.__dataclass_fields__
     given = {name: config[key_of(name)] for name in names}
     if given["seed"] is None:
         given["seed"] = config["seed"]
@@ -103,11 +120,11 @@ def read_settings(
     return made
 
 
-def tuning_of(settings: Any, image_pixels: int) -> Tuning:
+def tuning_of(settings: TuningSettings, image_pixels: int) -> Tuning:
     """How `finetune` is to go about it.
 
     Args:
-        settings: a dataclass with the settings of `ACCEPTED_TUNING`, perhaps with more of `Tuning`'s.
+        settings: of the run, perhaps with more of `Tuning`'s.
         image_pixels: bound on an image's area.
     """
     from recbole_mm.mllm.finetune import Lora, Tuning  # takes seconds to import

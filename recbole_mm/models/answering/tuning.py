@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recbole_mm.errors import DataError
 from recbole_mm.mllm.answer import resolve_yes_no
 from recbole_mm.mllm.model import MLLM
-from recbole_mm.mllm.tuned import ACCEPTED_TUNING, WHOLE, Accepted, TunedModel, is_whole, read_settings, tuning_of
+from recbole_mm.mllm.tuned import (
+    ACCEPTED_TUNING,
+    WHOLE,
+    Accepted,
+    TunedModel,
+    TuningSettings,
+    is_whole,
+    read_settings,
+    tuning_of,
+)
 from recbole_mm.models.answering.examples import (
     NO_KIND,
     YES_KIND,
@@ -36,7 +45,7 @@ OWN_KEYS = {"batch_tokens": "max_tokens_per_batch"}
 
 
 @dataclass(frozen=True)
-class SftSettings:
+class SftSettings(TuningSettings):
     """The `sft_*` keys and `max_tokens_per_batch`, as `properties/model/MLLMMSR.yaml` explains them."""
 
     tuning: str = "lora"
@@ -46,14 +55,6 @@ class SftSettings:
     negatives: int = 1
     epochs: int = 4
     learning_rate: float = 2e-5
-    warmup_ratio: float = 0.05
-    batch_tokens: int = 8192
-    accumulation: int = 1
-    lora: Mapping[str, Any] = field(default_factory=dict)
-    gradient_checkpointing: bool = False
-    load_in_4bit: bool = False
-    checkpoint_steps: int = 200
-    seed: int = 0
 
     @classmethod
     def of(cls, config: Any) -> SftSettings:

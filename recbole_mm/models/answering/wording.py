@@ -8,6 +8,7 @@ put, in the middle of the user's turn.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
@@ -65,7 +66,7 @@ class Prompt(Protocol):
         """Hash of all that is shown of an item, image bytes included, for digests."""
 
 
-class WordedPrompt:
+class WordedPrompt(ABC):
     """What prompts have in common: the chat template, token ids of words, lengths.
 
     A subclass says what is told of a user (`told`) and of an item (`words_of`), and gives its images, if any.
@@ -88,17 +89,17 @@ class WordedPrompt:
 
     # --- what a subclass says ----------------------------------------------------------------------------------------
 
+    @abstractmethod
     def told(self, user: int, history: Sequence[int]) -> str:
         """The words of the user's part."""
-        raise NotImplementedError
 
+    @abstractmethod
     def words_of(self, item: int) -> list[int]:
         """Token ids of the item's words."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fingerprint(self, item: int) -> str:
         """Hash of all that is shown of an item."""
-        raise NotImplementedError
 
     def has_image(self, item: int) -> bool:
         """Whether there is an image to be shown; that it can be decoded shows when it is."""
