@@ -52,7 +52,7 @@ setup(
         "pillow>=10.4",
         "pyyaml>=6.0",
         "pyarrow>=16",
-        "ray[tune]>=2.40",
+        "ray[data,train,tune]>=2.51",
     ],
     extras_require={
         "timm": ["timm>=1.0"],

@@ -243,7 +243,7 @@ class Config(RecboleConfig):
         os.replace(draft, path)
 
     @classmethod
-    def load(cls, path: str | Path, model: type | None = None) -> Config:
+    def load(cls, path: str | Path, model: type | None = None, changed: Mapping[str, Any] | None = None) -> Config:
         """Read back what `save` wrote; no layer is consulted, so newer defaults change nothing.
 
         Only two values are found anew, for this machine: the device, and the folder of the ml-100k that RecBole ships.
@@ -251,12 +251,13 @@ class Config(RecboleConfig):
         Args:
             path: the YAML file, or the run folder that holds it as config.yaml.
             model: the model's class, needed only where it was never registered.
+            changed: settings that are others here.
 
         Raises:
             ConfigError: the file is missing, malformed, or names a model that is not registered.
         """
         path = Path(path) / "config.yaml" if Path(path).is_dir() else Path(path)
-        final = read_yaml(path)
+        final = {**read_yaml(path), **(changed or {})}
         needed = {"model", "dataset", "data_path", "gpu_id", "use_gpu", "eval_args", "metrics", "topk", "valid_metric"}
         missing = sorted((needed | {"MODEL_TYPE", "eval_type"}) - set(final))
         if missing:

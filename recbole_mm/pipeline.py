@@ -19,6 +19,7 @@ from recbole.utils import dict2str, init_seed
 
 from recbole_mm.config import Config
 from recbole_mm.data.dataset import create_dataset
+from recbole_mm.distributed.workers import joined
 from recbole_mm.errors import CheckpointError, RecboleMMError
 from recbole_mm.evaluation.per_user import FILE as PER_USER
 from recbole_mm.evaluation.per_user import per_user_table, write_per_user
@@ -28,7 +29,7 @@ from recbole_mm.first_stage import has_first_stage, open_first_stage, results_be
 from recbole_mm.log import close_logging, init_logging
 from recbole_mm.models.full_sequence import full_sequence_class
 from recbole_mm.protocol import held_out_seen
-from recbole_mm.provisions import provide
+from recbole_mm.provisions import check_stages, provide
 from recbole_mm.report import beside_table
 from recbole_mm.stages import Stages, versions
 from recbole_mm.training.checkpoint import safe_torch_load
@@ -47,6 +48,12 @@ NO_EFFECT_ON_RESULT = {
     "data_path",
     "worker",
     "log_wandb",
+    "train_workers",
+    "ray_address",
+    "ray_workers",
+    "ray_cpus_per_worker",
+    "ray_gpus_per_worker",
+    "ray_object_store_mb",
 }
 
 
@@ -92,6 +99,9 @@ def run(
         RecboleMMError: something the user can mend; the message is one line.
     """
     config = Config(model, dataset, config_files, config_dict, command_line)
+    check_stages(config)
+    if config["train_workers"] > 1:
+        _on_workers().check_workers(config)
     run_dir, resumed = choose_run_dir(config)
     init_logging(run_dir, config["state"])
     config.save(run_dir / CONFIG)
@@ -114,17 +124,44 @@ def _train_and_test(config: Config, run_dir: Path) -> Run:
     for text in sees_held_out:
         logger.warning("SEES HELD-OUT DATA: %s; no result of this run is one of the train-only protocol", text)
     beside = results_beside(config, run_dir, stages) if has_first_stage(config.model_class) else {}
+    if config["train_workers"] > 1:
+        _on_workers().train_on_workers(config, run_dir, stages, sees_held_out, beside)
+        init_logging(run_dir, "ERROR")  # the log has said what loading would say again
+        finished = load(run_dir, config.model_class)
+        init_logging(run_dir, config["state"])
+        return finished
     assembled = assemble(config, run_dir, stages)
     assembled.sees_held_out[:0] = sees_held_out
     assembled.beside = beside
+    return train_and_test(assembled, stages)
+
+
+def _on_workers() -> Any:
+    """The module that trains on several workers; it imports this one, and Ray when it is used."""
+    from recbole_mm.distributed import driver
+
+    return driver
+
+
+def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -> Run:
+    """Train a run that is assembled, test it and write its folder. Of several workers the first one writes.
+
+    Args:
+        assembled: the run; its results are set.
+        stages: measures training and test.
+        resume: see `TrainerMixin.fit`.
+    """
+    config, run_dir, workers = assembled.config, assembled.run_dir, joined()
     trainer = make_trainer(config, assembled.model, run_dir)
     phases, show_progress = assembled.phases, config["show_progress"]
     with stages("training"):
-        _, best_valid_result = trainer.fit(phases.train, phases.valid, show_progress=show_progress)
+        _, best_valid_result = trainer.fit(phases.train, phases.valid, show_progress=show_progress, resume=resume)
     with stages("test"):
         test_result = trainer.evaluate(phases.test, config["load_best_model"], show_progress=show_progress)
     assembled.test_result = dict(test_result or {})
     assembled.best_valid_result = dict(best_valid_result or {})
+    if workers is not None and not workers.first:
+        return assembled
     if config["save_per_user"] and isinstance(phases.test, RankingData):
         table = per_user_table(config, phases.test.users, trainer.last_struct, assembled.dataset.item_tokens())
         write_per_user(run_dir / PER_USER, table)
@@ -136,8 +173,12 @@ def _train_and_test(config: Config, run_dir: Path) -> Run:
     return assembled
 
 
-def load(run_dir: str | os.PathLike) -> Run:
+def load(run_dir: str | os.PathLike, model: type | None = None) -> Run:
     """A finished run, its config, dataset and trained model, ready to score.
+
+    Args:
+        run_dir: its folder.
+        model: the model's class, needed only where it was never registered.
 
     Raises:
         CheckpointError: the folder is not a finished run.
@@ -146,7 +187,7 @@ def load(run_dir: str | os.PathLike) -> Run:
     for name in (CONFIG, RESULT, WEIGHTS):
         if not (run_dir / name).is_file():
             raise CheckpointError(f"{run_dir}: no {name}; give the folder of a finished run")
-    config = Config.load(run_dir / CONFIG)
+    config = Config.load(run_dir / CONFIG, model)
     loaded = assemble(config, run_dir, Stages())
     load_weights(loaded.model, run_dir / WEIGHTS)
     loaded.model.eval()
@@ -254,6 +295,7 @@ def write_result(finished: Run, stages: Stages, timings: Mapping[str, Any]) -> N
         "test_result": {key: float(value) for key, value in finished.test_result.items()},
         "best_valid_result": {key: float(value) for key, value in finished.best_valid_result.items()},
         "seed": config["seed"],
+        **({"train_workers": config["train_workers"]} if config["train_workers"] > 1 else {}),
         "sees_held_out": list(finished.sees_held_out),
         **({"beside": finished.beside} if finished.beside else {}),
         "protocol": {key: config[key] for key in PROTOCOL},

@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,18 @@ import torch
 from transformers.utils import logging as hub_logging
 
 from recbole_mm import __version__
+from recbole_mm.artifacts.executor import Executor
+from recbole_mm.artifacts.ray_pool import RayExecutor, stage_resources
 from recbole_mm.artifacts.store import Store
 from recbole_mm.artifacts.vectors import vectors_through_store
+from recbole_mm.cluster import check_resources, inside_ray
 from recbole_mm.data.content import ItemContent
 from recbole_mm.data.features import load_features, reads_summaries
 from recbole_mm.data.pretrained import locate
 from recbole_mm.errors import ConfigError, ModelLoadError
 from recbole_mm.finished_model import read_finished_model
 from recbole_mm.mllm.encode import DEFAULT_TEXT_TOKENS, ItemEncoder, encode_items
+from recbole_mm.mllm.encode_elsewhere import carried_encoding
 from recbole_mm.mllm.item_tokens import tokenize_items
 from recbole_mm.mllm.loading import load_mllm
 from recbole_mm.mllm.model import MLLM
@@ -72,7 +77,7 @@ def open_store(config) -> Store:
     return Store(folder / "artifacts.sqlite")
 
 
-def open_mllm(config, dataset, with_head: bool = False) -> MLLM:
+def open_mllm(config, dataset, with_head: bool = False, without_weights: bool = False) -> MLLM:
     """The multimodal LLM of `mllm`, fine-tuned first where `mirm_tuning` asks for it.
 
     `tiny`, or `tiny-<family>`, is built from the dataset's item texts if it is not there yet.
@@ -81,6 +86,7 @@ def open_mllm(config, dataset, with_head: bool = False) -> MLLM:
         config: of the run.
         dataset: loaded; not yet split where the model is to be fine-tuned.
         with_head: load its language-model head too.
+        without_weights: read no weights, for prompts and the model's identity.
 
     Raises:
         ModelLoadError: the model cannot be found or loaded.
@@ -90,7 +96,7 @@ def open_mllm(config, dataset, with_head: bool = False) -> MLLM:
     name, load = _base_mllm(config, dataset)
     if settings.tuning != "none":
         name = str(tuned_mirm(config, dataset, settings, name, load, artifact_dir(config)))
-    return load(name, dtype=config["mllm_dtype"] or "auto", with_head=with_head)
+    return load(name, dtype=config["mllm_dtype"] or "auto", with_head=with_head, without_weights=without_weights)
 
 
 def open_answering_mllm(config, dataset, model_class: Any) -> MLLM:
@@ -167,14 +173,45 @@ def tiny_folder(config, dataset, family: str = "qwen2_vl") -> tuple[Path, list[s
     return artifact_dir(config) / f"{name}-{digest}", corpus
 
 
-def encode_with_mllm(config, content: ItemContent, store: Store, mllm: MLLM) -> np.ndarray:
+def check_stages(config) -> None:
+    """Find what keeps stages from running where they are to, before anything is spent.
+
+    Raises:
+        ConfigError: more workers than there is room for, a cluster that cannot be reached.
+    """
+    asked = stage_resources(config)
+    needs = needed(config, config.model_class) or config["item_features"]
+    if asked is not None and needs and not inside_ray():
+        check_resources(asked)
+
+
+def open_executor(config) -> AbstractContextManager[Executor | None]:
+    """Where stages are computed: on the cluster of `ray_address`; None for here.
+
+    A process of Ray's, such as a trial of a search, computes its own: its cluster is taken up by trials.
+    """
+    asked = stage_resources(config)
+    if asked is None:
+        return nullcontext()
+    if inside_ray():
+        logger.info("ray_address has no effect on stages here: this process is one of Ray's itself")
+        return nullcontext()
+    return RayExecutor(asked)
+
+
+def encode_with_mllm(
+    config, content: ItemContent, store: Store, mllm: MLLM, executor: Executor | None = None
+) -> np.ndarray:
     """MIRM vectors of all items, float32 (n_items, h), row 0 zeros (Molar, Eq. 1)."""
     encoder = ItemEncoder(
         mllm,
         image_pixels=config["mllm_image_pixels"],
         max_text_tokens=config["max_text_tokens"] or DEFAULT_TEXT_TOKENS,
     )
-    return encode_items(content, encoder, store, show_progress=config["show_progress"])
+    carry = None
+    if executor is not None:
+        carry = partial(carried_encoding, trust_remote_code=bool(config["trust_remote_code"]))
+    return encode_items(content, encoder, store, config["show_progress"], executor, carry)
 
 
 def provide(config, dataset, model_class: type, run_dir: Path | None = None) -> None:
@@ -209,12 +246,13 @@ def provide(config, dataset, model_class: type, run_dir: Path | None = None) -> 
     mllm = None
     if set(needs) & set(OF_THE_MLLM):
         mllm = open_mllm(config, dataset, with_head="mllm_with_head" in needs)
-    with open_store(config) as store:
+    with open_executor(config) as executor, open_store(config) as store:
         if mllm is not None:
-            provided |= _from_mllm(config, dataset.content, store, mllm, needs)
+            provided |= _from_mllm(config, dataset.content, store, mllm, needs, executor)
         if set(needs) & set(reasoning.NEEDS):
-            provided |= _from_texts(config, dataset, store, needs, LeftOut(run_dir))
-        provided["item_features"] = _features(config, dataset, store, specs, mllm, provided.get("item_texts"))
+            provided |= _from_texts(config, dataset, store, needs, LeftOut(run_dir), executor)
+        summaries = provided.get("item_texts")
+        provided["item_features"] = _features(config, dataset, store, specs, mllm, summaries, executor)
     if "answering_mllm" in needs:
         dataset.hand_over(provided)  # what prompts tell
         provided["mllm"] = open_answering_mllm(config, dataset, model_class)
@@ -228,13 +266,15 @@ def provide(config, dataset, model_class: type, run_dir: Path | None = None) -> 
     dataset.content.report_problems()
 
 
-def _from_mllm(config, content: ItemContent, store: Store, mllm: MLLM, needs: Sequence[str]) -> dict[str, Any]:
+def _from_mllm(
+    config, content: ItemContent, store: Store, mllm: MLLM, needs: Sequence[str], executor: Executor | None
+) -> dict[str, Any]:
     """The MLLM and what it or its tokenizer makes of the items, by the name a dataset has it under."""
     provided: dict[str, Any] = {"mllm": mllm} if {"mllm", "mllm_with_head"} & set(needs) else {}
     if "item_vectors" in needs:
-        provided["item_vectors"] = encode_with_mllm(config, content, store, mllm)
+        provided["item_vectors"] = encode_with_mllm(config, content, store, mllm, executor)
     if "item_text_vectors" in needs:
-        provided["item_text_vectors"] = encode_with_mllm(config, content.only("text"), store, mllm)
+        provided["item_text_vectors"] = encode_with_mllm(config, content.only("text"), store, mllm, executor)
     if "item_tokens" in needs:
         tokens = tokenize_items(content, mllm, config["max_text_tokens"] or DEFAULT_TEXT_TOKENS)
         provided["item_token_ids"], provided["item_token_lengths"] = tokens
@@ -249,10 +289,13 @@ def _find_sentence_encoder(name: str) -> None:
         raise ModelLoadError(f"sentence_encoder: {error}") from error
 
 
-def _from_texts(config, dataset, store: Store, needs: Sequence[str], left_out: LeftOut) -> dict[str, Any]:
+def _from_texts(
+    config, dataset, store: Store, needs: Sequence[str], left_out: LeftOut, executor: Executor | None
+) -> dict[str, Any]:
     """What is written of items and users, or its vectors, by the name a dataset has it under."""
-    generator = open_generator(config, partial(open_mllm, config, dataset, with_head=True))
-    stage = reasoning.Reasoning(config, dataset, store, artifact_dir(config), generator, left_out)
+    load = partial(open_mllm, config, dataset, with_head=True)
+    generator = open_generator(config, load, executor, partial(load, without_weights=True))
+    stage = reasoning.Reasoning(config, dataset, store, artifact_dir(config), generator, left_out, executor)
     return stage.provide(needs)
 
 
@@ -272,10 +315,16 @@ def needed(config, model_class: type) -> tuple[str, ...]:
 
 
 def _features(
-    config, dataset, store: Store, specs: Mapping[str, Any], mllm: MLLM | None, summaries: Sequence[str | None] | None
+    config,
+    dataset,
+    store: Store,
+    specs: Mapping[str, Any],
+    mllm: MLLM | None,
+    summaries: Sequence[str | None] | None,
+    executor: Executor | None,
 ) -> dict[str, np.ndarray]:
     def with_mllm(content: ItemContent) -> np.ndarray:
-        return encode_with_mllm(config, content, store, mllm or open_mllm(config, dataset))
+        return encode_with_mllm(config, content, store, mllm or open_mllm(config, dataset), executor)
 
-    compute = partial(vectors_through_store, store, show_progress=config["show_progress"])
+    compute = partial(vectors_through_store, store, show_progress=config["show_progress"], executor=executor)
     return load_features(specs, dataset.content, compute, config["device"], with_mllm, summaries)

@@ -6,7 +6,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
@@ -16,10 +16,14 @@ PACKAGES = ("recbole", "torch", "transformers", "peft", "numpy", "scipy", "panda
 
 
 class Stages:
-    """Names stages as they run: `with stages("training"): ...`."""
+    """Names stages as they run: `with stages("training"): ...`.
 
-    def __init__(self) -> None:
-        self._measured: dict[str, dict[str, float]] = {}
+    Args:
+        measured: what another process has measured before.
+    """
+
+    def __init__(self, measured: Mapping[str, dict[str, float]] | None = None) -> None:
+        self._measured: dict[str, dict[str, float]] = dict(measured or {})
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:

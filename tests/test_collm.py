@@ -295,10 +295,10 @@ def test_prompts_are_a_share_of_the_targets(built):
     batch = next(iter(phases.train))
     mask = batch["target_mask"]
     targets = len(phases.train_dataset.inter_feat)
-    rows, places = model._drawn(mask)
-    assert len(rows) == round(20 / targets * int(mask.sum())) > 0
+    rows, places, count = model._drawn(mask)
+    assert count == len(rows) == round(20 / targets * int(mask.sum())) > 0
     assert mask[rows, places].all()
-    again, _ = model._drawn(mask)
+    again, _, _ = model._drawn(mask)
     assert not torch.equal(rows, again)
     few = torch.zeros_like(mask)
     few[0, 0] = True

@@ -206,7 +206,7 @@ class Writer:
 
 def test_written_answers_are_read_and_what_cannot_be_read_is_counted(built, monkeypatch, caplog):
     writer = Writer()
-    monkeypatch.setattr(provisions, "open_generator", lambda config, load: writer)
+    monkeypatch.setattr(provisions, "open_generator", lambda *_: writer)
     outcome = built(answers="written", text_backend="openai", preference="none", item_text="text", text_model="x")
     tokens = [str(token) for token in outcome.dataset.item_tokens()]
     items = [tokens.index(f"i{number}") for number in (4, 5, 6, 7)]
@@ -223,7 +223,7 @@ def test_written_answers_are_read_and_what_cannot_be_read_is_counted(built, monk
 
 
 def test_written_answers_see_the_image(built, monkeypatch):
-    monkeypatch.setattr(provisions, "open_generator", lambda config, load: Writer())
+    monkeypatch.setattr(provisions, "open_generator", lambda *_: Writer())
     outcome = built(answers="written", text_backend="openai", preference="none", item_text="text", text_model="x")
     request = outcome.model.question(1, [2, 3], 5)
     assert request.image().size == (32, 40)

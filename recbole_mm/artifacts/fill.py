@@ -6,13 +6,17 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
 
+from recbole_mm.artifacts.executor import Executor, Failure, Portable
 from recbole_mm.artifacts.store import Store, Value
 from recbole_mm.progress import progress
+
+__all__ = ["DEFAULT_BATCH", "Batches", "Failure", "FillReport", "Work", "fill"]
 
 logger = logging.getLogger(__name__)
 
@@ -20,13 +24,6 @@ Input = TypeVar("Input")
 
 DEFAULT_BATCH = 64
 REASONS_LOGGED = 3
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Takes the place of a value that could not be computed. It is recorded, and tried again by the next run."""
-
-    reason: str
 
 
 Work = Callable[[list[Any]], Sequence[Value | Failure]]
@@ -60,6 +57,8 @@ def fill(
     batches: Batches = DEFAULT_BATCH,
     show_progress: bool = True,
     label: str | None = None,
+    executor: Executor | None = None,
+    portable: Portable | None = None,
 ) -> FillReport:
     """Compute the values of the keys that the store lacks, and write each batch in one transaction when it is done.
 
@@ -76,6 +75,8 @@ def fill(
             what `work` is to get, or to a `Failure` where preparing failed.
         show_progress: show a progress display.
         label: what it says; the stage's name by default.
+        executor: has the work done elsewhere; None does it here.
+        portable: the same work as `work` and `batches` tell here, for the executor; work without it is done here.
 
     Returns:
         The counts, over the distinct keys of `inputs`.
@@ -94,6 +95,8 @@ def fill(
     report = FillReport(done=len(present))
     if missing:
         cut = batches if callable(batches) else _every(batches)
+        if executor is not None and portable is not None:
+            cut, work = partial(executor.stream, portable), list  # its batches are finished values already
         finished = _finished_keys(store, stage, cut(missing), work, report)
         for _ in progress(finished, label or stage, total=len(missing), unit="it", show=show_progress):
             pass

@@ -4,17 +4,67 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from recbole_mm.artifacts.fill import Failure, fill
+from recbole_mm.artifacts.executor import Executor, Failure, Portable
+from recbole_mm.artifacts.fill import FillReport, fill
 from recbole_mm.artifacts.store import Store, artifact_key
+from recbole_mm.data.carried import CarriedImage
+from recbole_mm.data.encoders import Encoder, EncoderRecipe
+from recbole_mm.errors import ModelLoadError
 
 BATCHES_AHEAD = 2
+NOT_LOADED = "the input cannot be loaded"
+
+
+@dataclass(frozen=True)
+class VectorRecipe:
+    """An encoder, with the settings that its vectors depend on."""
+
+    encoder: EncoderRecipe
+    parameters: dict[str, Any]
+
+    def open(self, device: str) -> VectorWorker:
+        """Load the encoder.
+
+        Raises:
+            ModelLoadError: it cannot be loaded, or would make other vectors.
+        """
+        encoder = self.encoder.open(device)
+        if encoder.parameters != self.parameters:
+            raise ModelLoadError(
+                f"{self.encoder.name}: a worker would encode with {encoder.parameters}, the run with {self.parameters}"
+            )
+        return VectorWorker(encoder)
+
+
+class VectorWorker:
+    """Encodes batches of texts or of images."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self._problems: dict[str, str] = {}
+
+    def compute(self, inputs: list[Any]) -> list[np.ndarray | Failure]:
+        """(d,) float32 of each; a failure for an image that is broken."""
+        images = {place: each for place, each in enumerate(inputs) if isinstance(each, CarriedImage)}
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+            decoded = dict(zip(images, pool.map(lambda image: image(), images.values())))
+        self._problems = {image.item_id: image.problem for image in images.values() if image.problem}
+        ready = [decoded.get(place, each) for place, each in enumerate(inputs)]
+        loaded = [each for each in ready if each is not None]
+        vectors = iter(list(np.asarray(self.encoder.encode(loaded), dtype=np.float32)) if loaded else [])
+        return [Failure(NOT_LOADED) if each is None else next(vectors) for each in ready]
+
+    def told(self) -> dict[str, Any]:
+        """Images that proved broken."""
+        return {"problems": self._problems}
 
 
 def vectors_through_store(
@@ -27,6 +77,11 @@ def vectors_through_store(
     encode: Callable[[list[Any]], np.ndarray],
     batch_size: int = 64,
     show_progress: bool = True,
+    executor: Executor | None = None,
+    recipe: EncoderRecipe | None = None,
+    carry: Callable[[int], Any] | None = None,
+    problems: MutableMapping[str, str] | None = None,
+    hear: Callable[[FillReport], None] | None = None,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Encode n inputs, taking from the store what it has and adding each batch to it as soon as it is done.
 
@@ -40,6 +95,11 @@ def vectors_through_store(
         encode: inputs -> (k, d) array.
         batch_size: inputs per call of `encode`.
         show_progress: show a progress display.
+        executor: encodes elsewhere, if the encoder has a recipe; None encodes here.
+        recipe: of the encoder.
+        carry: as `load`, of inputs that are sent elsewhere: texts, or images as `data.carried` has them.
+        problems: item id -> why its image is broken, for those that prove so elsewhere.
+        hear: called with what was done.
 
     Returns:
         (n, d) float32 array, zeros where there is no vector ((n, 0) where no input has one); place -> reason of those.
@@ -58,7 +118,17 @@ def vectors_through_store(
     def batches(missing: Mapping[str, int]) -> Iterator[dict[str, Any]]:
         return _loaded_ahead(missing, load, batch_size)
 
-    report = fill(store, stage, places, work, batches, show_progress)
+    def carried(missing: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+        return _loaded_ahead(missing, carry or load, batch_size)
+
+    def note(told: Mapping[str, Any]) -> None:
+        if problems is not None:
+            problems.update(told["problems"])
+
+    portable = None if recipe is None else Portable(VectorRecipe(recipe, dict(parameters)), carried, note)
+    report = fill(store, stage, places, work, batches, show_progress, executor=executor, portable=portable)
+    if hear is not None:
+        hear(report)
     matrix = store.get_matrix([None if key in report.reasons else key for key in keys])
     return matrix, {place: report.reasons[key] for place, key in enumerate(keys) if key in report.reasons}
 
@@ -68,7 +138,7 @@ def _loaded_ahead(missing: Mapping[str, int], load: Callable[[int], Any], size: 
 
     def loaded(place: int) -> Any:
         value = load(place)
-        return Failure("the input cannot be loaded") if value is None else value
+        return Failure(NOT_LOADED) if value is None else value
 
     keys = iter(missing)
     chunks = iter(lambda: list(islice(keys, size)), [])

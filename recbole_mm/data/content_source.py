@@ -154,7 +154,7 @@ class ContentSource:
         reason = str(error)
         self.problems[item_id] = reason.removeprefix(f"item {item_id}: ")
         if self.missing_modality == "error":
-            raise DataError(f"{reason} (missing_modality: error; mask or drop go on without it)") from error
+            raise refused(error) from error
 
     def missing(self, item_ids: Iterable[str], modalities: Iterable[str] | None = None) -> dict[str, list[str]]:
         """`image` and `text` -> ids of the items that have none; only the modalities in use.
@@ -186,6 +186,11 @@ class ContentSource:
     def _decodes(self, item_id: str) -> bool:
         # A small picture is enough: damage shows while the file is parsed, whatever the scale.
         return self.image(item_id, max_side=64) is not None
+
+
+def refused(error: ImageError) -> DataError:
+    """What stops a run whose policy is `error`."""
+    return DataError(f"{error} (missing_modality: error; mask or drop go on without it)")
 
 
 def checked_modalities(names: Iterable[str]) -> tuple[str, ...]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -37,6 +39,52 @@ class Encoder(Protocol):
         """n texts or RGB images -> (n, d) float32."""
 
 
+@dataclass(frozen=True)
+class EncoderRecipe:
+    """How an encoder was made: makes the same on another machine, from its folder under the same path or from the hub.
+
+    Attributes:
+        kind: name of its class.
+        name: folder or hub id.
+        revision: of a hub model.
+        identity: that it must have.
+        options: others of the class, by name.
+    """
+
+    kind: str
+    name: str
+    revision: str | None
+    identity: str
+    options: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(cls, kind: type, name: str, identity: str, **options: Any) -> EncoderRecipe:
+        """That of an encoder which is being made."""
+        folder = Path(name).expanduser()
+        commit = identity.removeprefix(f"{name}@")
+        if folder.is_dir():
+            name, commit = str(folder.resolve()), identity
+        return cls(
+            kind.__name__, name, None if commit == identity else commit, identity, tuple(sorted(options.items()))
+        )
+
+    def open(self, device: str) -> Encoder:
+        """Load the model.
+
+        Raises:
+            ModelLoadError: it is not there, cannot be loaded, or is another one.
+            ConfigError: its library is not installed.
+        """
+        kind = next(kind for kind in KINDS.values() if kind.__name__ == self.kind)
+        encoder = kind(self.name, device=device, revision=self.revision, **dict(self.options))
+        if encoder.identity != self.identity:
+            raise ModelLoadError(
+                f"{self.name}: the model there ({encoder.identity}) is not the one of the run ({self.identity}); "
+                "copy its files"
+            )
+        return encoder
+
+
 class SentenceEncoder:
     """A text model of sentence-transformers; a plain transformer without pooling settings gets mean pooling.
 
@@ -59,6 +107,7 @@ class SentenceEncoder:
         self.identity = found.identity
         self._normalize = normalize
         self.parameters = {"kind": "sentence-transformers", "normalize": normalize}
+        self.recipe = EncoderRecipe.of(type(self), name, found.identity, normalize=normalize)
 
     def encode(self, inputs: list[str]) -> np.ndarray:
         vectors = self._model.encode(
@@ -118,6 +167,7 @@ class VisionEncoder:
         self.identity = found.identity
         self._normalize = normalize
         self.parameters = {"kind": "huggingface", "pooling": self._pooling, "normalize": normalize}
+        self.recipe = EncoderRecipe.of(type(self), name, found.identity, normalize=normalize, pooling=pooling)
 
     def encode(self, inputs: list[Image.Image]) -> np.ndarray:
         import torch
@@ -207,6 +257,7 @@ class TimmEncoder:
         self.identity = found.identity
         self._normalize = normalize
         self.parameters = {"kind": "timm", "normalize": normalize}
+        self.recipe = EncoderRecipe.of(type(self), name, found.identity, normalize=normalize)
 
     def encode(self, inputs: list[Image.Image]) -> np.ndarray:
         import torch

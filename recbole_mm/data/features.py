@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from recbole_mm.data.carried import ItemImage
 from recbole_mm.data.content import ItemContent
 from recbole_mm.data.content_source import MODALITIES, dataset_path
-from recbole_mm.data.encoders import KINDS, Encoder, VisionEncoder
+from recbole_mm.data.encoders import KINDS, Encoder, EncoderRecipe, VisionEncoder
 from recbole_mm.data.feature_files import align, read_features
 from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError, DataError
@@ -47,7 +48,8 @@ class ComputeVectors(Protocol):
     """Encodes inputs, or recalls what was encoded before: `artifacts.vectors.vectors_through_store` with its store.
 
     Its arguments are those of that function without the store: `load` maps a place in `hashes` to an input or None,
-    `encode` maps k inputs to (k, d). Returns (n, d) float32, and place -> reason where there is no vector.
+    `encode` maps k inputs to (k, d), `recipe`, `carry` and `problems` are for encoding elsewhere. Returns (n, d)
+    float32, and place -> reason where there is no vector.
     """
 
     def __call__(
@@ -60,6 +62,9 @@ class ComputeVectors(Protocol):
         load: Callable[[int], Any],
         encode: Callable[[list[Any]], np.ndarray],
         batch_size: int,
+        recipe: EncoderRecipe | None,
+        carry: Callable[[int], Any],
+        problems: MutableMapping[str, str],
     ) -> tuple[np.ndarray, Mapping[int, str]]: ...
 
 
@@ -224,7 +229,7 @@ def _encode(
     summaries: Sequence[str | None] | None,
 ) -> np.ndarray:
     assert spec.on is not None
-    items, hashes, load = _inputs(spec, content, summaries)
+    items, hashes, load, carry = _inputs(spec, content, summaries)
     if not items:
         raise DataError(f"item_features.{spec.name}: no item has a usable {spec.on} for {spec.encoder}")
     encoder = spec.open_encoder(device)
@@ -236,6 +241,9 @@ def _encode(
         load=lambda place: load(items[place]),
         encode=encoder.encode,
         batch_size=spec.batch_size or BATCH_SIZES[spec.on],
+        recipe=getattr(encoder, "recipe", None),
+        carry=lambda place: carry(items[place]),
+        problems=content.source.problems,
     )
     if len(failed) == len(items):
         raise DataError(f"item_features.{spec.name}: no item has a usable {spec.on} for {spec.encoder}")
@@ -255,20 +263,25 @@ def _encode(
 
 def _inputs(
     spec: FeatureSpec, content: ItemContent, summaries: Sequence[str | None] | None
-) -> tuple[list[int], list[str], Callable[[int], Any]]:
-    """Items that have what the encoder reads, its hash for each, and what loads it."""
+) -> tuple[list[int], list[str], Callable[[int], Any], Callable[[int], Any]]:
+    """Items that have what the encoder reads, its hash for each, and what loads it, here and to be sent elsewhere."""
     if spec.on == SUMMARY:
         if summaries is None:
             raise ConfigError(f"item_features.{spec.name}: on: summary needs item texts, and none are given")
         items = _longest_first({item: text for item, text in enumerate(summaries) if text})
-        return items, [summary_hash(summaries[item] or "") for item in items], summaries.__getitem__
+        said = summaries.__getitem__
+        return items, [summary_hash(summaries[item] or "") for item in items], said, said
     assert spec.on is not None
     view = content.only(spec.on)
     if spec.on == "image":
         items = [item for item in range(1, len(view)) if view.source.has_image(view.tokens[item])]
-        return items, view.fingerprints(items), lambda item: view[item].image
+        source, tokens = view.source, view.tokens
+        return (
+            *(items, view.fingerprints(items), lambda item: source.image(tokens[item])),
+            lambda item: ItemImage(source, tokens[item]).carried(),
+        )
     items = _longest_first({item: text for item in range(1, len(view)) if (text := view.text(item)) is not None})
-    return items, view.fingerprints(items), view.text
+    return items, view.fingerprints(items), view.text, view.text
 
 
 def summary_hash(text: str) -> str:

@@ -12,6 +12,7 @@ Masked items never count. An unmasked item with the score -inf is an ordinary it
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +136,19 @@ class RankingCollector:
         if len(self._items):
             best = top_columns(scores, self.max_k).cpu().numpy()
             self._items[rows] = best if items is None else np.take_along_axis(items, best, axis=1)
+
+    def put_together(self, total: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Take in what other processes have collected of the rows that were not collected here.
+
+        Args:
+            total: gives the sum of an array over all processes, of which each calls it with its own. What a process has
+                not collected is zero there, so every number stays what it was where it was collected.
+        """
+        self._at_least, self._scores = total(self._at_least), total(self._scores)
+        if self.needs.need("rec.meanrank"):
+            self._above = total(self._above)
+        if self.needs.need("rec.items"):
+            self._items = total(self._items)
 
     def result(self) -> DataStruct:
         """What RecBole's `Evaluator` wants, and the rank of every positive under `RANKS`."""

@@ -10,9 +10,10 @@ What is done with equal scores stands in `collector.py`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from recbole.data.interaction import Interaction
 from recbole.evaluator.collector import DataStruct
 from torch import nn
 
+from recbole_mm.distributed.workers import joined
 from recbole_mm.errors import DataError
 from recbole_mm.evaluation.candidates import FILES, Cases, draw, read_candidates, write_candidates
 from recbole_mm.evaluation.collector import RankingCollector, TrainCounts
@@ -29,6 +31,8 @@ from recbole_mm.evaluation.scoring import Scorer
 from recbole_mm.progress import progress
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 __all__ = ["CSR", "EvalUsers", "RankingData", "SampledCandidates", "TrainCounts", "rank_users"]
 
@@ -102,6 +106,9 @@ def rank_users(
     Dot-product models (see `dot_product.py`) get their item vectors computed once; other models are asked through
     `full_sort_predict`, and those without it through `predict`.
 
+    Several workers (`distributed.workers`) share the batches of rows, cut as one process would cut them, so that each
+    score is computed as it would be there, to the last bit; what they collect is put together, and all return it.
+
     Args:
         model: RecBole's or ours; in evaluation mode while it is ranked.
         eval_users: what is ranked. Its lists are sorted in place.
@@ -137,14 +144,22 @@ def rank_users(
                 _rank_candidates(scorer, eval_users, eval_users.candidates.items, collector, show_progress)
     finally:
         model.train(was_training)
+    if (workers := joined()) is not None:
+        collector.put_together(workers.sum)
     return collector.result()
+
+
+def _own(batches: Sequence[T]) -> Sequence[T]:
+    """Those of the batches that this process ranks: all, unless it is one of several workers."""
+    workers = joined()
+    return batches if workers is None else workers.own(batches)
 
 
 def _rank_all(scorer: Scorer, users: EvalUsers, collector: RankingCollector, show_progress: bool) -> None:
     masked = np.ones(len(users), dtype=np.int64) + (0 if users.history is None else users.history.lengths)
     collector.begin(users.positives, masked=masked, width=scorer.item_num, names=users.names)
     # Rows with equally many positives together: a block is read as often as its richest row has positives.
-    batches = scorer.batches(scorer.order(-users.positives.lengths))
+    batches = _own(scorer.batches(scorer.order(-users.positives.lengths)))
     scored = progress(scorer.all_items(batches), "Evaluating", total=len(batches), unit="batch", show=show_progress)
     for blocks in scored:
         for rows, scores in blocks:
@@ -176,7 +191,8 @@ def _rank_candidates(
     collector.begin(columns, masked=width - lengths, width=width, names=users.names)
     order = scorer.order(np.zeros(len(users), dtype=np.int64))
     step = max(1, scorer.batch_size // width)
-    for start in progress(range(0, len(users), step), "Evaluating", unit="batch", show=show_progress):
+    starts = _own(range(0, len(users), step))
+    for start in progress(starts, "Evaluating", unit="batch", show=show_progress):
         rows = order[start : start + step]
         inside = np.arange(width) < lengths[rows, None]
         items = np.zeros(inside.shape, dtype=np.int64)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
-from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
+from recbole_mm.artifacts.executor import Executor, Portable
 from recbole_mm.artifacts.fill import fill
 from recbole_mm.artifacts.store import Store, artifact_key
+from recbole_mm.mllm.ahead import ahead
 from recbole_mm.mllm.family import Part, PreparedInput
 from recbole_mm.mllm.loading import has_bfloat16
 from recbole_mm.mllm.model import MLLM
@@ -36,6 +36,9 @@ PARTS_PER_CORE = 4
 """Parts of a batch for each core. Several, so that a core that is held up leaves little for the others to wait for."""
 LOOKAHEAD = 4
 """Batches of items that are prepared ahead of the model."""
+PARTS_PER_UNIT = 32
+"""A GPU's batches end with a unit of so many times the items that fit into one whatever their size. Who gets a unit can
+cut its batches without knowing the others: on another machine as here."""
 SHOWN_IDS = 5
 
 SPECIAL_TOKENS = 2
@@ -45,7 +48,6 @@ Pending = PreparedInput | None | Callable[[], PreparedInput | None]
 """A prepared item, None for one with neither image nor text, or a function that prepares one."""
 
 Given = TypeVar("Given")
-Made = TypeVar("Made")
 
 
 class Record(Protocol):
@@ -66,6 +68,10 @@ class Content(Protocol):
     def __getitem__(self, index: int, /) -> Record: ...
     def text(self, index: int, /) -> str | None: ...
     def fingerprint(self, index: int, /) -> str: ...
+
+
+Carry = Callable[[Any, "ItemEncoder"], Portable]
+"""Items and an encoder -> the work of encoding them, to be sent elsewhere."""
 
 
 def runs_in_bfloat16(dtype: torch.dtype, device: torch.device) -> bool:
@@ -257,13 +263,25 @@ class ItemEncoder:
             Batches that let `compute` run at most `tokens_per_batch` at once; an item that alone is longer is a batch
             of its own.
         """
-        order = sorted(lengths, key=lengths.__getitem__, reverse=True)  # longest first: a batch too big shows at once
         if self.mllm.device.type == "cpu":
-            size = self._items_per_part * PARTS_PER_CORE * torch.get_num_threads()
-            for start in range(0, len(order), size):
-                yield {item: partial(self._load, load, item) for item in order[start : start + size]}
+            for unit in self.units(lengths):
+                yield {item: partial(self._load, load, item) for item in unit}
         else:
-            yield from self._prepared_batches(load, order)
+            yield from self._prepared_batches(load, [item for unit in self.units(lengths) for item in unit])
+
+    def units(self, lengths: Mapping[Given, int]) -> list[list[Given]]:
+        """Items in the order in which they are encoded, cut where no batch goes across.
+
+        Args:
+            lengths: as for `batches`.
+        """
+        order = sorted(lengths, key=lengths.__getitem__, reverse=True)  # longest first: a batch too big shows at once
+        return [order[start : start + self._unit] for start in range(0, len(order), self._unit)]
+
+    @property
+    def _unit(self) -> int:
+        on_cpu = self.mllm.device.type == "cpu"
+        return self._items_per_part * (PARTS_PER_CORE * torch.get_num_threads() if on_cpu else PARTS_PER_UNIT)
 
     def _load(self, load: Callable[[Given], Record], item: Given) -> PreparedInput | None:
         return self.prepare(load(item))
@@ -276,10 +294,10 @@ class ItemEncoder:
         batch: dict[Given, PreparedInput | None] = {}
         longest = patches = 0
         with closing(ahead(partial(self._load, load), order, self.threads, depth)) as stream:
-            for item, prepared in zip(order, stream):
+            for place, (item, prepared) in enumerate(zip(order, stream)):
                 tokens, more = (len(prepared.ids), prepared.patches) if prepared else (0, 0)
                 size = (len(batch) + 1) * max(longest, tokens) + patches + more
-                if batch and size > self.tokens_per_batch:
+                if batch and (size > self.tokens_per_batch or place % self._unit == 0):
                     yield batch
                     batch, longest, patches = {}, 0, 0
                 batch[item] = prepared
@@ -300,7 +318,14 @@ class ItemEncoder:
         return vectors
 
 
-def encode_items(content: Content, encoder: ItemEncoder, store: Store, show_progress: bool = True) -> np.ndarray:
+def encode_items(
+    content: Content,
+    encoder: ItemEncoder,
+    store: Store,
+    show_progress: bool = True,
+    executor: Executor | None = None,
+    carry: Carry | None = None,
+) -> np.ndarray:
     """Encode every item through the artifact store: each distinct content once, ever; resumable at any point.
 
     Args:
@@ -308,6 +333,8 @@ def encode_items(content: Content, encoder: ItemEncoder, store: Store, show_prog
         encoder: the model and its settings.
         store: what was computed before is taken from it, every finished batch is added at once.
         show_progress: show a progress display.
+        executor: encodes elsewhere; None encodes here.
+        carry: how the work is sent there (`encode_elsewhere.carried_encoding`).
 
     Returns:
         (items, hidden) float32: row 0 and the rows of items with neither image nor text are zeros.
@@ -327,7 +354,12 @@ def encode_items(content: Content, encoder: ItemEncoder, store: Store, show_prog
         return encoder.batches(lambda key: content[missing[key]], lengths)
 
     cut = encoder.texts_cut
-    report = fill(store, STAGE, indexes, encoder.compute, batches, show_progress, label="Encoding items")
+    portable = None if carry is None else carry(content, encoder)
+    report = fill(
+        *(store, STAGE, indexes, encoder.compute, batches, show_progress, "Encoding items"),
+        executor=executor,
+        portable=portable,
+    )
     keys = [None if key in report.reasons else key for key in keys]
     matrix = store.get_matrix(keys)
     if matrix.shape[1] == 0:
@@ -360,21 +392,3 @@ def fingerprints(content: Content, threads: int, per_task: int = 256) -> Iterato
 
     for part in ahead(some, starts, threads, 2 * threads):
         yield from part
-
-
-def ahead(
-    function: Callable[[Given], Made], inputs: Iterable[Given], threads: int, depth: int
-) -> Generator[Made, None, None]:
-    """Yield function(input) in order, computed in threads, up to `depth` results before they are asked for."""
-    pending: deque[Future[Made]] = deque()
-    source = iter(inputs)
-    with ThreadPoolExecutor(threads, thread_name_prefix="items") as pool:
-        try:
-            while True:
-                pending.extend(pool.submit(function, value) for value in islice(source, depth - len(pending)))
-                if not pending:
-                    return
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()

@@ -15,6 +15,7 @@ from recbole_mm.models.multimodal_graph import (
     MultimodalRecommender,
     embedding_table,
     light_propagation,
+    mean_where,
     training_pairs,
     user_item_adjacency,
 )
@@ -32,6 +33,7 @@ class BM3(MultimodalRecommender):
     """
 
     input_type = InputType.POINTWISE
+    splits_batches = True
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
@@ -81,7 +83,7 @@ class BM3(MultimodalRecommender):
             predicted = self.predictor(modality)
             distances = distance(predicted, item_view) + distance(predicted, self.view(modality))
             # An item without that modality has nothing to align: its projection is the bias, alike for all of them.
-            loss = loss + self.cl_weight * (distances * known).sum() / known.sum().clamp_min(1)
+            loss = loss + self.cl_weight * mean_where(distances, known)
         return loss
 
     def view(self, vectors: Tensor) -> Tensor:

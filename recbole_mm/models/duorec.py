@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recbole_mm.data.loaders import TARGET_MASK, TARGETS
+from recbole_mm.distributed.batch import Rows, shared_random, whole_batch
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.full_sequence import FullSequenceMixin
 from recbole_mm.models.losses import softmax_loss
@@ -46,17 +47,27 @@ class FullSequenceDuoRec(FullSequenceMixin):
         if self.lmd or self.lmd_sem:
             again = self.prefix_states(interaction)[mask]
             users = interaction[self.USER_ID][:, None].expand_as(mask)[mask]
+            rows = Rows(len(states))
+            states, again, users, targets = rows.whole(states, again, users, targets)
             if self.lmd:
                 owners = torch.cat([users, users])
                 losses.append(self.lmd * contrastive_loss(states, again, self.tau, self.sim, owners))
             if self.lmd_sem:
-                semantic, whose = self._partner_states(states, users, targets)
+                semantic, whose = self._partner_states(states, users, targets, rows)
                 owners = torch.cat([users, whose])
                 losses.append(self.lmd_sem * contrastive_loss(again, semantic, self.tau, self.sim, owners))
         return tuple(losses)
 
-    def _partner_states(self, states: Tensor, users: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """State of another user with the same target for each of the states (n, d), and whose it is (n,)."""
+    def _partner_states(
+        self, states: Tensor, users: Tensor, targets: Tensor, rows: Rows | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """State of another user with the same target for each of the states (n, d), and whose it is (n,).
+
+        Args:
+            states, users, targets: of the whole batch.
+            rows: which of them are this process's; None: all.
+        """
+        rows = rows or Rows(len(states))
         cases = Interaction({self.USER_ID: users, self.POS_ITEM_ID: targets, PLACE: torch.arange(len(users))}).to("cpu")
         here = SameTarget(cases, self.n_items, target=self.POS_ITEM_ID, identity=(self.USER_ID,)).draw(cases)
         alone = here[self.USER_ID] == cases[self.USER_ID]
@@ -64,9 +75,12 @@ class FullSequenceDuoRec(FullSequenceMixin):
         semantic, whose = states[here[PLACE].to(states.device)], here[self.USER_ID].to(states.device)
         if elsewhere.any():
             drawn = self.partners.draw(cases[elsewhere]).to(states.device)
-            rows = elsewhere.nonzero()[:, 0].to(states.device)
-            semantic = semantic.index_put((rows,), self.whole_states(drawn).to(semantic.dtype))
-            whose = whose.index_put((rows,), drawn[self.USER_ID])
+            places = elsewhere.nonzero()[:, 0].to(states.device)
+            mine = (places >= rows.start) & (places < rows.start + rows.count)
+            asked = drawn[mine] if mine.any() else drawn[:1]
+            found = whole_batch(self.whole_states(asked)[: int(mine.sum())])
+            semantic = semantic.index_put((places,), found.to(semantic.dtype))
+            whose = whose.index_put((places,), drawn[self.USER_ID])
         return semantic, whose
 
 
@@ -84,6 +98,7 @@ class DuoRec(SASRec):
     """
 
     full_sequence_mixin = FullSequenceDuoRec
+    splits_batches = True
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
@@ -109,11 +124,13 @@ class DuoRec(SASRec):
         if self.lmd or self.lmd_sem:
             again = self.forward(history, lengths)
             if self.lmd:
-                losses.append(self.lmd * contrastive_loss(states, again, self.tau, self.sim))
+                first, second = whole_batch(states, again)
+                losses.append(self.lmd * contrastive_loss(first, second, self.tau, self.sim))
             if self.lmd_sem:
-                partner = self.partners.draw(interaction).to(history.device)
+                partner = self.partners.draw(interaction, Rows(len(interaction))).to(history.device)
                 semantic = self.forward(partner[self.ITEM_SEQ], partner[self.ITEM_SEQ_LEN])
-                losses.append(self.lmd_sem * contrastive_loss(again, semantic, self.tau, self.sim))
+                first, second = whole_batch(again, semantic)
+                losses.append(self.lmd_sem * contrastive_loss(first, second, self.tau, self.sim))
         return tuple(losses)
 
 
@@ -164,7 +181,7 @@ class SameTarget:
         self.counts = torch.bincount(targets, minlength=n_items)
         self.starts = self.counts.cumsum(0) - self.counts
 
-    def draw(self, batch: Interaction) -> Interaction:
+    def draw(self, batch: Interaction, rows: Rows | None = None) -> Interaction:
         """One partner for each row of a batch of training rows.
 
         A row does not know its own place, and need not: if the draw hits the row itself, its place is known by that,
@@ -172,6 +189,7 @@ class SameTarget:
 
         Args:
             batch: B rows of the samples, on any device.
+            rows: where they stand in the batch of which they are a part; None: they are all rows.
 
         Returns:
             B rows of the samples, on the CPU: uniform over the other rows with the same target, or the row itself where
@@ -179,8 +197,12 @@ class SameTarget:
         """
         targets = batch[self.target].cpu()
         starts, counts = self.starts[targets], self.counts[targets]
-        place = torch.randint(2**62, counts.shape) % counts
-        step = 1 + torch.randint(2**62, counts.shape) % (counts - 1).clamp_min(1)
+        with shared_random():
+            first, second = (torch.randint(2**62, (rows.total if rows else len(batch),)) for _ in range(2))
+        if rows is not None:
+            first, second = rows.own(first), rows.own(second)
+        place = first % counts
+        step = 1 + second % (counts - 1).clamp_min(1)
         itself = self._equal(batch, self.samples[self.rows[starts + place]])
         place = torch.where(itself, (place + step) % counts, place)
         return self.samples[self.rows[starts + place]]

@@ -43,6 +43,8 @@ class FREEDOM(MultimodalRecommender):
         ConfigError: see `MultimodalRecommender`; or a size, weight, ratio or `item_graph` that is impossible.
     """
 
+    splits_batches = True
+
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
         width = read_whole(config, "embedding_size", 1)

@@ -36,6 +36,7 @@ class FullSequenceMixin(SequentialRecommender):
     `gather_indexes`, and has `item_embedding` as output weights."""
 
     trains_on_full_sequences = True
+    splits_batches = True
     _keep_all_positions = False
 
     @classmethod

@@ -48,6 +48,8 @@ class LATTICE(MultimodalRecommender):
         ConfigError: see `MultimodalRecommender`; or a size, number or choice that is impossible.
     """
 
+    splits_batches = True
+
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
         width, feature_width = read_whole(config, "embedding_size", 1), read_whole(config, "feature_embedding_size", 1)

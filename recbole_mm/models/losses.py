@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recbole_mm.distributed.batch import shared_random
 from recbole_mm.models.cross_entropy import linear_cross_entropy
 
 
@@ -58,7 +59,8 @@ def alignment_loss(
         Sum of both directions, averaged over rows, a scalar.
     """
     if instances is not None and instances < len(owners):
-        groups = torch.randperm(len(owners), device=owners.device).split(instances)
+        with shared_random():
+            groups = torch.randperm(len(owners), device=owners.device).split(instances)
         parts = [alignment_loss(content[g], identity[g], owners[g], temperature) * len(g) for g in groups]
         return torch.stack(parts).sum() / len(owners)
     similarity = F.normalize(content, dim=-1) @ F.normalize(identity, dim=-1).T / temperature

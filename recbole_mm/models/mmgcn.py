@@ -33,6 +33,8 @@ class MMGCN(MultimodalRecommender):
         ConfigError: a feature that is not there, or settings out of range.
     """
 
+    splits_batches = True
+
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
         width = read_whole(config, "embedding_size", 1)

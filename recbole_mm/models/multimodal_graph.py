@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_mm.distributed.batch import whole_batch
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.checks import read_choice
 from recbole_mm.models.layers import standardise
@@ -92,7 +93,13 @@ def bpr_loss(positive: Tensor, negative: Tensor, counts: Tensor | None = None) -
     losses = F.softplus(negative - positive)
     if counts is None:
         return losses.mean()
-    return (losses * counts).sum() / counts.sum().clamp_min(1)
+    return mean_where(losses, counts)
+
+
+def mean_where(values: Tensor, counts: Tensor) -> Tensor:
+    """Mean of the rows (B,) of a batch where `counts` (bool) is True; 0 for none."""
+    values, counts = whole_batch(values * counts, counts)
+    return values.sum() / counts.sum().clamp_min(1)
 
 
 def squared_length(*batches: Tensor) -> Tensor:

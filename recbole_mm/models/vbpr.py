@@ -22,6 +22,8 @@ class VBPR(MultimodalRecommender):
         ConfigError: see `MultimodalRecommender`; or a size or weight that is impossible.
     """
 
+    splits_batches = True
+
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
         width, content_width = (read_whole(config, key, 1) for key in ("embedding_size", "content_embedding_size"))

@@ -25,7 +25,7 @@ from recbole_mm.reasoning.rates import (
 )
 from recbole_mm.reasoning.recurrent import Node
 from recbole_mm.reasoning.settings import PreferenceSettings, ReasoningSettings
-from recbole_mm.reasoning.stage import ENCODED, NAMES, NEEDS, device_name, preference_prompts
+from recbole_mm.reasoning.stage import ENCODED, NAMES, NEEDS, computing_device, device_name, preference_prompts
 from recbole_mm.texts.generator import Generator
 from recbole_mm.texts.request import Request
 from recbole_mm.texts.stage import text_key
@@ -269,7 +269,7 @@ class Estimate:
         to_do = len(distinct) - (done or 0) + unknown
         if identity is None:
             self.notes.append(f"{name} is not on this machine; a run will fetch it, or give --sentence_encoder=FOLDER")
-        rate: Rate | None = self.rates.get(rate_name(vectors.STAGE, identity or "", str(self.config["device"])))
+        rate: Rate | None = self.rates.get(rate_name(vectors.STAGE, identity or "", computing_device(self.config)))
         if rate is None and to_do:
             self.notes.append(f"assumed rate of the sentence encoder: {ASSUMED_SENTENCES:,.0f} texts a second")
         seconds = to_do / (rate.per_second if rate else ASSUMED_SENTENCES)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from functools import partial
 
+from recbole_mm.data.carried import ItemImage
 from recbole_mm.data.content import ItemContent
 from recbole_mm.data.item_facts import ItemFacts
 from recbole_mm.data.item_text import clean_text
@@ -55,7 +55,7 @@ def description_requests(content: ItemContent, settings: ReasoningSettings, gene
         item: Request(
             description_prompt(settings.item_domain, _title(facts, item), settings.description_words),
             None,
-            partial(content.source.image, content.tokens[item]),
+            ItemImage(content.source, content.tokens[item]),
             image_hash,
         )
         for item, image_hash in zip(seen, hashes, strict=True)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from recbole_mm.artifacts.executor import Executor
 from recbole_mm.artifacts.store import Store
 from recbole_mm.data.encoders import Encoder, SentenceEncoder
 from recbole_mm.errors import DataError
@@ -47,6 +48,7 @@ class Reasoning:
         artifacts: the folder of the store, for the list of failures and the measured rates.
         generator: who writes.
         left_out: what the run had to do without when it began; it is not asked for again.
+        executor: has texts encoded elsewhere; None has them encoded here. Who writes them is the generator's business.
 
     Raises:
         ConfigError: a setting that is not accepted.
@@ -60,6 +62,7 @@ class Reasoning:
         artifacts: Path,
         generator: Generator,
         left_out: LeftOut | None = None,
+        executor: Executor | None = None,
     ) -> None:
         self.settings = ReasoningSettings.of(config)
         self.preference = PreferenceSettings.of(config)
@@ -69,6 +72,7 @@ class Reasoning:
         self.artifacts = artifacts
         self.generator = generator
         self.left_out = left_out or LeftOut()
+        self.executor = executor
 
     def provide(self, needs: Sequence[str], open_encoder: Callable[[], Encoder] | None = None) -> dict[str, Any]:
         """What these needs give a dataset.
@@ -252,13 +256,13 @@ class Reasoning:
 
     def _vectors(self, texts: items.Texts, encoder: Encoder, what: str) -> np.ndarray:
         """(len(texts), d) float32."""
-        encoded = vectors.sentence_vectors(texts, encoder, self.store, self.config["show_progress"])
+        encoded = vectors.sentence_vectors(texts, encoder, self.store, self.config["show_progress"], self.executor)
         if encoded.vectors.shape[1] == 0:
             raise DataError(self._why_none(what, encoded.failed))
         if encoded.failed:
             reason = next(iter(encoded.failed.values()))
             logger.warning("%s: %d could not be encoded and are masked (%s)", what, len(encoded.failed), reason)
-        name = rate_name(vectors.STAGE, encoder.identity, str(self.config["device"]))
+        name = rate_name(vectors.STAGE, encoder.identity, computing_device(self.config))
         note_rate(self.artifacts, name, encoded.computed, encoded.seconds)
         have, width = int(encoded.vectors.any(axis=1).sum()), encoded.vectors.shape[1]
         logger.info(
@@ -293,4 +297,9 @@ def preference_prompts(
 
 def device_name(config: Any) -> str:
     """Where a run's models work, for the rates: a server is as fast as it is wherever the run itself is."""
-    return str(config["text_url"]) if config["text_backend"] == "openai" else str(config["device"])
+    return str(config["text_url"]) if config["text_backend"] == "openai" else computing_device(config)
+
+
+def computing_device(config: Any) -> str:
+    """Where a run computes itself: workers on a cluster are as fast together as they are."""
+    return f"{config['device']} on Ray" if config["ray_address"] else str(config["device"])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from recbole_mm.artifacts.executor import Executor
+from recbole_mm.artifacts.fill import FillReport
 from recbole_mm.artifacts.store import Store, artifact_key
 from recbole_mm.artifacts.vectors import vectors_through_store
 from recbole_mm.data.encoders import Encoder
@@ -44,7 +44,11 @@ class Encoded:
 
 
 def sentence_vectors(
-    texts: Sequence[str | None], encoder: Encoder, store: Store, show_progress: bool = True
+    texts: Sequence[str | None],
+    encoder: Encoder,
+    store: Store,
+    show_progress: bool = True,
+    executor: Executor | None = None,
 ) -> Encoded:
     """Encode texts through the store.
 
@@ -53,17 +57,10 @@ def sentence_vectors(
         encoder: of sentences.
         store: where vectors are kept.
         show_progress: show a progress display.
+        executor: encodes elsewhere; None encodes here.
     """
     places = encoding_order(texts)
-    spent = [0, 0.0]
-
-    def encode(inputs: list[Any]) -> np.ndarray:
-        started = time.perf_counter()
-        made = encoder.encode(inputs)
-        spent[0] += len(inputs)
-        spent[1] += time.perf_counter() - started
-        return made
-
+    reports: list[FillReport] = []
     found, failed = vectors_through_store(
         store,
         STAGE,
@@ -71,13 +68,17 @@ def sentence_vectors(
         encoder.parameters,
         [text_hash(texts[place] or "") for place in places],
         lambda rank: texts[places[rank]],
-        encode,
+        encoder.encode,
         BATCH,
         show_progress,
+        executor=executor,
+        recipe=getattr(encoder, "recipe", None),
+        hear=reports.append,
     )
     vectors = np.zeros((len(texts), found.shape[1]), dtype=np.float32)
     vectors[places] = found
-    return Encoded(vectors, {places[rank]: reason for rank, reason in failed.items()}, int(spent[0]), spent[1])
+    done = reports[0]
+    return Encoded(vectors, {places[rank]: reason for rank, reason in failed.items()}, done.computed, done.seconds)
 
 
 def encoding_order(texts: Sequence[str | None]) -> list[int]:

@@ -9,16 +9,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from recbole_mm.artifacts.executor import Executor
 from recbole_mm.artifacts.fill import Failure
 from recbole_mm.errors import ConfigError
 from recbole_mm.texts.request import Request
 
 if TYPE_CHECKING:  # importing it for real would load transformers, which two of the backends do without
     from recbole_mm.mllm.model import MLLM
+
+
+logger = logging.getLogger(__name__)
 
 
 class Generator(Protocol):
@@ -90,7 +95,12 @@ class Writing:
         return plain | ({"top_p": self.top_p, "seed": self.seed} if self.temperature > 0 else {})
 
 
-def open_generator(config, load_mllm: Callable[[], MLLM]) -> Generator:
+def open_generator(
+    config,
+    load_mllm: Callable[[], MLLM],
+    executor: Executor | None = None,
+    outline_mllm: Callable[[], MLLM] | None = None,
+) -> Generator:
     """The generator of `text_backend`.
 
     Nothing costly happens here: models are loaded, and servers asked, when the first text is wanted.
@@ -98,6 +108,8 @@ def open_generator(config, load_mllm: Callable[[], MLLM]) -> Generator:
     Args:
         config: of the run.
         load_mllm: loads the run's own multimodal LLM (`mllm`) with its head; called only by `hf` without `text_model`.
+        executor: has the texts of `hf` written elsewhere; None has them written here.
+        outline_mllm: as `load_mllm`, without weights; for an executor.
 
     Raises:
         ConfigError: a setting that the backend needs and lacks, or an address or a key that cannot be one.
@@ -105,10 +117,16 @@ def open_generator(config, load_mllm: Callable[[], MLLM]) -> Generator:
     """
     backend, model, url = config["text_backend"], config["text_model"], config["text_url"]
     writing = writing_of(config)
+    if executor is not None and backend != "hf":
+        logger.info("text_backend: %s works in this process; ray_address is for models that write (hf)", backend)
     if backend == "template":
         from recbole_mm.texts.template import TemplateGenerator
 
         return TemplateGenerator()
+    if backend == "hf" and executor is not None and outline_mllm is not None:
+        from recbole_mm.texts.hf_elsewhere import open_elsewhere
+
+        return open_elsewhere(config, model, outline_mllm, writing, config["text_batch_tokens"], executor)
     if backend == "hf":
         from recbole_mm.texts.hf import open_hf
 

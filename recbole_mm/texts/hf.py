@@ -17,7 +17,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from recbole_mm.artifacts.fill import Failure
 from recbole_mm.errors import ImageError
-from recbole_mm.mllm.encode import ahead
+from recbole_mm.mllm.ahead import ahead
 from recbole_mm.mllm.family import PreparedInput
 from recbole_mm.mllm.loading import has_bfloat16, load_mllm
 from recbole_mm.mllm.model import MLLM
@@ -41,6 +41,10 @@ RECIPE = 1
 
 IMAGE_PIXELS = 401_408
 """A picture's area where `mllm_image_pixels` is not set: 512 tokens of Qwen2-VL. Its own bound would be 16,384."""
+
+UNIT = 64
+"""No batch goes across so many requests, in the order in which they are written: whoever gets a unit, here or on other
+machines, makes the same batches of it."""
 
 LOOKAHEAD = 2
 """Prompts that are prepared ahead of the model, per thread."""
@@ -102,8 +106,7 @@ class HfGenerator:
     def parameters(self) -> dict[str, Any]:
         """The settings that a text depends on, for artifact keys."""
         precision = self._precision or str(self.writer.model.dtype).removeprefix("torch.")
-        others = {"backend": "hf", "recipe": RECIPE, "precision": precision, "image_pixels": self.image_pixels}
-        return self.writing.parameters | others
+        return text_parameters(self.writing, precision, self.image_pixels)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a prompt's words, without the chat template's markup."""
@@ -117,14 +120,17 @@ class HfGenerator:
 
     def stream(self, requests: Mapping[str, Request]) -> Iterator[Mapping[str, str | Failure]]:
         """Write in batches of like length, longest first: a batch that is too big for the machine shows at once."""
-        order = sorted(requests, key=lambda key: len(requests[key].prompt), reverse=True)
+        order = longest_first(requests)
         room = self.writing.max_new_tokens
         batch: dict[str, PreparedInput] = {}
         failed: dict[str, str | Failure] = {}
         longest = patches = 0
         stream = ahead(lambda key: self._prepared(requests[key]), order, self.threads, LOOKAHEAD * self.threads)
         with closing(stream):
-            for key, item in zip(order, stream):
+            for place, (key, item) in enumerate(zip(order, stream)):
+                if batch and place % UNIT == 0:
+                    yield failed | self._written(requests, batch)
+                    batch, failed, longest, patches = {}, {}, 0, 0
                 if isinstance(item, Failure):
                     failed[key] = item
                     continue
@@ -218,6 +224,17 @@ class HfGenerator:
             gc.collect()
             if on_gpu:
                 torch.cuda.empty_cache()
+
+
+def text_parameters(writing: Writing, precision: str, image_pixels: int) -> dict[str, Any]:
+    """The settings that a text depends on, for artifact keys."""
+    others = {"backend": "hf", "recipe": RECIPE, "precision": precision, "image_pixels": image_pixels}
+    return writing.parameters | others
+
+
+def longest_first(requests: Mapping[str, Request]) -> list[str]:
+    """Keys in the order in which they are written."""
+    return sorted(requests, key=lambda key: len(requests[key].prompt), reverse=True)
 
 
 class Draw(LogitsProcessor):

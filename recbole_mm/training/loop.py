@@ -218,18 +218,30 @@ class TrainingLoop(Trainer):
                 window = min(self.accumulation, max(1, batches - index))
                 self.optimizer.zero_grad()
             self.timings["train_targets"] += _count_targets(interaction)
-            with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.enable_amp):
-                losses = self._chosen_losses(loss_func(interaction.to(self.device)), epoch_idx)
-            total.add(losses)
-            loss: Any = sum(losses) if isinstance(losses, tuple) else losses
-            self.scaler.scale(loss if window == 1 else loss / window).backward()
+            total.add(self._backward(loss_func, interaction, epoch_idx, window, pending + 1 == window))
             pending += 1
             if pending == window:
                 self._step()
                 pending = 0
         if pending:
             self._step()
-        return total.total()
+        return self._epoch_loss(total)
+
+    def _backward(self, loss_func: Any, interaction: Any, epoch_idx: int, window: int, steps: bool) -> Any:
+        """Add a batch's gradients to those that are there; gives its loss.
+
+        Args:
+            loss_func: of the model.
+            interaction: the batch.
+            epoch_idx: the epoch's number.
+            window: batches that make up an optimizer step.
+            steps: whether this is the last of them.
+        """
+        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.enable_amp):
+            losses = self._chosen_losses(loss_func(interaction.to(self.device)), epoch_idx)
+        loss: Any = sum(losses) if isinstance(losses, tuple) else losses
+        self.scaler.scale(loss if window == 1 else loss / window).backward()
+        return losses
 
     def _chosen_losses(self, losses: Any, epoch_idx: int) -> Any:
         """The parts of the loss that count in this epoch."""
@@ -246,6 +258,10 @@ class TrainingLoop(Trainer):
         if self.schedule is not None:
             self.schedule.step()
         self.timings["steps"] += 1
+
+    def _epoch_loss(self, total: LossSum) -> float | tuple[float, ...]:
+        """The loss of an epoch whose batches have been added up."""
+        return total.total()
 
     def _before_epoch(self, epoch_idx: int) -> None:
         """What a model needs done before each epoch."""

@@ -22,6 +22,7 @@ from recbole.trainer import NCLTrainer, Trainer
 from recbole.utils import ModelType, dict2str, early_stopping, get_trainer
 from torch import nn
 
+from recbole_mm.distributed.workers import joined
 from recbole_mm.errors import ConfigError
 from recbole_mm.training.checkpoint import PathLike
 from recbole_mm.training.loop import NCLTrainingLoop, TrainingLoop, learns
@@ -252,21 +253,26 @@ class TrainerMixin(SavingLoop):
 def make_trainer(config: Any, model: nn.Module, run_dir: PathLike) -> TrainerMixin:
     """A trainer for `model` that writes into `run_dir`: RecBole's trainer class for it, without its pickles.
 
+    In a process that is one of several workers it is one that trains with the others.
+
     Args:
         config: of the run; `model` and `MODEL_TYPE` choose RecBole's class (KGTrainer, NCLTrainer, RecVAETrainer, ...).
         model: to train, on `config["device"]`.
         run_dir: created when something is first written.
 
     Raises:
-        ConfigError: a decision tree model, several processes, or training options that do not fit together.
+        ConfigError: a decision tree model, or training options that do not fit together.
     """
     if config["MODEL_TYPE"] == ModelType.DECISIONTREE:
         raise ConfigError(f"{config['model']} is trained by a library that saves with pickle; choose another model")
-    if config["single_spec"] is False:
-        raise ConfigError("training over several processes is not supported here; start one process")
+    front: type[TrainerMixin] = TrainerMixin
+    if joined() is not None:
+        from recbole_mm.distributed.trainer import WorkerTrainer  # which stands in front of this module's class
+
+        front = WorkerTrainer
     base = get_trainer(config["MODEL_TYPE"], config["model"])
     if base is Trainer:
-        return TrainerMixin(config, model, run_dir)
+        return front(config, model, run_dir)
     # In this order RecBole's class stands before the loop that it calls by `super()`, and behind what replaces its own.
-    bases = (TrainerMixin, NCLTrainingLoop) if base is NCLTrainer else (TrainerMixin, base, TrainingLoop)
+    bases = (front, NCLTrainingLoop) if base is NCLTrainer else (front, base, TrainingLoop)
     return type(base.__name__, bases, {})(config, model, run_dir)

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recbole_mm.cluster import check_resources
 from recbole_mm.compare.processes import alone_in, terminated_like_ctrl_c
 from recbole_mm.errors import CheckpointError, ConfigError, RecboleMMError
 from recbole_mm.layers import merge
 from recbole_mm.registry import find_model
 from recbole_mm.report import result_table
 from recbole_mm.settings import parse_argument, read_yaml, write_yaml
-from recbole_mm.tune.cluster import Resources, check_resources, ray_session
+from recbole_mm.tune.cluster import Trials, search_session
 from recbole_mm.tune.plan import Search, plan_search, written
 from recbole_mm.tune.records import FAILED, Record, best_of, drop_weights, number_in, read_records, trial_dir
 from recbole_mm.tune.table import CSV, MARKDOWN, PICTURE, write_tables
@@ -109,7 +110,7 @@ def tune_model(
     )
     if gpus_per_trial is None:
         gpus_per_trial = 1 if planned.config["device"].type == "cuda" else 0
-    asked = Resources(cpus_per_trial, gpus_per_trial, jobs, ray_address, object_store_mb)
+    asked = Trials(cpus_per_trial, gpus_per_trial, jobs, ray_address, object_store_mb)
     check_resources(asked)
     entry = find_model(planned.config["model"])
     job = Job(entry, planned.config["dataset"], planned.shared(), os.getcwd(), asked.cpus, asked.gpus)
@@ -120,7 +121,7 @@ def tune_model(
         records = read_records(planned.out)
         left = planned.trials - sum(record.ended for record in records)
         if left > 0 or _untested(planned, records):
-            with ray_session(asked) as at_once:
+            with search_session(asked) as at_once:
                 records = _search(planned, job, at_once, left)
                 _test(planned, job, records)
         return _report(planned, records)

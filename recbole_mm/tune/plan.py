@@ -123,6 +123,8 @@ def plan_search(
         )
     _chosen("scheduler", scheduler, SCHEDULERS)
     config = Config(model, dataset, config_files, None, command_line)
+    if config["train_workers"] > 1:
+        raise ConfigError("train_workers: a trial is one process; leave it at 1, and run the best setting with more")
     _check_validates(config)
     found = default_space(config["model"]) if space is None else read_space(space)
     _check_space(found, config)

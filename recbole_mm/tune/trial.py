@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import traceback
@@ -12,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
 
 from recbole_mm import pipeline
 from recbole_mm.config import Config
+from recbole_mm.distributed.process import settle
 from recbole_mm.errors import ConfigError, RecboleMMError
 from recbole_mm.layers import merge
 from recbole_mm.log import init_logging
@@ -134,10 +133,7 @@ def evaluate_best(job: Job, drawn: Mapping[str, Any], folder: Path) -> dict[str,
 
 def _settle(job: Job) -> None:
     """Make Ray's process what the command's own would be: its directory, its models, its share of the machine."""
-    gc.collect()  # the process may have had another trial before
-    torch.cuda.empty_cache()
-    if Path(job.cwd).is_dir():  # Ray changes into a folder of its own
-        os.chdir(job.cwd)
+    settle(job.cwd, job.cpus)
     try:
         known = find_model(job.model.name)
     except ConfigError:
@@ -147,9 +143,6 @@ def _settle(job: Job) -> None:
         register_model(entry.name, entry.target, entry.paper, entry.type, replaces_recbole=known is not None)
     if not job.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    threads = max(1, int(job.cpus))
-    torch.set_num_threads(min(threads, int(given)) if given.isdigit() and int(given) else threads)
 
 
 def _first_alone(search_dir: Path) -> Any:

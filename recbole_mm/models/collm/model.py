@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
+from recbole_mm.distributed.batch import Rows, shared_random, whole_batch
 from recbole_mm.errors import ConfigError
 from recbole_mm.mllm.answer import AnswerReader, Block, Questions, ask, fill_placeholders, padded
 from recbole_mm.models.collm.filters import build_filter
@@ -54,6 +55,7 @@ class CoLLM(RerankingRecommender):
 
     input_type = InputType.POINTWISE
     trains_on_full_sequences = True
+    splits_batches = True
     requires = ("mllm_with_head",)
     stage: Tensor
 
@@ -162,7 +164,7 @@ class CoLLM(RerankingRecommender):
         """The stage's loss: the collaborative filtering model's own, or the mean cross-entropy of the answers."""
         if int(self.stage) == FILTER:
             return self.filter.loss(interaction)
-        rows, places = self._drawn(interaction[TARGET_MASK])
+        rows, places, count = self._drawn(interaction[TARGET_MASK])
         history = interaction[self.ITEM_SEQ].cpu().numpy()
         histories = [history[row, : place + 1] for row, place in zip(rows.tolist(), places.tolist())]
         items = torch.cat([interaction[TARGETS][rows, places], interaction[NEGATIVES][rows, places]])
@@ -175,16 +177,24 @@ class CoLLM(RerankingRecommender):
         owners = torch.arange(len(rows), device=items.device).repeat(2)
         answers = self.reader.read_behind(prefix, owners, self._suffixes(items, vectors))
         chosen = torch.cat([torch.ones(len(rows)), torch.zeros(len(rows))]).to(answers.device)
-        return F.binary_cross_entropy_with_logits(answers, chosen)
+        losses = F.binary_cross_entropy_with_logits(answers, chosen, reduction="none")
+        return whole_batch(losses[: 2 * count]).mean()
 
-    def _drawn(self, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Row and place of the targets that are asked about, drawn anew for each batch; never none."""
+    def _drawn(self, mask: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Row and place of the targets that are asked about, drawn anew for each batch, and how many they are.
+
+        Where the batch is a part of one and the draw hits none of its targets, one is given all the same, as 0.
+        """
         rows, places = mask.nonzero(as_tuple=True)
-        count = max(1, round(self.prompts_per_target * len(rows)))
-        if count < len(rows):
-            drawn = torch.randperm(len(rows))[:count].to(rows.device)
-            rows, places = rows[drawn], places[drawn]
-        return rows, places
+        batch = Rows(len(rows))
+        count = max(1, round(self.prompts_per_target * batch.total))
+        if count == batch.total:
+            return rows, places, len(rows)
+        with shared_random():
+            drawn = torch.randperm(batch.total)[:count] - batch.start
+        mine = drawn[(drawn >= 0) & (drawn < len(rows))].to(rows.device)
+        asked = mine if len(mine) else torch.zeros_like(rows[:1])
+        return rows[asked], places[asked], len(mine)
 
     # -------------------------------------------------------------- prompts
 

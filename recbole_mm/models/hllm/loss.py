@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_mm.distributed.batch import whole_batch
 from recbole_mm.errors import RecboleMMError
 
 logger = logging.getLogger(__name__)
@@ -62,9 +63,12 @@ def exclude_similar(similarity: Tensor, same: Tensor, above: float, keep: int) -
 
 
 def alike_share(similarity: Tensor, same: Tensor, above: float) -> float:
-    """Share of pairs of different content (not `same`) whose cosine is above `above`; 0 without such pairs."""
-    different = ~same
-    return float((different & (similarity > above)).sum() / different.sum().clamp_min(1))
+    """Share of pairs of different content (not `same`) whose cosine is above `above`; 0 without such pairs.
+
+    Of the pairs of all workers, where the rows are a part of a batch.
+    """
+    alike, different = whole_batch((~same & (similarity > above)).sum(1), (~same).sum(1))
+    return float(alike.sum() / different.sum().clamp_min(1))
 
 
 class CollapseWatch(nn.Module):

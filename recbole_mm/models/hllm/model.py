@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_mm.data.loaders import TARGET_MASK, TARGETS
+from recbole_mm.distributed.batch import Rows, shared_random
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.hllm.llms import ItemLLM, UserLLM, content_groups, decoder_of
 from recbole_mm.models.hllm.loss import PROBED_TARGETS, CollapseWatch, alike_share, exclude_similar, shared_infonce
@@ -45,6 +46,7 @@ class HLLM(SequentialRecommender):
 
     input_type = InputType.POINTWISE
     trains_on_full_sequences = True
+    splits_batches = True
     ignores_right_padding = True
     content_group: Tensor
 
@@ -121,7 +123,8 @@ class HLLM(SequentialRecommender):
 
     def draw_negatives(self, device: torch.device) -> Tensor:
         """`shared_negatives` distinct item ids, uniform over all items; all items where there are not so many."""
-        return 1 + torch.randperm(self.n_items - 1, device=device)[: self.shared_negatives]
+        with shared_random():
+            return 1 + torch.randperm(self.n_items - 1, device=device)[: self.shared_negatives]
 
     def _encode(self, *ids: Tensor) -> tuple[Tensor, ...]:
         """Vectors of several lists of ids, (n,) -> (n, h) each; every distinct item is computed once."""
@@ -132,7 +135,9 @@ class HLLM(SequentialRecommender):
     def _excluded(self, targets: Tensor, negatives: Tensor, positives: Tensor, others: Tensor) -> Tensor:
         """Bool (n, k): which negatives do not count for which target, by `false_negatives`; feeds the watch."""
         same = self.content_group[targets][:, None] == self.content_group[negatives][None, :]
-        probed = len(targets) if self.false_negatives == "similar" else PROBED_TARGETS
+        probed = len(targets)
+        if self.false_negatives != "similar":
+            probed = max(0, min(probed, PROBED_TARGETS - Rows(probed).start))
         similarity = positives[:probed] @ others.T
         if self.training:
             self.collapse.see(alike_share(similarity, same[:probed], self.similar_above))

@@ -35,6 +35,7 @@ class MLLMRec(PropagatingRecommender):
         ConfigError: a setting is not accepted, naming it.
     """
 
+    splits_batches = True
     user_inputs: Tensor
     item_inputs: Tensor
 

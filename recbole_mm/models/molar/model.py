@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
+from recbole_mm.distributed.batch import shared_random, whole_batch
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.losses import alignment_loss, pointwise_loss, sampled_softmax_loss, softmax_loss
 from recbole_mm.models.molar import id_model as id_models
@@ -63,6 +64,7 @@ class Molar(SequentialRecommender):
 
     input_type = InputType.POINTWISE
     trains_on_full_sequences = True
+    splits_batches = True
     ignores_right_padding = True
     dueg: Any
     id_model: Any
@@ -151,9 +153,9 @@ class Molar(SequentialRecommender):
         if id_states is not None:
             if self.alpha:
                 owners = interaction[self.USER_ID][:, None].expand_as(mask)[mask]
-                aligned = self.id_to_content(id_states)
+                content, aligned, owners = whole_batch(states, self.id_to_content(id_states), owners)
                 losses.append(
-                    self.alpha * alignment_loss(states, aligned, owners, self.tau, self.comparative_instances)
+                    self.alpha * alignment_loss(content, aligned, owners, self.tau, self.comparative_instances)
                 )
             if self.id_loss_weight and not self.id_is_frozen:
                 losses.append(self.id_loss_weight * self._id_loss(id_states, interaction))
@@ -184,7 +186,8 @@ class Molar(SequentialRecommender):
             return softmax_loss(states, targets, self._scored_items(None, id_items))
         positives = self._scored_items(targets, id_items)
         if self.rec_loss == "sampled_softmax":
-            drawn = torch.randint(1, self.n_items, (self.shared_negatives,), device=states.device)
+            with shared_random():
+                drawn = torch.randint(1, self.n_items, (self.shared_negatives,), device=states.device)
             return sampled_softmax_loss(
                 states, positives, self._scored_items(drawn, id_items), drawn[None, :] == targets[:, None]
             )
