@@ -232,11 +232,11 @@ def main() -> None:
     for model in OURS:
         told = watched([*command, "--side", model, *part_of(arguments, 1)], arguments.limit_gib)
         rows.append(row(f"ours, {model}", arguments.users, told, arguments.limit_gib))
-        print(rows[-1], flush=True)
+        print(" | ".join(rows[-1]), flush=True)
     for share in RECBOLE_SHARES:
         told = watched([*command, "--side", "RecBole", *part_of(arguments, share)], arguments.limit_gib)
         rows.append(row("RecBole, SASRec", int(arguments.users * share), told, arguments.limit_gib))
-        print(rows[-1], flush=True)
+        print(" | ".join(rows[-1]), flush=True)
         if told["ended"]:
             break
     head = [
