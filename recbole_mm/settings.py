@@ -69,6 +69,20 @@ def _share_scalars() -> None:
 _share_scalars()
 
 
+def read_text(path: Path, kind: str) -> str:
+    """A file's text, without a byte-order mark.
+
+    Raises:
+        ConfigError: it cannot be read or is not UTF-8; the message says what `kind` of file it is.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"cannot read {kind} {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{kind} {path} is not UTF-8 text (byte {error.start})") from error
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file of settings.
 
@@ -76,13 +90,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, unreadable, not UTF-8, not YAML, holds a Python object, or is not a mapping
             from names to values. The message names the file and, where there is one, the line.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"cannot read config file {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"config file {path} is not UTF-8 text (byte {error.start})") from error
-    settings = _parse(text, str(path))
+    settings = _parse(read_text(path, "config file"), str(path))
     if settings is None:
         return {}
     if not isinstance(settings, dict):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_mm.artifacts.fill import Failure
+from recbole_mm.artifacts.executor import Failure
 from recbole_mm.texts.request import Request
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recbole_mm.artifacts.fill import Failure, fill
+from recbole_mm.artifacts.executor import Failure
+from recbole_mm.artifacts.fill import fill
 from recbole_mm.artifacts.store import Store
 from recbole_mm.errors import StoreError
 

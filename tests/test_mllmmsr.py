@@ -9,7 +9,7 @@ from recbole.data.interaction import Interaction
 
 import recbole_mm
 from recbole_mm import provisions
-from recbole_mm.artifacts.fill import Failure
+from recbole_mm.artifacts.executor import Failure
 from recbole_mm.config import Config
 from recbole_mm.data.content_source import ContentSource
 from recbole_mm.errors import ConfigError

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 import recbole_mm
 from recbole_mm import provisions
-from recbole_mm.artifacts.fill import Failure
+from recbole_mm.artifacts.executor import Failure
 from recbole_mm.compare.command import compare_finished
 from recbole_mm.compare.summary import TableRow, summarize
 from recbole_mm.compare.table import escape, to_csv, to_latex, to_markdown

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from recbole_mm.artifacts.fill import Failure
+from recbole_mm.artifacts.executor import Failure
 from recbole_mm.artifacts.store import Store
 from recbole_mm.config import Config
 from recbole_mm.errors import ConfigError

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from recbole_mm.artifacts.fill import Failure
+from recbole_mm.artifacts.executor import Failure
 from recbole_mm.texts import cleaning
 from recbole_mm.texts.cleaning import clean_answer, count_words, cut_words
 from recbole_mm.texts.yes_no import parse_yes_no

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from recbole_mm.artifacts.fill import Failure
+from recbole_mm.artifacts.executor import Failure
 from recbole_mm.artifacts.store import Store
 from recbole_mm.errors import ImageError, ModelLoadError
 from recbole_mm.mllm.loading import load_mllm

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from recbole_mm.artifacts.fill import Failure
+from recbole_mm.artifacts.executor import Failure
 from recbole_mm.artifacts.store import Store
 from recbole_mm.errors import ConfigError, ImageError
 from recbole_mm.retry_after import retry_after

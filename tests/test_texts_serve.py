@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM, LlavaNextProcessor
 from transformers.utils.import_utils import is_serve_available
 
-from recbole_mm.artifacts.fill import Failure
+from recbole_mm.artifacts.executor import Failure
 from recbole_mm.artifacts.store import Store
 from recbole_mm.mllm.loading import load_mllm
 from recbole_mm.mllm.tiny import build_tiny

@@ -16,8 +16,6 @@ from recbole_mm.artifacts.executor import Executor, Failure, Portable
 from recbole_mm.artifacts.store import Store, Value
 from recbole_mm.progress import progress
 
-__all__ = ["DEFAULT_BATCH", "Batches", "Failure", "FillReport", "Work", "fill"]
-
 logger = logging.getLogger(__name__)
 
 Input = TypeVar("Input")

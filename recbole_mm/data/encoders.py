@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +13,7 @@ import numpy as np
 from PIL import Image
 from safetensors import SafetensorError
 
-from recbole_mm.data.pretrained import Pretrained, locate
+from recbole_mm.data.pretrained import Pretrained, check_identity, locate, located
 from recbole_mm.errors import ConfigError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -60,13 +59,7 @@ class EncoderRecipe:
     @classmethod
     def of(cls, kind: type, name: str, identity: str, **options: Any) -> EncoderRecipe:
         """That of an encoder which is being made."""
-        folder = Path(name).expanduser()
-        commit = identity.removeprefix(f"{name}@")
-        if folder.is_dir():
-            name, commit = str(folder.resolve()), identity
-        return cls(
-            kind.__name__, name, None if commit == identity else commit, identity, tuple(sorted(options.items()))
-        )
+        return cls(kind.__name__, *located(name, identity), identity, tuple(sorted(options.items())))
 
     def open(self, device: str) -> Encoder:
         """Load the model.
@@ -77,11 +70,7 @@ class EncoderRecipe:
         """
         kind = next(kind for kind in KINDS.values() if kind.__name__ == self.kind)
         encoder = kind(self.name, device=device, revision=self.revision, **dict(self.options))
-        if encoder.identity != self.identity:
-            raise ModelLoadError(
-                f"{self.name}: the model there ({encoder.identity}) is not the one of the run ({self.identity}); "
-                "copy its files"
-            )
+        check_identity(self.name, encoder.identity, self.identity)
         return encoder
 
 

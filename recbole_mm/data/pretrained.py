@@ -66,6 +66,24 @@ def locate(name: str, revision: str | None = None) -> Pretrained:
     return Pretrained(snapshot, f"{name}@{snapshot.name}")
 
 
+def located(name: str, identity: str) -> tuple[str, str | None]:
+    """Where other machines find a model, and its commit if it is one of the hub."""
+    if Path(name).expanduser().is_dir():
+        return str(Path(name).expanduser().resolve()), None
+    commit = identity.removeprefix(f"{name}@")
+    return name, commit if commit != identity and "+" not in commit else None
+
+
+def check_identity(name: str, found: str, wanted: str) -> None:
+    """Make sure that another machine has the same model.
+
+    Raises:
+        ModelLoadError: it has another one, whose values would be kept as those of this one.
+    """
+    if found != wanted:
+        raise ModelLoadError(f"{name}: the model there ({found}) is not the one of the run ({wanted}); copy its files")
+
+
 def files_identity(folder: Path) -> str:
     """Hash of the files that make a model, by their names inside the folder and their content.
 

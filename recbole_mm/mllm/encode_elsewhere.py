@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from recbole_mm.artifacts.executor import Portable
 from recbole_mm.data.carried import CarriedItem, carried_item
 from recbole_mm.data.content import ItemContent
+from recbole_mm.data.pretrained import check_identity, located
 from recbole_mm.errors import ModelLoadError
 from recbole_mm.mllm.ahead import ahead
 from recbole_mm.mllm.encode import ItemEncoder
@@ -57,24 +57,6 @@ class MLLMRecipe:
         mllm = load_mllm(self.name, device, self.dtype, self.trust_remote_code, self.revision, with_head=with_head)
         check_identity(self.name, mllm.identity, self.identity)
         return mllm
-
-
-def located(name: str, identity: str) -> tuple[str, str | None]:
-    """Where other machines find a model, and its commit if it is one of the hub."""
-    if Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser().resolve()), None
-    commit = identity.removeprefix(f"{name}@")
-    return name, commit if commit != identity and "+" not in commit else None
-
-
-def check_identity(name: str, found: str, wanted: str) -> None:
-    """Make sure that another machine has the same model.
-
-    Raises:
-        ModelLoadError: it has another one, whose values would be kept as those of this one.
-    """
-    if found != wanted:
-        raise ModelLoadError(f"{name}: the model there ({found}) is not the one of the run ({wanted}); copy its files")
 
 
 @dataclass(frozen=True)

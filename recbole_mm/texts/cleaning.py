@@ -11,7 +11,7 @@ import re
 import unicodedata
 from typing import Any
 
-from recbole_mm.artifacts.fill import Failure
+from recbole_mm.artifacts.executor import Failure
 from recbole_mm.texts.phrases import CLOSING, INTRODUCTIONS, REFUSAL
 
 NOTHING_LEFT = "the answer is empty"

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from recbole_mm.artifacts.executor import Executor
-from recbole_mm.artifacts.fill import Failure
+from recbole_mm.artifacts.executor import Executor, Failure
 from recbole_mm.errors import ConfigError
 from recbole_mm.texts.request import Request
 

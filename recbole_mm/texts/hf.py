@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from recbole_mm.artifacts.fill import Failure
+from recbole_mm.artifacts.executor import Failure
 from recbole_mm.errors import ImageError
 from recbole_mm.mllm.ahead import ahead
 from recbole_mm.mllm.family import PreparedInput

@@ -12,8 +12,8 @@ import torch
 
 from recbole_mm.artifacts.executor import Executor, Failure, Portable
 from recbole_mm.data.carried import CarriedImage, ItemImage
+from recbole_mm.data.pretrained import check_identity, located
 from recbole_mm.mllm.ahead import ahead
-from recbole_mm.mllm.encode_elsewhere import check_identity, located
 from recbole_mm.mllm.loading import load_mllm, weights_dtype
 from recbole_mm.mllm.model import MLLM
 from recbole_mm.mllm.source import locate

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import httpx2
 
-from recbole_mm.artifacts.fill import Failure
+from recbole_mm.artifacts.executor import Failure
 from recbole_mm.errors import ImageError
 from recbole_mm.retry_after import retry_after
 from recbole_mm.texts.cleaning import clean_answer

@@ -7,7 +7,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from recbole_mm.artifacts.fill import Failure, fill
+from recbole_mm.artifacts.executor import Failure
+from recbole_mm.artifacts.fill import fill
 from recbole_mm.artifacts.store import Store, artifact_key
 from recbole_mm.texts.generator import Generator, StreamingGenerator
 from recbole_mm.texts.request import Request

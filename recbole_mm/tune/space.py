@@ -24,7 +24,7 @@ import numpy as np
 from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError
 from recbole_mm.layers import model_yaml, properties_dir
-from recbole_mm.settings import parse_argument, plain, read_yaml
+from recbole_mm.settings import parse_argument, plain, read_text, read_yaml
 
 KINDS = ("choice", "uniform", "loguniform", "randint")
 Point = dict[str, float | int]
@@ -133,13 +133,7 @@ def read_space(path: Path) -> Space:
     """
     if path.suffix in (".yaml", ".yml"):
         return parse_space(read_yaml(path), str(path))
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"cannot read search space {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"search space {path} is not UTF-8 text (byte {error.start})") from error
-    return _parse_text(text, str(path))
+    return _parse_text(read_text(path, "search space"), str(path))
 
 
 def parse_space(content: Mapping[str, Any], where: str) -> Space:
