@@ -114,7 +114,7 @@ class _Host:
         """Count files that the host was silent about."""
         with self._lock:
             self._silent = 0 if answered else self._silent + 1
-            if self._silent >= self._limits.give_up_after:
+            if self._silent == self._limits.give_up_after:  # threads on their way may yet add to it
                 self.closed = f"the host did not answer {self._silent} times in a row"
 
 
