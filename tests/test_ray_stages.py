@@ -175,7 +175,7 @@ def test_a_node_that_dies_in_the_middle_loses_nothing(cluster, executor, tmp_pat
     executor.close()  # its workers take up the room
     added = cluster.add_node(**NODE) if spare else None
     inputs = {f"k{number}": number for number in range(40)}
-    with RayExecutor(asked(address=cluster.address, jobs=2), tickets=32) as fresh:
+    with RayExecutor(asked(address=cluster.address, jobs=2)) as fresh:
         killed: list[str] = []
 
         class Killing(CountingStore):

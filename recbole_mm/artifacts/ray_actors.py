@@ -1,11 +1,11 @@
 """What runs on the cluster: the pool of workers, which Ray Data keeps, and the desk where they fetch their batches.
 
-Ray Data wants to know its inputs when it begins, and holds on to all of them. Here batches are made one after another,
-and those of a preference chain's next round only when the round before is written, by the same workers, which are not
-to load their model again. So what Ray Data maps over are tickets, plain numbers: a worker that is handed a ticket
-fetches the next batch for it. Actors, their restarts, the retries of what they were doing and the stream of results
-are Ray Data's. A ticket that is retried fetches the same batch as before, and the desk's batches lie with the process
-that offers them, so a node that dies loses nothing.
+Ray Data asks for inputs as it sees fit. Here batches are made one after another, and those of a preference chain's next
+round only when the round before is written, by the same workers, which are not to load their model again. So what Ray
+Data maps over are tickets, plain numbers without an end: a worker that is handed a ticket fetches the next batch for
+it. Actors, their restarts, the retries of what they were doing and the stream of results are Ray Data's. A ticket that
+is retried fetches the same batch as before, and the desk's batches lie with the process that offers them, so a node
+that dies loses nothing.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import logging
 import threading
 import traceback
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from recbole_mm.artifacts.executor import Recipe, Worker
 from recbole_mm.artifacts.wire import SCHEMA, error_table, to_table
@@ -28,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 TICKETS_PER_WORKER = 2
 """One that is worked on, and one that waits behind it."""
+
+TICKETS = 1 << 40
+"""Of a pass of Ray Data: more than there ever are batches."""
 
 LOOK_SECONDS = 2.0
 """A worker that waits for a batch for so long has the desk look after the nodes."""
@@ -44,12 +49,10 @@ class Desk:
         workers: how many.
         cpus, gpus: of each.
         threads: of torch in each.
-        tickets: of one pass of Ray Data. After as many batches another one begins, with new workers.
     """
 
-    def __init__(self, recipe: Recipe, workers: int, cpus: float, gpus: float, threads: int, tickets: int) -> None:
-        self.recipe, self.workers, self.cpus, self.gpus = recipe, workers, cpus, gpus
-        self.threads, self.tickets = threads, tickets
+    def __init__(self, recipe: Recipe, workers: int, cpus: float, gpus: float, threads: int) -> None:
+        self.recipe, self.workers, self.cpus, self.gpus, self.threads = recipe, workers, cpus, gpus, threads
         self._offered: deque[Given] = deque()
         self._given: dict[int, Given] = {}
         self._results: list[pa.Table] = []
@@ -100,6 +103,10 @@ class Desk:
             if stuck and self._nodes - await asyncio.to_thread(_alive):
                 await self._end()
 
+    async def going_on(self) -> bool:
+        """Whether the pass needs more tickets."""
+        return not self._ending
+
     async def _end(self) -> None:
         """End the pass. A node is gone, with a worker that Ray restarts where there is room; those that have nothing
         left to do may be in its way, and Ray Data lets go of them when its inputs are used up."""
@@ -126,13 +133,17 @@ class Desk:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        first, self._passes = self._passes * self.tickets, self._passes + 1
-        tickets = ray.data.from_blocks([pa.table({"ticket": [first + place]}) for place in range(self.tickets)])
+        context.target_max_block_size = 1  # byte: every ticket is a block, and goes out at once
+        first, self._passes = self._passes * TICKETS, self._passes + 1
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        one: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
         workers = min(self.workers, self._room())
+        tickets = ray.data.from_items([first]).map_batches(
+            _tickets, fn_args=(me,), num_cpus=0, scheduling_strategy=here, **one
+        )
         return tickets.map_batches(
             Taker,
-            batch_size=1,
-            batch_format="pyarrow",
+            **one,
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=TICKETS_PER_WORKER),
             fn_constructor_args=(me, self.recipe, self.threads, "cuda" if self.gpus else "cpu"),
             num_cpus=self.cpus,
@@ -157,6 +168,15 @@ class Desk:
         async with self._changed:
             self._broken = lines[-1]
             self._changed.notify_all()
+
+
+def _tickets(first: pa.Table, desk: Any) -> Iterator[pa.Table]:
+    """Number after number, as fast as Ray Data takes them, while the pass goes on. The same ones when Ray repeats it."""
+    start = first["item"][0].as_py()
+    for ticket in range(start, start + TICKETS):
+        if not ray.get(desk.going_on.remote()):
+            return
+        yield pa.table({"ticket": [ticket]})
 
 
 class Taker:

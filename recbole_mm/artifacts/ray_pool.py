@@ -38,9 +38,6 @@ STORE_MB = 512
 BATCHES_PER_WORKER, BATCHES_AHEAD = 2, 2
 """Under way at a time: one that a worker is at and one that waits for it; and some more that are ready."""
 
-TICKETS = 512
-"""Batches of one pass of Ray Data: many beside the loading of a model, and soon used up when a pass has to end."""
-
 RESERVED_SHARE = 0.5
 """Of the object store, for batches; Ray Data and others need the rest."""
 
@@ -77,15 +74,13 @@ class RayExecutor:
 
     Args:
         asked: of Ray.
-        tickets: batches that workers do before new ones take their place.
 
     Example:
         >>> with RayExecutor(stage_resources(config)) as executor:                       # doctest: +SKIP
         ...     fill(store, stage, inputs, work, batches, executor=executor, portable=portable)
     """
 
-    def __init__(self, asked: Resources, tickets: int = TICKETS) -> None:
-        self.tickets = tickets
+    def __init__(self, asked: Resources) -> None:
         self.asked = replace(asked, store_mb=asked.store_mb or STORE_MB) if asked.here else asked
         self._session = ExitStack()
         self._workers = 0
@@ -176,9 +171,7 @@ class RayExecutor:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(Desk)
         cpus, gpus, threads = self.asked.cpus, self.asked.gpus, torch.get_num_threads()
-        return actor.options(num_cpus=0, scheduling_strategy=here).remote(
-            recipe, self._workers, cpus, gpus, threads, self.tickets
-        )
+        return actor.options(num_cpus=0, scheduling_strategy=here).remote(recipe, self._workers, cpus, gpus, threads)
 
     def _check_object_store(self, inputs: list[Any]) -> None:
         """Make sure that there is room for the batches that are under way at a time, told by the first one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,11 @@ from recbole_mm.artifacts.executor import Failure
 from recbole_mm.artifacts.store import TEXT, VECTOR_DTYPES, Value
 from recbole_mm.errors import RecboleMMError
 
-SCHEMA = pa.schema([("batch", pa.int64()), ("place", pa.int32()), ("kind", pa.string()), ("value", pa.large_binary())])
-"""A row is a value: which batch, its place there, `text`, `float32`, `float16`, `failure`, `told` or `error`, bytes."""
+SCHEMA = pa.schema(
+    [("batch", pa.int64()), ("kinds", pa.list_(pa.string())), ("values", pa.list_(pa.large_binary()))]
+)
+"""A row is a batch: its number, and for each value a kind (`text`, `float32`, `float16`, `failure`, `told` or `error`)
+and its bytes. One row, so that Ray Data cannot cut it in two."""
 
 FAILURE, TOLD, ERROR = "failure", "told", "error"
 
@@ -48,10 +51,9 @@ def error_table(batch: int, error: Exception, where: str, trace: str = "") -> pa
     return _table(batch, [(ERROR, json.dumps([type(error).__name__, f"{error}{trace}", where]).encode())])
 
 
-def _table(batch: int, rows: Sequence[tuple[str, bytes]]) -> pa.Table:
-    kinds, values = [kind for kind, _ in rows], [value for _, value in rows]
-    columns = [[batch] * len(rows), range(len(rows)), kinds, values]
-    return pa.table([pa.array(column, of.type) for column, of in zip(columns, SCHEMA)], schema=SCHEMA)
+def _table(batch: int, values: Sequence[tuple[str, bytes]]) -> pa.Table:
+    row = {"batch": batch, "kinds": [kind for kind, _ in values], "values": [value for _, value in values]}
+    return pa.Table.from_pylist([row], schema=SCHEMA)
 
 
 def _packed(outcome: Value | Failure) -> tuple[str, bytes]:
@@ -67,16 +69,19 @@ def _packed(outcome: Value | Failure) -> tuple[str, bytes]:
 
 def from_table(table: pa.Table) -> dict[int, Done]:
     """Batch -> what has come of it."""
-    found: dict[int, Done] = {}
-    for row in table.to_pylist():  # rows of a batch stay in order
-        done = found.setdefault(row["batch"], Done())
-        if row["kind"] == TOLD:
-            done.told = json.loads(row["value"])
-        elif row["kind"] == ERROR:
-            done.error = raised(*json.loads(row["value"]))
+    return {row["batch"]: _done(zip(row["kinds"], row["values"])) for row in table.to_pylist()}
+
+
+def _done(values: Iterable[tuple[str, bytes]]) -> Done:
+    done = Done()
+    for kind, value in values:
+        if kind == TOLD:
+            done.told = json.loads(value)
+        elif kind == ERROR:
+            done.error = raised(*json.loads(value))
         else:
-            done.outcomes.append(_unpacked(row["kind"], row["value"]))
-    return found
+            done.outcomes.append(_unpacked(kind, value))
+    return done
 
 
 def _unpacked(kind: str, value: bytes) -> Value | Failure:
