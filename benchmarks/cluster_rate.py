@@ -3,10 +3,10 @@
     python benchmarks/cluster_rate.py                          # workers as fast as docs/scale.md assumes of a GPU
     python benchmarks/cluster_rate.py --seconds 3 --workers 8 64
 
-Every batch is sent, handed out, answered with vectors and taken back as in a run with `--ray_address`; only the model is
-a sleep. Efficiency is the time that so many workers need for their batches, if nothing else took any, over the time that
-it took: `sent` alone, and `written` into an artifact store as well. All processes share the cores of this machine, so
-with many workers the figure is a lower bound for a cluster, where only the caller's own part runs on the caller's cores.
+Every batch is sent, handed out, answered with vectors and taken back as in a run with `--ray_address`; only the model
+is a sleep. Efficiency is the time that so many workers need for their batches, if nothing else took any, over the time
+that it took: `sent` alone, and `written` into an artifact store as well. All processes share the cores of this machine,
+so with many workers the figure is a lower bound for a cluster, where only the caller's own part runs on its cores.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import logging
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -138,8 +138,9 @@ class Desk:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         one: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
         workers = min(self.workers, self._room())
+        numbers: Callable[..., Any] = _tickets
         tickets = ray.data.from_items([first]).map_batches(
-            _tickets, fn_args=(me,), num_cpus=0, scheduling_strategy=here, **one
+            numbers, fn_args=(me,), num_cpus=0, scheduling_strategy=here, **one
         )
         return tickets.map_batches(
             Taker,
@@ -171,7 +172,7 @@ class Desk:
 
 
 def _tickets(first: pa.Table, desk: Any) -> Iterator[pa.Table]:
-    """Number after number, as fast as Ray Data takes them, while the pass goes on. The same ones when Ray repeats it."""
+    """Number after number, as fast as Ray Data takes them, while the pass goes on. A repetition gives the same ones."""
     start = first["item"][0].as_py()
     for ticket in range(start, start + TICKETS):
         if not ray.get(desk.going_on.remote()):

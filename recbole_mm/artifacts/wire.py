@@ -15,9 +15,7 @@ from recbole_mm.artifacts.executor import Failure
 from recbole_mm.artifacts.store import TEXT, VECTOR_DTYPES, Value
 from recbole_mm.errors import RecboleMMError
 
-SCHEMA = pa.schema(
-    [("batch", pa.int64()), ("kinds", pa.list_(pa.string())), ("values", pa.list_(pa.large_binary()))]
-)
+SCHEMA = pa.schema([("batch", pa.int64()), ("kinds", pa.list_(pa.string())), ("values", pa.list_(pa.large_binary()))])
 """A row is a batch: its number, and for each value a kind (`text`, `float32`, `float16`, `failure`, `told` or `error`)
 and its bytes. One row, so that Ray Data cannot cut it in two."""
 
