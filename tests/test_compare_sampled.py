@@ -15,7 +15,9 @@ from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.evaluation.candidates import FILES
 from recbole_mm.evaluation.per_user import read_per_user
 from recbole_mm.evaluation.significance import both_have, compare
-from recbole_mm.pipeline import read_result
+from recbole_mm.first_stage import companion
+from recbole_mm.pipeline import first_run_dir, read_result
+from tests.conftest import write_toy
 
 METRICS = ["GAUC", "Hit@5", "MRR@5"]
 SAMPLED = {"eval_args": {"mode": "uni20"}, "metrics": ["GAUC", "Hit", "MRR"], "topk": [5], "valid_metric": "GAUC"}
@@ -164,6 +166,18 @@ def test_the_whole_model_is_one_run_in_every_table(toy_path, tmp_path):
         (entry,) = (entry for entry in planned if entry.row.name == wanted)
         settings.append(entry.config(0, 1).as_dict())
     assert settings[0] == settings[1] == settings[2]
+
+
+def test_the_first_stage_is_the_row_beside_it(tmp_path):
+    data = write_toy(tmp_path / "data")
+    (data / "toy" / "toy.yaml").write_text("text_fields: [title]\nimage_dir: images\n")
+    line = {"data_path": data, "checkpoint_dir": tmp_path, "show_progress": False, **SMALL}
+    planned = plan_rows(load_experiment("msr-rerank"), "toy", [1], command_line={k: str(v) for k, v in line.items()})
+    alone, reranked = (
+        next(entry for entry in planned if entry.row.name == name).config(0, 1) for name in ("SASRec", "MLLM-MSR")
+    )
+    changes = {**reranked["first_stage_config"], **SMALL}
+    assert companion(reranked, reranked["first_stage"], changes, tmp_path) == first_run_dir(alone)
 
 
 def test_positives_are_alike_for_all_rows(tmp_path):
