@@ -85,6 +85,7 @@ class Assumed:
     epochs: float = 20  # of Molar's training
     texts_per_second: float = 10_000  # into the store, by the one process that writes: benchmarks/store_rate.py
     vectors_per_second: float = 3_500
+    handed_out_per_second: float = 1_800  # items sent to workers and back, by the process that calls: cluster_rate.py
     efficiency_8: float = 0.95  # of 8 GPUs against one, per GPU
     efficiency_64: float = 0.85
 
@@ -107,8 +108,11 @@ class Stage:
         return self.values * self.size
 
     def hours(self, gpus: int, assumed: Assumed) -> float:
-        """On so many GPUs: until the last one is done, or until all is written, whichever takes longer."""
+        """On so many GPUs: until the last one is done, until all is written, or, with more than one, until all has been
+        handed out; whichever takes longest."""
         rate = assumed.texts_per_second if self.size <= TEXT_BYTES else assumed.vectors_per_second
+        if gpus > 1:
+            rate = min(rate, assumed.handed_out_per_second)
         return max(self.seconds / gpus / assumed.efficiency(gpus), self.values / rate) / HOUR
 
 
