@@ -244,7 +244,7 @@ def compare(arguments: Sequence[str]) -> int:
             reference=parsed.reference,
             variables=dict(_variable(text) for text in parsed.var),
             metrics=show,
-            tune=not parsed.no_tuning,
+            trials=parsed.trials,
             jobs=parsed.jobs,
             gpus=_names(parsed.gpus) or (),
             out=parsed.out,
@@ -257,7 +257,7 @@ def compare(arguments: Sequence[str]) -> int:
     return EXIT_FAILED_ROWS if table.failed else 0
 
 
-_OF_EXPERIMENTS = ("experiment", "dataset", "seeds", "rows", "var", "no_tuning", "jobs", "gpus")
+_OF_EXPERIMENTS = ("experiment", "dataset", "seeds", "rows", "var", "trials", "jobs", "gpus")
 
 
 def _compare_parser() -> argparse.ArgumentParser:
@@ -279,7 +279,8 @@ def _compare_parser() -> argparse.ArgumentParser:
     add("--reference", metavar="ROW", help="row that the others are tested against, in place of the experiment's")
     add("--show", metavar="NDCG@10,...", help="columns, in place of the experiment's")
     add("--var", action="append", default=[], metavar="NAME=VALUE", help="a variable of the experiment's file")
-    add("--no_tuning", "--no-tuning", action="store_true", help="run each row with its own settings, without trials")
+    add("--trials", type=int, metavar="N", help="only the first N of each row's trials (all)")
+    add("--no_tuning", "--no-tuning", dest="trials", action="store_const", const=0, help="no trials: --trials=0")
     add("--jobs", type=int, default=1, metavar="N", help="runs at the same time (1); 0: the table of what is finished")
     add("--gpus", metavar="0,1", help="GPUs to share out between the runs at the same time")
     add("--out", type=Path, metavar="DIR", help="folder of the table (<checkpoint_dir>/compare-<experiment>-<dataset>)")

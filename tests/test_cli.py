@@ -188,7 +188,7 @@ def test_compare_tells_its_own_options_from_settings(compared, capsys):
         "reference": None,
         "variables": {"a": "b=c", "d": "1"},
         "metrics": ["NDCG@10", "Recall@5"],
-        "tune": False,
+        "trials": 0,
         "jobs": 2,
         "gpus": ["0", "1"],
         "out": Path("here"),
@@ -204,7 +204,7 @@ def test_compare_has_three_seeds_by_default_and_fails_with_a_row(compared):
     compared.rows = [Line(TableRow("A", "", "x", "failed", "it broke"), {})]
     assert main(["compare", "--experiment=x", "--dataset=toy"]) == 1
     assert compared.calls[0][0] == ("x", "toy", [1, 2, 3])
-    assert compared.calls[0][1]["tune"] is True
+    assert compared.calls[0][1]["trials"] is None
 
 
 def test_compare_takes_finished_runs(compared, tmp_path):

@@ -147,7 +147,11 @@ def test_a_grid_of_trials_is_all_its_combinations(experiment):
     found = load_experiment(experiment(rows=rows, tuning=tuning))
     assert found.rows[0].trials[1] == {"learning_rate": 0.1, "embedding_size": 8}
     assert [len(row.trials) for row in found.rows] == [4, 4]
-    assert [row.trials for row in found.untuned().rows] == [[{}], [{}]]
+    assert [row.trials for row in found.tuned_by(0).rows] == [[{}], [{}]]
+    assert [row.trials for row in found.tuned_by(1).rows] == [row.trials[:1] for row in found.rows]
+    assert found.tuned_by(99).rows == found.rows, "there are no more than the file has"
+    with pytest.raises(ConfigError, match="--trials=-1: give a number of at least 0"):
+        found.tuned_by(-1)
     unequal = [rows[0], {"name": "B", "model": "BPR", "tuning": {"x": [1]}}]
     with pytest.raises(ConfigError, match="unequal tuning budget: 4 trials for 'A', 1 for 'B'"):
         load_experiment(experiment(rows=unequal, tuning=tuning))

@@ -30,7 +30,7 @@ def compare_experiment(
     reference: str | None = None,
     variables: Mapping[str, str] | None = None,
     metrics: Sequence[str] | None = None,
-    tune: bool = True,
+    trials: int | None = None,
     jobs: int = 1,
     gpus: Sequence[str] = (),
     out: Path | None = None,
@@ -47,7 +47,7 @@ def compare_experiment(
         reference: row that the others are tested against; None for the experiment's.
         variables: for `${name}` in the file.
         metrics: columns in place of the experiment's.
-        tune: whether rows are tuned.
+        trials: how many of each row's trials are run, the first ones; 0: none is tuned; None: all.
         jobs: runs at the same time; 0 makes the table of what is finished.
         gpus: CUDA_VISIBLE_DEVICES of the runs at the same time.
         out: folder of the table; by default `<checkpoint_dir>/compare-<experiment>-<dataset>`.
@@ -66,7 +66,7 @@ def compare_experiment(
     experiment = load_experiment(name, variables)
     experiment = experiment if rows is None else experiment.select(rows)
     experiment = experiment if reference is None else experiment.against(reference)
-    experiment = experiment if tune else experiment.untuned()
+    experiment = experiment if trials is None else experiment.tuned_by(trials)
     planned = plan_rows(experiment, dataset, seeds, config_files, command_line, metrics)
     checkpoint_dir = Path(planned[0].config(0, seeds[0])["checkpoint_dir"])
     out = out or checkpoint_dir / f"compare-{experiment.name}-{dataset}"

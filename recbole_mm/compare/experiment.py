@@ -131,9 +131,15 @@ class Experiment:
             raise ConfigError(f"--reference: there is no row {reference!r}{did_you_mean(reference, names)}")
         return replace(self, reference=reference)
 
-    def untuned(self) -> Experiment:
-        """The same without tuning: each row runs with its own settings."""
-        return replace(self, rows=[replace(row, trials=[{}]) for row in self.rows])
+    def tuned_by(self, trials: int) -> Experiment:
+        """The same with the first `trials` of each row's trials; 0: without tuning, each row with its own settings.
+
+        Raises:
+            ConfigError: `trials` is negative.
+        """
+        if trials < 0:
+            raise ConfigError(f"--trials={trials}: give a number of at least 0")
+        return replace(self, rows=[replace(row, trials=row.trials[:trials] or [{}]) for row in self.rows])
 
 
 def experiment_names() -> list[str]:
