@@ -80,7 +80,7 @@ class RandomPrompt:
         shared, own: tokens of a prefix and of a suffix, image included.
     """
 
-    tail, identity, shares_prefix = "", "random", True
+    tail, identity, shares_prefix, image_pixels = "", "random", True, SIDE * SIDE
 
     def __init__(self, users: int, items: int, shared: int, own: int) -> None:
         rng = np.random.default_rng(0)
@@ -131,7 +131,7 @@ class Ways:
             self.laid[row] = replace(self.seen.whole(owner, [], row), images=())
 
     def blocks(self) -> PromptBlocks:
-        return PromptBlocks(self.mllm, self.prompt, SIDE * SIDE)
+        return PromptBlocks(self.mllm, self.prompt)
 
     def shared(self, blocks: PromptBlocks) -> torch.Tensor:
         users = list(range(self.users))

@@ -12,6 +12,7 @@ from PIL import Image
 
 from recbole_mm.errors import ConfigError
 from recbole_mm.mllm.answer import AnswerReader, Block, ask, resolve_yes_no
+from recbole_mm.mllm.family import CutImage
 from recbole_mm.mllm.loading import load_mllm
 from recbole_mm.mllm.model import MLLM
 from recbole_mm.mllm.tiny import build_tiny
@@ -77,7 +78,7 @@ def preference_prompt(mllm: MLLM, content: Items | None = None, **settings) -> P
 
 
 def words(mllm: MLLM, parts) -> str:
-    return "".join("<image>" if isinstance(part, Image.Image) else mllm.tokenizer.decode(part) for part in parts)
+    return "".join("<image>" if isinstance(part, CutImage) else mllm.tokenizer.decode(part) for part in parts)
 
 
 # --- two parts that read as one ---------------------------------------------------------------------------------------
@@ -95,7 +96,7 @@ def test_prefix_and_suffix_equal_the_whole_prompt(models, family, template):
         prompt = preference_prompt(mllm)
     finally:
         mllm.tokenizer.chat_template = kept
-    blocks = PromptBlocks(mllm, prompt, PIXELS)
+    blocks = PromptBlocks(mllm, prompt)
     reader = AnswerReader.of(mllm, prompt.tail)
     users, histories = [1, 2, 3], [[4], [1, 2], []]
     owners, items = np.array([0, 0, 0, 1, 2, 2, 1]), [1, 2, 3, 4, 3, 1, 2]
@@ -263,16 +264,18 @@ def test_items_are_seen_once_and_what_is_kept_is_bounded(models):
     mllm, content = models(), Items()
     seen = []
     tower = mllm.model.model.visual.register_forward_hook(lambda *_: seen.append(1))
-    blocks = PromptBlocks(mllm, preference_prompt(mllm, content), PIXELS)
+    blocks = PromptBlocks(mllm, preference_prompt(mllm, content))
     first = blocks.item_parts([1, 2, 1, 3])
     assert (len(seen), content.decoded) == (1, 2)
     assert blocks.item_parts([3, 1])[1] is first[0] is first[2]
     assert first[1].seen is None
     assert (len(seen), content.decoded) == (1, 2)
-    small = PromptBlocks(mllm, preference_prompt(mllm, content), PIXELS, kept_bytes=first[0].nbytes)
+    small = PromptBlocks(mllm, preference_prompt(mllm, content), kept_bytes=first[0].nbytes)
     parts = small.item_parts([1, 3]), small.item_parts([1, 3])
     tower.remove()
-    assert content.decoded == 5, "item 3, the last one, was kept; item 1 was not"
+    assert parts[1][1] is parts[0][1], "item 3, the last one, was kept"
+    assert parts[1][0] is not parts[0][0], "item 1 was not"
+    assert (len(seen), content.decoded) == (3, 4), "and went through the vision tower again, but was not decoded again"
     for part, other in zip(first[::3], parts[1]):
         torch.testing.assert_close(part.seen, other.seen, atol=1e-5, rtol=0)
 
@@ -280,7 +283,7 @@ def test_items_are_seen_once_and_what_is_kept_is_bounded(models):
 def test_blocks_are_those_of_prepared_prompts(models):
     mllm = models()
     prompt = preference_prompt(mllm)
-    questions = PromptBlocks(mllm, prompt, PIXELS).questions([1], [[4]], np.array([0]), [1])
+    questions = PromptBlocks(mllm, prompt).questions([1], [[4]], np.array([0]), [1])
     made = Block.of_prepared(mllm.family, [mllm.family.prepare(prompt.prefix(1, [4]), PIXELS)], mllm.device)
     torch.testing.assert_close(questions.prefixes(np.array([0])).inputs["input_ids"], made.inputs["input_ids"])
     assert questions.prefix_lengths[0] >= int(made.lengths[0])

@@ -123,9 +123,7 @@ def recorded(calls: list):
 def answers(mllm, dataset) -> torch.Tensor:
     """Of items 1 to 5 behind the history 6, 7."""
     prompt = Titled.build_prompt({"max_text_tokens": 16}, dataset, mllm)
-    questions = PromptBlocks(mllm, prompt, PIXELS).questions(
-        [1], [[6, 7]], np.zeros(5, dtype=np.int64), [1, 2, 3, 4, 5]
-    )
+    questions = PromptBlocks(mllm, prompt).questions([1], [[6, 7]], np.zeros(5, dtype=np.int64), [1, 2, 3, 4, 5])
     with torch.inference_mode():
         return ask(AnswerReader.of(mllm, prompt.tail), questions, 2000)
 
@@ -139,7 +137,7 @@ def test_fine_tuning_teaches_the_answers(toy, tmp_path):
     margins = []
     for mllm in (load_mllm(next((tmp_path / "artifacts").glob("tiny-*")), with_head=True), dataset.mllm):
         prompt = Titled.build_prompt({"max_text_tokens": 16}, dataset, mllm)
-        questions = PromptBlocks(mllm, prompt, PIXELS).questions(
+        questions = PromptBlocks(mllm, prompt).questions(
             [one.user for one in asked],
             [one.history for one in asked],
             np.arange(len(asked)),

@@ -18,9 +18,6 @@ from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel
 
-Part = Image.Image | Sequence[int]
-"""A piece of a prompt: an RGB picture, or token ids."""
-
 Side = Literal["right", "left"]
 
 
@@ -37,6 +34,10 @@ class CutImage:
     ids: np.ndarray
     pixels: np.ndarray
     patches: int
+
+
+Part = Image.Image | CutImage | Sequence[int]
+"""A piece of a prompt: an RGB picture, what `Family.cut` made of one, or token ids."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class Family(ABC):
             parts: RGB pictures and token ids, in reading order; any number of each. The last token is where a vector
                 or the next word is read.
             max_pixels: bound on a resized image's area. What exactly it bounds is the family's (see `image_cost`).
+                Pictures that are cut already stay as they are.
             continued: the parts go on from others that are read before them.
 
         Returns:
@@ -116,11 +118,14 @@ class Family(ABC):
     def _lay_out(self, parts: Sequence[Part], max_pixels: int, continued: bool = False) -> list[CutImage | np.ndarray]:
         """Every part as a cut image or as (L,) int64 ids, with BOS at the front of what is not continued."""
         laid: list[CutImage | np.ndarray] = [
-            self.cut(part, max_pixels) if isinstance(part, Image.Image) else np.array(part, dtype=np.int64)
-            for part in parts
-            if isinstance(part, Image.Image) or len(part)
+            self._laid(part, max_pixels) for part in parts if isinstance(part, Image.Image | CutImage) or len(part)
         ]
         return laid if continued else self._opened(laid)
+
+    def _laid(self, part: Part, max_pixels: int) -> CutImage | np.ndarray:
+        if isinstance(part, CutImage):
+            return part
+        return self.cut(part, max_pixels) if isinstance(part, Image.Image) else np.array(part, dtype=np.int64)
 
     def _opened(self, laid: list[CutImage | np.ndarray]) -> list[CutImage | np.ndarray]:
         """The parts behind a BOS token, where the checkpoint wants one and the prompt does not bring it along."""

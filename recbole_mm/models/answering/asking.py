@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_mm.cache import ByteCache
 from recbole_mm.mllm.answer import Block, Questions
 from recbole_mm.mllm.family import PreparedInput
 from recbole_mm.mllm.model import MLLM
@@ -46,22 +46,18 @@ class PromptBlocks:
     Args:
         mllm: that is asked.
         prompt: the wording.
-        image_pixels: bound on an image's area.
         kept_bytes: bound on the items' parts that are kept.
 
     Example:
-        >>> blocks = PromptBlocks(mllm, prompt, config["mllm_image_pixels"])            # doctest: +SKIP
+        >>> blocks = PromptBlocks(mllm, prompt)                                         # doctest: +SKIP
         >>> reader = AnswerReader.of(mllm, prompt.tail)                                 # doctest: +SKIP
         >>> ask(reader, blocks.questions(users, histories, owners, items), 8192)        # doctest: +SKIP
     """
 
-    def __init__(self, mllm: MLLM, prompt: Prompt, image_pixels: int, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, mllm: MLLM, prompt: Prompt, kept_bytes: int = KEPT_BYTES) -> None:
         self.mllm = mllm
         self.prompt = prompt
-        self.image_pixels = image_pixels
-        self.kept_bytes = kept_bytes
-        self._kept: OrderedDict[int, ItemPart] = OrderedDict()
-        self._bytes = 0
+        self._kept: ByteCache[int, ItemPart] = ByteCache(kept_bytes)
 
     def questions(
         self,
@@ -109,30 +105,25 @@ class PromptBlocks:
 
     def prefix(self, user: int, history: Sequence[int]) -> PreparedInput:
         """The user's part of a prompt."""
-        return self.mllm.family.prepare(self.prompt.prefix(user, history), self.image_pixels)
+        return self.mllm.family.prepare(self.prompt.prefix(user, history), self.prompt.image_pixels)
 
     def whole(self, user: int, history: Sequence[int], item: int) -> PreparedInput:
         """A whole prompt."""
         parts = [*self.prompt.prefix(user, history), *self.prompt.suffix(item)]
-        return self.mllm.family.prepare(parts, self.image_pixels)
+        return self.mllm.family.prepare(parts, self.prompt.image_pixels)
 
     def item_parts(self, items: Sequence[int]) -> list[ItemPart]:
         """The items' parts of prompts; what is not kept is made, all images in one pass of the vision tower."""
-        found = {item: self._kept[item] for item in items if item in self._kept}
-        for item in found:
-            self._kept.move_to_end(item)
+        found = {item: part for item in dict.fromkeys(items) if (part := self._kept.get(item)) is not None}
         made = self._made([item for item in dict.fromkeys(items) if item not in found])
         for item, part in made.items():
-            self._kept[item] = part
-            self._bytes += part.nbytes
-        while self._bytes > self.kept_bytes:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+            self._kept.put(item, part, part.nbytes)
         found |= made
         return [found[item] for item in items]
 
     def _made(self, items: Sequence[int]) -> dict[int, ItemPart]:
         family = self.mllm.family
-        inputs = [family.prepare(self.prompt.suffix(item), self.image_pixels, continued=True) for item in items]
+        inputs = [family.prepare(self.prompt.suffix(item), self.prompt.image_pixels, continued=True) for item in items]
         images = [image for made in inputs for image in made.images]
         with torch.no_grad():
             seen = iter(family.image_vectors(self.mllm.model, images, self.mllm.device) if images else [])

@@ -69,7 +69,7 @@ class AnsweringRecommender(RerankingRecommender):
             self._tokenizer = dataset.mllm.tokenizer
             self._write = dataset.write_texts
         else:
-            self.blocks = PromptBlocks(dataset.mllm, self.prompt, config["mllm_image_pixels"])
+            self.blocks = PromptBlocks(dataset.mllm, self.prompt)
             self.reader = AnswerReader.of(dataset.mllm, self.prompt.tail).requires_grad_(False)
 
     @classmethod

@@ -13,14 +13,18 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
+from recbole_mm.cache import ByteCache
 from recbole_mm.errors import ConfigError
 from recbole_mm.mllm.answer import resolve_yes_no
-from recbole_mm.mllm.family import Part
+from recbole_mm.mllm.family import CutImage, Part
 from recbole_mm.mllm.model import MLLM
 from recbole_mm.texts.chat import Chat
 
 TOKENIZED = 4096
 """Texts whose token ids are kept: a user's is asked for again right away, an item's by the next user."""
+
+CUT_BYTES = 1 << 28
+"""Of images that are kept as the vision tower reads them: fine-tuning shows an item again and again."""
 
 CUE = "\nAnswer:\n"
 """Ends every prompt. The line break keeps "Yes" and "No" tokens of their own."""
@@ -33,6 +37,7 @@ class Prompt(Protocol):
         tail: the text right before the answer, for `recbole_mm.mllm.answer.resolve_yes_no`.
         identity: of the wording and its bounds, for digests.
         shares_prefix: whether a prefix may be read once for several suffixes; where not, prompts are read whole.
+        image_pixels: bound on an image's area.
     """
 
     @property
@@ -41,6 +46,8 @@ class Prompt(Protocol):
     def identity(self) -> str: ...
     @property
     def shares_prefix(self) -> bool: ...
+    @property
+    def image_pixels(self) -> int: ...
 
     def prefix(self, user: int, history: Sequence[int]) -> list[Part]:
         """The user's part: token ids and images, for `Family.prepare`.
@@ -85,6 +92,7 @@ class WordedPrompt(ABC):
         self.tail = _answerable(mllm, self._frame.tail(self._cue))
         self._token_ids = lru_cache(TOKENIZED)(mllm.token_ids)
         self._image_cost = mllm.family.image_cost(image_pixels)
+        self._cut: ByteCache[int, CutImage] = ByteCache(CUT_BYTES)
         self.identity = json.dumps({**settings, "cue": CUE, "image_pixels": image_pixels}, sort_keys=True)
 
     # --- what a subclass says ----------------------------------------------------------------------------------------
@@ -127,10 +135,18 @@ class WordedPrompt(ABC):
 
     def suffix(self, item: int) -> list[Part]:
         """See `Prompt`. An image that cannot be decoded is left out."""
-        image = self.image(item) if self.has_image(item) else None
+        image = self._cut_image(item) if self.has_image(item) else None
         if image is None:
             return [self._suffix_ids(item)]
         return [image, [*self._token_ids("\n"), *self._suffix_ids(item)]]
+
+    def _cut_image(self, item: int) -> CutImage | None:
+        """The item's image as the vision tower reads it; None where it cannot be decoded."""
+        cut = self._cut.get(item)
+        if cut is None and (image := self.image(item)) is not None:
+            cut = self.mllm.family.cut(image, self.image_pixels)
+            self._cut.put(item, cut, cut.pixels.nbytes)
+        return cut
 
     def prefix_length(self, user: int, history: Sequence[int]) -> int:
         """See `Prompt`."""
