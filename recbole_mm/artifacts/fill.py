@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from recbole_mm.artifacts.executor import Executor, Failure, Portable
 from recbole_mm.artifacts.store import Store, Value
 from recbole_mm.progress import progress
+from recbole_mm.turns import turn
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +63,8 @@ def fill(
     """Compute the values of the keys that the store lacks, and write each batch in one transaction when it is done.
 
     Interrupt it anywhere: all batches but the one in flight are kept, and the next call computes only the rest.
-    Several processes may fill one store at once; a batch skips what another process has finished meanwhile.
+    Several processes may fill one store at once. Of those that want the same keys one computes, and the others wait for
+    it: nothing is paid for twice. Where they want some keys in common, a batch skips what another one has finished.
 
     Args:
         store: where the values go.
@@ -88,16 +91,18 @@ def fill(
         2
     """
     started = time.perf_counter()
-    present = store.contains(inputs)
-    missing = {key: value for key, value in inputs.items() if key not in present}
-    report = FillReport(done=len(present))
-    if missing:
+    report = FillReport(done=len(store.contains(inputs)))
+    if report.done < len(inputs):
         cut = batches if callable(batches) else _every(batches)
         if executor is not None and portable is not None:
             cut, work = partial(executor.stream, portable), list  # its batches are finished values already
-        finished = _finished_keys(store, stage, cut(missing), work, report)
-        for _ in progress(finished, label or stage, total=len(missing), unit="it", show=show_progress):
-            pass
+        with turn(store.path.with_name(f"{store.path.stem}-{_digest(inputs)}"), f"computing {label or stage} for"):
+            present = store.contains(inputs)
+            missing = {key: value for key, value in inputs.items() if key not in present}
+            report.done = len(present)
+            finished = _finished_keys(store, stage, cut(missing) if missing else (), work, report)
+            for _ in progress(finished, label or stage, total=len(missing), unit="it", show=show_progress):
+                pass
     if report.done + report.failed != len(inputs):
         raise ValueError(f"{stage}: the batches covered {report.done + report.failed} of {len(inputs)} inputs")
     report.seconds = time.perf_counter() - started
@@ -105,6 +110,14 @@ def fill(
         shown = "; ".join(f"{key[:12]}: {reason}" for key, reason in islice(report.reasons.items(), REASONS_LOGGED))
         logger.warning("%s: %d of %d could not be computed (%s)", stage, report.failed, len(inputs), shown)
     return report
+
+
+def _digest(keys: Iterable[str]) -> str:
+    """The same for the same keys in any order."""
+    digest = hashlib.sha256()
+    for key in sorted(keys):
+        digest.update(key.encode() + b"\n")
+    return digest.hexdigest()[:16]
 
 
 def _every(size: int) -> Callable[[Mapping[str, Any]], Iterator[Mapping[str, Any]]]:
