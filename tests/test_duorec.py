@@ -78,16 +78,16 @@ def test_contrastive_loss_is_infonce_over_the_2n_views(sim):
     torch.testing.assert_close(contrastive_loss(first, second, tau, sim), total / 6)
 
 
-def test_views_of_one_owner_are_no_negatives_of_each_other():
-    first, second = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
-    views, owners = torch.cat([first, second]), torch.tensor([7, 7, 8, 7, 9, 8])
+def test_negatives_are_of_other_owners_than_a_view_and_its_twin():
+    first, second = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0))
+    views, owners = torch.cat([first, second]), torch.tensor([7, 7, 8, 5, 7, 9, 8, 9])
     total = 0.0
-    for a in range(6):
-        twin = (a + 3) % 6
-        shown = [b for b in range(6) if b == twin or owners[b] != owners[a]]
+    for a in range(8):
+        twin = (a + 4) % 8
+        shown = [b for b in range(8) if b == twin or owners[b] not in (owners[a], owners[twin])]
         similarity = torch.stack([views[a] @ views[b] for b in shown])
         total -= similarity.log_softmax(0)[shown.index(twin)]
-    torch.testing.assert_close(contrastive_loss(first, second, 1.0, owners=owners), total / 6)
+    torch.testing.assert_close(contrastive_loss(first, second, 1.0, owners=owners), total / 8)
 
 
 def test_one_row_alone_has_no_negative():
@@ -239,6 +239,13 @@ def test_whole_sequences_have_the_same_total(whole):
     ]
     assert not torch.allclose(h, again)
     torch.testing.assert_close(losses, tuple(expected))
+
+
+def test_a_partners_own_second_view_does_not_hold_a_state_off():
+    """The partner of each of two users is the other's state, in the batch: nothing else is there to tell it from."""
+    states = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    again, users = states + 0.1, torch.tensor([1, 2])
+    assert contrastive_loss(again, states.flip(0), 1.0, owners=torch.cat([users, users.flip(0)])) == 0
 
 
 def test_partners_are_other_users_states_before_the_same_item(whole):

@@ -30,8 +30,9 @@ class FullSequenceDuoRec(FullSequenceMixin):
     - The partner of a state, h'_s, is the state of another user of the batch with the same target, drawn uniformly. It
       is there already, so it costs nothing. Where the batch has none it is drawn from all training cases and its
       sequence read on its own; where training has none either it is the state itself under the first dropout mask.
-    - States of one user are no negatives of each other: neighbouring states have read almost the same, and a partner
-      from the batch has its own second view there. Batches of prefixes rarely hold two of the same user.
+    - Neither the user's own other states nor the partner's are negatives: neighbouring states have read almost the
+      same, and a partner from the batch has a second view there, and a copy for each state that drew it too. Batches of
+      prefixes rarely hold two of the same user.
     - A sequence longer than `MAX_ITEM_LIST_LENGTH` is cut into windows, so a state may have read less of it.
     """
 
@@ -143,7 +144,7 @@ def contrastive_loss(
         first, second: two views of the same N rows, (N, d) each.
         tau: temperature.
         sim: `dot` or `cos`.
-        owners: (2N,), whose each view is; views of the same owner are no negatives of each other.
+        owners: (2N,), whose each view is; the negatives of a view are those of other owners than its own and its twin's.
 
     Returns:
         Mean over the 2N views, a scalar.
@@ -154,7 +155,7 @@ def contrastive_loss(
     rows = torch.arange(len(views), device=views.device)
     twin = rows.roll(len(first))
     groups = rows if owners is None else owners
-    left_out = groups[:, None] == groups[None, :]
+    left_out = (groups[:, None] == groups) | (groups[twin][:, None] == groups)
     left_out[rows, twin] = False
     return F.cross_entropy((views @ views.T / tau).masked_fill(left_out, float("-inf")), twin)
 
