@@ -109,12 +109,11 @@ def has_first_stage(model_class: type) -> bool:
     return bool(getattr(model_class, "has_first_stage", False))
 
 
-def open_first_stage(config: Config, dataset: Any, run_dir: Path) -> FirstStage | None:
+def open_first_stage(config: Config, run_dir: Path) -> FirstStage | None:
     """The first stage that the settings ask for, trained now if it was not before; None for `first_stage: none`.
 
     Args:
         config: of the run.
-        dataset: of the run.
         run_dir: folder of the run, whose log goes on when the first stage is done.
 
     Raises:
@@ -127,10 +126,6 @@ def open_first_stage(config: Config, dataset: Any, run_dir: Path) -> FirstStage 
     if folder is None:
         return None
     loaded = pipeline.load(folder)
-    for field in (dataset.uid_field, dataset.iid_field):
-        theirs, ours = (part.field2id_token.get(field, ()) for part in (loaded.dataset, dataset))
-        if not np.array_equal(theirs, ours):
-            raise ConfigError(f"first_stage: {folder} knows other {field}s than this run; the data has changed since")
     logger.info("first stage: %s of %s", loaded.config["model"], folder)
     return FirstStage(loaded.config, loaded.dataset, loaded.model, loaded.sees_held_out)
 

@@ -85,7 +85,7 @@ def cases(config) -> Interaction:
 def test_scores_are_the_models_own(config, outer, model):
     """Sequential and general, by a product of vectors, by `full_sort_predict`, and by `predict` alone."""
     wanted = config(first_stage=model, first_stage_config={"epochs": 1})
-    first = open_first_stage(wanted, create_dataset(wanted), outer)
+    first = open_first_stage(wanted, outer)
     rows = cases(wanted)
     found = first.scores(rows)
     assert found.dtype == torch.float64
@@ -114,6 +114,19 @@ def test_a_reranker_that_never_asks_ranks_as_its_first_stage(settings):
     outcome = recbole_mm.run(Echo, "toy", config_dict=settings)
     assert outcome.beside["SASRec (first stage)"] == outcome.test_result
     assert set(outcome.beside) == {"SASRec (first stage)", "Pop"}
+
+
+def test_held_out_items_that_a_reranker_cannot_put_first_are_counted(settings, tmp_path, caplog):
+    write_toy(tmp_path)
+    interactions = tmp_path / "toy" / "toy.inter"
+    head, *lines = interactions.read_text().splitlines()
+    repeats = {user: f"{user}\t{item}\t3\t1900000000" for user, item, *_ in (line.split("\t") for line in lines[-3:])}
+    interactions.write_text("\n".join([head, *lines, *repeats.values()]) + "\n")
+    for mask, told in ((True, 1), (False, 0)):
+        caplog.clear()
+        changed = {"data_path": str(tmp_path), "mask_history": mask, "rm_dup_inter": None}
+        recbole_mm.run(Echo, "toy", config_dict={**settings, **changed})
+        assert caplog.text.count("1 of 60 test items stand in the user's own history") == told
 
 
 # ---------------------------------------------------------------------------------------------------- its own run
@@ -225,7 +238,7 @@ def test_pop_as_first_stage_stands_there_once(config, outer):
 def test_a_finished_run_is_taken_by_its_folder(settings, config, outer):
     by_hand = recbole_mm.run("GRU4Rec", "toy", config_dict={**settings, "epochs": 1})
     wanted = config(first_stage_path=str(by_hand.run_dir), first_stage_config={})
-    first = open_first_stage(wanted, create_dataset(wanted), outer)
+    first = open_first_stage(wanted, outer)
     assert first.name == "GRU4Rec"
     assert results_beside(wanted, outer, Stages())["GRU4Rec (first stage)"] == by_hand.test_result
 
@@ -233,7 +246,7 @@ def test_a_finished_run_is_taken_by_its_folder(settings, config, outer):
 def test_a_run_of_other_candidates_gives_scores_and_no_row(toy_settings, config, outer, caplog):
     by_hand = recbole_mm.run("BPR", "toy", config_dict={**toy_settings, "epochs": 1})
     wanted = config(first_stage_path=str(by_hand.run_dir), first_stage_config={}, eval_args={"mode": "uni5"})
-    assert open_first_stage(wanted, create_dataset(wanted), outer).name == "BPR"
+    assert open_first_stage(wanted, outer).name == "BPR"
     with caplog.at_level("WARNING"):
         assert list(results_beside(wanted, outer, Stages())) == ["Pop"]
     assert "was tested with another eval_args" in caplog.text
@@ -243,8 +256,8 @@ def test_a_run_on_data_that_has_changed_is_refused(toy_settings, config, outer, 
     by_hand = recbole_mm.run("BPR", "toy", config_dict={**toy_settings, "epochs": 1})
     other = write_toy(tmp_path / "other", items=39)
     wanted = config(first_stage_path=str(by_hand.run_dir), first_stage_config={}, data_path=str(other))
-    with pytest.raises(ConfigError, match="knows other item_ids than this run; the data has changed since"):
-        open_first_stage(wanted, create_dataset(wanted), outer)
+    with pytest.raises(ConfigError, match="was run on other data: files of toy have changed since"):
+        open_first_stage(wanted, outer)
 
 
 def test_a_breach_of_the_train_only_rule_is_handed_on(settings, toy_settings):
@@ -282,4 +295,4 @@ def test_settings_that_cannot_be(settings, changed, message):
 def test_sampled_ranking_needs_no_first_stage(settings, config):
     wanted = config(first_stage="none", first_stage_config={}, eval_args={"mode": "uni5"})
     first_stage.check_first_stage(wanted)
-    assert open_first_stage(wanted, create_dataset(wanted), Path()) is None
+    assert open_first_stage(wanted, Path()) is None

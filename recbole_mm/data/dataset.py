@@ -199,7 +199,8 @@ class FlatDatasetMixin(FeatureFieldsMixin, HistoriesMixin):
         self.inter_feat = self.inter_feat.drop_duplicates([self.uid_field, self.iid_field], keep=keep)
 
     def _filter_by_inter_num(self) -> None:
-        """RecBole's k-core filter, counted by numpy instead of per row in Python."""
+        """RecBole's k-core filter, counted by numpy instead of per row in Python; users and items of a round are
+        counted before either is left out, which matters where an interval has an upper end."""
         intervals = {
             self.uid_field: self._parse_intervals_str(self.config["user_inter_num_interval"]),
             self.iid_field: self._parse_intervals_str(self.config["item_inter_num_interval"]),
@@ -207,12 +208,12 @@ class FlatDatasetMixin(FeatureFieldsMixin, HistoriesMixin):
         codes = {field: pd.factorize(self.inter_feat[field])[0] for field in intervals}
         kept = np.ones(len(self.inter_feat), dtype=bool)
         while True:
-            before = kept.sum()
+            before = kept.copy()
             for field, interval in intervals.items():
                 if interval:
-                    counts = np.bincount(codes[field][kept], minlength=codes[field].max(initial=-1) + 1)
+                    counts = np.bincount(codes[field][before], minlength=codes[field].max(initial=-1) + 1)
                     kept &= np.asarray(self._within_intervals(counts, interval))[codes[field]]
-            if kept.sum() == before:
+            if np.array_equal(kept, before):
                 break
         if not kept.any():
             raise DataError(
