@@ -30,6 +30,7 @@ from recbole_mm.log import close_logging, init_logging
 from recbole_mm.models.full_sequence import full_sequence_class
 from recbole_mm.protocol import held_out_seen
 from recbole_mm.provisions import check_stages, provide
+from recbole_mm.refusals import told_in_one_line
 from recbole_mm.report import beside_table
 from recbole_mm.settings import read_yaml
 from recbole_mm.stages import Stages, versions
@@ -211,7 +212,16 @@ def load(run_dir: str | os.PathLike, model: type | None = None) -> Run:
 
 
 def assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
-    """Dataset, artifacts, split and an untrained model: everything that `run` and `load` share."""
+    """Dataset, artifacts, split and an untrained model: everything that `run` and `load` share.
+
+    Raises:
+        RecboleMMError: the data, the settings or both do not fit the model.
+    """
+    with told_in_one_line(config["model"]):
+        return _assemble(config, run_dir, stages)
+
+
+def _assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
     init_seed(config["seed"], config["reproducibility"])
     with stages("dataset"):
         dataset = create_dataset(config)

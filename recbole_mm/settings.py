@@ -213,10 +213,20 @@ _INTERVALS = (
     "entity_kg_num_interval",
     "relation_kg_num_interval",
 )
+_END = r"\s*[-+]?(?:\d+(?:\.\d*)?|inf)\s*"
+_ONE_INTERVAL = rf"\s*[\[(]{_END},{_END}[\])]\s*"
+_INTERVAL = Kind(
+    lambda value: (
+        value is None
+        or (isinstance(value, str) and re.fullmatch(rf"{_ONE_INTERVAL}(?:;{_ONE_INTERVAL})*", value) is not None)
+    ),
+    "an interval such as [5,inf), several with ; between them, or null",
+)
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 KINDS: dict[str, Kind] = {
+    **dict.fromkeys(_INTERVALS, _INTERVAL),
     "epochs": _whole(0),
     "train_batch_size": _whole(1),
     "eval_batch_size": _whole(1),

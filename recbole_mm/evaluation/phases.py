@@ -22,6 +22,7 @@ from recbole.utils import EvaluatorType, ModelType
 
 from recbole_mm.data.interactions import SequenceSamples
 from recbole_mm.data.loaders import FullSequenceLoader
+from recbole_mm.errors import DataError
 from recbole_mm.evaluation.ranking import CSR, EvalUsers, RankingData, TrainCounts
 from recbole_mm.first_stage import has_first_stage
 
@@ -49,9 +50,11 @@ def split(config, dataset: Dataset, model_class: type, run_dir: Path | None = No
 
     Raises:
         ConfigError: the split does not fit the model.
-        DataError: the sampled candidates that the folder keeps do not fit the data.
+        DataError: nothing is left to train on, labels are missing, a user leaves no item for a negative, or the sampled
+            candidates that the folder keeps do not fit the data.
     """
     built = dataset.build()
+    _check_trainable(config, dataset, built[0])
     for part in built:
         part.hand_over(dataset.provided)
     modes = config["eval_args"]["mode"]
@@ -70,6 +73,20 @@ def split(config, dataset: Dataset, model_class: type, run_dir: Path | None = No
     return Phases(train, evaluated[0], evaluated[1], built[0])
 
 
+def _check_trainable(config, dataset: Dataset, train: Dataset) -> None:
+    where, label = f"dataset {dataset.dataset_name!r}", config["LABEL_FIELD"]
+    if len(train.inter_feat) == 0:
+        raise DataError(
+            f"{where}: nothing is left to train on: eval_args.split {config['eval_args']['split']} holds out all there "
+            "is, and a sequential model needs an item before each target"
+        )
+    if config["eval_type"] == EvaluatorType.VALUE and label not in dataset.field2type:
+        raise DataError(
+            f"{where}: {', '.join(config['metrics'])} need a {label!r} for each interaction: a column {label}:float of "
+            ".inter, or threshold: {rating: 3} to make one of a column"
+        )
+
+
 def _training_loader(config, dataset: Dataset, train: Dataset, model_class: Any) -> Iterable[Interaction]:
     if getattr(model_class, "trains_on_full_sequences", False):
         return FullSequenceLoader(
@@ -84,7 +101,13 @@ def _training_loader(config, dataset: Dataset, train: Dataset, model_class: Any)
     if arguments["distribution"] != "none":
         kind = RepeatableSampler if config["repeatable"] else Sampler
         # Of the training data alone: RecBole's own counts items over all phases for `distribution: popularity`.
-        sampler = kind("train", train, arguments["distribution"], arguments["alpha"]).set_phase("train")
+        try:
+            sampler = kind("train", train, arguments["distribution"], arguments["alpha"]).set_phase("train")
+        except ValueError as error:  # its only one
+            raise DataError(
+                f"dataset {dataset.dataset_name!r}: a user has every item in training, and no negative can be drawn "
+                "for it; leave such users out (user_inter_num_interval), or add items"
+            ) from error
     loader = get_dataloader(config, "train")
     if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
         knowledge = KGSampler(dataset, arguments["distribution"], arguments["alpha"])
