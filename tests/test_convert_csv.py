@@ -67,7 +67,7 @@ def test_tables_become_a_dataset(convert, tmp_path):
     [
         ({"a.csv": "UserID;Item ID;Timestamp\nu;i;17\nu;j;18\n"}, {}, ["17", "18"]),
         ({"a.tsv.gz": 'uid\tiid\tdate\nu\t5" pipe\t2024-01-01\nu\tj\t2024-01-02\n'}, {}, ["1704067200", "1704153600"]),
-        ({"a.txt": "session_id\tproduct\nu\ti\nv\tj\nu\tj\n"}, {}, ["0", "0", "1"]),
+        ({"a.txt": "session_id\tproduct\nu\ti\nv\tj\nu\tj\n"}, {"interactions": "a.txt"}, ["0", "0", "1"]),
         ({"a.csv": "who,what,when\nu,i,4\nu,j,3.7\n"}, {"user": "who", "item": "what", "time": "when"}, ["4", "3"]),
     ],
 )
@@ -109,6 +109,7 @@ def test_columns_can_be_chosen(convert):
         ({"a.csv": ORDERS}, {"time": "tme"}, "--time tme: no such column in a.csv; did you mean 'time'"),
         ({"a.csv": ORDERS + "bob,03,soon\n"}, {}, r"a\.csv, line 5: time 'soon' is not a time such as"),
         ({"a.csv": "user,item,time\nu,i,3\nu,j,noon\n"}, {}, r"a\.csv, line 3: time 'noon' is not a number"),
+        ({"a.csv": ORDERS, "p.csv": PRODUCTS}, {"texts": "id"}, "--texts id: no such column in p.csv"),
         ({"a.csv": "user,item\nu,\n"}, {}, r"a\.csv, line 2: item is missing"),
         (
             {"a.csv": ORDERS, "p.csv": PRODUCTS},

@@ -4,8 +4,8 @@
     products.csv                   a column of the same item ids; every other column describes the item
     images/<item id>.jpg           also image/, covers/, cover/, photos/ or posters/; or the folder given with --images
 
-Files may be separated by commas, semicolons or tabs, be called `.csv`, `.tsv` or `.txt`, and be gzipped. Columns are
-found by the usual names below, or named by options.
+Files may be separated by commas, semicolons or tabs, be called `.csv` or `.tsv` (others are read if they are named),
+and be gzipped. Columns are found by the usual names below, or named by options.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from recbole_mm.data.convert.raw import Column, Kind, Layout, read_catalogue, re
 from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import DataError
 
-PATTERNS = tuple(f"*{suffix}{packed}" for suffix in (".csv", ".tsv", ".txt") for packed in ("", ".gz"))
+PATTERNS = tuple(f"*{suffix}{packed}" for suffix in (".csv", ".tsv") for packed in ("", ".gz"))
 USERS = ("user_id", "userid", "user", "uid", "customer_id", "customer", "reviewer_id", "reviewerid", "session_id")
 ITEMS = ("item_id", "itemid", "item", "iid", "product_id", "product", "article_id", "movie_id", "movieid", "asin")
 TIMES = ("timestamp", "time", "datetime", "date", "created_at", "unixreviewtime")
@@ -184,8 +184,9 @@ def _items(raw: _Raw, item: str | None, texts: list[str] | None, categories: lis
     if id_column is None:
         raise DataError(f"{raw.path}, line 1: no item_id among {', '.join(raw.names)}; name it with --item")
     fields = _fields([name for name in raw.names if name != id_column], raw.path)
-    chosen_texts = None if texts is None else [fields[raw.named(name, "--texts")] for name in texts]
-    tokens = [fields[raw.named(name, "--categories")] for name in categories or ()]
+    described = _Raw(raw.path, raw.layout, list(fields))
+    chosen_texts = None if texts is None else [fields[described.named(name, "--texts")] for name in texts]
+    tokens = [fields[described.named(name, "--categories")] for name in categories or ()]
     columns = {"item_id": Column("id", (id_column,))}
     columns |= {field: Column("text", (name,)) for name, field in fields.items()}
     rows, dropped = read_catalogue(raw.path, columns, raw.layout)
