@@ -109,11 +109,12 @@ def has_first_stage(model_class: type) -> bool:
     return bool(getattr(model_class, "has_first_stage", False))
 
 
-def open_first_stage(config: Config, run_dir: Path) -> FirstStage | None:
+def open_first_stage(config: Config, dataset: Any, run_dir: Path) -> FirstStage | None:
     """The first stage that the settings ask for, trained now if it was not before; None for `first_stage: none`.
 
     Args:
         config: of the run.
+        dataset: of the run.
         run_dir: folder of the run, whose log goes on when the first stage is done.
 
     Raises:
@@ -126,6 +127,12 @@ def open_first_stage(config: Config, run_dir: Path) -> FirstStage | None:
     if folder is None:
         return None
     loaded = pipeline.load(folder)
+    for field in (dataset.uid_field, dataset.iid_field):
+        theirs, ours = (part.field2id_token.get(field, ()) for part in (loaded.dataset, dataset))
+        if not np.array_equal(theirs, ours):
+            raise ConfigError(
+                f"first_stage: {folder} knows other {field}s than this run, by other data or settings of it"
+            )
     logger.info("first stage: %s of %s", loaded.config["model"], folder)
     return FirstStage(loaded.config, loaded.dataset, loaded.model, loaded.sees_held_out)
 
@@ -219,8 +226,10 @@ def companion(config: Config, model: str, changed: Mapping[str, Any], run_dir: P
     entry = find_model(str(model))
     settings = {**_shared(config, entry.load()), **changed}
     theirs = Config(entry.name, config["dataset"], config_dict=settings)
+    theirs["data_files"] = config["data_files"]  # of the day of this run, where it is loaded again
     check_same_data(theirs, config, f"first_stage_config: {entry.name}")
-    with turn(pipeline.first_run_dir(theirs), "making"):
+    folder = pipeline.first_run_dir(theirs)
+    with turn(folder.with_name(f"{folder.name}-beside"), "making"):  # the run itself takes the turn of its folder
         earlier = pipeline.earlier_run_dirs(theirs)
         if finished := [path for path in earlier if pipeline.is_finished(path)]:
             return finished[-1]

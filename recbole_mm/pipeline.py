@@ -59,6 +59,12 @@ NO_EFFECT_ON_RESULT = {
     "ray_object_store_mb",
 }
 
+MAY_CHANGE = {
+    *("use_gpu", "gpu_id", "device", "eval_memory_mb", "eval_batch_size"),
+    *("text_url", "text_api_key_env", "text_concurrency", "text_timeout", "text_retries"),
+}
+"""Settings that an interrupted run may go on with others of: where it runs, and how it asks."""
+
 
 @dataclass
 class Run:
@@ -106,11 +112,12 @@ def run(
     if config["train_workers"] > 1:
         _on_workers().check_workers(config)
     run_dir, resumed = choose_run_dir(config)
-    with turn(run_dir, "running", inside=True):
+    with turn(run_dir, "running"):
         if is_finished(run_dir):
             logger.info("%s is a finished run of these settings; it is loaded", run_dir)
             return load(run_dir, config.model_class)
-        return _run_in(run_dir, config, resumed)
+        run_dir.mkdir(exist_ok=True)  # whoever had the turn before may have failed and taken it away
+        return _run_in(run_dir, config, resumed and (run_dir / CHECKPOINT).is_file())
 
 
 def _run_in(run_dir: Path, config: Config, resumed: bool) -> Run:
@@ -230,7 +237,7 @@ def _assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
     first = None
     with stages("artifacts"):
         if has_first_stage(model_class):
-            first = open_first_stage(config, run_dir)
+            first = open_first_stage(config, dataset, run_dir)
         provide(config, dataset, model_class, run_dir)
     if first is not None:
         dataset.hand_over({**dataset.provided, "first_stage": first})
@@ -285,7 +292,7 @@ def _require_same_run(folder: Path, config: Config) -> None:
         CheckpointError: naming the first setting that differs.
     """
     theirs, ours = (_comparable(result_settings(every)) for every in (read_yaml(folder / CONFIG), config.as_dict()))
-    for key in sorted({*theirs, *ours}):
+    for key in sorted({*theirs, *ours} - MAY_CHANGE):
         if key not in theirs or key not in ours or theirs[key] != ours[key]:
             raise CheckpointError(
                 f"--resume={folder} was run with {key}: {theirs.get(key)!r}, not {ours.get(key)!r}; go on with its own "
@@ -297,7 +304,8 @@ def _changed_files(config: Config) -> list[str]:
     """Files of the dataset that are not what they were when the run of this config began."""
     changed: set[str] = set()
     for kind, now in config.current_files().items():
-        changed.update(name for name, _ in set(now.items()) ^ set((config[kind] or {}).items()))
+        if config[kind] is not None:  # a config that is older than this says nothing
+            changed.update(name for name, _ in set(now.items()) ^ set(config[kind].items()))
     return sorted(changed)
 
 

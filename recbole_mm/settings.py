@@ -213,13 +213,22 @@ _INTERVALS = (
     "entity_kg_num_interval",
     "relation_kg_num_interval",
 )
-_END = r"\s*[-+]?(?:\d+(?:\.\d*)?|inf)\s*"
-_ONE_INTERVAL = rf"\s*[\[(]{_END},{_END}[\])]\s*"
+
+
+def _is_interval(text: str) -> bool:
+    """One of RecBole's intervals: two numbers, perhaps inf, the smaller first, between brackets."""
+    text = text.strip()
+    if text[:1] not in ("[", "(") or text[-1:] not in ("]", ")"):
+        return False
+    try:
+        low, high = map(float, text[1:-1].split(","))
+    except ValueError:
+        return False
+    return low <= high
+
+
 _INTERVAL = Kind(
-    lambda value: (
-        value is None
-        or (isinstance(value, str) and re.fullmatch(rf"{_ONE_INTERVAL}(?:;{_ONE_INTERVAL})*", value) is not None)
-    ),
+    lambda value: value is None or (isinstance(value, str) and all(map(_is_interval, value.split(";")))),
     "an interval such as [5,inf), several with ; between them, or null",
 )
 

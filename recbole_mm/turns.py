@@ -13,16 +13,15 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def turn(folder: Path, work: str, inside: bool = False) -> Iterator[None]:
-    """Hold the lock of a folder, waiting for whoever has it.
+def turn(folder: Path, work: str) -> Iterator[None]:
+    """Hold the lock of a folder, `.<name>.lock` beside it, waiting for whoever has it.
 
     Args:
         folder: what is made; its parent is created.
         work: what is done, for people: "fine-tuning", "making".
-        inside: the lock is `.lock` in the folder, which must be there, and not `.<name>.lock` beside it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock" if inside else folder.with_name(f".{folder.name}.lock"))
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:

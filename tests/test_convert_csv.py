@@ -14,7 +14,7 @@ import recbole_mm
 from recbole_mm.data.convert import CONVERTERS
 from recbole_mm.errors import DataError
 
-ORDERS = "user,item,time\nann,01,2024-01-02 10:00:00\nbob,02,2024-01-03\nann,02,2024-01-02T10:00:01Z\n"
+ORDERS = "user,item,time\nann,01,2024-01-02 10:00:00\nbob,02,2024-01-03\nann,02,2024-01-02 10:00:01 UTC\n"
 PRODUCTS = 'id,price,maker,Product Name\n01,9.5,Acme,"Red, shirt"\n02,,Zed,"blue\nshirt"\n03,4,,\n'
 
 
@@ -22,9 +22,9 @@ PRODUCTS = 'id,price,maker,Product Name\n01,9.5,Acme,"Red, shirt"\n02,,Zed,"blue
 def convert(tmp_path):
     """`convert({file: text}, **options)` -> summary and dataset folder."""
 
-    def run(files: dict[str, str], **options):
+    def run(files: dict[str, str | bytes], **options):
         for name, text in files.items():
-            data = text.encode()
+            data = text if isinstance(text, bytes) else text.encode()
             (tmp_path / "raw").mkdir(exist_ok=True)
             (tmp_path / "raw" / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
         out = tmp_path / "shop"
@@ -94,6 +94,44 @@ def test_columns_can_be_chosen(convert):
 
 
 @pytest.mark.parametrize(
+    ("beside", "options"),
+    [
+        ({"users.csv": "id,name\nann,Ann\n01,Bob\n"}, {}),
+        ({"clicks.csv": ORDERS}, {"interactions": "orders.csv"}),
+        ({"clicks.csv": ORDERS}, {"interactions": "../raw/orders.csv"}),
+        ({"notes.csv": "", "latin.csv": "\xe9".encode("latin-1")}, {}),
+    ],
+)
+def test_other_tables_are_no_items(convert, beside, options):
+    summary, out = convert({"orders.csv": ORDERS, **beside}, **options)
+    assert not (out / "shop.item").exists()
+    assert "no table of items, so no texts" in str(summary)
+    assert str(summary).count("left out: ") == (2 if "notes.csv" in beside else 0)
+
+
+@pytest.mark.parametrize(
+    ("items", "options", "column"),
+    [
+        ({"Products.CSV": "id,product,year\n01,Shirt,1999\n"}, {}, "product:token_seq"),
+        ({"things.csv": "id,title\n01,Shirt\n"}, {"items": "things.csv"}, "title:token_seq"),
+        ({"p.tsv": 'product_id\ttitle\n01\t"A ""red"" shirt\nof two lines"\n'}, {"item": "sku"}, "title:token_seq"),
+    ],
+)
+def test_items_are_found_by_their_ids(convert, items, options, column):
+    orders = ORDERS.replace("item", "sku") if "item" in options else ORDERS
+    _, out = convert({"orders.csv": orders, **items}, **options)
+    described = table(out / "shop.item")
+    assert described["item_id:token"].tolist() == ["01"]
+    assert described[column][0] in ("Shirt", 'A "red" shirt of two lines')
+
+
+def test_ratings_with_gaps_are_left_out(convert):
+    summary, out = convert({"a.csv": "user,item,rating,time\nu,i,3,1.7e9\nu,j,,1.8e9\n"})
+    assert table(out / "shop.inter").to_numpy().tolist() == [["u", "i", "1700000000"], ["u", "j", "1800000000"]]
+    assert "1 lines of a.csv have no rating" in str(summary)
+
+
+@pytest.mark.parametrize(
     ("files", "options", "told"),
     [
         ({"a.csv": "who,what\nu,i\n"}, {}, r"no file has a column of users and one of items \(a\.csv: who, what\)"),
@@ -109,20 +147,20 @@ def test_columns_can_be_chosen(convert):
         ({"a.csv": ORDERS}, {"time": "tme"}, "--time tme: no such column in a.csv; did you mean 'time'"),
         ({"a.csv": ORDERS + "bob,03,soon\n"}, {}, r"a\.csv, line 5: time 'soon' is not a time such as"),
         ({"a.csv": "user,item,time\nu,i,3\nu,j,noon\n"}, {}, r"a\.csv, line 3: time 'noon' is not a number"),
-        ({"a.csv": ORDERS, "p.csv": PRODUCTS}, {"texts": "id"}, "--texts id: no such column in p.csv"),
+        ({"a.csv": ORDERS, "products.csv": PRODUCTS}, {"texts": "id"}, "--texts id: no such column in products.csv"),
         ({"a.csv": "user,item\nu,\n"}, {}, r"a\.csv, line 2: item is missing"),
         (
-            {"a.csv": ORDERS, "p.csv": PRODUCTS},
+            {"a.csv": ORDERS, "products.csv": PRODUCTS},
             {"texts": "makr"},
-            "--texts makr: no such column in p.csv; did you mean",
+            "--texts makr: no such column in products.csv; did you mean",
         ),
         (
-            {"a.csv": ORDERS, "p.csv": "id,a b,a-b\n01,x,y\n"},
+            {"a.csv": ORDERS, "products.csv": "id,a b,a-b\n01,x,y\n"},
             {},
             "'a-b' would be called a_b, as another one; rename it",
         ),
-        ({"a.csv": ORDERS, "p.csv": "id,t\n01,x\n01,y\n"}, {}, "item_id '01' was already listed on line 2"),
-        ({"a.csv": ORDERS, "p.csv": "id,t\n91,x\n"}, {}, "none of the 2 item ids in the interactions"),
+        ({"a.csv": ORDERS, "products.csv": "id,t\n01,x\n01,y\n"}, {}, "item_id '01' was already listed on line 2"),
+        ({"a.csv": ORDERS, "products.csv": "id,t\n91,x\n"}, {}, "none of the 2 item ids in the interactions"),
     ],
 )
 def test_what_is_wrong_is_said(convert, files, options, told):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def cases(config) -> Interaction:
 def test_scores_are_the_models_own(config, outer, model):
     """Sequential and general, by a product of vectors, by `full_sort_predict`, and by `predict` alone."""
     wanted = config(first_stage=model, first_stage_config={"epochs": 1})
-    first = open_first_stage(wanted, outer)
+    first = open_first_stage(wanted, create_dataset(wanted), outer)
     rows = cases(wanted)
     found = first.scores(rows)
     assert found.dtype == torch.float64
@@ -238,7 +239,7 @@ def test_pop_as_first_stage_stands_there_once(config, outer):
 def test_a_finished_run_is_taken_by_its_folder(settings, config, outer):
     by_hand = recbole_mm.run("GRU4Rec", "toy", config_dict={**settings, "epochs": 1})
     wanted = config(first_stage_path=str(by_hand.run_dir), first_stage_config={})
-    first = open_first_stage(wanted, outer)
+    first = open_first_stage(wanted, create_dataset(wanted), outer)
     assert first.name == "GRU4Rec"
     assert results_beside(wanted, outer, Stages())["GRU4Rec (first stage)"] == by_hand.test_result
 
@@ -246,7 +247,7 @@ def test_a_finished_run_is_taken_by_its_folder(settings, config, outer):
 def test_a_run_of_other_candidates_gives_scores_and_no_row(toy_settings, config, outer, caplog):
     by_hand = recbole_mm.run("BPR", "toy", config_dict={**toy_settings, "epochs": 1})
     wanted = config(first_stage_path=str(by_hand.run_dir), first_stage_config={}, eval_args={"mode": "uni5"})
-    assert open_first_stage(wanted, outer).name == "BPR"
+    assert open_first_stage(wanted, create_dataset(wanted), outer).name == "BPR"
     with caplog.at_level("WARNING"):
         assert list(results_beside(wanted, outer, Stages())) == ["Pop"]
     assert "was tested with another eval_args" in caplog.text
@@ -256,8 +257,38 @@ def test_a_run_on_data_that_has_changed_is_refused(toy_settings, config, outer, 
     by_hand = recbole_mm.run("BPR", "toy", config_dict={**toy_settings, "epochs": 1})
     other = write_toy(tmp_path / "other", items=39)
     wanted = config(first_stage_path=str(by_hand.run_dir), first_stage_config={}, data_path=str(other))
-    with pytest.raises(ConfigError, match="was run on other data: files of toy have changed since"):
-        open_first_stage(wanted, outer)
+    with pytest.raises(ConfigError, match=r"was run on other interactions: toy\.inter changed since"):
+        open_first_stage(wanted, create_dataset(wanted), outer)
+
+
+def test_a_run_that_left_other_items_out_is_refused(toy_settings, config, outer):
+    """Whose texts and images are missing differs, so that the same number is another item."""
+    given = {**toy_settings, "epochs": 1, "missing_modality": "drop"}
+    by_hand = recbole_mm.run("BPR", "toy", config_dict={**given, "modalities": ["text"]})
+    wanted = config(
+        first_stage_path=str(by_hand.run_dir),
+        first_stage_config={},
+        missing_modality="drop",
+        modalities=["image"],
+        image_dir="few",
+    )
+    few = Path(toy_settings["data_path"]) / "toy" / "few"
+    few.mkdir(exist_ok=True)
+    for number in range(30):
+        shutil.copy(few.parent / "images" / f"i{number}.png", few)
+    with pytest.raises(ConfigError, match="knows other item_ids than this run"):
+        open_first_stage(wanted, create_dataset(wanted), outer)
+
+
+def test_a_reranker_is_loaded_after_its_data_has_changed(settings, tmp_path, caplog):
+    write_toy(tmp_path)
+    outcome = recbole_mm.run(Echo, "toy", config_dict={**settings, "data_path": str(tmp_path)})
+    items = tmp_path / "toy" / "toy.item"
+    items.write_text(items.read_text().replace("film number 3", "picture number 3"))
+    runs = set(outcome.run_dir.parent.glob("SASRec*"))
+    pipeline.load(outcome.run_dir, Echo)
+    assert "toy.item has changed since" in caplog.text
+    assert set(outcome.run_dir.parent.glob("SASRec*")) == runs, "the first stage of then is found"
 
 
 def test_a_breach_of_the_train_only_rule_is_handed_on(settings, toy_settings):
@@ -295,4 +326,4 @@ def test_settings_that_cannot_be(settings, changed, message):
 def test_sampled_ranking_needs_no_first_stage(settings, config):
     wanted = config(first_stage="none", first_stage_config={}, eval_args={"mode": "uni5"})
     first_stage.check_first_stage(wanted)
-    assert open_first_stage(wanted, Path()) is None
+    assert open_first_stage(wanted, create_dataset(wanted), Path()) is None

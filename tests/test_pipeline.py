@@ -93,7 +93,7 @@ def test_runs_on_other_data_are_other_runs(toy_settings, caplog, tmp_path):
     assert "toy.inter has changed since" in caplog.text
     with pytest.raises(CheckpointError, match="was run with data_files"):
         recbole_mm.run("BPR", "toy", config_dict={**settings, "resume": str(first.run_dir)})
-    with pytest.raises(ConfigError, match="was run on other data: files of toy have changed since"):
+    with pytest.raises(ConfigError, match=r"was run on other interactions: toy\.inter changed since"):
         check_same_data(first.config, second.config, "first_stage_path: x")
 
 
@@ -108,7 +108,7 @@ def test_a_run_goes_on_with_its_own_settings_alone(toy_settings, monkeypatch):
             recbole_mm.run("BPR", "toy", config_dict={**settings, **changed, "resume": str(finished.run_dir)})
     assert (finished.run_dir / "config.yaml").read_text() == before
     monkeypatch.setattr(pipeline, "train_and_test", None)  # nothing is left to do
-    again = {**settings, "eval_args": split, "resume": str(finished.run_dir), "show_progress": True}
+    again = {**settings, "eval_args": split, "resume": str(finished.run_dir), "show_progress": True, "use_gpu": False}
     assert recbole_mm.run("BPR", "toy", config_dict=again).test_result == finished.test_result
 
 
@@ -152,6 +152,29 @@ def test_a_run_that_another_process_trains_is_waited_for(toy_settings, monkeypat
         assert second.result().run_dir == first.result().run_dir
         assert second.result().test_result == first.result().test_result
     assert not started.is_set(), "it was trained once"
+
+
+def test_who_waits_for_a_run_that_fails_runs_it_again(toy_settings, monkeypatch):
+    settings, may_end, original = {**toy_settings, "epochs": 1}, threading.Event(), pipeline.create_dataset
+    calls = []
+
+    def fails_first(config):
+        calls.append(config)
+        if len(calls) > 1:
+            return original(config)
+        assert may_end.wait(60)
+        raise DataError("something is amiss")
+
+    monkeypatch.setattr(pipeline, "create_dataset", fails_first)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(recbole_mm.run, "BPR", "toy", config_dict=settings)
+        while not calls:
+            time.sleep(0.01)
+        second = pool.submit(recbole_mm.run, "BPR", "toy", config_dict={**settings, "resume": True})
+        time.sleep(0.5)
+        may_end.set()
+        assert isinstance(first.exception(), DataError)
+        assert second.result().test_result
 
 
 def test_popular_negatives_are_popular_in_training(toy_settings, tmp_path):
@@ -225,4 +248,5 @@ def test_unknown_names_are_told_with_the_nearest(toy_settings):
     for wrong, near in (("ml-10k", "ml-100k"), ("toyy", "toy")):
         with pytest.raises(DataError, match=f"did you mean '{near}'"):
             recbole_mm.run("SASRec", wrong, config_dict=toy_settings)
-    assert not Path(toy_settings["checkpoint_dir"]).exists() or not list(Path(toy_settings["checkpoint_dir"]).iterdir())
+    left = Path(toy_settings["checkpoint_dir"]).glob("[!.]*")
+    assert not list(left)

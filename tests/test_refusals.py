@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from recbole.model.sequential_recommender import SASRec
 
 import recbole_mm
 from recbole_mm.errors import ConfigError, DataError
@@ -45,13 +46,13 @@ def test_columns_that_are_not_there(own, inter, settings, told):
         own("BPR", inter, **settings)
 
 
-@pytest.mark.parametrize("interval", ["5", "[50,inf", "[5;inf)", 5, "(a,b)", ""])
+@pytest.mark.parametrize("interval", ["5", "[50,inf", "[5;inf)", 5, "(a,b)", "", "[9,3]"])
 def test_filters_that_are_no_interval(own, interval):
     with pytest.raises(ConfigError, match=r"user_inter_num_interval: .* give an interval such as"):
         own("BPR", user_inter_num_interval=interval)
 
 
-@pytest.mark.parametrize("interval", ["[3,inf)", "(2,9];[11,40]", " [2.5, inf) ", None])
+@pytest.mark.parametrize("interval", ["[3,inf)", "(2,9];[11,40]", " [2.5, INF) ", "[.2e1,infinity)", None])
 def test_filters_that_are(own, interval):
     assert own("Pop", user_inter_num_interval=interval).test_result["ndcg@10"] > 0
 
@@ -97,3 +98,17 @@ def test_errors_of_other_code_keep_their_traceback():
         raise ZeroDivisionError
     with pytest.raises(DataError, match="as it was"), told_in_one_line("X"):
         raise DataError("as it was")
+
+
+def test_a_bug_of_a_users_own_model_keeps_its_traceback(own):
+    class Mine(SASRec):
+        def _init_weights(self, module):
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        own(Mine, train_neg_sample_args=None)
+
+
+def test_sampled_negatives_need_no_labels(own):
+    metrics = {"metrics": ["AUC", "LogLoss"], "valid_metric": "AUC", "eval_args": {"mode": "uni5"}}
+    assert 0 <= own("DMF", **metrics).test_result["auc"] <= 1

@@ -80,7 +80,7 @@ def _check_trainable(config, dataset: Dataset, train: Dataset) -> None:
             f"{where}: nothing is left to train on: eval_args.split {config['eval_args']['split']} holds out all there "
             "is, and a sequential model needs an item before each target"
         )
-    if config["eval_type"] == EvaluatorType.VALUE and label not in dataset.field2type:
+    if "labeled" in config["eval_args"]["mode"].values() and label not in dataset.field2type:
         raise DataError(
             f"{where}: {', '.join(config['metrics'])} need a {label!r} for each interaction: a column {label}:float of "
             ".inter, or threshold: {rating: 3} to make one of a column"

@@ -147,6 +147,11 @@ def is_usable_id(token: str) -> bool:
     return bool(token.strip()) and token == token.strip() and not _UNUSABLE_ID.search(token)
 
 
+def is_number(value: str) -> bool:
+    """Whether a field can be read as a number."""
+    return _NUMBER.fullmatch(value) is not None
+
+
 # ---------------------------------------------------------------------------------------------------------- the parser
 
 
@@ -208,10 +213,13 @@ def _convert(column: pd.Series, kind: Kind) -> pd.Series:
     return column
 
 
-def _moments(values: Any, kind: Kind) -> Any:
+def _moments(values: pd.Index, kind: Kind) -> pd.DatetimeIndex:
     """Days or times, NaT where a text is none."""
-    written = "%Y-%m-%d" if kind == "day" else "ISO8601"
-    return pd.to_datetime(values, format=written, errors="coerce", utc=True)
+    if kind == "day":
+        return pd.to_datetime(values, format="%Y-%m-%d", errors="coerce", utc=True)
+    return pd.to_datetime(
+        values.str.replace(r"\s*UTC\s*$", "Z", regex=True), format="ISO8601", errors="coerce", utc=True
+    )
 
 
 def _is_sound(column: pd.Series, kind: Kind) -> bool:
@@ -232,15 +240,14 @@ def _fault(value: str, kind: Kind) -> str | None:
     if kind == "id":
         return "holds a control character or begins with a quote" if _UNUSABLE_ID.search(value.strip()) else None
     if kind in ("integer", "number", "optional_number"):
-        if not _NUMBER.fullmatch(value):
+        if not is_number(value):
             return "is not a number"
         return "is too large" if kind == "integer" and abs(float(value)) >= 2**63 else None
     if kind == "day":
-        return (
-            None if _DAY.fullmatch(value) and _moments(value, kind) is not pd.NaT else "is not a day written YYYY-MM-DD"
-        )
+        known = _DAY.fullmatch(value) and not _moments(pd.Index([value]), kind).hasnans
+        return None if known else "is not a day written YYYY-MM-DD"
     if kind == "time":
-        return "is not a time such as 2024-05-31 18:30:00" if _moments(value, kind) is pd.NaT else None
+        return "is not a time such as 2024-05-31 18:30:00" if _moments(pd.Index([value]), kind).hasnans else None
     return None
 
 

@@ -1,7 +1,7 @@
 """Tables of your own: a CSV of who chose what and when, perhaps one of what the items are, perhaps a folder of images.
 
     orders.csv                     a column of users, one of items; perhaps times (seconds, days, dates) and ratings
-    products.csv                   a column of the same item ids; every other column describes the item
+    products.csv                   a column of the same item ids, none of users; every other column describes the item
     images/<item id>.jpg           also image/, covers/, cover/, photos/ or posters/; or the folder given with --images
 
 Files may be separated by commas, semicolons or tabs, be called `.csv` or `.tsv` (others are read if they are named),
@@ -20,13 +20,27 @@ import pandas as pd
 from recbole_mm.data.convert.assemble import RawDataset, Summary, Table, write_dataset
 from recbole_mm.data.convert.files import check_source, find_file
 from recbole_mm.data.convert.images import find_images
-from recbole_mm.data.convert.raw import Column, Kind, Layout, read_catalogue, read_header, read_rows, read_table
+from recbole_mm.data.convert.raw import (
+    Column,
+    Kind,
+    Layout,
+    is_number,
+    read_catalogue,
+    read_header,
+    read_rows,
+    read_table,
+)
 from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import DataError
 
-PATTERNS = tuple(f"*{suffix}{packed}" for suffix in (".csv", ".tsv") for packed in ("", ".gz"))
+TABLE = re.compile(r".+\.(csv|tsv)(\.gz)?", re.IGNORECASE)
 USERS = ("user_id", "userid", "user", "uid", "customer_id", "customer", "reviewer_id", "reviewerid", "session_id")
-ITEMS = ("item_id", "itemid", "item", "iid", "product_id", "product", "article_id", "movie_id", "movieid", "asin")
+ITEM_IDS = ("item_id", "itemid", "iid", "product_id", "article_id", "movie_id", "movieid", "asin")
+NAMES_OR_IDS = ("item", "product")
+"""Columns of ids in a table of interactions; in one of items that has another column of ids, their names."""
+ITEMS = (*ITEM_IDS, *NAMES_OR_IDS)
+ABOUT_ITEMS = re.compile(r"item|product|article|movie|film|book|song|track|video|news|catalog", re.IGNORECASE)
+"""In the name of a file whose column `id` is that of items."""
 TIMES = ("timestamp", "time", "datetime", "date", "created_at", "unixreviewtime")
 RATINGS = ("rating", "stars", "score")
 TITLES = ("title", "name", "item_name", "product_name", "prod_name")
@@ -93,26 +107,23 @@ def convert(
         DataError: a file or column is missing or malformed, or several fit.
     """
     check_source(source)
-    tables = [_open(path) for pattern in PATTERNS for path in sorted(source.glob(pattern))]
+    tables, notes = _tables(source, named=[interactions, items])
     users, ids = [user] if user else USERS, [item] if item else ITEMS
-    acts = _chosen(source, tables, interactions, "--interactions", [users, ids])
+    fitting = [table for table in tables if table.column(users) and table.column(ids)]
+    acts = _chosen(source, fitting, interactions, "--interactions")
     if acts is None:
         listed = "; ".join(f"{table.path.name}: {', '.join(table.names)}" for table in tables) or "no CSV file there"
         raise DataError(
             f"{source}: no file has a column of users and one of items ({listed}); name the columns with --user and "
             "--item"
         )
-    inter, left_out = _interactions(acts, users, ids, time)
-    notes = [f"columns of {acts.path.name} that are not used: {', '.join(left_out)}"] if left_out else []
-    if acts.column([time] if time else TIMES) is None:
-        notes.append(f"{acts.path.name} has no column of times: the order of its lines stands in for it; else --time")
-    others = [table for table in tables if table.path != acts.path]
-    catalogue = _chosen(source, others, items, "--items", [[item] if item else [*ITEMS, "id"]])
-    described = None if catalogue is None else _items(catalogue, item, _listed(texts), _listed(categories))
-    if described is None:
-        notes.append("no table of items: the dataset has no texts")
-    else:
-        notes += described.notes
+    inter, found = _interactions(acts, users, ids, time)
+    notes += found
+    catalogue = _chosen(
+        source, [table for table in tables if _describes_items(table, acts, users, ids)], items, "--items"
+    )
+    described = None if catalogue is None else _items(catalogue, ids, _listed(texts), _listed(categories))
+    notes += ["no table of items, so no texts; --items names one"] if described is None else described.notes
     raw = RawDataset(
         inter=inter,
         item=None if described is None else described.table,
@@ -128,23 +139,38 @@ def convert(
     return write_dataset(raw, out, name, link, force)
 
 
+def _tables(source: Path, named: Sequence[str | None]) -> tuple[list[_Raw], list[str]]:
+    """The tables of a folder, unless both files are named, and a note on each file that is none."""
+    tables, notes = [], []
+    for path in sorted(path for path in source.iterdir() if TABLE.fullmatch(path.name) and None in named):
+        try:
+            tables.append(_open(path))
+        except DataError as error:
+            notes.append(f"left out: {error}")
+    return tables, notes
+
+
 def _open(path: Path) -> _Raw:
     """A table, its separator told by the first line."""
     first = "".join(read_header(path, Layout(separator="\0", quoted=False)))
-    separator = max(",;\t", key=first.count)
-    layout = Layout(separator=separator, quoted=separator != "\t")
+    layout = Layout(separator=max(",;\t", key=first.count))
     return _Raw(path, layout, read_header(path, layout))
 
 
-def _chosen(
-    source: Path, tables: Sequence[_Raw], chosen: str | None, option: str, columns: Sequence[Sequence[str]]
-) -> _Raw | None:
-    """The file that the user chose, else the only one with a column of each kind; None if there is none."""
-    if chosen is not None:
-        path = find_file(source, chosen, (), option)
-        assert path is not None
+def _describes_items(table: _Raw, acts: _Raw, users: Sequence[str], items: Sequence[str]) -> bool:
+    """Whether it may be the catalogue: it has the items and not the users of the interactions."""
+    if table.path.resolve() == acts.path.resolve() or table.column(users):
+        return False
+    return table.column([*items, *ITEMS]) is not None or bool(
+        table.column(["id"]) and ABOUT_ITEMS.search(table.path.name)
+    )
+
+
+def _chosen(source: Path, fitting: Sequence[_Raw], chosen: str | None, option: str) -> _Raw | None:
+    """The file that the user chose, else the only one that fits; None if none does."""
+    path = find_file(source, chosen, (), option)
+    if path is not None:
         return _open(path)
-    fitting = [table for table in tables if all(table.column(choices) for choices in columns)]
     if len(fitting) > 1:
         names = ", ".join(table.path.name for table in fitting)
         raise DataError(f"{source}: {names} all fit; choose one with {option}")
@@ -152,22 +178,28 @@ def _chosen(
 
 
 def _interactions(raw: _Raw, users: Sequence[str], items: Sequence[str], time: str | None) -> tuple[Table, list[str]]:
-    """The interactions, and the columns that nothing was made of."""
+    """The interactions, and what must be said of them."""
     found = {"user_id": raw.column(users), "item_id": raw.column(items), "rating": raw.column(RATINGS)}
     found["timestamp"] = raw.named(time, "--time") if time else raw.column(TIMES)
     for field, option in (("user_id", "--user"), ("item_id", "--item")):
         if found[field] is None:
             raise DataError(f"{raw.path}, line 1: no {field} among {', '.join(raw.names)}; name it with {option}")
-    kinds: dict[str, Kind] = {"user_id": "id", "item_id": "id", "rating": "number", "timestamp": "integer"}
-    if found["timestamp"] and not _is_number(_first_value(raw, found["timestamp"])):
+    kinds: dict[str, Kind] = {"user_id": "id", "item_id": "id", "rating": "optional_number", "timestamp": "integer"}
+    if found["timestamp"] and not is_number(_first_value(raw, found["timestamp"])):
         kinds["timestamp"] = "time"
     columns = {field: Column(kinds[field], (name,)) for field, name in found.items() if name is not None}
     rows = read_table(raw.path, columns, raw.layout)
+    notes = []
     if "timestamp" not in rows:
         rows["timestamp"] = rows.groupby("user_id", observed=True).cumcount()
+        notes.append(f"{raw.path.name} has no column of times: the order of its lines stands in for it; else --time")
+    if "rating" in rows and (empty := int(rows["rating"].isna().sum())):
+        del rows["rating"], found["rating"]
+        notes.append(f"{empty:,} lines of {raw.path.name} have no rating, so that ratings are left out")
+    if left_out := [name for name in raw.names if name not in found.values()]:
+        notes.append(f"columns of {raw.path.name} that are not used: {', '.join(left_out)}")
     types = {"user_id": "token", "item_id": "token", "rating": "float", "timestamp": "float"}
-    left_out = [name for name in raw.names if name not in found.values()]
-    return Table(rows, {field: kind for field, kind in types.items() if field in rows}), left_out
+    return Table(rows, {field: kind for field, kind in types.items() if field in rows}), notes
 
 
 @dataclass(frozen=True)
@@ -178,9 +210,9 @@ class _Items:
     notes: list[str]
 
 
-def _items(raw: _Raw, item: str | None, texts: list[str] | None, categories: list[str] | None) -> _Items:
+def _items(raw: _Raw, ids: Sequence[str], texts: list[str] | None, categories: list[str] | None) -> _Items:
     """What the items are: a column is a number where all its values are, else a text."""
-    id_column = raw.named(item, "--item") if item else raw.column([*ITEMS, "id"])
+    id_column = raw.column([*([] if ids is ITEMS else ids), *ITEM_IDS, "id", *NAMES_OR_IDS])
     if id_column is None:
         raise DataError(f"{raw.path}, line 1: no item_id among {', '.join(raw.names)}; name it with --item")
     fields = _fields([name for name in raw.names if name != id_column], raw.path)
@@ -228,10 +260,6 @@ def _first_value(raw: _Raw, column: str) -> str:
     _, row = next(read_rows(raw.path, raw.layout), (0, []))
     place = raw.names.index(column)
     return row[place] if len(row) > place else ""
-
-
-def _is_number(value: str) -> bool:
-    return re.fullmatch(r"\s*[-+]?\d+(\.\d*)?\s*", value) is not None
 
 
 def _all_numbers(column: pd.Series) -> bool:
