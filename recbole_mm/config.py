@@ -29,6 +29,7 @@ from recbole.config import Config as RecboleConfig
 from recbole.utils import EvaluatorType, InputType, ModelType
 
 import recbole_mm
+from recbole_mm.data.files import atomic_files, feature_files
 from recbole_mm.errors import ConfigError
 from recbole_mm.layers import (
     dataset_dir,
@@ -50,9 +51,9 @@ _ENUMS: dict[str, type[Enum]] = {"MODEL_TYPE": ModelType, "MODEL_INPUT_TYPE": In
 
 DERIVED_KEYS = frozenset(
     {*_ENUMS, "device", "single_spec", "local_rank", "valid_metric_bigger"}
-    | {"valid_neg_sample_args", "test_neg_sample_args"}
+    | {"valid_neg_sample_args", "test_neg_sample_args", "data_files", "feature_files"}
 )
-"""Settings that follow from others. They are written to config.yaml for the reader, and never taken from a layer."""
+"""Settings that follow from others, or from the data. They are written to config.yaml, and never taken from a layer."""
 
 CONTENT_KEYS = frozenset(
     {"modalities", "text_fields", "text_template", "max_text_chars", "image_dir", "image_field", "image_zip"}
@@ -114,6 +115,7 @@ class Config(RecboleConfig):
             self._set_eval_neg_sample_args("test")
         except (ValueError, TypeError, KeyError, RuntimeError) as error:  # how RecBole refuses a setting
             raise ConfigError(f"RecBole does not accept these settings: {' '.join(str(error).split())}") from error
+        self.final_config_dict.update(self.current_files())
         self._init_device()
 
     # ---- layers ----
@@ -204,6 +206,15 @@ class Config(RecboleConfig):
         super()._set_default_parameters()
         final["dataset"], final["model"] = self.dataset, self.model
         final["data_path"] = str(dataset_dir(self._data_root, self.dataset))
+
+    def current_files(self) -> dict[str, dict[str, str]]:
+        """What the files of the dataset and of `item_features` hold now: `data_files` and `feature_files`, each name ->
+        digest. Of a run's config, the settings of these names are what they held then."""
+        folder, final = Path(self.final_config_dict["data_path"]), self.final_config_dict
+        return {
+            "data_files": atomic_files(folder, self.dataset),
+            "feature_files": feature_files(folder, final.get("item_features")),
+        }
 
     def _init_device(self) -> None:
         """Set `device` from `use_gpu` and the first of `gpu_id`; no environment variable, no process group."""

@@ -104,6 +104,12 @@ def check_same_data(theirs: Config, ours: Config, who: str) -> None:
         found, wanted = (UNSAID.get(name) if config[name] is None else config[name] for config in (theirs, ours))
         if found != wanted:
             raise ConfigError(f"{who} was run with {name}: {found!r}, this run has {wanted!r}")
+    then, now = (
+        {name: digest for name, digest in (config["data_files"] or {}).items() if name.endswith(".inter")}
+        for config in (theirs, ours)
+    )
+    if theirs["data_files"] is not None and then != now:
+        raise ConfigError(f"{who} was run on other interactions: {', '.join(now)} changed since; run it again")
     for name in SAME_SPLIT:
         if theirs["eval_args"].get(name) != ours["eval_args"].get(name):
             raise ConfigError(

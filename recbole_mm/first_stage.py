@@ -130,7 +130,9 @@ def open_first_stage(config: Config, dataset: Any, run_dir: Path) -> FirstStage 
     for field in (dataset.uid_field, dataset.iid_field):
         theirs, ours = (part.field2id_token.get(field, ()) for part in (loaded.dataset, dataset))
         if not np.array_equal(theirs, ours):
-            raise ConfigError(f"first_stage: {folder} knows other {field}s than this run; the data has changed since")
+            raise ConfigError(
+                f"first_stage: {folder} knows other {field}s than this run, by other data or settings of it"
+            )
     logger.info("first stage: %s of %s", loaded.config["model"], folder)
     return FirstStage(loaded.config, loaded.dataset, loaded.model, loaded.sees_held_out)
 
@@ -224,8 +226,10 @@ def companion(config: Config, model: str, changed: Mapping[str, Any], run_dir: P
     entry = find_model(str(model))
     settings = {**_shared(config, entry.load()), **changed}
     theirs = Config(entry.name, config["dataset"], config_dict=settings)
+    theirs["data_files"] = config["data_files"]  # of the day of this run, where it is loaded again
     check_same_data(theirs, config, f"first_stage_config: {entry.name}")
-    with turn(pipeline.first_run_dir(theirs), "making"):
+    folder = pipeline.first_run_dir(theirs)
+    with turn(folder.with_name(f"{folder.name}-beside"), "making"):  # the run itself takes the turn of its folder
         earlier = pipeline.earlier_run_dirs(theirs)
         if finished := [path for path in earlier if pipeline.is_finished(path)]:
             return finished[-1]

@@ -30,10 +30,13 @@ from recbole_mm.log import close_logging, init_logging
 from recbole_mm.models.full_sequence import full_sequence_class
 from recbole_mm.protocol import held_out_seen
 from recbole_mm.provisions import check_stages, provide
+from recbole_mm.refusals import told_in_one_line
 from recbole_mm.report import beside_table
+from recbole_mm.settings import read_yaml
 from recbole_mm.stages import Stages, versions
 from recbole_mm.training.checkpoint import safe_torch_load
 from recbole_mm.training.trainer import load_weights, make_trainer
+from recbole_mm.turns import turn
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +58,12 @@ NO_EFFECT_ON_RESULT = {
     "ray_gpus_per_worker",
     "ray_object_store_mb",
 }
+
+MAY_CHANGE = {
+    *("use_gpu", "gpu_id", "device", "eval_memory_mb", "eval_batch_size"),
+    *("text_url", "text_api_key_env", "text_concurrency", "text_timeout", "text_retries"),
+}
+"""Settings that an interrupted run may go on with others of: where it runs, and how it asks."""
 
 
 @dataclass
@@ -103,6 +112,16 @@ def run(
     if config["train_workers"] > 1:
         _on_workers().check_workers(config)
     run_dir, resumed = choose_run_dir(config)
+    with turn(run_dir, "running"):
+        if is_finished(run_dir):
+            logger.info("%s is a finished run of these settings; it is loaded", run_dir)
+            return load(run_dir, config.model_class)
+        run_dir.mkdir(exist_ok=True)  # whoever had the turn before may have failed and taken it away
+        return _run_in(run_dir, config, resumed and (run_dir / CHECKPOINT).is_file())
+
+
+def _run_in(run_dir: Path, config: Config, resumed: bool) -> Run:
+    new = not (run_dir / CONFIG).exists()
     init_logging(run_dir, config["state"])
     config.save(run_dir / CONFIG)
     logger.info("%s on %s -> %s%s", config["model"], config["dataset"], run_dir, " (resumed)" if resumed else "")
@@ -112,7 +131,7 @@ def run(
         logger.warning("interrupted; continue with the same command and --resume")
         raise
     except RecboleMMError:
-        if not (run_dir / CHECKPOINT).exists():  # nothing was gained, and nothing is left behind
+        if new and not (run_dir / CHECKPOINT).exists():  # nothing was gained, and nothing is left behind
             close_logging()
             shutil.rmtree(run_dir)
         raise
@@ -188,6 +207,8 @@ def load(run_dir: str | os.PathLike, model: type | None = None) -> Run:
         if not (run_dir / name).is_file():
             raise CheckpointError(f"{run_dir}: no {name}; give the folder of a finished run")
     config = Config.load(run_dir / CONFIG, model)
+    if changed := _changed_files(config):
+        logger.warning("%s has changed since %s was run: its model may now score other items", changed[0], run_dir)
     loaded = assemble(config, run_dir, Stages())
     load_weights(loaded.model, run_dir / WEIGHTS)
     loaded.model.eval()
@@ -198,7 +219,16 @@ def load(run_dir: str | os.PathLike, model: type | None = None) -> Run:
 
 
 def assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
-    """Dataset, artifacts, split and an untrained model: everything that `run` and `load` share."""
+    """Dataset, artifacts, split and an untrained model: everything that `run` and `load` share.
+
+    Raises:
+        RecboleMMError: the data, the settings or both do not fit the model.
+    """
+    with told_in_one_line(config["model"]):
+        return _assemble(config, run_dir, stages)
+
+
+def _assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
     init_seed(config["seed"], config["reproducibility"])
     with stages("dataset"):
         dataset = create_dataset(config)
@@ -226,11 +256,15 @@ def choose_run_dir(config: Config) -> tuple[Path, bool]:
 
     Returns:
         The folder, which exists, and whether there is something in it to resume.
+
+    Raises:
+        CheckpointError: the folder that `resume` names is not that of a run, or of one with other settings or data.
     """
     if isinstance(config["resume"], str):
         named = Path(config["resume"])
         if not (named / CONFIG).is_file():
             raise CheckpointError(f"--resume={named}: not a run folder (it has no {CONFIG})")
+        _require_same_run(named, config)
         return named, (named / CHECKPOINT).is_file()
     first, earlier = first_run_dir(config), earlier_run_dirs(config)
     if config["resume"]:
@@ -239,15 +273,47 @@ def choose_run_dir(config: Config) -> tuple[Path, bool]:
             return unfinished[-1], (unfinished[-1] / CHECKPOINT).is_file()
         logger.warning("nothing to resume: no unfinished run of these settings under %s", config["checkpoint_dir"])
     taken = [first, *(first.with_name(f"{first.name}-{n}") for n in range(2, 10_000))]
-    free = next(path for path in taken if not path.exists())
-    free.mkdir(parents=True)
-    return free, False
+    return next(path for path in taken if _make(path)), False
+
+
+def _make(folder: Path) -> bool:
+    """Make a folder; False if it is there already, perhaps since a moment."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _require_same_run(folder: Path, config: Config) -> None:
+    """Refuse to go on with a run under settings or on data that are not its own: its result would be of neither.
+
+    Raises:
+        CheckpointError: naming the first setting that differs.
+    """
+    theirs, ours = (_comparable(result_settings(every)) for every in (read_yaml(folder / CONFIG), config.as_dict()))
+    for key in sorted({*theirs, *ours} - MAY_CHANGE):
+        if key not in theirs or key not in ours or theirs[key] != ours[key]:
+            raise CheckpointError(
+                f"--resume={folder} was run with {key}: {theirs.get(key)!r}, not {ours.get(key)!r}; go on with its own "
+                "settings, or start a new run"
+            )
+
+
+def _changed_files(config: Config) -> list[str]:
+    """Files of the dataset that are not what they were when the run of this config began."""
+    changed: set[str] = set()
+    for kind, now in config.current_files().items():
+        if config[kind] is not None:  # a config that is older than this says nothing
+            changed.update(name for name, _ in set(now.items()) ^ set(config[kind].items()))
+    return sorted(changed)
 
 
 def first_run_dir(config: Config) -> Path:
     """Folder of the first run of these settings, named by model, dataset and a hash of every setting that can change
     the result; those of later runs have -2, -3, ... behind it."""
-    digest = hashlib.sha256(json.dumps(result_settings(config.as_dict()), sort_keys=True, default=str).encode())
+    settings = _comparable(result_settings(config.as_dict()))
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     return Path(config["checkpoint_dir"]) / f"{config['model']}-{config['dataset']}-{digest.hexdigest()[:8]}"
 
 
@@ -270,6 +336,17 @@ def is_finished(run_dir: Path) -> bool:
 def result_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a run's settings that can change its result."""
     return {key: value for key, value in settings.items() if key not in NO_EFFECT_ON_RESULT}
+
+
+def _comparable(value: Any) -> Any:
+    """A setting such that equal ones are written alike: `0` and `0.0`, a tuple and a list."""
+    if isinstance(value, Mapping):
+        return {str(key): _comparable(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_comparable(entry) for entry in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def read_result(run_dir: Path) -> dict[str, Any]:

@@ -214,9 +214,28 @@ _INTERVALS = (
     "relation_kg_num_interval",
 )
 
+
+def _is_interval(text: str) -> bool:
+    """One of RecBole's intervals: two numbers, perhaps inf, the smaller first, between brackets."""
+    text = text.strip()
+    if text[:1] not in ("[", "(") or text[-1:] not in ("]", ")"):
+        return False
+    try:
+        low, high = map(float, text[1:-1].split(","))
+    except ValueError:
+        return False
+    return low <= high
+
+
+_INTERVAL = Kind(
+    lambda value: value is None or (isinstance(value, str) and all(map(_is_interval, value.split(";")))),
+    "an interval such as [5,inf), several with ; between them, or null",
+)
+
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 KINDS: dict[str, Kind] = {
+    **dict.fromkeys(_INTERVALS, _INTERVAL),
     "epochs": _whole(0),
     "train_batch_size": _whole(1),
     "eval_batch_size": _whole(1),

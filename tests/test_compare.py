@@ -176,6 +176,7 @@ ROW = {"name": "A", "model": "Pop"}
         ({"rows": [{**ROW, "needs": ["picture"]}]}, "'picture' is not a modality"),
         ({"rows": [{**ROW, "settings": {"epochs": 9}}]}, "row 'A' sets epochs, which every row gets alike"),
         ({"rows": [{**ROW, "tuning": {"topk": [[5]]}}]}, "row 'A' sets topk, which every row gets alike"),
+        ({"rows": [{**ROW, "settings": {"missing_modality": "drop"}}]}, "sets missing_modality, which every row"),
         ({"rows": [{**ROW, "settings": {"x": 1}, "tuning": {"x": [1]}}]}, "both sets x and tunes it"),
         ({"rows": [{**ROW, "settings": {"seed": 1}}]}, "holds seed; seeds are given as --seeds"),
         ({"rows": [{**ROW, "tuning": {"x": 1}}]}, "x needs a list of values"),

@@ -43,6 +43,7 @@ from recbole_mm.data.images import FolderImages
 from recbole_mm.data.item_table import ItemTable
 from recbole_mm.data.item_text import TextLayout
 from recbole_mm.errors import ConfigError, DataError, ModelLoadError
+from recbole_mm.mllm.tiny import build_tiny
 
 WORDS = ["red", "green", "blue", "shoe", "hat", "coat", "long", "short", "title", ":"]
 IDS = ["10", "20", "30", "40"]
@@ -297,6 +298,11 @@ class TestLoading:
         (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
         with pytest.raises(ModelLoadError, match=r"no \.safetensors weights there"):
             VisionEncoder(str(tmp_path))
+
+    def test_a_multimodal_llm_is_another_kind(self, tmp_path):
+        folder = build_tiny(["a red shirt"], tmp_path / "llm")
+        with pytest.raises(ModelLoadError, match=r"a multimodal LLM; have it encode with \{encoder: mllm\}"):
+            VisionEncoder(str(folder))
 
     @pytest.mark.parametrize("damage", ["model.safetensors", "config.json", "preprocessor_config.json"])
     def test_damaged_files(self, vit, tmp_path, damage):

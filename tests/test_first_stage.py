@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,19 @@ def test_a_reranker_that_never_asks_ranks_as_its_first_stage(settings):
     outcome = recbole_mm.run(Echo, "toy", config_dict=settings)
     assert outcome.beside["SASRec (first stage)"] == outcome.test_result
     assert set(outcome.beside) == {"SASRec (first stage)", "Pop"}
+
+
+def test_held_out_items_that_a_reranker_cannot_put_first_are_counted(settings, tmp_path, caplog):
+    write_toy(tmp_path)
+    interactions = tmp_path / "toy" / "toy.inter"
+    head, *lines = interactions.read_text().splitlines()
+    repeats = {user: f"{user}\t{item}\t3\t1900000000" for user, item, *_ in (line.split("\t") for line in lines[-3:])}
+    interactions.write_text("\n".join([head, *lines, *repeats.values()]) + "\n")
+    for mask, told in ((True, 1), (False, 0)):
+        caplog.clear()
+        changed = {"data_path": str(tmp_path), "mask_history": mask, "rm_dup_inter": None}
+        recbole_mm.run(Echo, "toy", config_dict={**settings, **changed})
+        assert caplog.text.count("1 of 60 test items stand in the user's own history") == told
 
 
 # ---------------------------------------------------------------------------------------------------- its own run
@@ -243,8 +257,38 @@ def test_a_run_on_data_that_has_changed_is_refused(toy_settings, config, outer, 
     by_hand = recbole_mm.run("BPR", "toy", config_dict={**toy_settings, "epochs": 1})
     other = write_toy(tmp_path / "other", items=39)
     wanted = config(first_stage_path=str(by_hand.run_dir), first_stage_config={}, data_path=str(other))
-    with pytest.raises(ConfigError, match="knows other item_ids than this run; the data has changed since"):
+    with pytest.raises(ConfigError, match=r"was run on other interactions: toy\.inter changed since"):
         open_first_stage(wanted, create_dataset(wanted), outer)
+
+
+def test_a_run_that_left_other_items_out_is_refused(toy_settings, config, outer):
+    """Whose texts and images are missing differs, so that the same number is another item."""
+    given = {**toy_settings, "epochs": 1, "missing_modality": "drop"}
+    by_hand = recbole_mm.run("BPR", "toy", config_dict={**given, "modalities": ["text"]})
+    wanted = config(
+        first_stage_path=str(by_hand.run_dir),
+        first_stage_config={},
+        missing_modality="drop",
+        modalities=["image"],
+        image_dir="few",
+    )
+    few = Path(toy_settings["data_path"]) / "toy" / "few"
+    few.mkdir(exist_ok=True)
+    for number in range(30):
+        shutil.copy(few.parent / "images" / f"i{number}.png", few)
+    with pytest.raises(ConfigError, match="knows other item_ids than this run"):
+        open_first_stage(wanted, create_dataset(wanted), outer)
+
+
+def test_a_reranker_is_loaded_after_its_data_has_changed(settings, tmp_path, caplog):
+    write_toy(tmp_path)
+    outcome = recbole_mm.run(Echo, "toy", config_dict={**settings, "data_path": str(tmp_path)})
+    items = tmp_path / "toy" / "toy.item"
+    items.write_text(items.read_text().replace("film number 3", "picture number 3"))
+    runs = set(outcome.run_dir.parent.glob("SASRec*"))
+    pipeline.load(outcome.run_dir, Echo)
+    assert "toy.item has changed since" in caplog.text
+    assert set(outcome.run_dir.parent.glob("SASRec*")) == runs, "the first stage of then is found"
 
 
 def test_a_breach_of_the_train_only_rule_is_handed_on(settings, toy_settings):

@@ -172,10 +172,10 @@ def test_sequential_models_need_time_order(toy_config):
         create_dataset(config).build()
 
 
-def test_k_core_equals_recbole(toy_config):
-    settings = {"user_inter_num_interval": "[6,inf)", "item_inter_num_interval": "[9,inf)", "load_col": None}
-    settings["load_col"] = {"inter": ["user_id", "item_id", "rating", "timestamp"]}
-    config = toy_config("BPR", **settings)
+@pytest.mark.parametrize(("users", "items"), [("[6,inf)", "[9,inf)"), ("[3,9]", "[3,12]")])
+def test_k_core_equals_recbole(toy_config, users, items):
+    load = {"inter": ["user_id", "item_id", "rating", "timestamp"]}
+    config = toy_config("BPR", user_inter_num_interval=users, item_inter_num_interval=items, load_col=load)
     ours, theirs = create_dataset(config), Dataset(config)
     assert ours.inter_num == theirs.inter_num > 0
     assert ours.field2id_token["item_id"].tolist() == theirs.field2id_token["item_id"].tolist()

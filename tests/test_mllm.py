@@ -308,6 +308,7 @@ def of_another_size(folder: Path) -> None:
         (of_another_size, "cannot be loaded"),
         (remove("preprocessor_config.json"), "cannot be loaded"),
         (truncate("tokenizer.json"), "cannot be loaded"),
+        (remove("tokenizer.json"), "no words in its tokenizer; copy the model's tokenizer.json"),
     ],
 )
 def test_damaged_checkpoints_are_one_line(copied: Path, damage, words: str) -> None:

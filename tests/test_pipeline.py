@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +15,14 @@ import pytest
 import yaml
 
 import recbole_mm
+from recbole_mm import pipeline
+from recbole_mm.config import Config
+from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import CheckpointError, ConfigError, DataError
+from recbole_mm.evaluation.phases import split
+from recbole_mm.finished_model import check_same_data
 from recbole_mm.mllm.encode import ItemEncoder
+from tests.conftest import write_toy
 
 
 def test_the_run_folder_holds_what_is_needed_to_reproduce(toy_settings):
@@ -60,6 +70,124 @@ def test_runs_of_other_settings_have_other_folders_and_equal_ones_are_numbered(t
     assert folders[1] == f"{folders[0]}-2"
     assert folders[2] != folders[0]
     assert folders[3] == f"{folders[0]}-3", "what cannot change the result does not name the folder"
+
+
+def test_a_number_is_the_same_however_it_is_written(toy_config):
+    same = [pipeline.first_run_dir(toy_config("BPR", warmup_ratio=ratio)) for ratio in (0, 0.0, 1, 0.5)]
+    assert same[0] == same[1]
+    assert len(set(same)) == 3
+
+
+def test_runs_on_other_data_are_other_runs(toy_settings, caplog, tmp_path):
+    write_toy(tmp_path)
+    settings = {**toy_settings, "epochs": 1, "data_path": str(tmp_path)}
+    first = recbole_mm.run("BPR", "toy", config_dict=settings)
+    interactions = tmp_path / "toy" / "toy.inter"
+    interactions.write_text("\n".join(interactions.read_text().splitlines()[:-1]) + "\n")
+    second = recbole_mm.run("BPR", "toy", config_dict=settings)
+    assert second.run_dir.name.split("-")[2] != first.run_dir.name.split("-")[2], "not the same settings again"
+    caplog.clear()
+    recbole_mm.load(second.run_dir)
+    assert "has changed" not in caplog.text
+    recbole_mm.load(first.run_dir)
+    assert "toy.inter has changed since" in caplog.text
+    with pytest.raises(CheckpointError, match="was run with data_files"):
+        recbole_mm.run("BPR", "toy", config_dict={**settings, "resume": str(first.run_dir)})
+    with pytest.raises(ConfigError, match=r"was run on other interactions: toy\.inter changed since"):
+        check_same_data(first.config, second.config, "first_stage_path: x")
+
+
+def test_a_run_goes_on_with_its_own_settings_alone(toy_settings, monkeypatch):
+    """Another split would have trained on what is tested now."""
+    settings = {**toy_settings, "epochs": 1}
+    split = {"split": {"LS": "valid_only"}}
+    finished = recbole_mm.run("BPR", "toy", config_dict={**settings, "eval_args": split})
+    before = (finished.run_dir / "config.yaml").read_text()
+    for changed, told in (({}, "eval_args"), ({"eval_args": split, "seed": 7}, "seed: 2020, not 7")):
+        with pytest.raises(CheckpointError, match=told):
+            recbole_mm.run("BPR", "toy", config_dict={**settings, **changed, "resume": str(finished.run_dir)})
+    assert (finished.run_dir / "config.yaml").read_text() == before
+    monkeypatch.setattr(pipeline, "train_and_test", None)  # nothing is left to do
+    again = {**settings, "eval_args": split, "resume": str(finished.run_dir), "show_progress": True, "use_gpu": False}
+    assert recbole_mm.run("BPR", "toy", config_dict=again).test_result == finished.test_result
+
+
+def test_an_error_takes_away_nothing_that_was_there(toy_settings, monkeypatch):
+    settings = {**toy_settings, "epochs": 1}
+    interrupted = recbole_mm.run("BPR", "toy", config_dict=settings).run_dir
+    for name in ("result.json", "checkpoint.safetensors"):
+        (interrupted / name).unlink()
+
+    def fails(*args, **kwargs):
+        raise DataError("something is amiss")
+
+    monkeypatch.setattr(pipeline, "create_dataset", fails)
+    with pytest.raises(DataError, match="amiss"):
+        recbole_mm.run("BPR", "toy", config_dict={**settings, "resume": True})
+    assert (interrupted / "model.safetensors").exists()
+    with pytest.raises(DataError, match="amiss"):
+        recbole_mm.run("BPR", "toy", config_dict=settings)
+    assert [path for path in interrupted.parent.iterdir() if path.name.startswith("BPR")] == [interrupted]
+
+
+def test_a_run_that_another_process_trains_is_waited_for(toy_settings, monkeypatch):
+    """As two rows of a table do whose first stage is the third one."""
+    settings, started, may_end = {**toy_settings, "epochs": 1}, threading.Event(), threading.Event()
+    original = pipeline.train_and_test
+
+    def slow(*args):
+        started.set()
+        assert may_end.wait(60)
+        return original(*args)
+
+    monkeypatch.setattr(pipeline, "train_and_test", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(recbole_mm.run, "BPR", "toy", config_dict=settings)
+        assert started.wait(60)
+        second = pool.submit(recbole_mm.run, "BPR", "toy", config_dict={**settings, "resume": True})
+        time.sleep(0.5)
+        assert not second.done()
+        started.clear()
+        may_end.set()
+        assert second.result().run_dir == first.result().run_dir
+        assert second.result().test_result == first.result().test_result
+    assert not started.is_set(), "it was trained once"
+
+
+def test_who_waits_for_a_run_that_fails_runs_it_again(toy_settings, monkeypatch):
+    settings, may_end, original = {**toy_settings, "epochs": 1}, threading.Event(), pipeline.create_dataset
+    calls = []
+
+    def fails_first(config):
+        calls.append(config)
+        if len(calls) > 1:
+            return original(config)
+        assert may_end.wait(60)
+        raise DataError("something is amiss")
+
+    monkeypatch.setattr(pipeline, "create_dataset", fails_first)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(recbole_mm.run, "BPR", "toy", config_dict=settings)
+        while not calls:
+            time.sleep(0.01)
+        second = pool.submit(recbole_mm.run, "BPR", "toy", config_dict={**settings, "resume": True})
+        time.sleep(0.5)
+        may_end.set()
+        assert isinstance(first.exception(), DataError)
+        assert second.result().test_result
+
+
+def test_popular_negatives_are_popular_in_training(toy_settings, tmp_path):
+    """No count of a held-out item reaches training."""
+    write_toy(tmp_path)
+    negatives = {"distribution": "popularity", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
+    for model in ("BPR", "GRU4Rec"):
+        settings = {**toy_settings, "train_neg_sample_args": negatives, "loss_type": "BPR", "data_path": str(tmp_path)}
+        config = Config(model, "toy", config_dict=settings)
+        phases = split(config, create_dataset(config), config.model_class)
+        counted = Counter(phases.train._sampler._get_candidates_list())
+        assert counted == Counter(phases.train_dataset.inter_feat["item_id"].tolist())
+        assert sum(counted.values()) < len(create_dataset(config).inter_feat) - 60
 
 
 def test_loading_needs_a_finished_run(tmp_path):
@@ -120,4 +248,5 @@ def test_unknown_names_are_told_with_the_nearest(toy_settings):
     for wrong, near in (("ml-10k", "ml-100k"), ("toyy", "toy")):
         with pytest.raises(DataError, match=f"did you mean '{near}'"):
             recbole_mm.run("SASRec", wrong, config_dict=toy_settings)
-    assert not Path(toy_settings["checkpoint_dir"]).exists() or not list(Path(toy_settings["checkpoint_dir"]).iterdir())
+    left = Path(toy_settings["checkpoint_dir"]).glob("[!.]*")
+    assert not list(left)

@@ -111,7 +111,7 @@ def notes(table: Table, second: str = "italic") -> list[str]:
         spread = "mean ± standard deviation over" if len(table.seeds) > 1 else "one run each, no spread:"
         found.append(f"{table.facts['dataset']}, {counted}; {spread} seed{'s' * (len(table.seeds) > 1)} {seeds}.")
         found.append("Training: " + _settings(table, TRAINING) + ".")
-        found.append("Protocol: " + _settings(table, PROTOCOL[1:]) + ".")
+        found.append("Protocol: " + _settings(table, [key for key in PROTOCOL[1:] if key != "data_files"]) + ".")
         found.extend(_tuning(table))
         found.append(f"Bold is the best of a column, {second} the second.")
     if any(cell.p_holm is not None for line in done for cell in line.cells.values()):

@@ -32,7 +32,7 @@ def read_header(path: Path, separator: str, encoding: str | None = None) -> list
     columns = []
     for column in line.split(separator):
         name, _, kind = column.rpartition(":")
-        if not name or kind not in {member.value for member in FeatureType}:
+        if not name or ":" in name or kind not in {member.value for member in FeatureType}:
             raise DataError(
                 f"{path}, line 1: column {column!r} is not name:type with type token, token_seq, float or float_seq "
                 f"(columns are separated by {separator!r})"

@@ -19,7 +19,7 @@ from recbole.data.dataset import Dataset, KnowledgeBasedDataset, SequentialDatas
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureType, ModelType
 
-from recbole_mm.data.atomic import read_atomic
+from recbole_mm.data.atomic import read_atomic, read_header
 from recbole_mm.data.content import ContentSource, ItemContent
 from recbole_mm.data.feature_fields import FeatureFieldsMixin
 from recbole_mm.data.histories import HistoriesMixin
@@ -87,12 +87,30 @@ class FlatDatasetMixin(FeatureFieldsMixin, HistoriesMixin):
         first = path / (f"{token}.inter" if names[0] is None else f"{token}.{names[0]}.inter")
         if not first.is_file():
             raise DataError(f"dataset {token!r}: {first} does not exist. {self._where_to_get_it(token, path.parent)}")
+        self._check_ids_are_loaded(first)
         super()._load_data(token, dataset_path)
         if self.inter_feat.empty:
             raise DataError(f"{first}: no interactions below the header")
         self._check_items_are_described(path / f"{token}.item")
         if self.config["candidates"] != "catalogue":
             self._drop_never_interacted()
+
+    def _check_ids_are_loaded(self, path: Path) -> None:
+        """The columns of users and items are there, and loaded."""
+        there = [name for name, _ in read_header(path, self.config["field_separator"], self.config["encoding"])]
+        load, unload = self._get_load_and_unload_col("inter")
+        for key in ("USER_ID_FIELD", "ITEM_ID_FIELD"):
+            name = self.config[key]
+            if name not in there:
+                raise DataError(
+                    f"{path}, line 1: no column {name!r} among {', '.join(there)}; rename it, or say --{key}=COLUMN"
+                )
+            if (load is not None and name not in load) or (unload is not None and name in unload):
+                raise ConfigError(
+                    f"load_col, unload_col: {name!r} of {path.name} is not loaded, which no model can do without; "
+                    f"as in load_col: {{inter: [{self.config['USER_ID_FIELD']}, {self.config['ITEM_ID_FIELD']}, "
+                    f"{self.config['TIME_FIELD']}]}}"
+                )
 
     def _where_to_get_it(self, token: str, folder: Path) -> str:
         """What to do about a dataset that is not there: where it comes from, the nearest name, or where to put it."""
@@ -199,7 +217,8 @@ class FlatDatasetMixin(FeatureFieldsMixin, HistoriesMixin):
         self.inter_feat = self.inter_feat.drop_duplicates([self.uid_field, self.iid_field], keep=keep)
 
     def _filter_by_inter_num(self) -> None:
-        """RecBole's k-core filter, counted by numpy instead of per row in Python."""
+        """RecBole's k-core filter, counted by numpy instead of per row in Python; users and items of a round are
+        counted before either is left out, which matters where an interval has an upper end."""
         intervals = {
             self.uid_field: self._parse_intervals_str(self.config["user_inter_num_interval"]),
             self.iid_field: self._parse_intervals_str(self.config["item_inter_num_interval"]),
@@ -207,12 +226,12 @@ class FlatDatasetMixin(FeatureFieldsMixin, HistoriesMixin):
         codes = {field: pd.factorize(self.inter_feat[field])[0] for field in intervals}
         kept = np.ones(len(self.inter_feat), dtype=bool)
         while True:
-            before = kept.sum()
+            before = kept.copy()
             for field, interval in intervals.items():
                 if interval:
-                    counts = np.bincount(codes[field][kept], minlength=codes[field].max(initial=-1) + 1)
+                    counts = np.bincount(codes[field][before], minlength=codes[field].max(initial=-1) + 1)
                     kept &= np.asarray(self._within_intervals(counts, interval))[codes[field]]
-            if kept.sum() == before:
+            if np.array_equal(kept, before):
                 break
         if not kept.any():
             raise DataError(

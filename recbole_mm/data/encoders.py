@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from recbole_mm.data.pretrained import Pretrained, check_identity, locate, located
 from recbole_mm.errors import ConfigError, ModelLoadError
+from recbole_mm.mllm.families import FAMILIES
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +129,7 @@ class VisionEncoder:
 
     Raises:
         ConfigError: `pooling` is unknown, or it is a model of timm, which is not installed.
-        ModelLoadError: the model cannot be found or loaded, or its checkpoint lacks weights.
+        ModelLoadError: the model cannot be found or loaded, is a multimodal LLM, or its checkpoint lacks weights.
     """
 
     def __init__(
@@ -142,8 +143,11 @@ class VisionEncoder:
         if pooling not in POOLINGS:
             raise ConfigError(f"pooling: {pooling!r} is none of {', '.join(POOLINGS)}")
         found = locate(name, revision)
-        if _is_of_timm(found):
+        described = _described(found)
+        if "architecture" in described and "model_type" not in described:  # of timm, which transformers then wraps
             _library("timm", "timm")
+        if described.get("model_type") in FAMILIES:
+            raise ModelLoadError(f"{name}: a multimodal LLM; have it encode with {{encoder: mllm}} and --mllm={name}")
         self._processor, model, lacking = _loading(name, lambda: _open_vision_model(found))
         without_pooler = [weight for weight in lacking if "pooler" not in weight]
         if without_pooler or (lacking and pooling == "pooler"):
@@ -181,13 +185,13 @@ class VisionEncoder:
         return _pool_tokens(output.last_hidden_state, self._pooling, _prefix_tokens(model))
 
 
-def _is_of_timm(found: Pretrained) -> bool:
-    """Whether it is a model of timm, which transformers wraps if timm is there."""
+def _described(found: Pretrained) -> dict[str, Any]:
+    """A model's config.json; {} where it cannot be read, which is told when the model is loaded."""
     try:
         described = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # told when the model is loaded
-        return False
-    return isinstance(described, dict) and "architecture" in described and "model_type" not in described
+    except (OSError, ValueError):
+        return {}
+    return described if isinstance(described, dict) else {}
 
 
 def _open_vision_model(found: Pretrained) -> tuple[Any, Any, list[str]]:

@@ -19,11 +19,15 @@ from recbole_mm.errors import DataError
 logger = logging.getLogger(__name__)
 
 
+NAMES_SHOWN = 20
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'title'?`, or the known names when none is near."""
+    """`; did you mean 'title'?`, or the known names when none is near and they are few."""
     known = list(known)
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"
+    if near := get_close_matches(name, known, n=1, cutoff=0.5):
+        return f"; did you mean {near[0]!r}?"
+    return f"; there are: {', '.join(known)}" if len(known) <= NAMES_SHOWN else ""
 
 
 class ItemTable:

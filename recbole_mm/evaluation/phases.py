@@ -6,6 +6,7 @@ loader their training needs.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,17 @@ import numpy as np
 import torch
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
-from recbole.data.utils import _create_sampler, create_samplers, get_dataloader
-from recbole.sampler import KGSampler
+from recbole.data.utils import create_samplers, get_dataloader
+from recbole.sampler import KGSampler, RepeatableSampler, Sampler
 from recbole.utils import EvaluatorType, ModelType
 
 from recbole_mm.data.interactions import SequenceSamples
 from recbole_mm.data.loaders import FullSequenceLoader
+from recbole_mm.errors import DataError
 from recbole_mm.evaluation.ranking import CSR, EvalUsers, RankingData, TrainCounts
+from recbole_mm.first_stage import has_first_stage
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -45,15 +50,17 @@ def split(config, dataset: Dataset, model_class: type, run_dir: Path | None = No
 
     Raises:
         ConfigError: the split does not fit the model.
-        DataError: the sampled candidates that the folder keeps do not fit the data.
+        DataError: nothing is left to train on, labels are missing, a user leaves no item for a negative, or the sampled
+            candidates that the folder keeps do not fit the data.
     """
     built = dataset.build()
+    _check_trainable(config, dataset, built[0])
     for part in built:
         part.hand_over(dataset.provided)
     modes = config["eval_args"]["mode"]
     ranked = {phase: modes[phase] != "labeled" and config["eval_type"] == EvaluatorType.RANKING for phase in modes}
     samplers = None if all(ranked.values()) else create_samplers(config, dataset, built)
-    train = _training_loader(config, dataset, built, model_class, samplers)
+    train = _training_loader(config, dataset, built[0], model_class)
     evaluated = []
     for phase, index in (("valid", 1), ("test", 2)):
         if ranked[phase]:
@@ -61,29 +68,51 @@ def split(config, dataset: Dataset, model_class: type, run_dir: Path | None = No
         else:
             sampler = None if samplers is None else samplers[index]
             evaluated.append(get_dataloader(config, phase)(config, built[index], sampler, shuffle=False))
+    if has_first_stage(model_class) and isinstance(evaluated[1], RankingData) and modes["test"] == "full":
+        _warn_repeated(evaluated[1].users, dataset.item_num)
     return Phases(train, evaluated[0], evaluated[1], built[0])
 
 
-def _training_loader(config, dataset, built, model_class, samplers) -> Iterable[Interaction]:
+def _check_trainable(config, dataset: Dataset, train: Dataset) -> None:
+    where, label = f"dataset {dataset.dataset_name!r}", config["LABEL_FIELD"]
+    if len(train.inter_feat) == 0:
+        raise DataError(
+            f"{where}: nothing is left to train on: eval_args.split {config['eval_args']['split']} holds out all there "
+            "is, and a sequential model needs an item before each target"
+        )
+    if "labeled" in config["eval_args"]["mode"].values() and label not in dataset.field2type:
+        raise DataError(
+            f"{where}: {', '.join(config['metrics'])} need a {label!r} for each interaction: a column {label}:float of "
+            ".inter, or threshold: {rating: 3} to make one of a column"
+        )
+
+
+def _training_loader(config, dataset: Dataset, train: Dataset, model_class: Any) -> Iterable[Interaction]:
     if getattr(model_class, "trains_on_full_sequences", False):
         return FullSequenceLoader(
-            built[0],
+            train,
             batch_size=config["train_batch_size"],
             seed=config["seed"],
             shuffle=config["shuffle"],
             negatives=model_class.wants_negatives(config),
         )
     arguments = config["train_neg_sample_args"]
-    if samplers is not None:
-        sampler = samplers[0]
-    else:
-        sampler = _create_sampler(dataset, built, arguments["distribution"], config["repeatable"], arguments["alpha"])
-        sampler = sampler.set_phase("train") if sampler else None
+    sampler = None
+    if arguments["distribution"] != "none":
+        kind = RepeatableSampler if config["repeatable"] else Sampler
+        # Of the training data alone: RecBole's own counts items over all phases for `distribution: popularity`.
+        try:
+            sampler = kind("train", train, arguments["distribution"], arguments["alpha"]).set_phase("train")
+        except ValueError as error:  # its only one
+            raise DataError(
+                f"dataset {dataset.dataset_name!r}: a user has every item in training, and no negative can be drawn "
+                "for it; leave such users out (user_inter_num_interval), or add items"
+            ) from error
     loader = get_dataloader(config, "train")
     if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
         knowledge = KGSampler(dataset, arguments["distribution"], arguments["alpha"])
-        return loader(config, built[0], sampler, knowledge, shuffle=True)
-    return loader(config, built[0], sampler, shuffle=config["shuffle"])
+        return loader(config, train, sampler, knowledge, shuffle=True)
+    return loader(config, train, sampler, shuffle=config["shuffle"])
 
 
 def _ranking_data(
@@ -100,6 +129,19 @@ def _ranking_data(
     if mode != "full":
         data.sample(config["seed"], run_dir)
     return data
+
+
+def _warn_repeated(users: EvalUsers, item_num: int) -> None:
+    """Say how many held-out items stand in the histories that a reranker leaves out; it can never put those first."""
+    if users.history is None:
+        return
+    held_out = users.positives.distinct(item_num)
+    if repeated := len(held_out.items) - len(held_out.without(users.history.distinct(item_num), item_num).items):
+        logger.warning(
+            "%d of %d test items stand in the user's own history: with mask_history they are not asked about, and stay "
+            "behind every item that is; --mask_history=False asks about all",
+            *(repeated, len(held_out.items)),
+        )
 
 
 def training_pairs(train: Dataset) -> tuple[np.ndarray, np.ndarray]:

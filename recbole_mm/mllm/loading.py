@@ -93,6 +93,7 @@ def load_mllm(
             _make_room(model, words, len(tokenizer))
     except LOAD_ERRORS as error:
         raise ModelLoadError(f"{name}: the model cannot be loaded: {first_line(error)}") from error
+    require_words(name, tokenizer)
     cur_item_id = add_cur_item(model, tokenizer, name)
     if adapter is not None and not without_weights:
         model = _with_adapter(adapter, family_type, model)
@@ -110,6 +111,16 @@ def load_mllm(
         family=family,
         cur_item_id=cur_item_id,
     )
+
+
+def require_words(name: str, tokenizer: Any) -> None:
+    """Refuse the empty tokenizer that transformers makes where a folder has none: every text would be nothing.
+
+    Raises:
+        ModelLoadError: it is one.
+    """
+    if not tokenizer.encode("word", add_special_tokens=False):
+        raise ModelLoadError(f"{name}: there are no words in its tokenizer; copy the model's tokenizer.json there, too")
 
 
 def _read_model(base: Source, model_class: Any, settings: dict[str, Any]) -> PreTrainedModel:

@@ -144,7 +144,7 @@ def contrastive_loss(
         first, second: two views of the same N rows, (N, d) each.
         tau: temperature.
         sim: `dot` or `cos`.
-        owners: (2N,), whose each view is; the negatives of a view are those of other owners than its own and its twin's.
+        owners: (2N,), whose each view is; negatives of a view are those of other owners than its own and its twin's.
 
     Returns:
         Mean over the 2N views, a scalar.

@@ -131,7 +131,8 @@ class RerankingRecommender(SequentialRecommender):
         return softsign_below_zero(scores), first_of_each_row(scores, self._candidates(cases), self.rerank_k)
 
     def _candidates(self, cases: Interaction) -> Tensor:
-        """bool (B, n_items): items that can be recommended at all; with `mask_history` those of the history are not."""
+        """bool (B, n_items): items that can be recommended at all; with `mask_history` those of the history are not, a
+        held-out item that stands in it among them: the evaluation alone knows that it is one."""
         allowed = torch.ones(len(cases), self.n_items, dtype=torch.bool, device=self.known_items.device)
         allowed[:, 0] = False
         if self.mask_history:

@@ -26,7 +26,7 @@ class TemplateGenerator:
         self.parameters: dict[str, Any] = {}
         logger.warning(
             "text_backend: template: texts are made of METADATA BY A TEMPLATE; no LLM writes them and no image is "
-            "looked at. text_backend: hf or openai has an LLM write them."
+            "looked at. text_backend: hf (the model of mllm, or of text_model) or openai has an LLM write them."
         )
 
     def generate(self, requests: list[Request]) -> list[str | Failure]:

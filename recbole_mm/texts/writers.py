@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from recbole_mm.errors import ModelLoadError
 from recbole_mm.mllm.families import FAMILIES
 from recbole_mm.mllm.family import Part, PreparedInput, opening_token
-from recbole_mm.mllm.loading import DTYPES, LOAD_ERRORS, _read_model
+from recbole_mm.mllm.loading import DTYPES, LOAD_ERRORS, _read_model, require_words
 from recbole_mm.mllm.model import MLLM
 from recbole_mm.mllm.source import Source, first_line
 from recbole_mm.texts.chat import Chat
@@ -150,7 +150,7 @@ def read_tokenizer(source: Source, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model's files.
 
     Raises:
-        ModelLoadError: it cannot be read, or has no fast version.
+        ModelLoadError: it cannot be read, has no words, or no fast version.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
@@ -158,6 +158,7 @@ def read_tokenizer(source: Source, trust_remote_code: bool = False) -> Any:
         raise ModelLoadError(f"{source.name}: its tokenizer cannot be loaded: {first_line(error)}") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelLoadError(f"{source.name}: its tokenizer has no fast version (tokenizer.json), which is needed")
+    require_words(source.name, tokenizer)
     return tokenizer
 
 

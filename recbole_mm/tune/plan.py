@@ -89,6 +89,7 @@ class Search:
             "scheduler": self.scheduler,
             "grace_epochs": self.grace_epochs,
             "space": self.space.as_dict(),
+            "files": self.config.current_files(),
             "settings": pipeline.result_settings(
                 {k: v for k, v in self.shared().items() if k not in ("model", "dataset")}
             ),

@@ -2,7 +2,7 @@
 
     >>> from recbole_mm.data.convert import CONVERTERS
     >>> sorted(CONVERTERS)
-    ['amazon', 'hm', 'microlens', 'mmrec', 'movielens', 'pixelrec', 'sequences']
+    ['amazon', 'csv', 'hm', 'microlens', 'mmrec', 'movielens', 'pixelrec', 'sequences']
 
 One module per source. Nothing heavy is imported until a converter runs.
 """
@@ -83,6 +83,21 @@ CONVERTERS: Mapping[str, Converter] = MappingProxyType(
     {
         converter.name: converter
         for converter in (
+            Converter(
+                "csv",
+                "tables of your own: a CSV of users, items and times, perhaps one of items, perhaps images",
+                "recbole_mm.data.convert.tables",
+                (
+                    _INTERACTIONS,
+                    _ITEMS,
+                    _IMAGES,
+                    Option("--user", "column of users, when it has none of the usual names", "COLUMN"),
+                    Option("--item", "column of items, in both files", "COLUMN"),
+                    Option("--time", "column of times: a number, or a date as in 2024-05-31 18:30:00", "COLUMN"),
+                    Option("--texts", "columns of items that models read (default: all columns of words)", "A,B"),
+                    Option("--categories", "columns of items for RecBole's feature models, such as brand", "A,B"),
+                ),
+            ),
             Converter(
                 "movielens",
                 "MovieLens 100K, 1M, 10M and the later CSV releases (GroupLens), with posters if you have them",

@@ -17,7 +17,7 @@ import pandas as pd
 from recbole_mm.data.convert.files import explained, one_character, open_raw
 from recbole_mm.errors import DataError
 
-Kind = Literal["id", "text", "integer", "number", "optional_number", "day"]
+Kind = Literal["id", "text", "integer", "number", "optional_number", "day", "time"]
 
 _DTYPES: dict[Kind, Any] = {
     "id": "category",
@@ -26,6 +26,7 @@ _DTYPES: dict[Kind, Any] = {
     "number": np.float64,
     "optional_number": str,
     "day": "category",
+    "time": "category",
 }
 _NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,2})?\s*", re.ASCII)
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
@@ -38,7 +39,8 @@ class Column:
 
     Attributes:
         kind: `id` (kept exactly, leading zeros too), `text`, `integer`, `number`, `optional_number` (may be empty) or
-            `day` (YYYY-MM-DD, read as the unix second it begins in UTC).
+            `day` (YYYY-MM-DD, read as the unix second it begins in UTC) or `time` (as ISO 8601 writes it, from a day to
+            a fraction of a second, in UTC where it names no zone; read as a unix second).
         names: headers it may carry, the preferred one first; compared without case.
         required: whether a file without it is an error.
     """
@@ -145,6 +147,11 @@ def is_usable_id(token: str) -> bool:
     return bool(token.strip()) and token == token.strip() and not _UNUSABLE_ID.search(token)
 
 
+def is_number(value: str) -> bool:
+    """Whether a field can be read as a number."""
+    return _NUMBER.fullmatch(value) is not None
+
+
 # ---------------------------------------------------------------------------------------------------------- the parser
 
 
@@ -193,9 +200,8 @@ def _convert(column: pd.Series, kind: Kind) -> pd.Series:
         if stripped.equals(column.cat.categories):
             return column
         return column.astype(str).str.strip().astype("category")
-    if kind == "day":
-        days = pd.to_datetime(column.cat.categories, format="%Y-%m-%d", errors="coerce")
-        seconds = (days - pd.Timestamp(0)) // pd.Timedelta(seconds=1)
+    if kind in ("day", "time"):
+        seconds = (_moments(column.cat.categories, kind) - pd.Timestamp(0, tz="UTC")) // pd.Timedelta(seconds=1)
         values = np.append(np.asarray(seconds, dtype=np.float64), np.nan)[column.cat.codes]
         return pd.Series(values, index=column.index) if np.isnan(values).any() else pd.Series(values.astype(np.int64))
     if kind == "optional_number":
@@ -205,6 +211,15 @@ def _convert(column: pd.Series, kind: Kind) -> pd.Series:
     if kind == "integer" and column.dtype == np.float64 and (column.abs() < 2**63).all():
         return np.floor(column).astype(np.int64)
     return column
+
+
+def _moments(values: pd.Index, kind: Kind) -> pd.DatetimeIndex:
+    """Days or times, NaT where a text is none."""
+    if kind == "day":
+        return pd.to_datetime(values, format="%Y-%m-%d", errors="coerce", utc=True)
+    return pd.to_datetime(
+        values.str.replace(r"\s*UTC\s*$", "Z", regex=True), format="ISO8601", errors="coerce", utc=True
+    )
 
 
 def _is_sound(column: pd.Series, kind: Kind) -> bool:
@@ -225,12 +240,14 @@ def _fault(value: str, kind: Kind) -> str | None:
     if kind == "id":
         return "holds a control character or begins with a quote" if _UNUSABLE_ID.search(value.strip()) else None
     if kind in ("integer", "number", "optional_number"):
-        if not _NUMBER.fullmatch(value):
+        if not is_number(value):
             return "is not a number"
         return "is too large" if kind == "integer" and abs(float(value)) >= 2**63 else None
     if kind == "day":
-        day = pd.to_datetime(value, format="%Y-%m-%d", errors="coerce") if _DAY.fullmatch(value) else pd.NaT
-        return "is not a day written YYYY-MM-DD" if day is pd.NaT else None
+        known = _DAY.fullmatch(value) and not _moments(pd.Index([value]), kind).hasnans
+        return None if known else "is not a day written YYYY-MM-DD"
+    if kind == "time":
+        return "is not a time such as 2024-05-31 18:30:00" if _moments(pd.Index([value]), kind).hasnans else None
     return None
 
 

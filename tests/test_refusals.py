@@ -1,0 +1,114 @@
+"""Mistakes that people make with data and settings of their own end in one line that says what to do."""
+
+from __future__ import annotations
+
+import pytest
+from recbole.model.sequential_recommender import SASRec
+
+import recbole_mm
+from recbole_mm.errors import ConfigError, DataError
+from recbole_mm.refusals import told_in_one_line
+from tests.conftest import write_toy
+
+
+@pytest.fixture
+def own(tmp_path, toy_settings):
+    """`own(model, inter=lines, **settings)`: run a model on a copy of toy with other interactions."""
+
+    def run(model: str, inter: list[str] | None = None, **settings):
+        write_toy(tmp_path)
+        if inter is not None:
+            (tmp_path / "toy" / "toy.inter").write_text("\n".join(inter) + "\n")
+        plain = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "epochs": 1}
+        given = {**toy_settings, "data_path": str(tmp_path), **plain, **settings}
+        return recbole_mm.run(model, "toy", config_dict=given)
+
+    return run
+
+
+HEAD = "user_id:token\titem_id:token\ttimestamp:float"
+
+
+@pytest.mark.parametrize(
+    ("inter", "settings", "told"),
+    [
+        (["user_id:token,item_id:token,timestamp:float", "u1,i1,1"], {}, "columns are separated by"),
+        ([HEAD.replace("user_id", "user"), "u1\ti1\t1"], {}, "no column 'user_id' among user, item_id, timestamp"),
+        ([HEAD.replace("item_id", "item"), "u1\ti1\t1"], {}, "say --ITEM_ID_FIELD=COLUMN"),
+        (None, {"load_col": {"inter": ["user", "item"]}}, "'user_id' of toy.inter is not loaded"),
+        (None, {"load_col": ["user_id"]}, "'user_id' of toy.inter is not loaded"),
+        (None, {"load_col": {"inter": "user_id"}}, "'user_id' of toy.inter is not loaded"),
+        (None, {"load_col": None, "unload_col": {"inter": ["item_id"]}}, "'item_id' of toy.inter is not loaded"),
+    ],
+)
+def test_columns_that_are_not_there(own, inter, settings, told):
+    with pytest.raises((DataError, ConfigError), match=told):
+        own("BPR", inter, **settings)
+
+
+@pytest.mark.parametrize("interval", ["5", "[50,inf", "[5;inf)", 5, "(a,b)", "", "[9,3]"])
+def test_filters_that_are_no_interval(own, interval):
+    with pytest.raises(ConfigError, match=r"user_inter_num_interval: .* give an interval such as"):
+        own("BPR", user_inter_num_interval=interval)
+
+
+@pytest.mark.parametrize("interval", ["[3,inf)", "(2,9];[11,40]", " [2.5, INF) ", "[.2e1,infinity)", None])
+def test_filters_that_are(own, interval):
+    assert own("Pop", user_inter_num_interval=interval).test_result["ndcg@10"] > 0
+
+
+@pytest.mark.parametrize(("model", "settings"), [("SASRec", {}), ("Molar", {}), ("GRU4Rec", {"full_sequence": True})])
+def test_users_too_short_to_train_on(own, model, settings):
+    rows = [f"u{user}\ti{(user + step) % 9}\t{step}" for user in range(20) for step in range(2)]
+    with pytest.raises(DataError, match=r"nothing is left to train on: eval_args\.split"):
+        own(model, [HEAD, *rows], train_neg_sample_args=None, **settings)
+
+
+def test_a_user_who_has_everything(own):
+    rows = [f"u{user}\ti{step}\t{step}" for user in range(20) for step in range(6 if user else 12)]
+    rows += [f"u0\ti{step}\t{20 + step}" for step in range(2)]
+    with pytest.raises(DataError, match="a user has every item in training"):
+        own("BPR", [HEAD, *rows], train_neg_sample_args={"distribution": "uniform", "sample_num": 1}, rm_dup_inter=None)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "told"),
+    [
+        ("SASRec", {"hidden_size": 65}, "not a multiple of the number of attention heads"),
+        ("SASRec", {"n_layers": "abc"}, "SASRec does not accept these settings or this data: TypeError"),
+        ("SASRec", {"hidden_act": "foo"}, "KeyError: 'foo'"),
+        ("BPR", {"embedding_size": "abc"}, "BPR does not accept"),
+        ("GRU4RecF", {"selected_features": ["nope"], "pooling_mode": "sum"}, "KeyError: 'nope'"),
+        ("KGAT", {}, "toy.kg"),
+    ],
+)
+def test_settings_that_recbole_does_not_check(own, model, settings, told):
+    with pytest.raises(ConfigError, match=told) as caught:
+        own(model, train_neg_sample_args=None, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_click_models_need_labels(own):
+    with pytest.raises(DataError, match="AUC need a 'label' for each interaction: a column label:float"):
+        own("FM", metrics=["AUC"], valid_metric="AUC", eval_args={"mode": "labeled"})
+
+
+def test_errors_of_other_code_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError), told_in_one_line("X"):
+        raise ZeroDivisionError
+    with pytest.raises(DataError, match="as it was"), told_in_one_line("X"):
+        raise DataError("as it was")
+
+
+def test_a_bug_of_a_users_own_model_keeps_its_traceback(own):
+    class Mine(SASRec):
+        def _init_weights(self, module):
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        own(Mine, train_neg_sample_args=None)
+
+
+def test_sampled_negatives_need_no_labels(own):
+    metrics = {"metrics": ["AUC", "LogLoss"], "valid_metric": "AUC", "eval_args": {"mode": "uni5"}}
+    assert 0 <= own("DMF", **metrics).test_result["auc"] <= 1
