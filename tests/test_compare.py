@@ -366,7 +366,7 @@ def test_a_run_by_hand_counts_as_done(experiment, where, runs, tmp_path):
 
 
 def test_a_row_that_fails_ends_nothing_and_is_tried_again(experiment, where, runs, capsys):
-    broken = {"name": "broken", "model": "GRU4Rec", "settings": {"loss_type": "nonsense"}}
+    broken = {"name": "broken", "model": "GRU4Rec", "settings": {"clip_grad_norm": {"nonsense": 1}}}
     features = {"item_features": {"text": TOY_FEATURES["text"]}, "content_features": ["sound"]}
     refused = {"name": "refused", "model": "SASRecContent", "settings": features}
     path = experiment(rows=[broken, refused, *EXPERIMENT["rows"]], reference="BPR")
@@ -374,7 +374,7 @@ def test_a_row_that_fails_ends_nothing_and_is_tried_again(experiment, where, run
     assert status == 1
     text = capsys.readouterr().out
     assert re.search(r"\| broken +\| +failed \| +failed \|", text)
-    assert re.search(r"- broken: failed: seed 1: ValueError: .*", text)
+    assert re.search(r"- broken: failed: seed 1: TypeError: .*", text)
     assert re.search(r"- refused: failed: seed 1: .*sound", text)
     assert re.search(r"\| Pop +\| +_?\*?\*?0\.\d{4}", text)
     kept = list((Path(where["checkpoint_dir"]) / "compare-small-toy" / "failed").glob("broken-seed-1-*.log"))
