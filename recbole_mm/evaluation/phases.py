@@ -103,7 +103,7 @@ def _training_loader(config, dataset: Dataset, train: Dataset, model_class: Any)
         # Of the training data alone: RecBole's own counts items over all phases for `distribution: popularity`.
         try:
             sampler = kind("train", train, arguments["distribution"], arguments["alpha"]).set_phase("train")
-        except ValueError as error:  # its only one
+        except ValueError as error:  # the one thing that a sampler refuses
             raise DataError(
                 f"dataset {dataset.dataset_name!r}: a user has every item in training, and no negative can be drawn "
                 "for it; leave such users out (user_inter_num_interval), or add items"
