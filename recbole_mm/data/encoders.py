@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 from safetensors import SafetensorError
 
-from recbole_mm.data.pretrained import Pretrained, check_identity, locate, located
+from recbole_mm.data.pretrained import Pretrained, check_identity, locate, located, open_pretrained
 from recbole_mm.errors import ConfigError, ModelLoadError
 from recbole_mm.mllm.families import FAMILIES
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 POOLINGS = ("auto", "pooler", "cls", "mean")
 WEIGHTS_MISSING_SHOWN = 3
+TIMM_SETTINGS = (
+    *("input_size", "min_input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"),
+    *("num_classes", "pool_size", "first_conv", "classifier", "license", "tag"),
+)
+"""What a model's folder may say of it to timm. The others name other places of weights, or another way to read them."""
 
 
 class Encoder(Protocol):
@@ -93,7 +99,7 @@ class SentenceEncoder:
     ):
         found = locate(name, revision)
         library = _library("sentence_transformers", "sentence-transformers")
-        self._model = _loading(name, lambda: _open_sentence_model(library, found, device))
+        self._model = _loading(name, lambda: _open_sentence_model(library, name, found, device))
         self.identity = found.identity
         self._normalize = normalize
         self.parameters = {"kind": "sentence-transformers", "normalize": normalize}
@@ -110,9 +116,11 @@ class SentenceEncoder:
         return np.asarray(vectors, dtype=np.float32)
 
 
-def _open_sentence_model(library: ModuleType, found: Pretrained, device: str | torch.device) -> Any:
-    return library.SentenceTransformer(
-        str(found.folder), device=str(device), model_kwargs={"use_safetensors": True}, trust_remote_code=False
+def _open_sentence_model(library: ModuleType, name: str, found: Pretrained, device: str | torch.device) -> Any:
+    # A model's sentence_bert_config.json may ask for others; these win.
+    weights = {"use_safetensors": True, "weights_only": True}
+    return open_pretrained(
+        library.SentenceTransformer, name, found.folder, None, device=str(device), model_kwargs=weights
     )
 
 
@@ -148,7 +156,7 @@ class VisionEncoder:
             _library("timm", "timm")
         if described.get("model_type") in FAMILIES:
             raise ModelLoadError(f"{name}: a multimodal LLM; have it encode with {{encoder: mllm}} and --mllm={name}")
-        self._processor, model, lacking = _loading(name, lambda: _open_vision_model(found))
+        self._processor, model, lacking = _loading(name, lambda: _open_vision_model(name, found))
         without_pooler = [weight for weight in lacking if "pooler" not in weight]
         if without_pooler or (lacking and pooling == "pooler"):
             shown = ", ".join((without_pooler or lacking)[:WEIGHTS_MISSING_SHOWN])
@@ -194,17 +202,16 @@ def _described(found: Pretrained) -> dict[str, Any]:
     return described if isinstance(described, dict) else {}
 
 
-def _open_vision_model(found: Pretrained) -> tuple[Any, Any, list[str]]:
+def _open_vision_model(name: str, found: Pretrained) -> tuple[Any, Any, list[str]]:
     """Image processor, model in evaluation mode, and the names of the weights that the checkpoint lacks."""
     import torch
     from transformers import AutoImageProcessor, AutoModel
 
-    processor = AutoImageProcessor.from_pretrained(found.folder, backend="pil")
+    processor = open_pretrained(AutoImageProcessor.from_pretrained, name, found.folder, None, backend="pil")
     # Weights that are lacking start at random; that must not advance the caller's generator.
     with torch.random.fork_rng(devices=[]):
-        model, report = AutoModel.from_pretrained(
-            found.folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
+        options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        model, report = open_pretrained(AutoModel.from_pretrained, name, found.folder, None, **options)
     lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     return processor, model.eval(), lacking
 
@@ -266,9 +273,13 @@ def _open_timm_model(timm: ModuleType, found: Pretrained) -> tuple[Any, Any]:
     import torch
 
     described = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
-    settings = {**described.get("pretrained_cfg", {}), "file": str(found.folder / "model.safetensors")}
+    architecture, given = described["architecture"], described.get("pretrained_cfg", {})
+    if not re.fullmatch(r"[\w.]+", architecture):  # timm would take hf-hub:... and local-dir:... for other places
+        raise ValueError(f"its config.json names no architecture of timm: {architecture!r}")
+    settings = {key: given[key] for key in TIMM_SETTINGS if key in given}
+    settings["file"] = str(found.folder / "model.safetensors")
     with torch.random.fork_rng(devices=[]):
-        model = timm.create_model(described["architecture"], pretrained=True, pretrained_cfg=settings, num_classes=0)
+        model = timm.create_model(architecture, pretrained=True, pretrained_cfg=settings, num_classes=0)
     model = model.eval()
     data = import_module("timm.data")
     return model, data.create_transform(**data.resolve_model_data_config(model), is_training=False)

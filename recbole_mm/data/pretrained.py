@@ -1,11 +1,14 @@
-"""Where a pretrained encoder's files are: a folder, or the Hugging Face hub and its cache."""
+"""A pretrained model's files: where they are (a folder, or the Hugging Face hub and its cache), and opened safely."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from recbole_mm.errors import ModelLoadError
 
@@ -99,3 +102,60 @@ def files_identity(folder: Path) -> str:
             inner = hashlib.file_digest(file, "sha256").digest()
         total.update(f"{path.relative_to(folder).as_posix()}\0".encode() + inner)
     return f"files-sha256:{total.hexdigest()}"
+
+
+# --- opening ---------------------------------------------------------------------------------------------------------
+
+
+def open_pretrained(
+    load: Callable[..., Any], name: str, folder: Path, trust_remote_code: bool | None = False, **options: Any
+) -> Any:
+    """Read a model's folder with a `from_pretrained` of transformers, or what works like one.
+
+    All such reading of the package goes through here, so that nothing in a folder decides what is executed: nobody is
+    asked on the terminal whether Python code of the model's own may run, and nothing that is pickled is read.
+
+    Args:
+        load: called with the folder, `trust_remote_code` and `options`.
+        name: the model's, for errors.
+        folder: that holds its files.
+        trust_remote_code: run Python code that comes with the model; None where none is ever run.
+        options: for `load`.
+
+    Raises:
+        ModelLoadError: the model cannot do without code of its own that is not trusted, or has pickled weights.
+
+    Example:
+        >>> open_pretrained(AutoTokenizer.from_pretrained, "gpt2", Path("models/gpt2"))   # doctest: +SKIP
+    """
+    for file, reason in _pickles(folder):
+        raise ModelLoadError(f"{name}: {file.relative_to(folder)} {reason}; pickled weights are never loaded")
+    try:
+        return load(str(folder), trust_remote_code=bool(trust_remote_code), **options)
+    except (ValueError, ImportError) as error:
+        if trust_remote_code or "trust_remote_code" not in str(error):
+            raise
+        advice = (
+            "which is never run for an encoder (trust_remote_code is for mllm and text_model); take another model"
+            if trust_remote_code is None
+            else "which is not run; set trust_remote_code: True once you have read it and trust it"
+        )
+        raise ModelLoadError(f"{name}: it comes with Python code of its own, {advice}") from error
+
+
+def _pickles(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Files of a folder through which a library would come to unpickle something, and why."""
+    for index in folder.rglob("*.safetensors.index.json"):
+        try:
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            continue  # whoever reads it says what is wrong
+        strangers = sorted({str(shard) for shard in shards if not str(shard).endswith(".safetensors")})
+        if strangers:
+            yield index, f"names {strangers[0]!r} as a file of weights"
+    for pickled, described in (("adapter_model.bin", "adapter_config.json"), ("pytorch_model.bin", "modules.json")):
+        # A module of sentence-transformers has a folder below that of modules.json.
+        if any(folder.rglob(described)):
+            for file in folder.rglob(pickled):
+                if not any(file.parent.glob("*.safetensors")):
+                    yield file, "is the only file of weights in its folder"

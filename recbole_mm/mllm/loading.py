@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
+from recbole_mm.data.pretrained import open_pretrained
 from recbole_mm.errors import ModelLoadError
 from recbole_mm.mllm.adapter import Adapter, merge_adapter, read_adapter
 from recbole_mm.mllm.families import FAMILIES, family_class
@@ -81,14 +82,17 @@ def load_mllm(
     model_class = family_type.generation_class if loads_head else family_type.model_class
     model = _outline(base, model_class) if without_weights else _read_model(base, model_class, settings)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=trust_remote_code)
-        image_processor = family_type.image_processor_class.from_pretrained(base.folder)
+        tokenizer = open_pretrained(AutoTokenizer.from_pretrained, name, base.folder, trust_remote_code)
+        image_processor = open_pretrained(family_type.image_processor_class.from_pretrained, name, base.folder)
         if adapter is not None and adapter.has_tokenizer:
             words = len(tokenizer)
-            tokenizer = AutoTokenizer.from_pretrained(
+            config = open_pretrained(AutoConfig.from_pretrained, name, base.folder)
+            tokenizer = open_pretrained(
+                AutoTokenizer.from_pretrained,
+                name,
                 adapter.source.folder,
-                config=AutoConfig.from_pretrained(base.folder),  # decides how some tokenizers are read
-                trust_remote_code=trust_remote_code,
+                trust_remote_code,
+                config=config,  # decides how some tokenizers are read
             )
             _make_room(model, words, len(tokenizer))
     except LOAD_ERRORS as error:
@@ -128,9 +132,8 @@ def _read_model(base: Source, model_class: Any, settings: dict[str, Any]) -> Pre
     try:
         # Its random starts, where it makes any, must not advance the caller's generator.
         with torch.random.fork_rng(devices=[]), _without_report():
-            model, report = model_class.from_pretrained(
-                base.folder, use_safetensors=True, output_loading_info=True, **settings
-            )
+            options = {"use_safetensors": True, "output_loading_info": True, **settings}
+            model, report = open_pretrained(model_class.from_pretrained, base.name, base.folder, **options)
     except LOAD_ERRORS as error:
         raise ModelLoadError(f"{base.name}: the model cannot be loaded: {first_line(error)}") from error
     lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
@@ -145,7 +148,7 @@ def _outline(base: Source, model_class: Any) -> PreTrainedModel:
     """A model whose tensors have shapes alone."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return model_class(AutoConfig.from_pretrained(base.folder))
+            return model_class(open_pretrained(AutoConfig.from_pretrained, base.name, base.folder))
     except LOAD_ERRORS as error:
         raise ModelLoadError(f"{base.name}: the model cannot be loaded: {first_line(error)}") from error
 

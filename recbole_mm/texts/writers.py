@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from recbole_mm.data.pretrained import open_pretrained
 from recbole_mm.errors import ModelLoadError
 from recbole_mm.mllm.families import FAMILIES
 from recbole_mm.mllm.family import Part, PreparedInput, opening_token
@@ -153,7 +154,7 @@ def read_tokenizer(source: Source, trust_remote_code: bool = False) -> Any:
         ModelLoadError: it cannot be read, has no words, or no fast version.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
+        tokenizer = open_pretrained(AutoTokenizer.from_pretrained, source.name, source.folder, trust_remote_code)
     except LOAD_ERRORS as error:
         raise ModelLoadError(f"{source.name}: its tokenizer cannot be loaded: {first_line(error)}") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
