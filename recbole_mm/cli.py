@@ -8,12 +8,12 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from recbole_mm import __version__
 from recbole_mm.data.convert import CONVERTERS
 from recbole_mm.errors import ConfigError, RecboleMMError
+from recbole_mm.paths import expanded, given_path
 from recbole_mm.registry import list_models
 from recbole_mm.report import result_table
 
@@ -151,8 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     sources = prepare.add_subparsers(metavar="SOURCE", required=True, dest="source_name")
     for name, converter in CONVERTERS.items():
         source = sources.add_parser(name, help=converter.help, description=converter.help, allow_abbrev=False)
-        source.add_argument("--source", required=True, type=Path, metavar="DIR", help="folder of the raw files")
-        source.add_argument("--out", required=True, type=Path, metavar="DIR", help="dataset folder to write")
+        source.add_argument("--source", required=True, type=given_path, metavar="DIR", help="folder of the raw files")
+        source.add_argument("--out", required=True, type=given_path, metavar="DIR", help="dataset folder to write")
         converter.add_arguments(source)
     prepare.set_defaults(command=prepare_dataset)
     return parser
@@ -283,8 +283,13 @@ def _compare_parser() -> argparse.ArgumentParser:
     add("--no_tuning", "--no-tuning", dest="trials", action="store_const", const=0, help="no trials: --trials=0")
     add("--jobs", type=int, default=1, metavar="N", help="runs at the same time (1); 0: the table of what is finished")
     add("--gpus", metavar="0,1", help="GPUs to share out between the runs at the same time")
-    add("--out", type=Path, metavar="DIR", help="folder of the table (<checkpoint_dir>/compare-<experiment>-<dataset>)")
-    add("--runs", nargs="+", type=Path, metavar="DIR", help="compare these finished runs and run nothing")
+    add(
+        "--out",
+        type=given_path,
+        metavar="DIR",
+        help="folder of the table (<checkpoint_dir>/compare-<experiment>-<dataset>)",
+    )
+    add("--runs", nargs="+", type=given_path, metavar="DIR", help="compare these finished runs and run nothing")
     return parser
 
 
@@ -376,7 +381,7 @@ def split_arguments(arguments: Sequence[str]) -> dict[str, Any]:
 
 def _split_paths(text: str) -> list[str]:
     """`a.yaml b.yaml`, as RecBole writes it; the name of an existing file may hold spaces."""
-    return [text] if Path(text).is_file() else text.split()
+    return [text] if os.path.isfile(expanded(text)) else text.split()
 
 
 if __name__ == "__main__":

@@ -31,17 +31,20 @@ from recbole.utils import EvaluatorType, InputType, ModelType
 import recbole_mm
 from recbole_mm.data.files import atomic_files, feature_files
 from recbole_mm.errors import ConfigError
+from recbole_mm.kinds import KINDS, check_kind, check_settings, normalized, parameter_kinds, shown
 from recbole_mm.layers import (
     dataset_dir,
     default_layers,
     keys_read_by,
     merge,
     merge_defaults,
+    parameters_of_recbole,
     properties_dir,
     sample_settings,
 )
+from recbole_mm.paths import LONGEST_NAME, expanded
 from recbole_mm.registry import find_model
-from recbole_mm.settings import KINDS, check_settings, parse_argument, plain, read_yaml, write_yaml
+from recbole_mm.settings import parse_argument, plain, read_yaml, write_yaml
 
 __all__ = ["Config", "properties_dir"]
 
@@ -54,6 +57,9 @@ DERIVED_KEYS = frozenset(
     | {"valid_neg_sample_args", "test_neg_sample_args", "data_files", "feature_files"}
 )
 """Settings that follow from others, or from the data. They are written to config.yaml, and never taken from a layer."""
+
+LONGEST_DATASET = 150
+"""Bytes of a dataset's name: with a model's and more it makes the names of files and folders."""
 
 CONTENT_KEYS = frozenset(
     {"modalities", "text_fields", "text_template", "max_text_chars", "image_dir", "image_field", "image_zip"}
@@ -106,8 +112,9 @@ class Config(RecboleConfig):
         self.cmd_config_dict = _warn_derived({key: parse_argument(key, typed[key], defaults.get(key)) for key in typed})
         self._merge_external_config_dict()
         self._warn_unknown_keys()
-        self.final_config_dict = self._get_final_config_dict()
-        check_settings(self.final_config_dict)
+        parameters = parameter_kinds(parameters_of_recbole(self.model, self.model_class))
+        self.final_config_dict = normalized(self._get_final_config_dict(), parameters)
+        check_settings(self.final_config_dict, parameters)
         try:
             self._set_default_parameters()
             self._set_train_neg_sample_args()
@@ -128,7 +135,8 @@ class Config(RecboleConfig):
         self.parameters = groups | {"Multimodal": [key for key in KINDS if key not in grouped]}
 
     def _merge_external_config_dict(self) -> None:
-        self.external_config_dict = merge(self.file_config_dict, self.variable_config_dict, self.cmd_config_dict)
+        given = merge(self.file_config_dict, self.variable_config_dict, self.cmd_config_dict)
+        self.external_config_dict = normalized(given)
 
     def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
         model = self.external_config_dict.get("model") if model is None else model
@@ -138,19 +146,27 @@ class Config(RecboleConfig):
         if dataset is None:
             raise ConfigError("no dataset is given; add --dataset=NAME, the name of a folder under data_path")
         if not isinstance(dataset, str) or dataset in ("", ".", "..") or set("/\\\0") & set(dataset):
-            raise ConfigError(f"dataset: {dataset!r} is not a folder's name; give the folder above it as data_path")
+            raise ConfigError(
+                f"dataset: {shown(dataset)} is not a folder's name; give the folder above it as data_path"
+            )
+        if len(os.fsencode(dataset)) > LONGEST_DATASET:
+            raise ConfigError(
+                f"dataset: {shown(dataset, 50)} has {len(os.fsencode(dataset))} bytes, and its files and run "
+                f"folders could not be named; give a name of at most {LONGEST_DATASET}"
+            )
         if isinstance(model, type):
             if not isinstance(getattr(model, "type", None), ModelType):
                 raise ConfigError(f"model class {model.__name__} has no attribute `type` (a recbole.utils.ModelType)")
             return model.__name__, model, dataset
-        entry = find_model(str(model))
+        entry = find_model(str(model)[:LONGEST_NAME])
         return entry.name, entry.load(), dataset
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         """Everything beneath what the user gives, in the order of the module's docstring."""
         defaults = default_layers(model, model_class, dataset)
-        self._data_root = str(self.external_config_dict.get("data_path") or defaults["data_path"])
-        self.internal_config_dict = merge_defaults(defaults, self._dataset_folder_layer(dataset))
+        self._data_root = expanded(str(self.external_config_dict.get("data_path") or defaults["data_path"]))
+        check_kind("data_path", self._data_root, KINDS["data_path"])
+        self.internal_config_dict = normalized(merge_defaults(defaults, self._dataset_folder_layer(dataset)))
         self.internal_config_dict["MODEL_TYPE"] = model_class.type  # type: ignore[attr-defined]
 
     def _dataset_folder_layer(self, dataset: str) -> dict[str, Any]:
@@ -182,8 +198,6 @@ class Config(RecboleConfig):
 
     def _get_final_config_dict(self) -> dict[str, Any]:
         final = merge(self.internal_config_dict, self.external_config_dict)
-        if isinstance(final["metrics"], str):
-            final["metrics"] = [final["metrics"]]
         columns = [final["USER_ID_FIELD"], final["ITEM_ID_FIELD"]]
         if isinstance(final["eval_args"], dict) and final["eval_args"].get("order") == "TO":
             columns.append(final["TIME_FIELD"])
@@ -267,8 +281,9 @@ class Config(RecboleConfig):
         Raises:
             ConfigError: the file is missing, malformed, or names a model that is not registered.
         """
-        path = Path(path) / "config.yaml" if Path(path).is_dir() else Path(path)
-        final = {**read_yaml(path), **(changed or {})}
+        path = Path(expanded(str(path)))
+        path = path / "config.yaml" if path.is_dir() else path
+        final = normalized({**read_yaml(path), **(changed or {})})
         needed = {"model", "dataset", "data_path", "gpu_id", "use_gpu", "eval_args", "metrics", "topk", "valid_metric"}
         missing = sorted((needed | {"MODEL_TYPE", "eval_type"}) - set(final))
         if missing:

@@ -28,6 +28,7 @@ from recbole_mm.evaluation.ranking import RankingData
 from recbole_mm.first_stage import has_first_stage, open_first_stage, results_beside
 from recbole_mm.log import close_logging, init_logging
 from recbole_mm.models.full_sequence import full_sequence_class
+from recbole_mm.paths import expanded
 from recbole_mm.protocol import held_out_seen
 from recbole_mm.provisions import check_stages, provide
 from recbole_mm.refusals import told_in_one_line
@@ -202,7 +203,7 @@ def load(run_dir: str | os.PathLike, model: type | None = None) -> Run:
     Raises:
         CheckpointError: the folder is not a finished run.
     """
-    run_dir = Path(run_dir)
+    run_dir = Path(expanded(os.fspath(run_dir)))
     for name in (CONFIG, RESULT, WEIGHTS):
         if not (run_dir / name).is_file():
             raise CheckpointError(f"{run_dir}: no {name}; give the folder of a finished run")

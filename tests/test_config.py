@@ -17,8 +17,9 @@ from recbole.utils.argument_list import dataset_arguments
 
 from recbole_mm.config import Config, properties_dir
 from recbole_mm.errors import ConfigError
+from recbole_mm.kinds import KINDS
 from recbole_mm.layers import RECBOLE_PROPERTIES, keys_read_by, model_yaml
-from recbole_mm.settings import KINDS, parse_argument, read_yaml, write_yaml
+from recbole_mm.settings import parse_argument, read_yaml, write_yaml
 
 OVERALL = properties_dir() / "overall.yaml"
 LEAVE_ONE_OUT = {
@@ -362,7 +363,6 @@ def test_an_empty_file_and_a_byte_order_mark_are_fine(tmp_path):
         ("valid_metric", "NDCG", "ndcg@10"),
         ("mask_history", "yes", "True or False"),
         ("modalities", ["sound"], "image"),
-        ("modalities", "image", "image"),
         ("missing_modality", "ignore", "mask, drop, error"),
         ("lr_scheduler", "step", "cosine"),
         ("mllm_dtype", "int8", "bfloat16"),

@@ -14,9 +14,10 @@ from recbole_mm.config import Config
 from recbole_mm.data.convert import CONVERTERS
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import DataError
+from recbole_mm.kinds import KINDS
 from recbole_mm.layers import properties_dir
 from recbole_mm.registry import find_model
-from recbole_mm.settings import KINDS, read_yaml
+from recbole_mm.settings import read_yaml
 
 FILES = sorted((properties_dir() / "dataset").glob("*.yaml"))
 NAMES = {

@@ -21,6 +21,7 @@ from recbole_mm.data.content_source import MODALITIES
 from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError
 from recbole_mm.layers import properties_dir
+from recbole_mm.paths import expanded
 from recbole_mm.settings import parse_argument, read_yaml
 
 KEYS = (
@@ -158,7 +159,7 @@ def load_experiment(name: str, variables: Mapping[str, str] | None = None) -> Ex
     Raises:
         ConfigError: there is no such experiment, or the file does not describe one.
     """
-    path = Path(name)
+    path = Path(expanded(name))
     if path.suffix not in (".yaml", ".yml"):
         if name not in experiment_names():
             raise ConfigError(

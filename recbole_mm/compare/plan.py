@@ -16,8 +16,9 @@ from recbole_mm.config import DERIVED_KEYS, Config
 from recbole_mm.data.content_source import ContentSource
 from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError, DataError
+from recbole_mm.kinds import KINDS
 from recbole_mm.layers import keys_read_by, merge
-from recbole_mm.settings import KINDS, parse_argument, read_yaml
+from recbole_mm.settings import parse_argument, read_yaml
 
 logger = logging.getLogger(__name__)
 

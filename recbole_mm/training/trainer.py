@@ -180,7 +180,7 @@ class TrainerMixin(SavingLoop):
         return {"epoch": epoch_idx, "train_loss": self.train_loss_dict[epoch_idx], "seconds": seconds}
 
     def _loss_text(self, loss: float | tuple[float, ...]) -> str:
-        places = self.config["loss_decimal_place"] or 4
+        places = 4 if self.config["loss_decimal_place"] is None else self.config["loss_decimal_place"]
         if isinstance(loss, tuple):
             return ", ".join(f"train_loss{number}: {part:.{places}f}" for number, part in enumerate(loss, start=1))
         return f"train loss: {loss:.{places}f}"

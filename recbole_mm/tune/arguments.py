@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from recbole_mm.paths import given_path
 
 HELP = """Search for a model's best settings on Ray Tune, by validation alone, and test the best of them once.
 
@@ -38,7 +39,12 @@ def tune_parser(program: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", metavar="NAME", help="name of the model")
     add("--dataset", metavar="NAME", help="name of the dataset")
-    add("--space", type=Path, metavar="FILE", help="what to draw from: YAML, or RecBole's hyper.test (the model's own)")
+    add(
+        "--space",
+        type=given_path,
+        metavar="FILE",
+        help="what to draw from: YAML, or RecBole's hyper.test (the model's own)",
+    )
     add("--trials", type=int, default=20, metavar="N", help="settings to try (20)")
     add("--search", metavar="optuna|random", help="how they are drawn (optuna if it is installed)")
     add("--scheduler", default="asha", metavar="asha|none", help="what stops bad trials early (asha)")
@@ -47,7 +53,7 @@ def tune_parser(program: str) -> argparse.ArgumentParser:
     add("--gpus_per_trial", type=float, metavar="N", help="GPUs of a trial, or a share of one (1 if there are any)")
     add("--jobs", type=int, default=0, metavar="N", help="trials at the same time (as many as there is room for)")
     add("--resume", action="store_true", help="go on with the search in --out")
-    add("--out", type=Path, metavar="DIR", help="folder of the search (<checkpoint_dir>/tune-<model>-<dataset>)")
+    add("--out", type=given_path, metavar="DIR", help="folder of the search (<checkpoint_dir>/tune-<model>-<dataset>)")
     add(
         "--ray_address",
         metavar="ADDRESS",

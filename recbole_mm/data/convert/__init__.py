@@ -18,6 +18,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from recbole_mm.paths import expanded, given_path
+
 if TYPE_CHECKING:
     from recbole_mm.data.convert.assemble import Summary
 
@@ -34,7 +36,8 @@ class Option:
         if self.metavar is None:
             parser.add_argument(self.flag, action="store_true", help=self.help)
         else:
-            parser.add_argument(self.flag, metavar=self.metavar, default=None, help=self.help)
+            kind = given_path if self.metavar in ("DIR", "FILE") else str
+            parser.add_argument(self.flag, metavar=self.metavar, default=None, type=kind, help=self.help)
 
 
 COMMON_OPTIONS = (
@@ -72,7 +75,8 @@ class Converter:
             DataError: the raw files are missing, malformed or inconsistent, or `out` holds another dataset.
         """
         module = importlib.import_module(self.module)
-        return module.convert(Path(source), Path(out), **options)
+        given = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+        return module.convert(Path(expanded(os.fspath(source))), Path(expanded(os.fspath(out))), **given)
 
 
 _IMAGES = Option("--images", "folder of images named <item_id>.jpg, when it is not found in --source", "DIR")

@@ -1,0 +1,33 @@
+"""The one rule for paths that a user gives, in a file, as an argument or at a prompt: `~` is the home folder."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+LONGEST_NAME = 255
+"""Bytes of a file's name."""
+
+
+def expanded(value: Any) -> Any:
+    """A text that starts with `~` or `~name` with that home folder in its place; anything else as it is.
+
+    >>> expanded("a/b"), expanded(None), expanded("~/b") == os.path.join(os.path.expanduser("~"), "b")
+    ('a/b', None, True)
+    """
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+def is_path(text: str) -> bool:
+    """Whether a file system can have such a path."""
+    return "\0" not in text and all(len(os.fsencode(name)) <= LONGEST_NAME for name in Path(text).parts)
+
+
+def given_path(text: str) -> Path:
+    """What `argparse` makes of an argument that is a path."""
+    path = expanded(text)
+    if not text or not is_path(path):
+        raise argparse.ArgumentTypeError(f"{text[:50]!r} is not a path, whose names have at most {LONGEST_NAME} bytes")
+    return Path(path)

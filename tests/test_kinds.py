@@ -1,0 +1,206 @@
+"""What settings accept, what stands for what, and that both rules hold for RecBole's settings and ours alike."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+import pytest
+
+from recbole_mm.config import Config
+from recbole_mm.errors import ConfigError
+from recbole_mm.kinds import ALL_KINDS, normalized, parameter_kinds
+from recbole_mm.layers import RECBOLE_PROPERTIES, properties_dir
+from recbole_mm.paths import given_path, is_path
+from recbole_mm.settings import read_yaml
+
+HOME = os.path.expanduser("~")
+NAN, INF = float("nan"), float("inf")
+
+
+def refused(model: str = "SASRec", **settings) -> str:
+    """The one line with which a model on ml-100k refuses these settings."""
+    with pytest.raises(ConfigError) as caught:
+        Config(model, "ml-100k", config_dict=settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------- a single one is the list of it alone
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [
+        ("metrics", "NDCG", ["NDCG"]),
+        ("topk", 10, [10]),
+        ("modalities", "image", ["image"]),
+        ("text_fields", "title", ["title"]),
+        ("additional_feat_suffix", "ent", ["ent"]),
+        ("numerical_features", "rating", ["rating"]),
+        ("numerical_features", None, []),
+        ("alias_of_user_id", "source", ["source"]),
+        ("alias_of_item_id", "item_id_list", ["item_id_list"]),
+        ("normalize_field", "rating", ["rating"]),
+        ("load_col", {"inter": "user_id", "item": "*", "user": []}, {"inter": ["user_id"], "item": "*", "user": []}),
+        ("unload_col", {"inter": "rating"}, {"inter": ["rating"]}),
+        ("unused_col", {"inter": "rating"}, {"inter": ["rating"]}),
+        ("selected_features", "class", ["class"]),
+        ("content_features", "text", ["text"]),
+        ("item_sources", "mllm", ["mllm"]),
+        ("mirm_objectives", "IT", ["IT"]),
+    ],
+)
+def test_a_single_name_or_number_is_the_list_of_it_alone(key, value, meant):
+    assert normalized({key: value}) == {key: meant}
+    assert ALL_KINDS[key].accepts(meant)
+
+
+def test_it_is_so_from_every_layer(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.yaml").write_text("text_fields: title\nload_col: {inter: user_id}\n")
+    config = Config("SASRec", "mine", config_dict={"data_path": str(tmp_path)}, command_line={"normalize_field": "age"})
+    assert config["text_fields"] == ["title"]
+    assert config["load_col"] == {"inter": ["user_id"]}
+    assert config.external_config_dict["normalize_field"] == config["normalize_field"] == ["age"]
+
+
+@pytest.mark.parametrize("text", ["[train,test]", "train", "[]", "[a,a,b]", "[a,b,c,d]"])
+def test_a_given_split_is_three_files(text):
+    with pytest.raises(ConfigError, match=r"benchmark_filename: .* three names"):
+        Config("BPR", "ml-100k", command_line={"benchmark_filename": text})
+    three = Config("BPR", "ml-100k", command_line={"benchmark_filename": "[a, b, c]"})
+    assert three["benchmark_filename"] == ["a", "b", "c"]
+
+
+# ---------------------------------------------------------------- `~` is the home folder
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("checkpoint_dir", "artifact_dir", "image_dir", "image_zip", "mllm", "text_model", "resume"),
+        *("id_model_path", "first_stage_path", "sentence_encoder", "pre_model_path", "mf_pretrain_path"),
+    ],
+)
+def test_every_setting_that_is_a_path_may_start_at_the_home_folder(key):
+    typed = Config("SASRec", "ml-100k", command_line={key: "~/a b/c"})
+    assert typed[key] == typed.external_config_dict[key] == f"{HOME}/a b/c"
+    assert Config("SASRec", "ml-100k", config_dict={key: "a/~/c"})[key] == "a/~/c"
+
+
+def test_so_may_data_path_feature_files_and_encoders(monkeypatch):
+    config = Config("BPR", "mine", command_line={"data_path": "~/data"})
+    assert config["data_path"] == f"{HOME}/data/mine"
+    assert config.as_dict()["data_path"] == f"{HOME}/data"
+    given = {"a": {"file": "~/a.npy", "ids": "~/a.txt"}, "b": {"encoder": "~/b", "on": "text"}}
+    assert Config("BPR", "mine", config_dict={"item_features": given})["item_features"] == {
+        "a": {"file": f"{HOME}/a.npy", "ids": f"{HOME}/a.txt"},
+        "b": {"encoder": f"{HOME}/b", "on": "text"},
+    }
+    monkeypatch.setenv("RECBOLE_MM_DATA", "~/other")
+    assert Config("BPR", "mine")["data_path"] == f"{HOME}/other/mine"
+
+
+def test_so_may_arguments_and_config_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my.yaml").write_text("epochs: 3\n")
+    assert Config("BPR", "ml-100k", config_files="~/my.yaml")["epochs"] == 3
+    assert given_path("~/out") == tmp_path / "out"
+
+
+def test_a_name_that_no_file_can_have_is_refused_as_such():
+    assert [is_path(path) for path in ("a" * 255, "a/" + "é" * 128, "a\0b")] == [True, False, False]
+    for key in ("checkpoint_dir", "data_path", "artifact_dir", "image_dir"):
+        assert "255 bytes" in refused(**{key: "x/" + "y" * 256})
+    with pytest.raises(argparse.ArgumentTypeError, match="255 bytes"):
+        given_path("y" * 256)
+    with pytest.raises(ConfigError, match=r"^cannot read config file y+\.\.\.: File name too long$"):
+        Config("BPR", "ml-100k", config_files="y" * 300)
+    with pytest.raises(ConfigError, match=r"dataset: .* has 300 bytes"):
+        Config("BPR", "z" * 300)
+
+
+# ---------------------------------------------------------------- kinds
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"hidden_dropout_prob": NAN}, "hidden_dropout_prob: nan"),
+        ({"hidden_dropout_prob": "a"}, "hidden_dropout_prob: 'a'"),
+        ({"n_layers": 2.5}, "n_layers: 2.5"),
+        ({"n_layers": -1}, "n_layers: -1"),
+        ({"hidden_act": 3}, "hidden_act: 3"),
+        ({"item_features": {"x": {"encoder": "y", "size": INF}}}, "item_features"),
+        ({"unknown_to_all": [1, {"a": NAN}]}, "unknown_to_all: [1, {'a': nan}] holds a number that is not finite"),
+        ({"metric_decimal_place": 10**12}, "a whole number from 0 to 18"),
+        ({"loss_decimal_place": -1}, "a whole number from 0 to 18"),
+        ({"seed": 2**32}, "seed: 4294967296"),
+        ({"mllm_image_pixels": 0}, "mllm_image_pixels: 0"),
+        ({"max_text_tokens": True}, "max_text_tokens: True"),
+        ({"max_text_tokens": ""}, "max_text_tokens: ''"),
+        ({"max_text_tokens": 1.5}, "max_text_tokens: 1.5"),
+        ({"rm_dup_inter": False}, "rm_dup_inter: False"),
+        ({"shuffle": "no"}, "shuffle: 'no'"),
+        ({"LIST_SUFFIX": ""}, "LIST_SUFFIX: ''"),
+        ({"USER_ID_FIELD": "item_id"}, "ITEM_ID_FIELD and USER_ID_FIELD are both 'item_id'"),
+        ({"threshold": {"a": 1, "b": 2}}, "a mapping of one column"),
+        ({"threshold": {"rating": "3"}}, "a mapping of one column"),
+        ({"val_interval": {"rating": 3}}, "val_interval"),
+        ({"seq_len": {"class": 0}}, "seq_len"),
+        ({"load_col": {"inter": None}}, "load_col"),
+        ({"unused_col": ["rating"]}, "unused_col"),
+        ({"text_fields": {"title": 1}}, "text_fields"),
+        ({"first_stage_config": []}, "first_stage_config: []"),
+    ],
+)
+def test_a_value_of_another_kind_is_named_with_what_is_accepted(settings, told):
+    assert told in refused(**settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"sample_num": 0}, "sample_num: 0"),
+        ({"sample_num": "1"}, "sample_num: '1'"),
+        ({"distribution": "normal"}, "distribution: 'normal'"),
+        ({"alpha": -1}, "alpha: -1"),
+        ({"dynamic": 1}, "dynamic: 1"),
+        ({"dynamic": True}, "candidate_num"),
+        ({"sample": 1}, "'sample' is not accepted; give distribution, sample_num"),
+        ([1], "[1] is not accepted"),
+    ],
+)
+def test_the_parts_of_train_neg_sample_args_are_checked(given, told):
+    assert told in refused("BPR", train_neg_sample_args=given)
+
+
+def test_a_long_value_is_not_repeated_whole():
+    assert len(refused(n_layers=list(range(10_000)))) < 400
+
+
+def test_recboles_defaults_tell_the_kinds_of_its_models_parameters():
+    kinds = parameter_kinds({"n_layers": 2, "n_facet_window": -2, "dropout_prob": 0, "mlp_hidden_size": [8], "x": None})
+    assert "x" not in kinds
+    assert [kinds["n_layers"].accepts(value) for value in (0, 3, -1, 1.5, True, "3")] == [True, True] + [False] * 4
+    assert kinds["n_facet_window"].accepts(-1)
+    assert [kinds["dropout_prob"].accepts(value) for value in (0.5, INF)] == [True, False]
+    assert kinds["mlp_hidden_size"].normal(64) == [64]
+    assert not kinds["mlp_hidden_size"].accepts([64, 0.5])
+
+
+@pytest.mark.parametrize("folder", [RECBOLE_PROPERTIES, properties_dir()], ids=["recbole", "ours"])
+def test_every_default_that_ships_is_accepted(folder):
+    for path in sorted(folder.rglob("*.yaml")):
+        if path.parent.name in ("experiments", "search") or path.stem in ("url", "kg_url"):
+            continue
+        settings = normalized(read_yaml(path))
+        for key, kind in parameter_kinds(settings).items():
+            assert kind.accepts(settings[key]), f"{path}: {key}"
+        for key in settings.keys() & ALL_KINDS.keys():
+            assert ALL_KINDS[key].accepts(settings[key]), f"{path}: {key}"
+
+
+def test_a_single_layer_is_the_list_of_it_alone():
+    assert Config("NeuMF", "ml-100k", command_line={"mlp_hidden_size": "64"})["mlp_hidden_size"] == [64]
