@@ -29,7 +29,7 @@ from recbole.config import Config as RecboleConfig
 from recbole.utils import EvaluatorType, InputType, ModelType
 
 import recbole_mm
-from recbole_mm.data.files import atomic_files, feature_files
+from recbole_mm.data.files import atomic_files, check_atomic_files, check_dataset_yaml, feature_files
 from recbole_mm.errors import ConfigError
 from recbole_mm.kinds import KINDS, check_kind, check_settings, normalized, parameter_kinds, shown
 from recbole_mm.layers import (
@@ -44,7 +44,7 @@ from recbole_mm.layers import (
 )
 from recbole_mm.paths import LONGEST_NAME, expanded
 from recbole_mm.registry import find_model
-from recbole_mm.settings import parse_argument, plain, read_yaml, write_yaml
+from recbole_mm.settings import NOBODY, parse_argument, plain, read_yaml, write_yaml
 
 __all__ = ["Config", "properties_dir"]
 
@@ -67,6 +67,11 @@ CONTENT_KEYS = frozenset(
     | {"item_domain"}
 )
 """What a dataset folder's own YAML may set beside RecBole's settings of a dataset."""
+
+
+NOT_FROM_A_RUN = {"trust_remote_code": False, "ray_address": None, "text_url": NOBODY, "text_api_key_env": None}
+"""Settings that a run's folder may not decide when it is opened, and what they are then: they run code that is not
+ours, or send texts, pictures and keys to other machines. A run folder may have come from anybody."""
 
 
 class Config(RecboleConfig):
@@ -170,8 +175,12 @@ class Config(RecboleConfig):
         self.internal_config_dict["MODEL_TYPE"] = model_class.type  # type: ignore[attr-defined]
 
     def _dataset_folder_layer(self, dataset: str) -> dict[str, Any]:
-        """`<dataset>.yaml` in the dataset's own folder; it comes with the data and may speak of nothing else."""
+        """`<dataset>.yaml` in the dataset's own folder; it comes with the data and may speak of nothing else.
+
+        It names no file outside of the folder, no model, no server and no environment variable.
+        """
         path = dataset_dir(self._data_root, dataset) / f"{dataset}.yaml"
+        check_atomic_files(path.parent, dataset)
         if not path.is_file():
             return {}
         layer = read_yaml(path)
@@ -179,6 +188,7 @@ class Config(RecboleConfig):
         foreign = sorted(set(layer) - about_data)
         if foreign:
             raise ConfigError(f"{path}: {foreign[0]!r} does not describe the data; move it to a file of --config_files")
+        check_dataset_yaml(path, layer)
         return layer
 
     def _warn_unknown_keys(self) -> None:
@@ -272,6 +282,8 @@ class Config(RecboleConfig):
         """Read back what `save` wrote; no layer is consulted, so newer defaults change nothing.
 
         Only two values are found anew, for this machine: the device, and the folder of the ml-100k that RecBole ships.
+        The file is followed wherever it leads, as one of `config_files` is: to data, models, servers, code. Whoever
+        opens a folder that came from somebody else changes the settings of `NOT_FROM_A_RUN`, as `pipeline.load` does.
 
         Args:
             path: the YAML file, or the run folder that holds it as config.yaml.
@@ -304,6 +316,7 @@ class Config(RecboleConfig):
         )
         config._data_root = str(final["data_path"])
         final["data_path"] = str(dataset_dir(config._data_root, config.dataset))
+        check_atomic_files(Path(final["data_path"]), config.dataset)
         config._init_device()
         return config
 

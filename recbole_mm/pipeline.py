@@ -17,7 +17,7 @@ from typing import Any
 
 from recbole.utils import dict2str, init_seed
 
-from recbole_mm.config import Config
+from recbole_mm.config import NOT_FROM_A_RUN, Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.distributed.workers import joined
 from recbole_mm.errors import CheckpointError, RecboleMMError
@@ -193,12 +193,16 @@ def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -
     return assembled
 
 
-def load(run_dir: str | os.PathLike, model: type | None = None) -> Run:
+def load(run_dir: str | os.PathLike, model: type | None = None, changed: Mapping[str, Any] | None = None) -> Run:
     """A finished run, its config, dataset and trained model, ready to score.
+
+    The folder may have come from anybody: what it says of data, features and models is followed, but it runs no code,
+    asks no server and joins no cluster. Who wants that says so: see `NOT_FROM_A_RUN`.
 
     Args:
         run_dir: its folder.
         model: the model's class, needed only where it was never registered.
+        changed: settings that are others here, such as `{"text_url": "http://localhost:8000/v1"}`.
 
     Raises:
         CheckpointError: the folder is not a finished run.
@@ -207,9 +211,9 @@ def load(run_dir: str | os.PathLike, model: type | None = None) -> Run:
     for name in (CONFIG, RESULT, WEIGHTS):
         if not (run_dir / name).is_file():
             raise CheckpointError(f"{run_dir}: no {name}; give the folder of a finished run")
-    config = Config.load(run_dir / CONFIG, model)
-    if changed := _changed_files(config):
-        logger.warning("%s has changed since %s was run: its model may now score other items", changed[0], run_dir)
+    config = Config.load(run_dir / CONFIG, model, {**NOT_FROM_A_RUN, **(changed or {})})
+    if other := _changed_files(config):
+        logger.warning("%s has changed since %s was run: its model may now score other items", other[0], run_dir)
     loaded = assemble(config, run_dir, Stages())
     load_weights(loaded.model, run_dir / WEIGHTS)
     loaded.model.eval()

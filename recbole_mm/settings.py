@@ -27,6 +27,9 @@ _FLOAT = re.compile(
 )
 _TAG = "tag:yaml.org,2002:"
 
+NOBODY = "http://nobody.invalid/v1"
+"""`text_url` where texts may be taken from the store, and nobody may be asked for more: no such address can exist."""
+
 
 class SettingsLoader(yaml.SafeLoader):
     """SafeLoader with the scalars described in the module's docstring."""

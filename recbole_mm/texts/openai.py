@@ -28,6 +28,7 @@ import httpx2
 from recbole_mm.artifacts.executor import Failure
 from recbole_mm.errors import ImageError
 from recbole_mm.retry_after import retry_after
+from recbole_mm.settings import NOBODY
 from recbole_mm.texts.cleaning import clean_answer
 from recbole_mm.texts.generator import Writing, collected
 from recbole_mm.texts.request import NO_PICTURE, Request
@@ -104,6 +105,11 @@ class OpenAIGenerator:
 
         Leaving early ends the requests under way.
         """
+        if requests and self.server.url == NOBODY:
+            raise TextServerError(
+                f"text_url: {len(requests)} texts of {self.server.model} are not in the artifact store, and the "
+                "settings of a finished run ask no server by themselves; say which one"
+            )
         done: queue.SimpleQueue[tuple[str, str | Failure] | BaseException | None] = queue.SimpleQueue()
         asking = _Asking(self.server, self.writing, done)
         thread = threading.Thread(target=asking.run, args=(requests,), name="text-server", daemon=True)
