@@ -416,11 +416,11 @@ class TestPixelRec:
         CONVERTERS["pixelrec"].convert(source, tmp_path / "out")
         assert read(tmp_path / "out" / "out.item")["title"].tolist() == ["Turtle", "Cat"]
 
-    def test_times_with_a_fraction_are_cut(self, tmp_path):
+    def test_times_with_a_fraction_are_kept(self, tmp_path):
         source = raw_pixelrec(tmp_path / "raw")
         put(source / "sample" / "Pixel50K.csv", "item_id,user_id,timestamp\ni72,u20,1605059546.9\ni15,u24,1e9\n")
         CONVERTERS["pixelrec"].convert(source, tmp_path / "out")
-        assert read(tmp_path / "out" / "out.inter")["timestamp"].tolist() == ["1605059546", "1000000000"]
+        assert read(tmp_path / "out" / "out.inter")["timestamp"].tolist() == ["1605059546.9", "1000000000.0"]
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input
@@ -482,7 +482,7 @@ BAD_INPUT = [
     (broken("ml-latest", "ratings.csv", "rating,", "userId,"), r"line 1: a column is named twice"),
     (broken("ml-latest", "ratings.csv", "964981247", "noon"), r"ratings.csv, line 3: timestamp 'noon' is not a number"),
     (broken("ml-latest", "ratings.csv", "964981247", ""), r"ratings.csv, line 3: timestamp is missing"),
-    (broken("ml-latest", "ratings.csv", ",964981247", ""), r"ratings.csv, line 3: timestamp is missing"),
+    (broken("ml-latest", "ratings.csv", ",964981247", ""), r"ratings.csv, line 3: 3 fields instead of 4"),
     (broken("ml-latest", "ratings.csv", "964981247", "1e40"), r"line 3: timestamp '1e40' is too large"),
     (broken("ml-latest", "ratings.csv", "964981247", "1_000"), r"line 3: timestamp '1_000' is not a number"),
     (broken("ml-latest", "ratings.csv", "964981247", "964981247,9"), r"ratings.csv, line 3: 5 fields instead of 4"),
@@ -500,8 +500,14 @@ BAD_INPUT = [
     (broken("ml-100k", "u.item", "Toy Story", "Toy|Story"), r"u.item, line 1: 25 fields instead of 24"),
     (broken("ml-100k-mm", "ml-100k.inter", "timestamp:float", "time:float"), r"line 1: column timestamp is missing"),
     (broken("ml-100k-mm", "items_mm.csv", "omdb_plot", "plot"), r"items_mm.csv, line 1: column omdb_plot is missing"),
-    (broken("hm", "inter_2y_core.csv", "2019-02-26", "26/02/2019"), r"line 4: t_dat '26/02/2019' is not a day"),
-    (broken("hm", "inter_2y_core.csv", "2019-02-26", "2019-02-30"), r"line 4: t_dat '2019-02-30' is not a day"),
+    (
+        broken("hm", "inter_2y_core.csv", "2019-02-26", "26/02/2019"),
+        r"line 4: t_dat '26/02/2019' is not a number or a time",
+    ),
+    (
+        broken("hm", "inter_2y_core.csv", "2019-02-26", "2019-02-30"),
+        r"line 4: t_dat '2019-02-30' is not a number or a time",
+    ),
     (broken("hm", "inter_2y_core.csv", "0.0169", "cheap"), r"line 3: price 'cheap' is not a number"),
     (
         broken("hm", "articles.csv.gz", "\n0108775044", "\n0108775015"),

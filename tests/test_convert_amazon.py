@@ -171,7 +171,7 @@ def test_2018_without_html(tmp_path):
     summary = prepare(raw_2018(tmp_path / "raw"), tmp_path / "games")
     item = read(tmp_path / "games" / "games.item").set_index("item_id")
     assert item.loc[ITEMS[1]].tolist() == [
-        "Game 1",
+        "Game 99",
         "Acme",
         "Video Games > PC & Mac",
         "1019.99",
@@ -182,7 +182,54 @@ def test_2018_without_html(tmp_path):
     assert item.loc[ITEMS[3], "title"] == ""
     assert "1 titles that hold page code were left empty" in str(summary)
     assert "1 repeated products" in str(summary)
+    assert "1 of these say something else than the line that stays, which is the one with more text" in str(summary)
     assert summary.items_with_text == 8, "an item without a title has other words"
+
+
+def test_of_two_descriptions_the_fuller_one_stays_whichever_is_first(tmp_path):
+    made = []
+    for order in (1, -1):
+        metadata = [meta_2018(item, place) for place, item in enumerate(ITEMS)] + [meta_2018(ITEMS[1], 2)]
+        source = raw_2018(tmp_path / f"raw{order}")
+        put(source / "meta_Video_Games.json.gz", lines(metadata[::order]))
+        prepare(source, tmp_path / str(order) / "games")
+        made.append((tmp_path / str(order) / "games" / "games.item").read_bytes())
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        (
+            "unixReviewTime",
+            1400000000.5,
+            "line 2: unixReviewTime 1400000000.5 is not a whole number of seconds or milli",
+        ),
+        ("unixReviewTime", True, "line 2: unixReviewTime True is not a number"),
+        ("unixReviewTime", 1400000000000, "some times are of the size of seconds and some of milliseconds"),
+        ("overall", "1_0", "line 2: overall '1_0' is not a number"),
+        ("reviewerID", 1.0, "line 2: reviewerID 1.0 is neither a text nor a whole number"),
+        ("reviewerID", "nan", "id 'nan' stands for a missing value"),
+    ],
+)
+def test_values_are_never_rounded_or_guessed(tmp_path, key, value, told):
+    record = {"reviewerID": "A", "asin": "B", "overall": 5.0, "unixReviewTime": 1400000000}
+    path = put(tmp_path / "reviews_Baby.json", lines([record, {**record, "asin": "C", key: value}]))
+    with pytest.raises(DataError, match=told):
+        read_reviews(path, 0)
+
+
+def test_a_file_of_ratings_that_ends_in_its_last_line_is_told(tmp_path):
+    path = put(tmp_path / "Baby.csv", "user_id,parent_asin,rating,timestamp\nu,i,5,1400000000\nu,j,5,140000000")
+    assert read_reviews(path, 0).notes == (
+        "Baby.csv has no line end after its last line: see that nothing of it is missing",
+    )
+    put(path, "user_id,parent_asin,rating,timestamp\nu,i,5,1400000000\nu,j,5\n")
+    with pytest.raises(DataError, match=r"Baby\.csv, line 3: 3 fields instead of 4"):
+        read_reviews(path, 0)
+    put(path, "user_id,parent_asin,rating,timestamp\nu,i\rx,5,1400000000\n")
+    with pytest.raises(DataError, match=r"Baby\.csv, line 2: a carriage return inside the line"):
+        read_reviews(path, 0)
 
 
 def test_2023_in_words(tmp_path):

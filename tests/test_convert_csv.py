@@ -14,7 +14,7 @@ import recbole_mm
 from recbole_mm.data.convert import CONVERTERS
 from recbole_mm.errors import DataError
 
-ORDERS = "user,item,time\nann,01,2024-01-02 10:00:00\nbob,02,2024-01-03\nann,02,2024-01-02 10:00:01 UTC\n"
+ORDERS = "user,item,time\nann,01,2024-01-02 10:00:00\nbob,02,2024-01-03 00:00\nann,02,2024-01-02 10:00:01.25\n"
 PRODUCTS = 'id,price,maker,Product Name\n01,9.5,Acme,"Red, shirt"\n02,,Zed,"blue\nshirt"\n03,4,,\n'
 
 
@@ -45,9 +45,9 @@ def test_tables_become_a_dataset(convert, tmp_path):
     inter = table(out / "shop.inter")
     assert list(inter) == ["user_id:token", "item_id:token", "timestamp:float"]
     assert inter.to_numpy().tolist() == [
-        ["ann", "01", "1704189600"],
-        ["bob", "02", "1704240000"],
-        ["ann", "02", "1704189601"],
+        ["ann", "01", "1704189600.0"],
+        ["bob", "02", "1704240000.0"],
+        ["ann", "02", "1704189601.25"],
     ]
     item = table(out / "shop.item")
     assert list(item) == ["item_id:token", "price:float", "maker:token_seq", "Product_Name:token_seq"]
@@ -68,7 +68,10 @@ def test_tables_become_a_dataset(convert, tmp_path):
         ({"a.csv": "UserID;Item ID;Timestamp\nu;i;17\nu;j;18\n"}, {}, ["17", "18"]),
         ({"a.tsv.gz": 'uid\tiid\tdate\nu\t5" pipe\t2024-01-01\nu\tj\t2024-01-02\n'}, {}, ["1704067200", "1704153600"]),
         ({"a.txt": "session_id\tproduct\nu\ti\nv\tj\nu\tj\n"}, {"interactions": "a.txt"}, ["0", "0", "1"]),
-        ({"a.csv": "who,what,when\nu,i,4\nu,j,3.7\n"}, {"user": "who", "item": "what", "time": "when"}, ["4", "3"]),
+        ({"a.csv": "who,what,when\nu,i,4\nu,j,3.7\n"}, {"user": "who", "item": "what", "time": "when"}, ["4.0", "3.7"]),
+        ({"a.csv": "user,item,date,time\nu,i,2024-01-01,10:00\n"}, {"time": "date,time"}, ["1704103200"]),
+        ({"a.csv": "user,item,order_date\nu,i,2024-01-01\n"}, {"time": "none"}, ["0"]),
+        ({"a.csv": "user,item,sentiment\nu,i,0.4\n"}, {}, ["0"]),
     ],
 )
 def test_separators_names_and_times(convert, files, options, times):
@@ -90,7 +93,7 @@ def test_columns_can_be_chosen(convert):
         "item": ["item_id", "brand"],
     }
     assert "columns of o.csv that are not used: x" in str(summary)
-    assert "the order of its lines stands in for it" in str(summary)
+    assert "the order of the lines of o.csv stands in for times" in str(summary)
 
 
 @pytest.mark.parametrize(
@@ -145,8 +148,24 @@ def test_ratings_with_gaps_are_left_out(convert):
         ({"a.csv": ORDERS, "b.csv": ORDERS}, {}, r"a\.csv, b\.csv all fit; choose one with --interactions"),
         ({"a.csv": ORDERS}, {"interactions": "c.csv"}, r"--interactions c\.csv: no such file"),
         ({"a.csv": ORDERS}, {"time": "tme"}, "--time tme: no such column in a.csv; did you mean 'time'"),
-        ({"a.csv": ORDERS + "bob,03,soon\n"}, {}, r"a\.csv, line 5: time 'soon' is not a time such as"),
+        ({"a.csv": ORDERS + "bob,03,soon\n"}, {}, r"a\.csv, line 5: time 'soon' is not a number or a time such as"),
         ({"a.csv": "user,item,time\nu,i,3\nu,j,noon\n"}, {}, r"a\.csv, line 3: time 'noon' is not a number"),
+        (
+            {"a.csv": "user,item,timestamp,date\nu,i,3,4\n"},
+            {},
+            "line 1: timestamp, date may hold the times; say --time timestamp, --time timestamp,date for a day and",
+        ),
+        (
+            {"a.csv": "user,item,orderDate\nu,i,3\n"},
+            {},
+            "orderDate may hold the times; say --time orderDate, or --time",
+        ),
+        ({"a.csv": "user,item,x,y,z\nu,i,3,4,5\n"}, {"time": "x,y,z"}, "--time x,y,z: one column, or two"),
+        (
+            {"a.csv": "user,item,date,time\nu,i,2024-01-01,10:00\nu,j,2024-01-01,noon\n"},
+            {"time": "date,time"},
+            "line 3: date and time '2024-01-01 noon' is not a number or a time",
+        ),
         ({"a.csv": ORDERS, "products.csv": PRODUCTS}, {"texts": "id"}, "--texts id: no such column in products.csv"),
         ({"a.csv": "user,item\nu,\n"}, {}, r"a\.csv, line 2: item is missing"),
         (

@@ -97,7 +97,9 @@ CONVERTERS: Mapping[str, Converter] = MappingProxyType(
                     _IMAGES,
                     Option("--user", "column of users, when it has none of the usual names", "COLUMN"),
                     Option("--item", "column of items, in both files", "COLUMN"),
-                    Option("--time", "column of times: a number, or a date as in 2024-05-31 18:30:00", "COLUMN"),
+                    Option(
+                        "--time", "column of times; date,time joins two; none takes the order of the lines", "COLUMN"
+                    ),
                     Option("--texts", "columns of items that models read (default: all columns of words)", "A,B"),
                     Option("--categories", "columns of items for RecBole's feature models, such as brand", "A,B"),
                 ),

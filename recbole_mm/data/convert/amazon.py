@@ -90,9 +90,11 @@ def convert(
     urls = {item: products.urls[item] for item in table["item_id"] if item in products.urls}
     kept = f"{len(counts):,} of {found.read:,} reviews stay"
     notes = [kept + (f" in the {core}-core" if core > 1 else "")]
+    notes += found.notes
     for count, what in (
         (found.repeated, "repeated reviews of a product by the same user were dropped; the earliest stays"),
-        (products.repeated, f"repeated products of {files.metadata.name} were dropped; the first stays"),
+        (products.repeated, f"repeated products of {files.metadata.name} were dropped"),
+        (products.differing, "of these say something else than the line that stays, which is the one with more text"),
         (products.garbled, "titles that hold page code were left empty"),
     ):
         if count:

@@ -56,14 +56,30 @@ class Products:
     Attributes:
         table: columns of `COLUMNS` of which any product has a value, in its order; each product once.
         urls: item id -> URL of its picture, for those that have one.
-        repeated: further lines of a product already listed; the first one counts.
+        repeated: further lines of a product already listed.
+        differing: those of them that say something else; the description with more text counts, whichever is first.
         garbled: titles that were page code, and were left empty.
     """
 
     table: pd.DataFrame
     urls: Mapping[str, str]
     repeated: int
+    differing: int
     garbled: int
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What one line says of a product."""
+
+    columns: Mapping[str, Any]
+    url: str | None
+    garbled: bool
+
+    def fullness(self) -> tuple[int, str]:
+        """Orders descriptions: more text first, and never by which line comes first."""
+        said = repr((self.columns, self.url))
+        return len(said), said
 
 
 def read_products(path: Path, wanted: Collection[str]) -> Products:
@@ -72,9 +88,8 @@ def read_products(path: Path, wanted: Collection[str]) -> Products:
     Raises:
         DataError: the file is malformed, naming the line, or describes none of the wanted products.
     """
-    rows: dict[str, dict[str, Any]] = {}
-    urls: dict[str, str] = {}
-    repeated = garbled = 0
+    found: dict[str, _Described] = {}
+    repeated = differing = 0
     example = ""
     for number, text in progress(read_records(path), "reading metadata", unit="line"):
         start = _FIRST_ASIN.match(text)  # 2014: saves parsing the literals of products nobody asked for
@@ -88,29 +103,30 @@ def read_products(path: Path, wanted: Collection[str]) -> Products:
         example = example or item
         if item not in wanted:
             continue
-        if item in rows:
+        product = _Described(describe(record), image_url(record), _SCRIPT_IN_TEXT in str(record.get("title")))
+        if item in found:
             repeated += 1
-            continue
-        rows[item] = describe(record)
-        garbled += _SCRIPT_IN_TEXT in str(record.get("title"))
-        if url := image_url(record):
-            urls[item] = url
-    if not rows:
+            differing += product != found[item]
+            product = max(product, found[item], key=_Described.fullness)
+        found[item] = product
+    if not found:
         raise DataError(
             f"{path}: describes none of the {len(wanted):,} products of the reviews, such as {next(iter(wanted))!r}, "
             f"but {example!r}; do the files belong together?"
         )
-    table = pd.DataFrame({"item_id": list(rows)})
+    table = pd.DataFrame({"item_id": list(found)})
+    rows = [product.columns for product in found.values()]
     for column in COLUMNS:
         if column == "item_id":
             continue
-        values = [row[column] for row in rows.values()]
+        values = [row[column] for row in rows]
         if column == "price":
             if not all(math.isnan(value) for value in values):
                 table[column] = np.asarray(values)
         elif any(values) or column == "title":
             table[column] = values
-    return Products(table, urls, repeated, garbled)
+    urls = {item: product.url for item, product in found.items() if product.url}
+    return Products(table, urls, repeated, differing, sum(product.garbled for product in found.values()))
 
 
 def describe(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,6 @@ count them); the second time, the ids of the lines that stay. Texts of reviews a
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import math
 from array import array
@@ -19,8 +17,9 @@ import numpy as np
 import pandas as pd
 
 from recbole_mm.data.convert.amazon_records import parse_record, read_records
-from recbole_mm.data.convert.files import explained, open_raw
-from recbole_mm.data.convert.raw import is_usable_id
+from recbole_mm.data.convert.ids import id_fault
+from recbole_mm.data.convert.lines import Layout, check_lines, no_end, read_rows
+from recbole_mm.data.convert.times import NUMBER, units_of
 from recbole_mm.errors import DataError
 from recbole_mm.progress import progress
 
@@ -37,7 +36,9 @@ _CSV_NAMES = (
     ("rating", "overall"),
     ("timestamp", "unixreviewtime"),
 )
+_CSV = Layout(header=False)
 _ASIN_LENGTH = 10
+_EXACT = 2**53
 _LINES_TO_TELL = 200
 
 
@@ -49,11 +50,13 @@ class Reviews:
         table: `user_id` and `item_id` (categories of str), `rating` and `timestamp` (int64), in the file's order.
         read: lines of the file.
         repeated: of the lines left by a first count, how many repeat a user's review of an item.
+        notes: what else the reader should know.
     """
 
     table: pd.DataFrame
     read: int
     repeated: int
+    notes: tuple[str, ...]
 
 
 def read_reviews(path: Path, k_core: int) -> Reviews:
@@ -62,7 +65,7 @@ def read_reviews(path: Path, k_core: int) -> Reviews:
     Raises:
         DataError: the file is malformed, naming the line; nothing stays.
     """
-    kept = None
+    kept, notes = None, _check_csv(path) if ".csv" in path.suffixes else ()
     if k_core > 1:
         kept = _rows_of_core(path, k_core)
         if not kept.any():
@@ -79,10 +82,15 @@ def read_reviews(path: Path, k_core: int) -> Reviews:
         ratings.append(rating)
         times.append(time)
     for token in itertools.chain(users, items):
-        if not is_usable_id(token):
-            raise DataError(f"{path}: id {token!r} holds a blank at its end, a control character or a leading quote")
+        if reason := id_fault(token):
+            raise DataError(f"{path}: id {token!r} {reason}")
     by_user, by_item = np.asarray(user_codes), np.asarray(item_codes)
-    first = _earliest(by_user, by_item, np.asarray(times))
+    moments = np.asarray(times)
+    if len(units := units_of(moments)) > 1:
+        raise DataError(
+            f"{path}: some times are of the size of {units[0]} and some of {units[1]}; write all times alike"
+        )
+    first = _earliest(by_user, by_item, moments)
     rows = np.flatnonzero(first)
     # Where two ids share a hash, the first count was too high; this one is exact.
     rows = rows[_in_core(by_user[rows], by_item[rows], k_core)]
@@ -91,10 +99,10 @@ def read_reviews(path: Path, k_core: int) -> Reviews:
             "user_id": pd.Categorical.from_codes(by_user[rows], list(users)).remove_unused_categories(),
             "item_id": pd.Categorical.from_codes(by_item[rows], list(items)).remove_unused_categories(),
             "rating": np.asarray(ratings)[rows],
-            "timestamp": np.asarray(times)[rows],
+            "timestamp": moments[rows],
         }
     )
-    return Reviews(table, read, int((~first).sum()))
+    return Reviews(table, read, int((~first).sum()), notes)
 
 
 def _rows_of_core(path: Path, k: int) -> np.ndarray:
@@ -167,23 +175,28 @@ def _from_json(path: Path) -> Iterator[Review]:
 
 
 def _from_csv(path: Path) -> Iterator[Review]:
-    with explained(path), open_raw(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        reader = csv.reader(text)
-        lines = ((reader.line_num, row) for row in reader if row)
-        head = list(itertools.islice(lines, _LINES_TO_TELL))
-        if not head:
-            raise DataError(f"{path}: the file is empty")
-        order = _order_of_header(path, head[0][1])
-        if order is not None:
-            head = head[1:]
-        else:
-            order = _order_of_ids(path, [row for _, row in head])
-        names = tuple(kinds[0] for kinds in _CSV_NAMES)
-        width = max(order) + 1
-        for number, row in itertools.chain(head, lines):
-            if len(row) < width:
-                raise DataError(f"{path}, line {number}: {len(row)} fields instead of {width}")
-            yield _review(path, number, names, tuple(row[place] for place in order))
+    lines = read_rows(path, _CSV)
+    head = list(itertools.islice(lines, _LINES_TO_TELL))
+    if not head:
+        raise DataError(f"{path}: the file is empty")
+    width = len(head[0][1])
+    order = _order_of_header(path, head[0][1])
+    if order is not None:
+        head = head[1:]
+    else:
+        order = _order_of_ids(path, [row for _, row in head])
+    names = tuple(kinds[0] for kinds in _CSV_NAMES)
+    for number, row in itertools.chain(head, lines):
+        if len(row) != width:
+            raise DataError(f"{path}, line {number}: {len(row)} fields instead of {width}")
+        yield _review(path, number, names, tuple(row[place] for place in order))
+
+
+def _check_csv(path: Path) -> tuple[str, ...]:
+    """What must be said of a CSV file that is sound; DataError, naming the line, where it is not."""
+    first = next(read_rows(path, _CSV), None)
+    sound = first is None or check_lines(path, _CSV, len(first[1])).ended
+    return () if sound else (no_end(path),)
 
 
 def _order_of_header(path: Path, row: list[str]) -> list[int] | None:
@@ -213,27 +226,34 @@ def _review(path: Path, number: int, names: tuple[str, ...], values: tuple[objec
             raise DataError(f"{path}, line {number}: {name} is missing")
     user, item, rating, time = values
     return (
-        str(user),
-        str(item),
+        user if isinstance(user, str) else _numbered(path, number, names[0], user),
+        item if isinstance(item, str) else _numbered(path, number, names[1], item),
         _number(path, number, names[2], rating),
-        time if isinstance(time, int) and abs(time) < 2**63 else _whole(path, number, names[3], time),
+        _whole(path, number, names[3], time),
     )
 
 
+def _numbered(path: Path, number: int, name: str, value: object) -> str:
+    """An id that JSON gives as a number."""
+    if type(value) is int:
+        return str(value)
+    raise DataError(f"{path}, line {number}: {name} {value!r} is neither a text nor a whole number")
+
+
 def _number(path: Path, number: int, name: str, value: object) -> float:
-    try:
-        found = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        found = math.nan
+    written = type(value) in (int, float) or (isinstance(value, str) and NUMBER.fullmatch(value))
+    found = float(value) if written else math.nan  # type: ignore[arg-type]
     if not math.isfinite(found):
         raise DataError(f"{path}, line {number}: {name} {value!r} is not a number")
     return found
 
 
 def _whole(path: Path, number: int, name: str, value: object) -> int:
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
         return int(value)
-    found = math.floor(_number(path, number, name, value))
-    if abs(found) >= 2**63:
+    found = _number(path, number, name, value)
+    if abs(found) > _EXACT:
         raise DataError(f"{path}, line {number}: {name} {value!r} is too large")
-    return found
+    if found % 1:
+        raise DataError(f"{path}, line {number}: {name} {value!r} is not a whole number of seconds or milliseconds")
+    return int(found)

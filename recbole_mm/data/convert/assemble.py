@@ -11,6 +11,7 @@ import pandas as pd
 
 from recbole_mm.data.convert.atomic import write_inter, write_item, write_user, write_yaml, yaml_text
 from recbole_mm.data.convert.folder import IMAGES, check_target, dataset_name, write_folder
+from recbole_mm.data.convert.ids import MISSING, written_twice
 from recbole_mm.data.convert.images import ImageFolder, index_images, is_safe_id
 from recbole_mm.errors import DataError
 
@@ -127,6 +128,12 @@ def write_dataset(
             f"in the catalogue, which has {catalogue[0]!r}; do the files belong together?"
         )
     known = counts.index.union(catalogue, sort=False)
+    users = pd.Index(raw.inter.rows["user_id"].unique()).astype(str)
+    if raw.user is not None:
+        users = users.union(pd.Index(raw.user.rows["user_id"].astype(str)), sort=False)
+    raw = replace(
+        raw, notes=[*raw.notes, *_written_alike(raw.source, known, "item"), *_written_alike(raw.source, users, "user")]
+    )
     images = {token: raw.images.files[token] for token in known if token in raw.images.files and is_safe_id(token)}
     write_folder(
         out,
@@ -138,6 +145,25 @@ def write_dataset(
         (lambda: yaml_text(*_yaml_of(name, raw, has_images=False)).encode()) if images else None,
     )
     return _summarise(raw, out, name, counts, catalogue, known, images)
+
+
+def _written_alike(source: Path, tokens: pd.Index, what: str) -> list[str]:
+    """A note where two ids differ in leading zeros alone.
+
+    Raises:
+        DataError: two ids are one number, or one text, in two ways of writing that nobody means to be different.
+    """
+    alike, padded = written_twice(tokens)
+    for first, second in alike[:1]:
+        raise DataError(
+            f"{source}: the {what} ids {first!r} and {second!r} are one id written in two ways ({len(alike):,} such "
+            "pairs); write them alike"
+        )
+    return [
+        f"{len(padded):,} {what} ids differ from another one in leading zeros alone, such as {first!r} and {second!r}: "
+        "they are taken to be different"
+        for first, second in padded[:1]
+    ]
 
 
 def _write_tables(folder: Path, name: str, raw: RawDataset, has_images: bool) -> None:
@@ -200,6 +226,10 @@ def _summarise(
         notes.append(f"{unused:,} of {len(catalogue):,} items of the catalogue are in no interaction")
     if unsafe:
         notes.append(f"{unsafe:,} item ids cannot be file names ('/', '..' or a leading dot) and get no image")
+    if raw.item is not None and raw.text_fields:
+        words = raw.item.rows[list(raw.text_fields)]
+        if missing_words := int(words.isin(MISSING).sum().sum()):
+            notes.append(f"{missing_words:,} texts of items are 'nan', 'NA', 'None' or the like, and are kept as words")
     if raw.images.empty:
         notes.append(f"{raw.images.empty:,} image files are empty and were left out")
     if raw.images.root is not None and len(images) < len(raw.images.files):

@@ -15,17 +15,16 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from recbole_mm.data.convert.ids import CONTROL
 from recbole_mm.errors import DataError
 
-# C0 and C1 controls, the Unicode line and paragraph separators, and the byte order mark.
-_CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]+"
 _LINES_AT_ONCE = 100_000
 _TYPES = ("token", "token_seq", "float", "float_seq")
 
 
 def clean_text(column: pd.Series) -> pd.Series:
     """Text that is safe inside an atomic file: control characters become one space, ends are stripped."""
-    text = column.astype(str).str.replace(_CONTROL, " ", regex=True).str.strip()
+    text = column.astype(str).str.replace(f"{CONTROL}+", " ", regex=True).str.strip()
     return text.mask(text.str.startswith('"'), " " + text)
 
 
@@ -49,10 +48,16 @@ def write_table(path: Path, table: pd.DataFrame, types: Mapping[str, str]) -> Pa
 
     Raises:
         DataError: the file cannot be written (disk full, no permission).
+        ValueError: an unknown type, or an id that an atomic file cannot hold as it is.
     """
     unknown = [kind for kind in types.values() if kind not in _TYPES]
     if unknown:
         raise ValueError(f"{unknown[0]!r} is not an atomic type; known: {', '.join(_TYPES)}")
+    for field in set(types) & {"user_id", "item_id"}:
+        tokens = pd.Series(table[field].unique()).astype(str)
+        changed = tokens[clean_text(tokens) != tokens]
+        if len(changed):
+            raise ValueError(f"{field} {changed.iloc[0]!r} cannot stand in an atomic file; its source must refuse it")
     columns = [_renderer(table[field]) for field in types]
     temporary = path.with_name(f"{path.name}.partial")
     try:
@@ -105,6 +110,7 @@ def _renderer(column: pd.Series) -> Callable[[slice], list[str]]:
     if not pd.api.types.is_numeric_dtype(column):
         return lambda rows: clean_text(column.iloc[rows]).tolist()
     values = column.to_numpy()
-    if np.isfinite(values).all() and (values % 1 == 0).all():
+    # Beyond 2**53 a float is written with its exponent; casting it to int64 would overflow at 2**63.
+    if values.dtype.kind in "iu" or ((values % 1 == 0) & (np.abs(values) <= 2**53)).all():
         return lambda rows: list(map(str, values[rows].astype(np.int64).tolist()))
     return lambda rows: ["" if value != value else repr(value) for value in values[rows].tolist()]

@@ -16,6 +16,8 @@ import pandas as pd
 
 from recbole_mm.errors import DataError
 
+_START = 2**16
+
 
 def check_source(source: Path) -> None:
     """Raises DataError unless `source` is a folder."""
@@ -73,6 +75,14 @@ def open_raw(path: Path, separator: str = ",") -> IO[bytes]:
         return file
     with file:
         return io.BytesIO(file.read().replace(b"\t", b" ").replace(separator.encode(), b"\t"))
+
+
+def open_text(path: Path, encoding: str, separator: str = ",") -> io.TextIOWrapper:
+    """The file as text. Lines end with LF or CRLF; in a file without any LF, with CR (older programs for Macintosh)."""
+    file = open_raw(path, separator)
+    start = file.read(_START)
+    file.seek(0)
+    return io.TextIOWrapper(file, encoding, newline="\r" if b"\r" in start and b"\n" not in start else "\n")
 
 
 @contextmanager

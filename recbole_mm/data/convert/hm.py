@@ -7,7 +7,7 @@ Raw layout, in one folder:
                                    or a sample of it: inter_2y_core.csv, or the file given with --transactions
     images/<article_id>.jpg        or Kaggle's images/<first three digits>/<article_id>.jpg
 
-Article ids keep their leading zeros. A day is the unix second it begins (UTC); purchases of one day keep the order of
+Article ids keep their leading zeros. A day (or time) is a unix second (UTC); purchases of one day keep the order of
 the file, and repeated purchases stay (RecBole's `rm_dup_inter` removes them).
 """
 
@@ -26,7 +26,7 @@ TRANSACTIONS = ("inter_2y_core.csv*", "transactions_train.csv", "transactions_tr
 _INTER = {
     "user_id": Column("id", ("customer_id",)),
     "item_id": Column("id", ("article_id",)),
-    "timestamp": Column("day", ("t_dat",)),
+    "timestamp": Column("time", ("t_dat",)),
     "price": Column("number", required=False),
     "sales_channel_id": Column("id", required=False),
 }
@@ -110,10 +110,11 @@ def convert(
     articles = find_file(source, None, ("articles.csv", "articles.csv.gz"), "--source")
     if articles is None:
         raise DataError(f"{source}: no articles.csv[.gz], the catalogue of articles")
-    inter = read_table(purchases, _INTER)
+    notes: list[str] = []
+    inter = read_table(purchases, _INTER, notes)
     columns = {"item_id": Column("id", ("article_id",)), "prod_name": Column("text")}
     columns |= {field: Column("text", required=False) for field in (*_CATEGORIES, "detail_desc")}
-    item, dropped = read_catalogue(articles, columns)
+    item = read_catalogue(articles, columns, notes)
     types = dict.fromkeys(item.columns, "token") | {"prod_name": "token_seq"}
     if "detail_desc" in types:
         types["detail_desc"] = "token_seq"
@@ -127,6 +128,6 @@ def convert(
         source=source,
         converter="hm",
         files=(purchases.name, articles.name),
-        notes=[f"{dropped:,} repeated identical lines of {articles.name} were dropped"] if dropped else [],
+        notes=notes,
     )
     return write_dataset(raw, out, name, link, force)

@@ -20,14 +20,8 @@ import pandas as pd
 from recbole_mm.data.convert.assemble import RawDataset, Summary, Table, write_dataset
 from recbole_mm.data.convert.files import check_source, find_file
 from recbole_mm.data.convert.images import find_images
-from recbole_mm.data.convert.raw import (
-    Column,
-    Layout,
-    read_catalogue,
-    read_header,
-    read_rows,
-    read_table,
-)
+from recbole_mm.data.convert.lines import Layout, read_header, read_rows
+from recbole_mm.data.convert.raw import Column, read_catalogue, read_table
 from recbole_mm.errors import DataError
 
 PAIRS = ("*pairs.csv", "*pairs.csv.gz", "*pairs.tsv", "*pairs.tsv.gz")
@@ -37,7 +31,7 @@ _ITEM_NAMES = ("item", "item_id", "videoID", "video_id")
 _INTER = {
     "user_id": Column("id", ("user", "user_id", "userID")),
     "item_id": Column("id", _ITEM_NAMES),
-    "timestamp": Column("integer"),
+    "timestamp": Column("time"),
 }
 _TITLES = {"item_id": Column("id", _ITEM_NAMES), "title": Column("text", ("title", "title_en"))}
 _LISTS = Layout(separator="\t", header=False, quoted=False)
@@ -76,10 +70,10 @@ def convert(
     if titles is None:
         raise DataError(f"{source}: no *title*.csv (item,title)")
     ordered_only = ".tsv" in pairs.suffixes
-    inter = read_lists(pairs) if ordered_only else read_table(pairs, _INTER)
+    notes: list[str] = []
+    inter = read_lists(pairs, notes) if ordered_only else read_table(pairs, _INTER, notes)
     has_header = read_header(titles)[0].lower() in {name.lower() for name in _ITEM_NAMES}
-    item, dropped = read_catalogue(titles, _TITLES, Layout(header=has_header))
-    notes = [f"{dropped:,} repeated identical lines of {titles.name} were dropped"] if dropped else []
+    item = read_catalogue(titles, _TITLES, notes, Layout(header=has_header))
     if ordered_only:
         notes.append(f"{pairs.name} gives the order only: timestamp is the position in the user's list")
     raw = RawDataset(
@@ -97,13 +91,13 @@ def convert(
     return write_dataset(raw, out, name, link, force)
 
 
-def read_lists(path: Path) -> pd.DataFrame:
+def read_lists(path: Path, notes: list[str]) -> pd.DataFrame:
     """One line per user, `user <tab> item item ...`, as interactions with their position as timestamp.
 
     Raises:
         DataError: a line has no items, or a user has two lines.
     """
-    lists = read_table(path, {"user_id": Column("id"), "items": Column("text")}, _LISTS)
+    lists = read_table(path, {"user_id": Column("id"), "items": Column("text")}, notes, _LISTS)
     sequences = lists["items"].str.split()
     lengths = sequences.str.len().to_numpy()
     for fault, reason in (

@@ -32,7 +32,8 @@ from recbole_mm.data.convert.atomic import write_table
 from recbole_mm.data.convert.files import check_source, explained, find_file, open_raw
 from recbole_mm.data.convert.folder import SPLITS, dataset_name
 from recbole_mm.data.convert.images import find_images
-from recbole_mm.data.convert.raw import Column, Layout, read_catalogue, read_header, read_rows, read_table
+from recbole_mm.data.convert.lines import Layout, read_header, read_rows
+from recbole_mm.data.convert.raw import Column, read_catalogue, read_table
 from recbole_mm.errors import DataError
 
 FEATURE_FILES = {"image": "image_feat.npy", "text": "text_feat.npy"}
@@ -44,7 +45,7 @@ _INTER = {
     "item_id": Column("integer", ("itemID",)),
     "label": Column("integer", ("x_label",)),
     "rating": Column("number", required=False),
-    "timestamp": Column("integer", required=False),
+    "timestamp": Column("time", required=False),
 }
 _TYPES = {"user_id": "token", "item_id": "token", "rating": "float", "timestamp": "float"}
 _TOKEN_NAMES = {"item": ("asin", "item_id", "parent_asin"), "user": ("user_id", "reviewerID")}
@@ -99,16 +100,17 @@ def convert(
         raise DataError(f"{source}: no .inter file with userID, itemID and x_label")
     texts = find_file(source, items, ("meta*.csv", "meta*.csv.gz"), "--items")
     features = read_feature_files(source)
-    inter = read_split(path)
-    item_names = _names(source, "item", MAPPINGS[0], inter["item_id"], path)
-    user_names = _names(source, "user", MAPPINGS[1], inter["user_id"], path)
+    notes: list[str] = []
+    inter = read_split(path, notes)
+    item_names = _names(source, "item", MAPPINGS[0], inter["item_id"], path, notes)
+    user_names = _names(source, "user", MAPPINGS[1], inter["user_id"], path, notes)
     tokens = _check_rows(features, inter["item_id"], item_names, path)
     labels = inter.pop("label").to_numpy()
     for column, names in (("item_id", item_names), ("user_id", user_names)):
         inter[column] = _renamed(inter[column], names)
     types = {column: kind for column, kind in _TYPES.items() if column in inter}
     parts = {split: inter[labels == label] for label, split in enumerate(SPLITS)}
-    notes = [f"the split is the source's: {', '.join(f'{len(part):,} {split}' for split, part in parts.items())}"]
+    notes.append(f"the split is the source's: {', '.join(f'{len(part):,} {split}' for split, part in parts.items())}")
     seen = inter["item_id"][labels == 0].unique()
     if unseen := int((~parts["test"]["item_id"].isin(seen)).sum()):
         notes.append(f"{unseen:,} test interactions are with items that have none in training")
@@ -144,7 +146,7 @@ def convert(
 # ------------------------------------------------------------------------------------------------ interactions and ids
 
 
-def read_split(path: Path) -> pd.DataFrame:
+def read_split(path: Path, notes: list[str]) -> pd.DataFrame:
     """Columns `user_id`, `item_id`, `label` (0, 1, 2), perhaps `rating` and `timestamp`, in the file's order.
 
     Raises:
@@ -152,7 +154,7 @@ def read_split(path: Path) -> pd.DataFrame:
             part of the split is empty. The message names the line.
     """
     layout = _layout(path)
-    table = read_table(path, _INTER, layout)
+    table = read_table(path, _INTER, notes, layout)
     for fault, reason in (
         (~table["label"].isin((0, 1, 2)), "x_label {label} is none of 0 (training), 1 (validation) and 2 (test)"),
         (table["user_id"] < 0, "userID {user_id} is negative"),
@@ -170,14 +172,14 @@ def read_split(path: Path) -> pd.DataFrame:
     return table
 
 
-def _names(source: Path, kind: str, file: str, numbers: pd.Series, inter: Path) -> list[str] | None:
+def _names(source: Path, kind: str, file: str, numbers: pd.Series, inter: Path, notes: list[str]) -> list[str] | None:
     """Tokens of users or items by their number, from a mapping that lists 0 to n - 1 once each; None without one."""
     path = source / file
     if not path.is_file():
         return None
     layout = _layout(path)
     columns = {"token": Column("id", _TOKEN_NAMES[kind]), "number": Column("integer", (f"{kind}ID",))}
-    mapping = read_table(path, columns, layout)
+    mapping = read_table(path, columns, notes, layout)
     twice = [column for column in columns if mapping[column].duplicated().any()]
     if twice:
         row = int(np.flatnonzero(mapping[twice[0]].duplicated())[0])
@@ -259,7 +261,7 @@ def _read_texts(path: Path, tokens: list[str], notes: list[str]) -> tuple[Table,
     by_number = "itemid" in header
     columns = {"item_id": Column("id", ("itemID",) if by_number else _TOKEN_NAMES["item"])}
     columns |= {column: Column("text", required=False) for column in COLUMNS if column != "item_id"}
-    table, repeated = read_catalogue(path, columns, layout)
+    table = read_catalogue(path, columns, notes, layout)
     table["item_id"] = table["item_id"].astype(str)
     if by_number:
         rows = {str(row): token for row, token in enumerate(tokens)}
@@ -269,8 +271,6 @@ def _read_texts(path: Path, tokens: list[str], notes: list[str]) -> tuple[Table,
         raise DataError(f"{path}: describes none of the {len(tokens):,} items; do the files belong together?")
     if not known.all():
         notes.append(f"{int((~known).sum()):,} lines of {path.name} are about no item and were left out")
-    if repeated:
-        notes.append(f"{repeated:,} repeated identical lines of {path.name} were dropped")
     place = {token: row for row, token in enumerate(tokens)}
     table = table[known].sort_values("item_id", key=lambda column: column.map(place)).reset_index(drop=True)
     for column in table.columns.drop("item_id"):

@@ -23,12 +23,8 @@ import pandas as pd
 from recbole_mm.data.convert.assemble import RawDataset, Summary, Table, write_dataset
 from recbole_mm.data.convert.files import check_source, find_undecodable
 from recbole_mm.data.convert.images import ImageFolder, find_images
-from recbole_mm.data.convert.raw import (
-    Column,
-    Layout,
-    read_catalogue,
-    read_table,
-)
+from recbole_mm.data.convert.lines import Layout
+from recbole_mm.data.convert.raw import Column, read_catalogue, read_table
 from recbole_mm.errors import DataError
 
 GENRES_100K = (
@@ -58,7 +54,7 @@ _RATINGS = {
     "user_id": Column("id", ("userId", "user_id:token")),
     "item_id": Column("id", ("movieId", "item_id:token")),
     "rating": Column("number", ("rating", "rating:float")),
-    "timestamp": Column("integer", ("timestamp", "timestamp:float")),
+    "timestamp": Column("time", ("timestamp", "timestamp:float")),
 }
 _INTER_TYPES = {"user_id": "token", "item_id": "token", "rating": "float", "timestamp": "float"}
 _USER_FIELDS = ("age", "gender", "occupation", "zip_code")
@@ -119,7 +115,8 @@ def _with_texts(source: Path, images: ImageFolder) -> RawDataset:
         "release_year": Column("text", ("release_year:token",)),
         "class": Column("text", ("class:token_seq",)),
     }
-    item, repeated = read_catalogue(inter_file.with_suffix(".item"), item_columns, _ATOMIC)
+    notes: list[str] = []
+    item = read_catalogue(inter_file.with_suffix(".item"), item_columns, notes, _ATOMIC)
     text_columns = {
         "item_id": Column("id"),
         "director": Column("text"),
@@ -127,9 +124,8 @@ def _with_texts(source: Path, images: ImageFolder) -> RawDataset:
         "plot": Column("text", ("omdb_plot",)),
         "overview": Column("text", ("tmdb_overview",)),
     }
-    texts, repeated_texts = read_catalogue(source / "items_mm.csv", text_columns)
+    texts = read_catalogue(source / "items_mm.csv", text_columns, notes)
     unlisted = ~texts["item_id"].isin(item["item_id"])
-    notes = _repeated(repeated + repeated_texts)
     if unlisted.any():
         notes.append(
             f"{int(unlisted.sum()):,} items of items_mm.csv are not in {inter_file.stem}.item and were left out"
@@ -140,10 +136,10 @@ def _with_texts(source: Path, images: ImageFolder) -> RawDataset:
     if user_file.is_file():
         user_columns = {"user_id": Column("id", ("user_id:token",))}
         user_columns |= {field: Column("text", (f"{field}:token",)) for field in _USER_FIELDS}
-        user = read_catalogue(user_file, user_columns, _ATOMIC, "user_id")[0]
+        user = read_catalogue(user_file, user_columns, notes, _ATOMIC, "user_id")
     types = dict.fromkeys(merged.columns, "token_seq") | {"item_id": "token", "release_year": "token"}
     return RawDataset(
-        inter=Table(read_table(inter_file, _RATINGS, _ATOMIC), _INTER_TYPES),
+        inter=Table(read_table(inter_file, _RATINGS, notes, _ATOMIC), _INTER_TYPES),
         item=Table(merged, types),
         user=None if user is None else Table(user, _USER_TYPES),
         images=images,
@@ -161,7 +157,8 @@ def _hundred_thousand(source: Path, images: ImageFolder) -> RawDataset:
     columns = {"item_id": Column("id"), "title": Column("text")}
     columns |= {field: Column("text") for field in ("release_date", "video_release_date", "url")}
     columns |= {genre: Column("integer") for genre in GENRES_100K}
-    item, repeated = read_catalogue(source / "u.item", columns, pipe)
+    notes: list[str] = []
+    item = read_catalogue(source / "u.item", columns, notes, pipe)
     item["class"] = [
         " ".join(genre for genre, flag in zip(GENRES_100K, flags, strict=True) if flag)
         for flags in item[list(GENRES_100K)].itertuples(index=False)
@@ -169,10 +166,10 @@ def _hundred_thousand(source: Path, images: ImageFolder) -> RawDataset:
     user = None
     if (source / "u.user").is_file():
         user_columns = {"user_id": Column("id")} | {field: Column("text") for field in _USER_FIELDS}
-        user = read_catalogue(source / "u.user", user_columns, pipe, "user_id")[0]
+        user = read_catalogue(source / "u.user", user_columns, notes, pipe, "user_id")
     tabs = Layout(separator="\t", header=False, quoted=False)
-    ratings = read_table(source / "u.data", _RATINGS, tabs)
-    return _assemble(source, images, ratings, item, "class", user, repeated, ("u.data", "u.item"))
+    ratings = read_table(source / "u.data", _RATINGS, notes, tabs)
+    return _assemble(source, images, ratings, item, "class", user, notes, ("u.data", "u.item"))
 
 
 def _million(source: Path, images: ImageFolder) -> RawDataset:
@@ -180,20 +177,22 @@ def _million(source: Path, images: ImageFolder) -> RawDataset:
         return Layout(separator="::", header=False, quoted=False, encoding=_encoding(source / file))
 
     columns = {"item_id": Column("id"), "title": Column("text"), "genres": Column("text")}
-    item, repeated = read_catalogue(source / "movies.dat", columns, layout("movies.dat"))
+    notes: list[str] = []
+    item = read_catalogue(source / "movies.dat", columns, notes, layout("movies.dat"))
     item["genre"] = _genres(item["genres"])
     user = None
     if (source / "users.dat").is_file():
         user_columns = {"user_id": Column("id")}
         user_columns |= {field: Column("text") for field in ("gender", "age", "occupation", "zip_code")}
-        user = read_catalogue(source / "users.dat", user_columns, layout("users.dat"), "user_id")[0]
-    ratings = read_table(source / "ratings.dat", _RATINGS, layout("ratings.dat"))
-    return _assemble(source, images, ratings, item, "genre", user, repeated, ("ratings.dat", "movies.dat"))
+        user = read_catalogue(source / "users.dat", user_columns, notes, layout("users.dat"), "user_id")
+    ratings = read_table(source / "ratings.dat", _RATINGS, notes, layout("ratings.dat"))
+    return _assemble(source, images, ratings, item, "genre", user, notes, ("ratings.dat", "movies.dat"))
 
 
 def _csv_release(source: Path, images: ImageFolder) -> RawDataset:
     columns = {"item_id": Column("id", ("movieId",)), "title": Column("text"), "genres": Column("text")}
-    item, repeated = read_catalogue(source / "movies.csv", columns)
+    notes: list[str] = []
+    item = read_catalogue(source / "movies.csv", columns, notes)
     item["genre"] = _genres(item["genres"])
     if (source / "links.csv").is_file():
         link_columns = {
@@ -201,10 +200,10 @@ def _csv_release(source: Path, images: ImageFolder) -> RawDataset:
             "imdb_id": Column("text", ("imdbId",)),
             "tmdb_id": Column("text", ("tmdbId",), required=False),
         }
-        links = read_catalogue(source / "links.csv", link_columns)[0]
+        links = read_catalogue(source / "links.csv", link_columns, notes)
         item = item.astype({"item_id": str}).merge(links.astype({"item_id": str}), on="item_id", how="left").fillna("")
-    ratings = read_table(source / "ratings.csv", _RATINGS)
-    return _assemble(source, images, ratings, item, "genre", None, repeated, ("ratings.csv", "movies.csv"))
+    ratings = read_table(source / "ratings.csv", _RATINGS, notes)
+    return _assemble(source, images, ratings, item, "genre", None, notes, ("ratings.csv", "movies.csv"))
 
 
 def _assemble(
@@ -214,7 +213,7 @@ def _assemble(
     item: pd.DataFrame,
     genre_field: str,
     user: pd.DataFrame | None,
-    repeated: int,
+    notes: list[str],
     files: tuple[str, ...],
 ) -> RawDataset:
     parts = item["title"].str.extract(_TITLE_AND_YEAR)
@@ -232,7 +231,7 @@ def _assemble(
         source=source,
         converter="movielens",
         files=files,
-        notes=_repeated(repeated),
+        notes=notes,
     )
 
 
@@ -243,7 +242,3 @@ def _genres(column: pd.Series) -> pd.Series:
 def _encoding(path: Path) -> str:
     """UTF-8 if the file is that, else the Latin-1 of the older releases."""
     return "utf-8-sig" if find_undecodable(path, "utf-8") is None else "latin-1"
-
-
-def _repeated(count: int) -> list[str]:
-    return [f"{count:,} repeated identical lines of the catalogue were dropped"] if count else []

@@ -2,7 +2,7 @@
 
 Raw layout, in one folder or below it; files are told by their columns, whatever their names:
 
-    interaction.csv[.gz]           item_id, user_id, timestamp (unix seconds)
+    interaction.csv[.gz]           item_id, user_id, timestamp
     item_info.csv[.gz]             item_id, view_number, comment_number, thumbup_number, share_number, coin_number,
                                    favorite_number, barrage_number, title (or title_en), tag, description
     cover/<item_id>.jpg            also covers/ or images/; or the folder given with --images
@@ -19,12 +19,13 @@ from pathlib import Path
 from recbole_mm.data.convert.assemble import RawDataset, Summary, Table, write_dataset
 from recbole_mm.data.convert.files import check_source, find_file
 from recbole_mm.data.convert.images import find_images
-from recbole_mm.data.convert.raw import Column, read_catalogue, read_header, read_table
+from recbole_mm.data.convert.lines import read_header
+from recbole_mm.data.convert.raw import Column, read_catalogue, read_table
 from recbole_mm.errors import DataError
 
 COVERS = ("cover", "covers", "images", "*/cover", "*/covers", "*/images")
 
-_INTER = {"user_id": Column("id"), "item_id": Column("id"), "timestamp": Column("integer")}
+_INTER = {"user_id": Column("id"), "item_id": Column("id"), "timestamp": Column("time")}
 _COUNTERS = (
     "view_number",
     "comment_number",
@@ -71,8 +72,9 @@ def convert(
     check_source(source)
     inter_file = find_file(source, interactions, (), "--interactions") or _only_with(source, _INTER, "--interactions")
     item_file = find_file(source, items, (), "--items") or _only_with(source, _ITEM, "--items")
-    inter = read_table(inter_file, _INTER)
-    item, dropped = read_catalogue(item_file, _ITEM)
+    notes: list[str] = []
+    inter = read_table(inter_file, _INTER, notes)
+    item = read_catalogue(item_file, _ITEM, notes)
     types = {"item_id": "token", "title": "token_seq", "tag": "token", "description": "token_seq"}
     types = {field: types.get(field, "float") for field in item.columns}
     raw = RawDataset(
@@ -85,7 +87,7 @@ def convert(
         source=source,
         converter="pixelrec",
         files=(inter_file.name, item_file.name),
-        notes=[f"{dropped:,} repeated identical lines of {item_file.name} were dropped"] if dropped else [],
+        notes=notes,
     )
     return write_dataset(raw, out, name, link, force)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import io
-import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +13,12 @@ import numpy as np
 import pandas as pd
 
 from recbole_mm.data.convert.files import explained, one_character, open_raw
+from recbole_mm.data.convert.ids import id_fault
+from recbole_mm.data.convert.lines import CSV, Layout, check_lines, count_rows, no_end, read_header, read_rows
+from recbole_mm.data.convert.times import NUMBER, first_fault, read_time, settle, units_of
 from recbole_mm.errors import DataError
 
-Kind = Literal["id", "text", "integer", "number", "optional_number", "day", "time"]
+Kind = Literal["id", "text", "integer", "number", "optional_number", "time"]
 
 _DTYPES: dict[Kind, Any] = {
     "id": "category",
@@ -25,12 +26,9 @@ _DTYPES: dict[Kind, Any] = {
     "integer": np.int64,
     "number": np.float64,
     "optional_number": str,
-    "day": "category",
-    "time": "category",
+    "time": np.int64,
 }
-_NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,2})?\s*", re.ASCII)
-_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
-_UNUSABLE_ID = re.compile(r'[\x00-\x1f\x7f]|^"')
+_EXACT = 2**53
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,9 @@ class Column:
     """A column to read.
 
     Attributes:
-        kind: `id` (kept exactly, leading zeros too), `text`, `integer`, `number`, `optional_number` (may be empty) or
-            `day` (YYYY-MM-DD, read as the unix second it begins in UTC) or `time` (as ISO 8601 writes it, from a day to
-            a fraction of a second, in UTC where it names no zone; read as a unix second).
+        kind: `id` (kept as it is, leading zeros too, without the spaces around it), `text`, `integer`, `number`,
+            `optional_number` (may be empty) or `time` (numbers of any one unit; or days or times of day as ISO 8601
+            writes them, in UTC where they name no zone, which are read as unix seconds).
         names: headers it may carry, the preferred one first; compared without case.
         required: whether a file without it is an error.
     """
@@ -50,106 +48,103 @@ class Column:
     required: bool = True
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a raw file is written. `quoted` is CSV's use of double quotes; GroupLens' `.dat` files have bare quotes."""
-
-    separator: str = ","
-    header: bool = True
-    quoted: bool = True
-    encoding: str = "utf-8-sig"
-
-
-def read_table(path: Path, columns: Mapping[str, Column], layout: Layout = Layout()) -> pd.DataFrame:
+def read_table(path: Path, columns: Mapping[str, Column], notes: list[str], layout: Layout = CSV) -> pd.DataFrame:
     """The wanted columns of a raw file, in the order asked for.
 
     Args:
         path: file to read; `.gz` is unpacked on the way.
         columns: name in the result -> column. Without a header line they are the file's columns in order.
+        notes: gets a line for each thing that the reader of the result should know.
         layout: how the file is written.
 
     Returns:
-        Table with `id` columns as categories of str, `text` as str, `integer` and `day` as int64, numbers as float64.
+        Table with `id` columns as categories of str, `text` as str, `integer` as int64, numbers as float64, and `time`
+        as int64 where all are whole, else as float64.
 
     Raises:
-        DataError: the file is missing, empty or damaged; a required column is absent; a line has too many fields; a
-            value is not of its kind. The message names the line.
+        DataError: the file is missing, empty or damaged; a required column is absent; a line has too many or too few
+            fields; a value is not of its kind, or not written like the other times. The message names the line.
     """
     names = read_header(path, layout) if layout.header else list(columns)
     positions = _match_columns(path, names, columns) if layout.header else {field: field for field in columns}
     kinds = {raw: columns[field].kind for field, raw in positions.items()}
+    lines = check_lines(path, layout, len(names))
+    if not lines.ended:
+        notes.append(no_end(path))
     with explained(path):
         raw = _parse(path, names, kinds, layout)
     if raw.empty:
         raise DataError(f"{path}: no lines below the header" if layout.header else f"{path}: the file is empty")
-    table = pd.DataFrame({field: _convert(raw[name], kinds[name]) for field, name in positions.items()})
+    table = {}
     for field, name in positions.items():
-        if not _is_sound(table[field], columns[field].kind):
-            fault = _find_fault(path, layout, names, name, columns[field].kind)
+        converted, ranked = _convert(raw[name], kinds[name])
+        if converted is None:
+            fault = _find_fault(path, layout, names, name, kinds[name])
             raise fault or DataError(f"{path}: a value in column {name} cannot be read")
-    return table
+        table[field] = converted
+        if ranked:
+            notes.append(_ranks(path, name))
+    if not lines.counted and count_rows(path, layout, len(names)) != len(raw):
+        raise DataError(f"{path}: its quotation marks are not those of CSV ({len(raw):,} lines were read)")
+    return pd.DataFrame(table)
 
 
 def read_catalogue(
-    path: Path, columns: Mapping[str, Column], layout: Layout = Layout(), id_field: str = "item_id"
-) -> tuple[pd.DataFrame, int]:
-    """As `read_table`, for a file that lists each id once.
-
-    Returns:
-        The table without repeated identical lines, and how many such lines were dropped.
+    path: Path, columns: Mapping[str, Column], notes: list[str], layout: Layout = CSV, id_field: str = "item_id"
+) -> pd.DataFrame:
+    """As `read_table`, for a file that lists each id once; repeated identical lines are dropped, and noted.
 
     Raises:
         DataError: as `read_table`; the same id twice with different content.
     """
-    table = read_table(path, columns, layout)
+    table = read_table(path, columns, notes, layout)
     kept = table.drop_duplicates()
     twice = kept[id_field].duplicated()
     if twice.any():
         token = kept.loc[twice, id_field].iloc[0]
         position = _position_of(path, layout, columns, id_field)
-        lines = [
-            line for line, row in read_rows(path, layout) if len(row) > position and row[position].strip() == token
-        ]
+        lines = [line for line, row in read_rows(path, layout) if row[position].strip() == token]
         raise DataError(
             f"{path}, line {lines[-1]}: {id_field} {token!r} was already listed on line {lines[0]} with other content; "
             f"remove one ({int(twice.sum())} such ids)"
         )
-    return kept.reset_index(drop=True), len(table) - len(kept)
+    if dropped := len(table) - len(kept):
+        notes.append(f"{dropped:,} repeated identical lines of {path.name} were dropped")
+    return kept.reset_index(drop=True)
 
 
-def read_header(path: Path, layout: Layout = Layout()) -> list[str]:
-    """The column names on the first line.
+def join_times(
+    path: Path, layout: Layout, names: list[str], parts: tuple[str, str], table: pd.DataFrame, notes: list[str]
+) -> pd.Series:
+    """The times whose day and time of day stand in two columns, read as text.
+
+    Args:
+        path: the file.
+        layout: how it is written.
+        names: its columns.
+        parts: which of them are the day and the time of day.
+        table: holds both under these names.
+        notes: gets a line where ranks stand in for the times.
 
     Raises:
-        DataError: the file is missing, empty or damaged, or names a column twice.
+        DataError: a time is none, or is not written like the others, naming the line.
     """
-    with explained(path):
-        first = next(_raw_rows(path, layout), None)
-    if first is None:
-        raise DataError(f"{path}: the file is empty")
-    names = [name.strip() for name in first[1]]
-    if len({name.lower() for name in names}) < len(names):
-        raise DataError(f"{path}, line 1: a column is named twice: {', '.join(names)}")
-    return names
-
-
-def read_rows(path: Path, layout: Layout = Layout()) -> Iterator[tuple[int, list[str]]]:
-    """Lines below the header as (line number, fields), one at a time; blank lines are left out."""
-    with explained(path):
-        rows = _raw_rows(path, layout)
-        if layout.header:
-            next(rows, None)
-        yield from rows
-
-
-def is_usable_id(token: str) -> bool:
-    """Whether an id survives an atomic file as it is: not blank, no control character, no leading quotation mark."""
-    return bool(token.strip()) and token == token.strip() and not _UNUSABLE_ID.search(token)
+    text = table[parts[0]].str.strip() + " " + table[parts[1]].str.strip()
+    times, ranked = _times(text.astype("category"))
+    what = " and ".join(parts)
+    if times is None:
+        day, clock = map(names.index, parts)
+        rows = ((line, f"{row[day].strip()} {row[clock].strip()}") for line, row in read_rows(path, layout))
+        fault = first_fault(rows)
+        raise _at(path, fault[0], what, *fault[1:]) if fault else DataError(f"{path}: a time cannot be read")
+    if ranked:
+        notes.append(_ranks(path, what))
+    return times
 
 
 def is_number(value: str) -> bool:
     """Whether a field can be read as a number."""
-    return _NUMBER.fullmatch(value) is not None
+    return NUMBER.fullmatch(value) is not None
 
 
 # ---------------------------------------------------------------------------------------------------------- the parser
@@ -171,8 +166,10 @@ def _parse(path: Path, names: list[str], kinds: Mapping[str, Kind], layout: Layo
                 fault = _find_fault(path, layout, names, name, kind)
                 if fault is not None:
                     raise fault from None
-                dtypes[name] = np.float64
-        return _read_csv(path, names, dtypes, layout)  # times with a fraction
+                dtypes[name] = np.float64  # 3.0 for a whole number
+            elif kind == "time":
+                dtypes[name] = "category"  # as text: a fraction or a day
+        return _read_csv(path, names, dtypes, layout)
 
 
 def _read_csv(path: Path, names: list[str], dtypes: Mapping[str, Any], layout: Layout) -> pd.DataFrame:
@@ -190,78 +187,86 @@ def _read_csv(path: Path, names: list[str], dtypes: Mapping[str, Any], layout: L
             na_filter=False,
             index_col=False,
             engine="c",
+            float_precision="round_trip",  # the default can be off by the last digit
             low_memory=False,  # chunks would merge their categories again and again
         )
 
 
-def _convert(column: pd.Series, kind: Kind) -> pd.Series:
+def _convert(column: pd.Series, kind: Kind) -> tuple[pd.Series | None, bool]:
+    """The column's values, None where one is not of its kind; and whether they are ranks."""
+    if kind == "time":
+        return _times(column)
     if kind == "id":
         stripped = column.cat.categories.str.strip()
-        if stripped.equals(column.cat.categories):
-            return column
-        return column.astype(str).str.strip().astype("category")
-    if kind in ("day", "time"):
-        seconds = (_moments(column.cat.categories, kind) - pd.Timestamp(0, tz="UTC")) // pd.Timedelta(seconds=1)
-        values = np.append(np.asarray(seconds, dtype=np.float64), np.nan)[column.cat.codes]
-        return pd.Series(values, index=column.index) if np.isnan(values).any() else pd.Series(values.astype(np.int64))
+        if any(map(id_fault, stripped)):
+            return None, False
+        same = stripped.equals(column.cat.categories)
+        return column if same else column.astype(str).str.strip().astype("category"), False
     if kind == "optional_number":
         text = column.str.strip()
-        numbers = pd.to_numeric(text, errors="coerce")
-        return numbers.mask(numbers.isna() & (text != ""), np.inf)  # marks what is neither empty nor a number
-    if kind == "integer" and column.dtype == np.float64 and (column.abs() < 2**63).all():
-        return np.floor(column).astype(np.int64)
-    return column
-
-
-def _moments(values: pd.Index, kind: Kind) -> pd.DatetimeIndex:
-    """Days or times, NaT where a text is none."""
-    if kind == "day":
-        return pd.to_datetime(values, format="%Y-%m-%d", errors="coerce", utc=True)
-    return pd.to_datetime(
-        values.str.replace(r"\s*UTC\s*$", "Z", regex=True), format="ISO8601", errors="coerce", utc=True
-    )
-
-
-def _is_sound(column: pd.Series, kind: Kind) -> bool:
-    if kind == "id":
-        tokens = column.cat.categories
-        return bool((tokens != "").all()) and not tokens.str.contains(_UNUSABLE_ID).any()
-    if kind == "optional_number":
-        return not np.isinf(column).any()
+        if not (text.map(is_number) | (text == "")).all():
+            return None, False
+        column = text.where(text != "", "nan").astype(np.float64)
+        return column, False
     if kind == "integer":
-        return column.dtype == np.int64
-    return kind == "text" or bool(np.isfinite(column).all())
+        whole = column.dtype == np.int64 or bool(((column % 1 == 0) & (column.abs() <= _EXACT)).all())
+        return column.astype(np.int64) if whole else None, False
+    return column if kind == "text" or np.isfinite(column).all() else None, False
+
+
+def _times(column: pd.Series) -> tuple[pd.Series | None, bool]:
+    if column.dtype == np.int64:
+        values, ranked = settle(column.to_numpy())
+        return (None if len(units_of(column.to_numpy())) > 1 else pd.Series(values, index=column.index)), ranked
+    read = [read_time(text) for text in column.cat.categories]
+    exact = [time.value for time in read if time is not None]
+    forms = {time.form for time in read if time is not None}
+    if len(exact) < len(read) or len(forms) > 1:
+        return None, False
+    if forms == {"a number"} and len(units_of(np.array(exact, dtype=np.float64))) > 1:
+        return None, False
+    values, ranked = settle(exact)
+    return pd.Series(values[column.cat.codes.to_numpy()], index=column.index), ranked
+
+
+def _ranks(path: Path, name: str) -> str:
+    return (
+        f"{path.name}: {name} is finer than a 64-bit float, so that the ranks of its times are written: their order is "
+        "kept, not their distances"
+    )
 
 
 def _fault(value: str, kind: Kind) -> str | None:
     """Why `value` is not of its kind, or None."""
+    if kind == "id":
+        return id_fault(value.strip())
     if not value.strip():
         return None if kind in ("text", "optional_number") else "is missing"
-    if kind == "id":
-        return "holds a control character or begins with a quote" if _UNUSABLE_ID.search(value.strip()) else None
-    if kind in ("integer", "number", "optional_number"):
-        if not is_number(value):
-            return "is not a number"
-        return "is too large" if kind == "integer" and abs(float(value)) >= 2**63 else None
-    if kind == "day":
-        known = _DAY.fullmatch(value) and not _moments(pd.Index([value]), kind).hasnans
-        return None if known else "is not a day written YYYY-MM-DD"
-    if kind == "time":
-        return "is not a time such as 2024-05-31 18:30:00" if _moments(pd.Index([value]), kind).hasnans else None
+    if kind != "text" and not is_number(value):
+        return "is not a number"
+    if kind == "integer":
+        number = float(value)
+        return "is too large" if abs(number) > _EXACT else None if number % 1 == 0 else "is not a whole number"
     return None
 
 
 def _find_fault(path: Path, layout: Layout, names: list[str], name: str, kind: Kind) -> DataError | None:
-    """The error for the first line that has too many fields, or whose value of `name` is not of its kind."""
+    """The error for the first value of `name` that is not of its kind, or a line with other fields before it."""
     position = names.index(name)
+    if kind == "time":
+        count_rows(path, layout, len(names))
+        found = first_fault((line, row[position]) for line, row in read_rows(path, layout))
+        return None if found is None else _at(path, found[0], name, *found[1:])
     for line, row in read_rows(path, layout):
-        if len(row) > len(names):
+        if len(row) != len(names):
             return DataError(f"{path}, line {line}: {len(row)} fields instead of {len(names)}")
-        value = row[position] if len(row) > position else ""
-        reason = _fault(value, kind)
-        if reason:
-            return DataError(f"{path}, line {line}: {name}{f' {value!r}' if value.strip() else ''} {reason}")
+        if reason := _fault(row[position], kind):
+            return _at(path, line, name, row[position], reason)
     return None
+
+
+def _at(path: Path, line: int, name: str, value: str, reason: str) -> DataError:
+    return DataError(f"{path}, line {line}: {name}{f' {value!r}' if value.strip() else ''} {reason}")
 
 
 def _match_columns(path: Path, names: list[str], columns: Mapping[str, Column]) -> dict[str, str]:
@@ -284,15 +289,3 @@ def _position_of(path: Path, layout: Layout, columns: Mapping[str, Column], fiel
         return list(columns).index(field)
     names = read_header(path, layout)
     return names.index(_match_columns(path, names, columns)[field])
-
-
-def _raw_rows(path: Path, layout: Layout) -> Iterator[tuple[int, list[str]]]:
-    with open_raw(path, layout.separator) as file, io.TextIOWrapper(file, encoding=layout.encoding, newline="") as text:
-        delimiter = one_character(layout.separator)
-        if layout.quoted:
-            reader = csv.reader(text, delimiter=delimiter)
-        else:
-            reader = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-        for row in reader:
-            if row:
-                yield reader.line_num, row

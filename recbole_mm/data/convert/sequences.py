@@ -10,8 +10,6 @@ There are no times in it: an interaction's timestamp is its position in its user
 
 from __future__ import annotations
 
-import io
-import re
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from recbole_mm.data.convert.assemble import RawDataset, Summary, Table, write_dataset
-from recbole_mm.data.convert.files import check_source, explained, find_file, open_raw
+from recbole_mm.data.convert.files import check_source, explained, find_file, open_text
+from recbole_mm.data.convert.ids import id_fault
 from recbole_mm.data.convert.images import ImageFolder
 from recbole_mm.errors import DataError
 
@@ -28,7 +27,6 @@ PATTERNS = tuple(f"*{suffix}{packed}" for suffix in (".txt", ".tsv", ".seq", ".d
 ENCODING = "utf-8-sig"
 
 _BLANKS = " \t\r\n"
-_UNUSABLE_ID = re.compile(r'(?:^|[ \t])"|[\x00-\x08\x0b-\x1f\x7f]')
 
 
 def convert(
@@ -97,9 +95,10 @@ def read_sequences(path: Path) -> pd.DataFrame:
     codes: dict[str, int] = {}
     items, lengths = array("q"), array("q")
     for number, line in _lines(path):
-        if _UNUSABLE_ID.search(line):
-            raise DataError(f"{path}, line {number}: an id holds a control character or begins with a quotation mark")
         user, *sequence = filter(None, line.replace("\t", " ").split(" "))
+        for token in (user, *sequence):
+            if token not in codes and (reason := id_fault(token)):
+                raise DataError(f"{path}, line {number}: id {token!r} {reason}")
         if not sequence:
             raise DataError(f"{path}, line {number}: user {user!r} has no items")
         if user in first_line:
@@ -125,7 +124,7 @@ def read_sequences(path: Path) -> pd.DataFrame:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number and text of every line that is not blank."""
-    with explained(path), open_raw(path) as file, io.TextIOWrapper(file, encoding=ENCODING) as text:
+    with explained(path), open_text(path, ENCODING) as text:
         for number, line in enumerate(text, start=1):
             if stripped := line.strip(_BLANKS):
                 yield number, stripped

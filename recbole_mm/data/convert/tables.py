@@ -13,23 +13,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from recbole_mm.data.convert.assemble import RawDataset, Summary, Table, write_dataset
 from recbole_mm.data.convert.files import check_source, find_file
 from recbole_mm.data.convert.images import find_images
-from recbole_mm.data.convert.raw import (
-    Column,
-    Kind,
-    Layout,
-    is_number,
-    read_catalogue,
-    read_header,
-    read_rows,
-    read_table,
-)
+from recbole_mm.data.convert.lines import Layout, read_header
+from recbole_mm.data.convert.raw import Column, is_number, join_times, read_catalogue, read_table
 from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import DataError
 
@@ -42,6 +36,10 @@ ITEMS = (*ITEM_IDS, *NAMES_OR_IDS)
 ABOUT_ITEMS = re.compile(r"item|product|article|movie|film|book|song|track|video|news|catalog", re.IGNORECASE)
 """In the name of a file whose column `id` is that of items."""
 TIMES = ("timestamp", "time", "datetime", "date", "created_at", "unixreviewtime")
+NO_TIME = "none"
+"""Value of `--time`: the order of the lines stands in for times."""
+_TIME_WORDS = re.compile(r"(?:^|_)(?:at|day|when|ts|\w*time|\w*date|\w*timestamp)(?:_|$)")
+_PADDED = re.compile(r"[+-]?0\d")
 RATINGS = ("rating", "stars", "score")
 TITLES = ("title", "name", "item_name", "product_name", "prod_name")
 IMAGE_FOLDERS = ("images", "image", "covers", "cover", "photos", "posters")
@@ -95,7 +93,9 @@ def convert(
         interactions: file of interactions; by default the only one with columns of users and items.
         items: file of items; by default the only other one with a column of items, if there is one.
         images: folder of images; by default one of `IMAGE_FOLDERS` in `source`.
-        user, item, time: columns; by default those of the usual names. Without times, lines are taken to be in order.
+        user, item: columns; by default those of the usual names.
+        time: column of times, two of a day and a time of day with a comma between them, or `NO_TIME`; by default the
+            one of a usual name. A table without times is taken to be in order.
         texts: columns of items, with commas between them, that are text for a model, the most telling first; by default
             the title and every other column of words.
         categories: columns of items that RecBole's feature models embed as one value each.
@@ -180,26 +180,63 @@ def _chosen(source: Path, fitting: Sequence[_Raw], chosen: str | None, option: s
 def _interactions(raw: _Raw, users: Sequence[str], items: Sequence[str], time: str | None) -> tuple[Table, list[str]]:
     """The interactions, and what must be said of them."""
     found = {"user_id": raw.column(users), "item_id": raw.column(items), "rating": raw.column(RATINGS)}
-    found["timestamp"] = raw.named(time, "--time") if time else raw.column(TIMES)
     for field, option in (("user_id", "--user"), ("item_id", "--item")):
         if found[field] is None:
             raise DataError(f"{raw.path}, line 1: no {field} among {', '.join(raw.names)}; name it with {option}")
-    kinds: dict[str, Kind] = {"user_id": "id", "item_id": "id", "rating": "optional_number", "timestamp": "integer"}
-    if found["timestamp"] and not is_number(_first_value(raw, found["timestamp"])):
-        kinds["timestamp"] = "time"
-    columns = {field: Column(kinds[field], (name,)) for field, name in found.items() if name is not None}
-    rows = read_table(raw.path, columns, raw.layout)
-    notes = []
-    if "timestamp" not in rows:
+    taken = {field: name for field, name in found.items() if name is not None}
+    times = _time_columns(raw, time, list(taken.values()))
+    columns = {field: Column("optional_number" if field == "rating" else "id", (taken[field],)) for field in taken}
+    if len(times) == 1:
+        columns["timestamp"] = Column("time", (times[0],))
+    columns |= {name: Column("text") for name in times if len(times) == 2}
+    notes: list[str] = []
+    rows = read_table(raw.path, columns, notes, raw.layout)
+    if not times:
         rows["timestamp"] = rows.groupby("user_id", observed=True).cumcount()
-        notes.append(f"{raw.path.name} has no column of times: the order of its lines stands in for it; else --time")
+        notes.append(f"the order of the lines of {raw.path.name} stands in for times; else --time COLUMN")
+    elif len(times) == 2:
+        rows["timestamp"] = join_times(raw.path, raw.layout, raw.names, (times[0], times[1]), rows, notes)
+    used = [*taken.values(), *times]
     if "rating" in rows and (empty := int(rows["rating"].isna().sum())):
-        del rows["rating"], found["rating"]
+        del rows["rating"]
         notes.append(f"{empty:,} lines of {raw.path.name} have no rating, so that ratings are left out")
-    if left_out := [name for name in raw.names if name not in found.values()]:
+    told = f"users from {taken['user_id']}, items from {taken['item_id']}"
+    notes.append(f"{raw.path.name}: {told}" + (f", times from {' and '.join(times)}" if times else ""))
+    if left_out := [name for name in raw.names if name not in used]:
         notes.append(f"columns of {raw.path.name} that are not used: {', '.join(left_out)}")
     types = {"user_id": "token", "item_id": "token", "rating": "float", "timestamp": "float"}
     return Table(rows, {field: kind for field, kind in types.items() if field in rows}), notes
+
+
+def _time_columns(raw: _Raw, chosen: str | None, others: Sequence[str]) -> list[str]:
+    """The column of times; two, of a day and a time of day; or none.
+
+    Raises:
+        DataError: there is none of the chosen name; or nothing is chosen and several columns have a usual name, or none
+            has and another one looks as if it held the times.
+    """
+    if chosen is not None and raw.column([chosen]) is None:
+        if chosen == NO_TIME:
+            return []
+        parts = [raw.named(name, "--time") for name in chosen.split(",")]
+        if len(parts) != 2:
+            raise DataError(f"--time {chosen}: one column, or two: a day and a time of day, as in --time date,time")
+        return parts
+    if chosen is not None:
+        return [raw.named(chosen, "--time")]
+    free = [name for name in raw.names if name not in others]
+    usual = [name for name in free if _plain(name) in TIMES]
+    if len(usual) == 1:
+        return usual
+    words = {name: _plain(re.sub(r"([a-z])([A-Z])", r"\1_\2", name)) for name in free}
+    candidates = usual or [name for name in free if _TIME_WORDS.search(words[name])]
+    if not candidates:
+        return []
+    joined = f", --time {candidates[0]},{candidates[1]} for a day and a time of day" if len(candidates) > 1 else ""
+    raise DataError(
+        f"{raw.path}, line 1: {', '.join(candidates)} may hold the times; say --time {candidates[0]}{joined}, or "
+        f"--time {NO_TIME} for the order of the lines"
+    )
 
 
 @dataclass(frozen=True)
@@ -221,17 +258,17 @@ def _items(raw: _Raw, ids: Sequence[str], texts: list[str] | None, categories: l
     tokens = [fields[described.named(name, "--categories")] for name in categories or ()]
     columns = {"item_id": Column("id", (id_column,))}
     columns |= {field: Column("text", (name,)) for name, field in fields.items()}
-    rows, dropped = read_catalogue(raw.path, columns, raw.layout)
+    notes: list[str] = []
+    rows = read_catalogue(raw.path, columns, notes, raw.layout)
     types, numbers = {"item_id": "token"}, []
     for field in fields.values():
         types[field] = "token" if field in tokens else "token_seq"
         if field not in (chosen_texts or ()) and field not in tokens and _all_numbers(rows[field]):
             types[field] = "float"
-            rows[field] = pd.to_numeric(rows[field].str.strip(), errors="coerce")
+            rows[field] = rows[field].str.strip().replace("", "nan").astype(np.float64)
             numbers.append(field)
     words = [field for field in types if types[field] != "float" and field != "item_id"]
     words.sort(key=lambda field: field.lower() not in TITLES)  # a stable sort: the title first, else the file's order
-    notes = [f"{dropped:,} repeated identical lines of {raw.path.name} were dropped"] if dropped else []
     if numbers:
         notes.append(f"numbers of {raw.path.name}, no part of the text: {', '.join(numbers)}")
     return _Items(Table(rows, types), words if chosen_texts is None else chosen_texts, tokens, notes)
@@ -256,13 +293,12 @@ def _listed(given: str | None) -> list[str] | None:
     return None if given is None else [name.strip() for name in given.split(",") if name.strip()]
 
 
-def _first_value(raw: _Raw, column: str) -> str:
-    _, row = next(read_rows(raw.path, raw.layout), (0, []))
-    place = raw.names.index(column)
-    return row[place] if len(row) > place else ""
-
-
 def _all_numbers(column: pd.Series) -> bool:
+    """Whether all values but empty ones are numbers that a float holds as they are written; `007` is a code."""
     values = column.str.strip()
     filled = values[values != ""]
-    return len(filled) > 0 and bool(pd.to_numeric(filled, errors="coerce").notna().all())
+    return len(filled) > 0 and bool(filled.map(_is_quantity).all())
+
+
+def _is_quantity(text: str) -> bool:
+    return is_number(text) and not _PADDED.match(text) and Decimal(text) == Decimal(repr(float(text)))

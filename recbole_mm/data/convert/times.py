@@ -1,0 +1,124 @@
+"""Times of raw files, kept exactly: numbers in any one unit, or days and times of day as ISO 8601 writes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import numpy as np
+
+NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,2})?\s*", re.ASCII)
+EXPECTED = "is not a number or a time such as 2024-05-31 18:30:00"
+
+_MOMENT = re.compile(
+    r"(?P<day>\d{4}(?P<mark>[-/]?)\d\d(?P=mark)\d\d)"
+    r"(?:[T ](?P<clock>\d\d(?:(?P<colon>:?)\d\d(?:(?P=colon)\d\d)?)?)(?:[.,](?P<fraction>\d{1,12}))?"
+    r"\s*(?P<zone>Z|UTC|[+-]\d\d(?::?\d\d)?)?)?",
+    re.ASCII | re.IGNORECASE,
+)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LIMIT = 2**63
+_EXACT = 2**53  # float64 holds every whole number up to here
+_UNITS = ("days", "YYYYMMDD", "seconds", "milliseconds", "microseconds", "nanoseconds")
+_EDGES = (1e4, 1e5, 1.9e7, 2.1e7, 3e8, 1e10, 3e11, 1e13, 3e14, 1e16, 3e17, 1e19)
+"""Lowest and highest size of a present-day date (1980 to 2200 or so) in each of `_UNITS`."""
+
+
+@dataclass(frozen=True)
+class Time:
+    """What a text means: a number, or a second since 1970 (UTC where no zone is named); and how it is written."""
+
+    value: Decimal
+    form: str
+
+
+def read_time(text: str) -> Time | None:
+    """The time that a text means, exactly; None where it means none.
+
+    >>> read_time("1970-01-02 00:00:00.25+01:00").value
+    Decimal('82800.25')
+    """
+    if NUMBER.fullmatch(text):
+        number = Decimal(text.strip())
+        return Time(number, "a number") if abs(number) < _LIMIT else None
+    match = _MOMENT.fullmatch(text.strip())
+    if match is None:
+        return None
+    day, clock, zone = match["day"].replace("/", "-"), match["clock"], match["zone"]
+    if match["fraction"] and len(clock.replace(":", "")) < 6:  # of a minute or an hour
+        return None
+    try:
+        moment = datetime.fromisoformat(f"{day}T{clock}{(zone or '').upper().replace('UTC', 'Z')}" if clock else day)
+    except ValueError:  # such as 30 February
+        return None
+    seconds = ((moment if zone else moment.replace(tzinfo=UTC)) - _EPOCH) // timedelta(seconds=1)
+    form = "a day" if clock is None else "a time with a zone" if zone else "a time"
+    return Time(seconds + Decimal(f"0.{match['fraction'] or 0}"), form)
+
+
+def settle(values: np.ndarray | Sequence[Decimal]) -> tuple[np.ndarray, bool]:
+    """Times as they are written: int64 where all are whole, else float64, always in their exact order.
+
+    Args:
+        values: int64 (n,), or n exact numbers.
+
+    Returns:
+        The values, and False; or, where two different times would be one float64, the rank of each among the different
+        ones (0, 1, ...) and True.
+    """
+    if isinstance(values, np.ndarray):
+        if not len(values) or max(abs(int(values.min())), abs(int(values.max()))) <= _EXACT:
+            return values, False
+        different, ranks = np.unique(values, return_inverse=True)
+        collide = len(np.unique(different.astype(np.float64))) < len(different)
+        return (ranks.astype(np.int64), True) if collide else (values, False)
+    if all(value == value.to_integral_value() for value in values):
+        return settle(np.array([int(value) for value in values], dtype=np.int64))
+    floats = np.array([float(value) for value in values])
+    ordered = sorted(set(values))
+    if len(np.unique(floats)) == len(ordered):
+        return floats, False
+    place = {value: rank for rank, value in enumerate(ordered)}
+    return np.array([place[value] for value in values], dtype=np.int64), True
+
+
+def units_of(values: np.ndarray) -> list[str]:
+    """The units in which all of these times but zeros would be dates of our days; several, and they are mixed.
+
+    Times that are dates in no unit, such as seconds since the beginning of a log, leave the question open: [].
+    """
+    bands = np.searchsorted(_EDGES, values[values != 0], side="right")
+    return [_UNITS[band // 2] for band in np.unique(bands)] if (bands % 2).all() else []
+
+
+def first_fault(texts: Iterable[tuple[int, str]]) -> tuple[int, str, str] | None:
+    """The first line of a column of times that is none, else the first that is not written as those before.
+
+    Args:
+        texts: lines and their times.
+
+    Returns:
+        Line, text and reason; None where all fit together.
+    """
+    forms: dict[str, tuple[int, str]] = {}
+    units: dict[str, tuple[int, str]] = {}
+    for line, text in texts:
+        time = read_time(text)
+        if time is None:
+            too_large = NUMBER.fullmatch(text) is not None
+            return line, text, "is missing" if not text.strip() else "is too large" if too_large else EXPECTED
+        forms.setdefault(time.form, (line, text))
+        if time.form == "a number":
+            for unit in units_of(np.array([float(time.value)])):
+                units.setdefault(unit, (line, text))
+    for kinds, what in ((forms, ""), (units, "of the size of ")):
+        if len(kinds) > 1:
+            (first, (first_line, first_text)), (second, (line, text)) = list(kinds.items())[:2]
+            reason = (
+                f"is {what}{second}, but line {first_line} has {first_text!r}, {what}{first}; write all times alike"
+            )
+            return line, text, reason
+    return None
