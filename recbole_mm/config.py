@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from recbole.config import Config as RecboleConfig
+from recbole.model.abstract_recommender import AutoEncoderMixin
 from recbole.utils import EvaluatorType, InputType, ModelType
 
 import recbole_mm
@@ -127,6 +128,7 @@ class Config(RecboleConfig):
             self._set_eval_neg_sample_args("test")
         except (ValueError, TypeError, KeyError, RuntimeError) as error:  # how RecBole refuses a setting
             raise ConfigError(f"RecBole does not accept these settings: {' '.join(str(error).split())}") from error
+        self._check_negatives()
         self.final_config_dict.update(self.current_files())
         self._init_device()
 
@@ -230,6 +232,26 @@ class Config(RecboleConfig):
         super()._set_default_parameters()
         final["dataset"], final["model"] = self.dataset, self.model
         final["data_path"] = str(dataset_dir(self._data_root, self.dataset))
+
+    def _check_negatives(self) -> None:
+        """A loss against sampled items needs them drawn; where nobody does, RecBole's models end in a KeyError.
+
+        Raises:
+            ConfigError: `loss_type` is none of RecBole's, or nothing is drawn for a model that needs it.
+        """
+        final = self.final_config_dict
+        if "MODEL_INPUT_TYPE" not in final:
+            raise ConfigError(f"loss_type: {shown(final['loss_type'])} is not accepted; give CE or BPR")
+        if final["train_neg_sample_args"]["distribution"] != "none":
+            return
+        whole_sequences = final["full_sequence"] or getattr(self.model_class, "trains_on_full_sequences", False)
+        pairs = final["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and not issubclass(self.model_class, AutoEncoderMixin)
+        if final["MODEL_TYPE"] == ModelType.KNOWLEDGE or (pairs and not whole_sequences):
+            loss = f" with loss_type: {final['loss_type']}" if "loss_type" in final else ""
+            raise ConfigError(
+                f"train_neg_sample_args: {self.model}{loss} learns from pairs of a chosen and a sampled item; give "
+                "{distribution: uniform, sample_num: 1}, or leave it out"
+            )
 
     def current_files(self) -> dict[str, dict[str, str]]:
         """What the files of the dataset and of `item_features` hold now: `data_files` and `feature_files`, each name ->

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import recbole
+from recbole.model import abstract_recommender
 from recbole.utils import ModelType
 
 import recbole_mm
@@ -158,6 +159,13 @@ def keys_read_by(model_class: type) -> set[str]:
     sources.update(path for path in own.rglob("*.py") if (own / "models") not in path.parents)
     sources.update(_source_files(model_class))
     return {key for path in sources for key in _READ.findall(path.read_text(encoding="utf-8", errors="replace"))}
+
+
+def reads_labels(model_class: type) -> bool:
+    """Whether a model reads labels: its source speaks of `LABEL_FIELD`, or of `self.LABEL`."""
+    shared = Path(abstract_recommender.__file__)
+    files = (path for path in _source_files(model_class) if path != shared)
+    return any("LABEL" in path.read_text(encoding="utf-8", errors="replace") for path in files)
 
 
 def _source_files(model_class: type) -> Iterator[Path]:

@@ -6,7 +6,9 @@ import pytest
 from recbole.model.sequential_recommender import SASRec
 
 import recbole_mm
+from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError, DataError
+from recbole_mm.evaluation.phases import split
 from recbole_mm.refusals import told_in_one_line
 from tests.conftest import write_toy
 
@@ -36,8 +38,8 @@ HEAD = "user_id:token\titem_id:token\ttimestamp:float"
         ([HEAD.replace("user_id", "user"), "u1\ti1\t1"], {}, "no column 'user_id' among user, item_id, timestamp"),
         ([HEAD.replace("item_id", "item"), "u1\ti1\t1"], {}, "say --ITEM_ID_FIELD=COLUMN"),
         (None, {"load_col": {"inter": ["user", "item"]}}, "'user_id' of toy.inter is not loaded"),
-        (None, {"load_col": ["user_id"]}, "'user_id' of toy.inter is not loaded"),
-        (None, {"load_col": {"inter": "user_id"}}, "'user_id' of toy.inter is not loaded"),
+        (None, {"load_col": ["user_id"]}, r"load_col: \['user_id'\] is not accepted; give a mapping"),
+        (None, {"load_col": {"inter": "user_id"}}, "'item_id' of toy.inter is not loaded"),
         (None, {"load_col": None, "unload_col": {"inter": ["item_id"]}}, "'item_id' of toy.inter is not loaded"),
     ],
 )
@@ -75,16 +77,16 @@ def test_a_user_who_has_everything(own):
     ("model", "settings", "told"),
     [
         ("SASRec", {"hidden_size": 65}, "not a multiple of the number of attention heads"),
-        ("SASRec", {"n_layers": "abc"}, "SASRec does not accept these settings or this data: TypeError"),
+        ("SASRec", {"n_layers": "abc"}, "n_layers: 'abc' is not accepted; give a whole number"),
         ("SASRec", {"hidden_act": "foo"}, "KeyError: 'foo'"),
-        ("BPR", {"embedding_size": "abc"}, "BPR does not accept"),
+        ("BPR", {"embedding_size": "abc"}, "embedding_size: 'abc' is not accepted"),
         ("GRU4RecF", {"selected_features": ["nope"], "pooling_mode": "sum"}, "KeyError: 'nope'"),
         ("KGAT", {}, "toy.kg"),
     ],
 )
 def test_settings_that_recbole_does_not_check(own, model, settings, told):
     with pytest.raises(ConfigError, match=told) as caught:
-        own(model, train_neg_sample_args=None, **settings)
+        own(model, **settings)
     assert "\n" not in str(caught.value)
 
 
@@ -112,3 +114,113 @@ def test_a_bug_of_a_users_own_model_keeps_its_traceback(own):
 def test_sampled_negatives_need_no_labels(own):
     metrics = {"metrics": ["AUC", "LogLoss"], "valid_metric": "AUC", "eval_args": {"mode": "uni5"}}
     assert 0 <= own("DMF", **metrics).test_result["auc"] <= 1
+
+
+# ---------------------------------------------------------------- what is learnt from
+
+
+@pytest.mark.parametrize("given", [None, {"distribution": "none"}, {"distribution": None}])
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("BPR", {}),
+        ("LightGCN", {"threshold": {"rating": 3}}),
+        ("FPMC", {}),
+        ("SASRec", {"loss_type": "BPR"}),
+        ("ConvNCF", {}),
+        ("VBPR", {}),
+        ("KGAT", {}),
+        ("RippleNet", {}),
+    ],
+)
+def test_a_model_of_pairs_without_negatives_is_refused_at_once(toy_config, model, settings, given):
+    with pytest.raises(ConfigError, match=r"^train_neg_sample_args: \w+.* learns from pairs") as caught:
+        toy_config(model, train_neg_sample_args=given, **settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("SASRec", {"loss_type": "BPR", "full_sequence": True}),  # negatives come with the sequences
+        ("SASRecContent", {"loss_type": "BPR"}),
+        ("FPMC", {"full_sequence": True}),
+        ("MultiVAE", {}),  # whole histories
+        ("EASE", {}),
+        ("Pop", {}),
+        ("BM3", {}),
+    ],
+)
+def test_a_model_that_draws_no_pairs_may_go_without_negatives(toy_config, model, settings):
+    assert toy_config(model, train_neg_sample_args=None, **settings)["train_neg_sample_args"]["distribution"] == "none"
+
+
+def test_a_loss_that_is_none_of_recboles_is_refused(toy_config):
+    for given in ("BCE", None):
+        with pytest.raises(ConfigError, match=r"^loss_type: .* give CE or BPR$"):
+            toy_config("SASRec", loss_type=given)
+
+
+FULL = {"metrics": ["NDCG"], "valid_metric": "NDCG@10", "eval_args": {"mode": "full"}, "train_neg_sample_args": None}
+
+
+@pytest.mark.parametrize("model", ["FM", "NeuMF", "NAIS"])
+def test_a_model_of_labels_without_any_is_refused(toy_settings, model):
+    with pytest.raises(DataError, match=f"{model} learns from labels, and there are none") as caught:
+        recbole_mm.run(model, "toy", config_dict={**toy_settings, **FULL})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "negatives", "warned"),
+    [
+        ("LightGCN", {"sample_num": 1}, "LightGCN learns from every row of training as one that was chosen"),
+        ("NeuMF", {"sample_num": 1}, "or learn from labels with train_neg_sample_args: ~"),
+        ("EASE", None, "EASE learns from every row"),
+        ("NeuMF", None, ""),
+        ("Pop", None, ""),
+    ],
+)
+def test_labels_that_are_not_learnt_from_are_warned_about(toy_config, caplog, model, negatives, warned):
+    config = toy_config(model, threshold={"rating": 3}, train_neg_sample_args=negatives)
+    split(config, create_dataset(config), config.model_class)
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("threshold:")]
+    assert len(told) == bool(warned)
+    assert warned in "".join(told)
+
+
+# ---------------------------------------------------------------- unused_col
+
+
+@pytest.mark.parametrize("model", ["SASRec", "BPR"])
+def test_unused_columns_are_used_by_nobody(toy_config, model):
+    config = toy_config(model, unused_col={"inter": "rating"})
+    train = create_dataset(config).build()[0].inter_feat
+    assert not {"rating", "rating_list"} & set(train.columns)
+    assert "rating" not in train
+    assert "rating" not in train[[0, 1]]
+    assert "timestamp" in train[[0, 1]]
+
+
+def test_a_list_alone_may_be_unused(toy_config):
+    config = toy_config("SASRec", unused_col={"inter": ["rating_list"]})
+    train = create_dataset(config).build()[0].inter_feat
+    assert "rating" in train[[0]]
+    assert "rating_list" not in train[[0]]
+    with pytest.raises(KeyError):
+        train["rating_list"]
+    with pytest.raises(ValueError, match="item_length"):
+        train.drop("item_length")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"nofile": "rating"}, "no file toy.nofile is loaded"),
+        ({"inter": ["item_id"]}, "no model can do without 'item_id'"),
+    ],
+)
+@pytest.mark.parametrize("model", ["SASRec", "BPR"])
+def test_unused_columns_that_are_needed_or_nowhere_are_refused(toy_config, model, given, told):
+    with pytest.raises(ConfigError, match=told):
+        create_dataset(toy_config(model, unused_col=given)).build()

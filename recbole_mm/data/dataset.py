@@ -286,6 +286,15 @@ class FlatDatasetMixin(FeatureFieldsMixin, HistoriesMixin):
         self._drop_unused_col()
         return [self.copy(self._rows_of(np.flatnonzero(phases == phase))) for phase in (TRAIN, VALID, TEST)]
 
+    def _drop_unused_col(self) -> None:
+        """RecBole's, which ends in an AttributeError or a KeyError on what is not loaded or cannot be spared."""
+        for name, fields in (self.config["unused_col"] or {}).items():
+            if getattr(self, f"{name}_feat", None) is None:
+                raise ConfigError(f"unused_col: no file {self.dataset_name}.{name} is loaded; leave {name!r} out")
+            for field in {self.uid_field, self.iid_field} & set(fields):
+                raise ConfigError(f"unused_col: {name}: no model can do without {field!r}; leave it out")
+        super()._drop_unused_col()
+
     def _rows_of(self, rows: np.ndarray) -> Interaction:
         return self.inter_feat[rows]
 

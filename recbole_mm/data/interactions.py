@@ -107,12 +107,29 @@ class SequenceSamples(Interaction):
         self.length_field = length_field
         self.max_len = max_len
         self.length = len(self.targets)
+        self.unlisted = {user_field}
 
     @property
     def columns(self) -> list[str]:
         """Names of all fields, RecBole's order: the target's own, the length, the lists."""
-        lists = [field + self.list_suffix for field in self.flat if field != self.user_field]
-        return [*self.flat, self.length_field, *lists]
+        return [*self.flat, self.length_field, *(field + self.list_suffix for field in self._listed())]
+
+    def _listed(self) -> list[str]:
+        return [field for field in self.flat if field not in self.unlisted]
+
+    def drop(self, column: str) -> None:
+        """Leave a field out, with its list; or a list alone.
+
+        Raises:
+            ValueError: there is no such field.
+        """
+        field = column.removesuffix(self.list_suffix)
+        if column in self.flat:
+            del self.flat[column]
+        elif column.endswith(self.list_suffix) and field in self._listed():
+            self.unlisted.add(field)
+        else:
+            raise ValueError(f"Column [{column}] is not in [{self}].")
 
     @property
     def interaction(self) -> dict[str, torch.Tensor]:
@@ -121,7 +138,7 @@ class SequenceSamples(Interaction):
 
     def subset(self, rows: np.ndarray) -> SequenceSamples:
         """The samples `rows`, sharing the flat columns."""
-        return SequenceSamples(
+        part = SequenceSamples(
             self.flat,
             self.starts.numpy()[rows],
             self.targets.numpy()[rows],
@@ -130,6 +147,8 @@ class SequenceSamples(Interaction):
             length_field=self.length_field,
             max_len=self.max_len,
         )
+        part.unlisted = set(self.unlisted)
+        return part
 
     def _history(self, field: str, starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Values of `field` over each history: (n, max_len, ...), zeros on the right."""
@@ -143,9 +162,8 @@ class SequenceSamples(Interaction):
         lengths = targets - starts
         fields = {field: values[targets] for field, values in self.flat.items()}
         fields[self.length_field] = lengths
-        for field in self.flat:
-            if field != self.user_field:
-                fields[field + self.list_suffix] = self._history(field, starts, lengths)
+        for field in self._listed():
+            fields[field + self.list_suffix] = self._history(field, starts, lengths)
         return fields
 
     def __getitem__(self, index):
@@ -155,7 +173,7 @@ class SequenceSamples(Interaction):
             if index == self.length_field:
                 return self.targets - self.starts
             field = index.removesuffix(self.list_suffix)
-            if index.endswith(self.list_suffix) and field in self.flat and field != self.user_field:
+            if index.endswith(self.list_suffix) and field in self._listed():
                 return self._history(field, self.starts, self.targets - self.starts)
             raise KeyError(index)
         if isinstance(index, (int, np.integer)):

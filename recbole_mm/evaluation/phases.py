@@ -25,6 +25,7 @@ from recbole_mm.data.loaders import FullSequenceLoader
 from recbole_mm.errors import DataError
 from recbole_mm.evaluation.ranking import CSR, EvalUsers, RankingData, TrainCounts
 from recbole_mm.first_stage import has_first_stage
+from recbole_mm.layers import reads_labels
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def split(config, dataset: Dataset, model_class: type, run_dir: Path | None = No
             candidates that the folder keeps do not fit the data.
     """
     built = dataset.build()
-    _check_trainable(config, dataset, built[0])
+    _check_trainable(config, dataset, built[0], model_class)
     for part in built:
         part.hand_over(dataset.provided)
     modes = config["eval_args"]["mode"]
@@ -73,7 +74,7 @@ def split(config, dataset: Dataset, model_class: type, run_dir: Path | None = No
     return Phases(train, evaluated[0], evaluated[1], built[0])
 
 
-def _check_trainable(config, dataset: Dataset, train: Dataset) -> None:
+def _check_trainable(config, dataset: Dataset, train: Dataset, model_class: type) -> None:
     where, label = f"dataset {dataset.dataset_name!r}", config["LABEL_FIELD"]
     if len(train.inter_feat) == 0:
         raise DataError(
@@ -84,6 +85,28 @@ def _check_trainable(config, dataset: Dataset, train: Dataset) -> None:
         raise DataError(
             f"{where}: {', '.join(config['metrics'])} need a {label!r} for each interaction: a column {label}:float of "
             ".inter, or threshold: {rating: 3} to make one of a column"
+        )
+    _check_labels(config, dataset, model_class)
+
+
+def _check_labels(config, dataset: Dataset, model_class: type) -> None:
+    """What is learnt from: labels of the data, or every row as a chosen one beside sampled others."""
+    label, labelled = config["LABEL_FIELD"], reads_labels(model_class)
+    sampled = config["train_neg_sample_args"]["distribution"] != "none"
+    needed = labelled and not sampled and config["MODEL_TYPE"] != ModelType.TRADITIONAL  # Pop does without, too
+    if needed and label not in dataset.field2type:
+        raise DataError(
+            f"dataset {dataset.dataset_name!r}: {config['model']} learns from labels, and there are none: give a "
+            f"column {label}:float of .inter, threshold: {{rating: 3}} to make one of a column, or "
+            "train_neg_sample_args: {distribution: uniform, sample_num: 1} to sample items that count as not chosen"
+        )
+    if config["threshold"] is not None and (sampled or not labelled):
+        ((field, least),) = config["threshold"].items()
+        logger.warning(
+            "threshold: %s learns from every row of training as one that was chosen, those below too; leave them out "
+            'with val_interval: {%s: "[%s,inf)"}%s',
+            *(config["model"], field, least),
+            ", or learn from labels with train_neg_sample_args: ~" if labelled else "",
         )
 
 
