@@ -13,6 +13,7 @@ from typing import Any
 from recbole_mm import __version__
 from recbole_mm.data.convert import CONVERTERS
 from recbole_mm.errors import ConfigError, RecboleMMError
+from recbole_mm.escaping import one_line, printable
 from recbole_mm.paths import expanded, given_path
 from recbole_mm.registry import list_models
 from recbole_mm.report import result_table
@@ -92,11 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except RecboleMMError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt as interrupt:
         # The pipeline has already said how to go on; anything else that was interrupted has nothing to resume.
-        print(str(interrupt) or "interrupted", file=sys.stderr)
+        print(printable(str(interrupt)) or "interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # `recbole-mm models | head`: nobody reads on, and Python's own flush at exit must not complain either.
@@ -174,7 +175,7 @@ def run(arguments: Sequence[str]) -> int:
         command_line=settings,
     )
     told = finished.config["model"], finished.config["dataset"], finished.test_result, finished.run_dir
-    print(result_table(*told, finished.sees_held_out))
+    print(printable(result_table(*told, finished.sees_held_out)))
     return 0
 
 
@@ -195,7 +196,7 @@ def plan(arguments: Sequence[str]) -> int:
         config_files=_split_paths(settings.pop("config_files", "")),
         command_line=settings,
     )
-    print(to_text(planned), end="")
+    print(printable(to_text(planned)), end="")
     return 0
 
 
@@ -311,7 +312,7 @@ def tune(arguments: Sequence[str]) -> int:
         command_line=settings,
         **options,
     )
-    print(report(found), end="")
+    print(printable(report(found)), end="")
     return 0
 
 
@@ -350,7 +351,7 @@ def prepare_dataset(parsed: argparse.Namespace) -> int:
     from recbole_mm.log import init_logging
 
     init_logging(None, None)  # pictures are fetched for hours
-    print(CONVERTERS[parsed.source_name].convert(parsed.source, parsed.out, **options))
+    print(printable(str(CONVERTERS[parsed.source_name].convert(parsed.source, parsed.out, **options))))
     return 0
 
 

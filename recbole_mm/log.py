@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from recbole_mm.errors import CheckpointError, ConfigError
+from recbole_mm.escaping import printable
 
 LOG_FILE = "run.log"
 
@@ -21,7 +22,7 @@ _COLORS = {
     logging.CRITICAL: "\x1b[31m",
 }
 _RESET = "\x1b[0m"
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+_RECBOLE_COLORS = re.compile(r"(\x1b\[(?:(?:[01];)?3[0-7]|0)m)")
 
 
 class _OwnFilter(logging.Filter):
@@ -36,18 +37,20 @@ class _OwnFilter(logging.Filter):
 
 
 class _PlainFormatter(logging.Formatter):
-    """Text without the colors RecBole puts into its messages."""
+    """Text without the colors RecBole puts into its messages, and without control characters that data may hold."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return _ESCAPES.sub("", super().format(record))
+        return printable(_RECBOLE_COLORS.sub("", super().format(record)))
 
 
 class _ColorFormatter(logging.Formatter):
     """Text for a terminal: the line in the color of its level, RecBole's own colors kept."""
 
     def format(self, record: logging.LogRecord) -> str:
+        parts = _RECBOLE_COLORS.split(super().format(record))
+        text = "".join(part if place % 2 else printable(part) for place, part in enumerate(parts))
         color = _COLORS.get(record.levelno)
-        return f"{color}{super().format(record)}{_RESET}" if color else super().format(record)
+        return f"{color}{text}{_RESET}" if color else text
 
 
 class _ConsoleHandler(logging.StreamHandler):

@@ -30,7 +30,7 @@ from recbole_mm.compare.experiment import experiment_names, load_experiment
 from recbole_mm.compare.plan import plan_rows
 from recbole_mm.compare.processes import alone_in, failure
 from recbole_mm.compare.summary import TableRow, summarize
-from recbole_mm.compare.table import escape, to_csv, to_latex, to_markdown
+from recbole_mm.compare.table import to_csv, to_latex, to_markdown
 from recbole_mm.errors import CheckpointError, ConfigError, DataError
 from recbole_mm.evaluation.per_user import write_per_user
 from recbole_mm.evaluation.significance import compare
@@ -706,7 +706,7 @@ def test_latex_is_escaped_and_well_formed(table):
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {2}
     assert r"\textbf{" in rows[2]
     assert sum(r"\underline{" in row for row in rows) == 1
-    assert r"50\% \& w/o\_IT|x" in rows[1]
+    assert r"50\% \& w/o\_IT\textbar{}x" in rows[1]
     assert r"\multicolumn{3}{l}{\textit{Group \#1}} \\" in body
     assert r"\label{tab:x-y-toy}" in text
     assert r"out of \{memory\}" in text
@@ -715,10 +715,31 @@ def test_latex_is_escaped_and_well_formed(table):
         assert text.count(f"\\begin{{{environment}}}") == text.count(f"\\end{{{environment}}}") == 1
 
 
-def test_escaping_covers_every_special_character():
-    assert escape("&%$#_{}") == r"\&\%\$\#\_\{\}"
-    assert escape("~^\\") == r"\textasciitilde{}\textasciicircum{}\textbackslash{}"
-    assert escape("[0,inf) ± 1 < 2 †") == r"{[}0,inf) $\pm$ 1 $<$ 2 $^\dagger$"
+HOSTILE = "=HYPERLINK(1)\n| x |\r\n\n</td><img src=x> [a](http://b) \\| \\input{y}\x1b[2J\u202e\u2028z"
+
+
+def test_names_of_others_stay_names(tmp_path, values):
+    """A row's name, its group, its reason, the table's title: no cell, tag, link, formula or command comes of them."""
+    rows = written_rows(tmp_path, values)
+    rows[0].name, rows[0].group = HOSTILE, HOSTILE
+    rows.append(TableRow("-2+3", "@SUM(1)", "x", "failed", HOSTILE, trials=1))
+    table = summarize(rows, ["NDCG@10"], "strong", [0, 1], {}, HOSTILE, HOSTILE, HOSTILE)
+    plain = summarize(written_rows(tmp_path / "plain", values), ["NDCG@10"], "strong", [0, 1], {}, "t", "s", "p")
+    text, wanted = to_markdown(table), to_markdown(plain)
+    assert text.count("\n") == wanted.count("\n") + 2 + 1, (
+        "two more rows of text than without: a failed row, its reason"
+    )
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")}) == 2
+    assert "<img" not in text
+    assert "](" not in text
+    assert "\x1b" not in text + to_csv(table) + to_latex(table, "x")
+    lines = list(csv.DictReader(io.StringIO(to_csv(table))))
+    assert len(to_csv(table).splitlines()) == len(lines) + 1
+    assert lines[0]["row"].startswith("'=HYPERLINK(1) | x | ")
+    assert (lines[3]["row"], lines[3]["group"]) == ("'-2+3", "'@SUM(1)")
+    latex = to_latex(table, HOSTILE)
+    assert "\\input" not in latex
+    assert latex.count("\n\n") == to_latex(plain, "x").count("\n\n")
 
 
 def test_one_seed_has_no_spread(tmp_path, values):

@@ -11,6 +11,7 @@ from pathlib import Path
 from recbole_mm.compare.experiment import PROTOCOL, TRAINING
 from recbole_mm.compare.grid import DONE, FAILED, NOT_APPLICABLE, NOT_RUN
 from recbole_mm.compare.summary import SIGNIFICANT, Cell, Line, Table
+from recbole_mm.escaping import csv_cell, latex, markdown
 from recbole_mm.report import SEES_HELD_OUT
 
 SEES = "‡"
@@ -36,15 +37,15 @@ def write_table(table: Table, folder: Path, name: str) -> None:
 
 def to_markdown(table: Table) -> str:
     """The results, the tests, and what must be known to read them; columns are aligned for a terminal."""
-    parts = [f"# {table.title}"]
+    parts = [f"# {markdown(table.title)}"]
     if table.shows:
-        parts.append(table.shows)
+        parts.append(markdown(table.shows))
     parts.append(markdown_grid(_header(table), [_markdown_row(table, line) for line in table.lines]))
     tests = _tests(table)
     if tests:
         header = ["metric", f"{table.reference} against", "difference", "95% interval", "relative", "p", "p (Holm)"]
         parts.append(markdown_grid(header, tests))
-    parts.append("\n".join(f"- {note}" for note in notes(table)))
+    parts.append("\n".join(f"- {markdown(note)}" for note in notes(table)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -80,7 +81,7 @@ def _tests(table: Table) -> list[list[str]]:
 
 def markdown_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose first column stands left, the others right."""
-    cells = [[cell.replace("|", r"\|") for cell in row] for row in [header, *rows]]
+    cells = [[markdown(cell) for cell in row] for row in [header, *rows]]
     widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(header))]
     words = [column == 0 or (header[column].endswith("against")) for column in range(len(header))]
 
@@ -225,29 +226,10 @@ def _csv_row(table: Table, line: Line, metric: str) -> dict[str, object]:
         test = cell.test
         written |= {"difference": test.difference, "relative": test.relative, "ci_low": test.ci_low}
         written |= {"ci_high": test.ci_high, "p": test.p_value, "p_holm": cell.p_holm, "test": test.method}
-    return written
+    return {column: csv_cell(value) for column, value in written.items()}
 
 
 # ---- LaTeX ----
-
-_ESCAPES = {
-    **{character: "\\" + character for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "\\": r"\textbackslash{}",
-    "[": "{[}",  # behind \\ it would open an option
-    "<": "$<$",
-    ">": "$>$",
-    "±": r"$\pm$",
-    "†": r"$^\dagger$",
-    "‡": r"$^\ddagger$",
-    "—": "---",
-}
-
-
-def escape(text: str) -> str:
-    """Plain text as LaTeX shows it."""
-    return "".join(_ESCAPES.get(character, character) for character in text)
 
 
 def to_latex(table: Table, name: str) -> str:
@@ -258,11 +240,11 @@ def to_latex(table: Table, name: str) -> str:
         "% needs \\usepackage{booktabs}",
         "\\begin{table}[t]",
         "\\centering",
-        f"\\caption{{{escape(' '.join(filter(None, [table.title + '.', table.shows])))}}}",
+        f"\\caption{{{latex(' '.join(filter(None, [table.title + '.', table.shows])))}}}",
         f"\\label{{tab:{''.join(character if character.isalnum() else '-' for character in name)}}}",
         f"\\begin{{tabular}}{{l{'c' * (width - 1)}}}",
         "\\toprule",
-        " & ".join(map(escape, _header(table))) + r" \\",
+        " & ".join(map(latex, _header(table))) + r" \\",
     ]
     group = None
     for line in table.lines:
@@ -270,9 +252,9 @@ def to_latex(table: Table, name: str) -> str:
             lines.append("\\midrule")
             group = line.row.group
             if group:
-                lines.append(f"\\multicolumn{{{width}}}{{l}}{{\\textit{{{escape(group)}}}}} \\\\")
+                lines.append(f"\\multicolumn{{{width}}}{{l}}{{\\textit{{{latex(group)}}}}} \\\\")
         lines.append(" & ".join(_latex_row(table, line)) + r" \\")
-    said = " \\par\n".join(escape(note) for note in notes(table, second="underlined"))
+    said = " \\par\n".join(latex(note) for note in notes(table, second="underlined"))
     lines += [
         "\\bottomrule",
         "\\end{tabular}",
@@ -284,7 +266,7 @@ def to_latex(table: Table, name: str) -> str:
 
 
 def _latex_row(table: Table, line: Line) -> list[str]:
-    cells = [escape(line.row.name + _mark(line))]
+    cells = [latex(line.row.name + _mark(line))]
     for metric in table.metrics:
         cell = line.cells[metric]
         cells.append(

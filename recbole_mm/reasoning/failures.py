@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
+from recbole_mm.escaping import csv_cell
+
 logger = logging.getLogger(__name__)
 
 FOLDER = "failed_texts"
@@ -44,7 +46,7 @@ def list_failures(path: Path, what: str, failed: Mapping[str, str], wanted: int)
     with draft.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "reason"])
-        writer.writerows(failed.items())
+        writer.writerows(map(csv_cell, pair) for pair in failed.items())
     os.replace(draft, path)
     examples = "; ".join(f"{token}: {reason}" for token, reason in islice(failed.items(), SHOWN))
     logger.warning(

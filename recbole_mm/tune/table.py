@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 
 from recbole_mm.compare.table import markdown_grid
+from recbole_mm.escaping import csv_cell, markdown
 from recbole_mm.progress import duration
 from recbole_mm.tune.parallel import parallel_coordinates
 from recbole_mm.tune.plan import Search, written
@@ -40,9 +41,9 @@ def to_markdown(search: Search, records: Sequence[Record]) -> str:
         rows.append([str(record.number), f"**{score}**" if record is best else score, *numbers, *values])
     config = search.config
     told = [
-        f"# {config['model']} on {config['dataset']}: {len(records)} trials",
+        f"# {markdown(config['model'])} on {markdown(config['dataset'])}: {len(records)} trials",
         markdown_grid(header, rows),
-        "\n".join(f"- {note}" for note in _notes(search, records)),
+        "\n".join(f"- {markdown(note)}" for note in _notes(search, records)),
     ]
     return "\n\n".join(told) + "\n"
 
@@ -66,14 +67,25 @@ def to_csv(search: Search, records: Sequence[Record]) -> str:
     keys = list(search.space.ranges)
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ["trial", "metric", "score", "best_epoch", "epochs", "seconds", "status", "attempts", "reason", *keys]
+        [
+            "trial",
+            "metric",
+            "score",
+            "best_epoch",
+            "epochs",
+            "seconds",
+            "status",
+            "attempts",
+            "reason",
+            *map(csv_cell, keys),
+        ]
     )
     for record in records:
         best = record.best(search.bigger)
         at, score = (None, None) if best is None else best
         told = [record.epochs, record.seconds, record.status, record.attempts, record.reason]
         values = [_cell(record.settings[key]) for key in keys]
-        writer.writerow([record.number, search.metric, score, at, *told, *values])
+        writer.writerow(map(csv_cell, [record.number, search.metric, score, at, *told, *values]))
     return text.getvalue()
 
 
