@@ -625,7 +625,7 @@ def test_tables_and_the_picture(plan, tmp_path):
     assert [int(row.split("|")[1]) for row in rows] == [4, 1, 2, 3], "from the best to the worst"
     assert "**0.4000**" in rows[0]
     assert "stopped early" in rows[2]
-    assert "Trial 3 failed: it | broke" in markdown
+    assert r"Trial 3 failed: it \| broke" in markdown
     assert "No trial was tested" in markdown
     lines = list(csv.DictReader((search.out / "trials.csv").open()))
     assert [line["score"] for line in lines] == ["0.3", "0.05", "", "0.4"]
