@@ -77,6 +77,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self.drip(b"\xff\xd8\xff" + b"\0" * 65_536, 0.0)
         if kind == "slow":
             return self.drip(b"\xff", 0.05)
+        if kind == "headers":  # never done, and never silent
+            self.close_connection = True
+            while not self.server.released.wait(0.05):
+                self.wfile.write(b"H")
+            return None
         if kind == "short":
             self.send_response(200)
             self.send_header("Content-Length", "100000")
@@ -101,6 +106,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.refuse(503)
         if kind == "to":
             return self.redirect("/" + path.removeprefix("to/"))
+        if kind == "away":
+            return self.redirect("http://" + path.removeprefix("away/"))
         if kind == "loop":
             return self.redirect(self.path)
         if kind == "file":

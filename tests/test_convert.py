@@ -815,7 +815,7 @@ def test_options_are_the_keywords_of_convert(name):
     parameters = list(inspect.signature(module.convert).parameters)
     assert parameters[:2] == ["source", "out"]
     assert set(parameters[2:]) == set(options)
-    switches = {"link", "force"} | ({"images"} if name == "amazon" else set())
+    switches = {"link", "force"} | ({"images", "allow_private"} if name == "amazon" else set())
     assert {key for key, value in options.items() if value is not None} == switches
     assert not any(value for value in options.values())
 

@@ -527,7 +527,7 @@ def test_pictures_come_with_the_dataset_and_later_too(tmp_path, capsys):
         assert prepare(source, out).images == 0
         assert yaml.safe_load((out / "amazon-baby.yaml").read_text())["modalities"] == ["text"]
         assert not server.asked
-        summary = prepare(source, out, images=True, rate="500")
+        summary = prepare(source, out, images=True, allow_private=True, rate="500")
         told = capsys.readouterr().out
         assert "pictures: 8 URLs; 0 are in" in told
         assert "8 to fetch from 127.0.0.1:" in told
@@ -537,7 +537,7 @@ def test_pictures_come_with_the_dataset_and_later_too(tmp_path, capsys):
         settings = yaml.safe_load((out / "amazon-baby.yaml").read_text())
         assert (settings["image_dir"], settings["modalities"]) == ("images", ["image", "text"])
         asked = sum(server.asked.values())
-        assert prepare(source, out, images=True, rate=500).images == 6
+        assert prepare(source, out, images=True, allow_private=True, rate=500).images == 6
         assert prepare(source, out).images == 6
         assert sum(server.asked.values()) == asked, "nothing is asked for twice"
     failures = list(csv.reader((out / "image_failures.csv").read_text().splitlines()))
@@ -583,10 +583,10 @@ def test_an_interrupted_download_leaves_a_whole_dataset(tmp_path, monkeypatch):
         download = amazon.download_images
         monkeypatch.setattr(amazon, "download_images", stop)
         with pytest.raises(KeyboardInterrupt):
-            prepare(source, out, images=True, rate=500)
+            prepare(source, out, images=True, allow_private=True, rate=500)
         assert len(read(out / "baby.inter")) == 60
         monkeypatch.undo()
-        summary = prepare(source, out, images=True, rate=500)
+        summary = prepare(source, out, images=True, allow_private=True, rate=500)
         assert summary.images == 8
         assert "5 fetched, 3 were there" in str(summary)
         assert sum(server.asked.values()) == 8

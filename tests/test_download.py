@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,8 @@ import filelock
 import pytest
 import requests
 
+from recbole_mm.data.convert import connection
+from recbole_mm.data.convert.connection import is_public
 from recbole_mm.data.convert.download import Failure, Limits, download_images, plan, read_failures
 from recbole_mm.data.convert.fetch import Fetcher, FetchFailed, Stopped, check_url, open_session
 from recbole_mm.errors import DataError
@@ -24,6 +27,7 @@ from recbole_mm.retry_after import retry_after
 from tests.picture_server import PictureServer
 
 QUICK = Limits(rate=1000, threads=4, connect_timeout=5, read_timeout=5, total_timeout=20, attempts=3, backoff=0.01)
+QUICK = dataclasses.replace(QUICK, public_only=False)  # the server of these tests is on this machine
 IMPATIENT = dataclasses.replace(QUICK, read_timeout=0.4, total_timeout=1.0)
 
 
@@ -70,6 +74,7 @@ def test_pictures_arrive_with_the_suffix_of_their_content(server, tmp_path):
         ("huge/x", "larger than 20,971,520 bytes", True, 1),
         ("endless/x", "larger than 20,971,520 bytes", True, 1),
         ("slow/x", "not done after 1 s", False, 3),
+        ("headers/x", "not done after 1 s", False, 3),
         ("drop/x", "the connection was dropped", False, 3),
         ("stall/x", "timed out", False, 3),
         ("halfway/x", "timed out", False, 3),
@@ -80,7 +85,7 @@ def test_pictures_arrive_with_the_suffix_of_their_content(server, tmp_path):
 )
 def test_every_fault_has_an_end_and_a_reason(server, tmp_path, path, reason, final, asked):
     start = time.monotonic()
-    limits = IMPATIENT if path in ("slow/x", "stall/x", "halfway/x") else QUICK
+    limits = IMPATIENT if path in ("headers/x", "slow/x", "stall/x", "halfway/x") else QUICK
     report = fetch(server, tmp_path, path, "good/1", limits=limits)
     assert time.monotonic() - start < 30
     assert report.fetched == 1, "another picture suffers"
@@ -138,6 +143,89 @@ def test_the_rate_is_kept_over_all_threads_and_counts_redirects(server, tmp_path
     assert report.fetched == 9
     assert len(server.moments) == 10
     assert time.monotonic() - start >= 9 / 20
+
+
+# ------------------------------------------------------------------------------------------------ addresses not public
+
+PUBLIC = dataclasses.replace(QUICK, public_only=True)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1", "0.0.0.0", "2130706433", "0x7f.1", "0177.0.0.1", "127.1", "localhost", "169.254.169.254",
+        "10.0.0.1", "[::1]", "[::]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[fe80::1]", "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+    ],
+)  # fmt: skip
+def test_addresses_that_are_not_public_are_refused(server, tmp_path, host):
+    port = server.server_address[1]
+    report = fetch(server, tmp_path, a=f"http://{host}:{port}/good/a", limits=PUBLIC)
+    (failure,) = report.failed
+    assert failure.reason.endswith("is not public; --allow_private allows it")
+    assert not failure.final, "the switch makes the same URL worth another try"
+    assert not server.asked
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.215.14", True), ("8.8.8.8", True), ("2606:2800:21f:cb07::1", True), ("64:ff9b::808:808", True),
+        ("::ffff:8.8.8.8", True), ("100.64.0.1", False), ("192.168.1.1", False), ("172.16.0.1", False),
+        ("224.0.0.1", False), ("255.255.255.255", False), ("192.0.2.1", False), ("fd00::1", False), ("fec0::1", False),
+        ("ff02::1", False), ("::7f00:1", False), ("2001:db8::1", False), ("2001:0:4136:e378::1", False),
+        ("fe80::1%eth0", False), ("2002:a9fe:a9fe::", False), ("2002:808:808::", True),
+    ],
+)  # fmt: skip
+def test_public_addresses(address, public):
+    assert is_public(address) is public
+
+
+def test_a_redirect_leads_nowhere_else(server, tmp_path, monkeypatch):
+    """The first host passes for a public one; what it points to is judged by itself."""
+    there, refused = f"localhost:{server.server_address[1]}", f"127.0.0.2:{server.server_address[1]}"
+    monkeypatch.setattr(connection, "is_public", lambda address: address in ("127.0.0.1", "::1"))
+    report = fetch(server, tmp_path, a=f"http://{there}/away/{refused}/good/a", limits=PUBLIC)
+    assert reasons(report)["a"][0].startswith("the address 127.0.0.2 is not public")
+    assert list(server.asked) == [f"away/{refused}/good/a"]
+
+
+def test_a_name_is_resolved_once_and_all_of_its_addresses_count(server, tmp_path, monkeypatch):
+    asked = []
+    answers = {"one.example": [["127.0.0.1"], ["10.0.0.1"]], "two.example": [["127.0.0.1", "10.0.0.1"]]}
+    original = socket.getaddrinfo
+
+    def resolve(host, port, *args, **kwargs):
+        if host not in answers:
+            return original(host, port, *args, **kwargs)
+        asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in answers[host].pop(0)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(connection, "is_public", lambda address: address == "127.0.0.1")
+    port = server.server_address[1]
+    report = fetch(server, tmp_path, a=f"http://one.example:{port}/good/a", limits=PUBLIC)
+    assert (report.fetched, asked) == (1, ["one.example"]), "connected to what was looked at"
+    report = fetch(server, tmp_path, b=f"http://two.example:{port}/good/b", limits=PUBLIC)
+    assert reasons(report)["b"][0].startswith("the address 10.0.0.1 of two.example is not public")
+
+
+def test_what_is_connected_to_is_looked_at_too(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(connection, "public_addresses", lambda host, port: ["127.0.0.1"])
+    report = fetch(server, tmp_path, a=f"http://any.example:{server.server_address[1]}/good/a", limits=PUBLIC)
+    assert reasons(report)["a"][0].startswith("the address 127.0.0.1 of any.example is not public")
+    assert not server.asked
+
+
+def test_a_proxy_may_be_private_but_not_what_is_asked_of_it(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", server.url(""))
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    urls = {"a": "http://nowhere.invalid/a", "b": "http://169.254.169.254/b", "c": "http://localhost/c"}
+    reported = reasons(fetch(server, tmp_path, limits=PUBLIC, **urls))
+    assert reported["a"] == ("HTTP 404", True), "a name without an address here is left to the proxy"
+    assert list(server.asked) == ["http://nowhere.invalid/a"]
+    assert {reported[item][0].partition("--")[2] for item in "bc"} == {"allow_private allows it"}
 
 
 # ------------------------------------------------------------------------------------------------------ names and URLs
@@ -235,10 +323,13 @@ def test_a_line_of_failures_cut_short_by_a_kill_is_passed_over(tmp_path):
 RUN = """
 import sys
 from pathlib import Path
+from recbole_mm.data.convert import connection
+from recbole_mm.data.convert.connection import is_public
 from recbole_mm.data.convert.download import Limits, download_images
 base, folder, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 urls = {str(place): f"{base}good/{place}" for place in range(count)} | {"gone": f"{base}404/gone"}
-print(download_images(urls, folder / "images", folder / "failures.csv", Limits(rate=1000, threads=4, backoff=0.01)))
+limits = Limits(rate=1000, threads=4, backoff=0.01, public_only=False)
+print(download_images(urls, folder / "images", folder / "failures.csv", limits))
 """
 
 

@@ -151,6 +151,7 @@ CONVERTERS: Mapping[str, Converter] = MappingProxyType(
                     Option("--k_core", "least number of interactions of every user and item (5); 0 keeps all", "K"),
                     Option("--images", "fetch the products' pictures; a stopped download goes on where it was"),
                     Option("--rate", "pictures asked for per second from one host (10)", "N"),
+                    Option("--allow_private", "fetch pictures from this machine's own network too, such as a mirror"),
                 ),
             ),
             Converter(

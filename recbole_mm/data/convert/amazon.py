@@ -54,6 +54,7 @@ def convert(
     k_core: int | str | None = None,
     images: bool = False,
     rate: float | str | None = None,
+    allow_private: bool = False,
     name: str | None = None,
     link: bool = False,
     force: bool = False,
@@ -68,6 +69,7 @@ def convert(
         k_core: least number of interactions of every user and item, 5 by default; 0 keeps all.
         images: fetch the products' pictures into `<out>/images`; what is there is not fetched again.
         rate: requests a second to each host, 10 by default.
+        allow_private: fetch pictures from addresses that are not public too.
         name: dataset name, the name of `out` by default.
         link: as for every source; there are no images to link here.
         force: replace a different dataset in `out`.
@@ -76,7 +78,9 @@ def convert(
         DataError: a file is missing or malformed, or nothing is left of it.
     """
     core = _whole_number("--k_core", k_core, DEFAULT_CORE)
-    limits = Limits() if rate is None else Limits(rate=_positive("--rate", rate))
+    limits = Limits(public_only=not allow_private)
+    if rate is not None:
+        limits = replace(limits, rate=_positive("--rate", rate))
     check_source(source)
     files = find_sources(source, category, reviews, core)
     name = dataset_name(out, name)

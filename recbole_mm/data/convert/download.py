@@ -200,7 +200,7 @@ def _outcomes(jobs: Mapping[str, str], folder: Path, limits: Limits) -> Iterator
     ended: SimpleQueue[Failure | str | BaseException | None] = SimpleQueue()
 
     def work() -> None:
-        session = open_session()
+        session = open_session(limits.public_only)
         try:
             while not stop.is_set():
                 with lock:

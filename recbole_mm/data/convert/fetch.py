@@ -12,6 +12,7 @@ import requests
 import urllib3.exceptions
 
 from recbole_mm import __version__
+from recbole_mm.data.convert.connection import BoundedAdapter, PrivateAddressError
 from recbole_mm.retry_after import retry_after
 
 _CHUNK = 64 * 1024
@@ -28,13 +29,14 @@ class Limits:
         rate: requests a second to each host.
         threads: requests at the same time, over all hosts.
         connect_timeout, read_timeout: longest silence of a server.
-        total_timeout: longest time for one attempt at one file.
+        total_timeout: longest time for one attempt at one file, its redirects and headers included.
         attempts: tries for a URL, the first included.
         backoff: wait before the second try; doubled for every further one.
         longest_wait: if a server asks for more (`Retry-After`), it is asked nothing more in this run.
         max_bytes: size of a file.
         max_redirects: for one URL.
         give_up_after: files in a row that a host did not answer for, after which it is asked nothing more in this run.
+        public_only: whether hosts at addresses that are not public are refused.
     """
 
     rate: float = 10.0
@@ -48,6 +50,7 @@ class Limits:
     max_bytes: int = 20 * 2**20
     max_redirects: int = 5
     give_up_after: int = 20
+    public_only: bool = True
 
 
 class FetchFailed(Exception):
@@ -131,6 +134,7 @@ class Fetcher:
         self.stop = stop
         self._hosts: dict[str, _Host] = {}
         self._lock = threading.Lock()
+        self._too_long = f"not done after {limits.total_timeout:g} s"
 
     def fetch(self, session: requests.Session, url: str) -> bytes:
         """The content of `url`, after as many tries as it takes and is allowed.
@@ -165,6 +169,9 @@ class Fetcher:
             for _ in range(self.limits.max_redirects + 1):
                 host = self._host(check_url(url))
                 host.take_turn()
+                adapter = session.get_adapter(url)
+                assert isinstance(adapter, BoundedAdapter), "open_session gives the session"
+                adapter.deadline = end
                 with session.get(
                     url,
                     stream=True,
@@ -177,8 +184,12 @@ class Fetcher:
                     if response.status_code != 200:
                         raise self._refused(host, response)
                     return self._body(response, end)
+        except PrivateAddressError as error:
+            host.close(f"{error}; --allow_private allows it")
+            raise FetchFailed(host.closed, final=False, later=True) from None
         except (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError):
-            raise FetchFailed("timed out", final=False, answered=False) from None
+            reason = self._too_long if time.monotonic() >= end else "timed out"
+            raise FetchFailed(reason, final=False, answered=False) from None
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, UnicodeError, ValueError):
             raise FetchFailed("not a usable URL", final=True) from None
         except requests.exceptions.SSLError:
@@ -217,15 +228,21 @@ class Fetcher:
             if len(data) > limit:
                 raise too_large
             if time.monotonic() > end:
-                raise FetchFailed(f"not done after {self.limits.total_timeout:g} s", final=False)
+                raise FetchFailed(self._too_long, final=False)
         if declared is not None and len(data) < declared:
             raise FetchFailed("the connection was dropped", final=False)
         return bytes(data)
 
 
-def open_session() -> requests.Session:
-    """A session that keeps connections, and neither keeps cookies nor sends passwords of `~/.netrc`."""
+def open_session(public_only: bool = True) -> requests.Session:
+    """A session of one thread, for `Fetcher`: it keeps no cookies and sends no passwords of `~/.netrc`.
+
+    Args:
+        public_only: refuse hosts at addresses that are not public.
+    """
     session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, BoundedAdapter(public_only))
     session.headers.update(
         {"User-Agent": f"recbole_mm/{__version__}", "Accept": "image/*", "Accept-Encoding": "identity"}
     )
