@@ -65,7 +65,7 @@ LONGEST_DATASET = 150
 CONTENT_KEYS = frozenset(
     {"modalities", "text_fields", "text_template", "max_text_chars", "image_dir", "image_field", "image_zip"}
     | {"missing_modality", "item_features", "selected_features", "item_attribute", "source_url", "prepare_hint"}
-    | {"item_domain"}
+    | {"item_domain", "encoding"}
 )
 """What a dataset folder's own YAML may set beside RecBole's settings of a dataset."""
 

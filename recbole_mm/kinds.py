@@ -280,7 +280,8 @@ OF_RECBOLE: dict[str, Kind] = {
         ),
         _TEXT,
     ),
-    "seq_separator": Kind(_is_name, "a text of at least one character"),
+    **dict.fromkeys(("field_separator", "seq_separator"), Kind(_is_name, "a text of at least one character")),
+    "encoding": _or_null(replace(_TEXT, words="a text encoding, such as utf-16")),
     "seq_len": _or_null(_by_name(lambda entry: _is_whole(entry, 1), "a mapping such as {class: 5}")),
     "threshold": _or_null(
         Kind(

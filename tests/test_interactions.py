@@ -161,9 +161,8 @@ def test_items_absent_from_the_item_file(tmp_path):
 
 
 def test_ordering_by_time_needs_a_time(tmp_path):
-    dataset = small_dataset(tmp_path, ["u\ta", "u\tb"], header="user_id:token\titem_id:token")
     with pytest.raises(DataError, match="timestamp"):
-        dataset.build()
+        small_dataset(tmp_path, ["u\ta", "u\tb"], header="user_id:token\titem_id:token")
 
 
 def test_sequential_models_need_time_order(toy_config):

@@ -10,16 +10,14 @@ import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from recbole.data.dataset import Dataset, KnowledgeBasedDataset, SequentialDataset
 from recbole.data.interaction import Interaction
-from recbole.utils import FeatureType, ModelType
+from recbole.utils import ModelType
 
-from recbole_mm.data.atomic import read_atomic, read_header
 from recbole_mm.data.content import ContentSource, ItemContent
 from recbole_mm.data.feature_fields import FeatureFieldsMixin
 from recbole_mm.data.histories import HistoriesMixin
@@ -32,10 +30,9 @@ from recbole_mm.data.interactions import (
     leave_one_out,
     split_by_ratio,
 )
-from recbole_mm.data.item_table import did_you_mean
+from recbole_mm.data.loading import LoadingMixin
 from recbole_mm.data.popular import keeps_popular, popular_only
 from recbole_mm.errors import ConfigError, DataError
-from recbole_mm.layers import properties_dir
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +64,12 @@ def _builds_plain_sequences(upstream: type[Dataset]) -> bool:
     return getattr(upstream, "data_augmentation", None) is SequentialDataset.data_augmentation
 
 
-class FlatDatasetMixin(FeatureFieldsMixin, HistoriesMixin):
+class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
     """What every dataset here does differently from RecBole's; mixed in front of one of its dataset classes."""
 
     inter_feat: Any
     user_feat: Any
     provided: Mapping[str, Any] = {}
-
-    # ---------------------------------------------------------------- loading
 
     def _load_data(self, token: str, dataset_path: str) -> None:
         if self.benchmark_filename_list is not None and self.config["missing_modality"] == "drop":
@@ -82,101 +77,7 @@ class FlatDatasetMixin(FeatureFieldsMixin, HistoriesMixin):
                 "missing_modality: drop cannot be had with benchmark_filename, whose split is given: use mask, or "
                 "split anew with --benchmark_filename=~"
             )
-        path = Path(dataset_path)
-        names = self.benchmark_filename_list or [None]
-        first = path / (f"{token}.inter" if names[0] is None else f"{token}.{names[0]}.inter")
-        if not first.is_file():
-            raise DataError(f"dataset {token!r}: {first} does not exist. {self._where_to_get_it(token, path.parent)}")
-        self._check_ids_are_loaded(first)
         super()._load_data(token, dataset_path)
-        if self.inter_feat.empty:
-            raise DataError(f"{first}: no interactions below the header")
-        self._check_items_are_described(path / f"{token}.item")
-        if self.config["candidates"] != "catalogue":
-            self._drop_never_interacted()
-
-    def _check_ids_are_loaded(self, path: Path) -> None:
-        """The columns of users and items are there, and loaded."""
-        there = [name for name, _ in read_header(path, self.config["field_separator"], self.config["encoding"])]
-        load, unload = self._get_load_and_unload_col("inter")
-        for key in ("USER_ID_FIELD", "ITEM_ID_FIELD"):
-            name = self.config[key]
-            if name not in there:
-                raise DataError(
-                    f"{path}, line 1: no column {name!r} among {', '.join(there)}; rename it, or say --{key}=COLUMN"
-                )
-            if (load is not None and name not in load) or (unload is not None and name in unload):
-                raise ConfigError(
-                    f"load_col, unload_col: {name!r} of {path.name} is not loaded, which no model can do without; "
-                    f"as in load_col: {{inter: [{self.config['USER_ID_FIELD']}, {self.config['ITEM_ID_FIELD']}, "
-                    f"{self.config['TIME_FIELD']}]}}"
-                )
-
-    def _where_to_get_it(self, token: str, folder: Path) -> str:
-        """What to do about a dataset that is not there: where it comes from, the nearest name, or where to put it."""
-        hints = [self.config[key] for key in ("source_url", "prepare_hint") if self.config[key]]
-        if hints:
-            return "; ".join(hints)
-        known = {path.stem for path in (properties_dir() / "dataset").glob("*.yaml")}
-        known |= {path.name for path in folder.glob("*") if (path / f"{path.name}.inter").is_file()}
-        return f"Put it there, or point --data_path at the folder above it{did_you_mean(token, sorted(known))}"
-
-    def _load_feat(self, filepath: str, source) -> pd.DataFrame | None:
-        load, unload = self._get_load_and_unload_col(source)
-        if load == set():
-            return None
-
-        def wanted(name: str) -> bool:
-            return (load is None or name in load) and (unload is None or name not in unload)
-
-        table, types = read_atomic(Path(filepath), self.config["field_separator"], wanted, self.config["encoding"])
-        if not types:
-            logger.warning("%s: none of the columns %s is there", filepath, sorted(load or ()))
-            return None
-        for name, kind in types.items():
-            if source != "link":
-                self.field2source[name] = source
-                self.field2type[name] = kind
-            if kind in (FeatureType.TOKEN_SEQ, FeatureType.FLOAT_SEQ):
-                table[name], self.field2seqlen[name] = self._split_sequences(table[name], name, kind)
-            else:
-                self.field2seqlen.setdefault(name, 1)
-            if kind in (FeatureType.FLOAT, FeatureType.FLOAT_SEQ):
-                self.field2bucketnum[name] = 2
-        return table
-
-    def _split_sequences(self, column: pd.Series, name: str, kind: FeatureType) -> tuple[list[np.ndarray], int]:
-        limit = (self.config["seq_len"] or {}).get(name)
-        dtype = np.float64 if kind == FeatureType.FLOAT_SEQ else np.str_
-        separator = self.config["seq_separator"]
-        values = [
-            np.array([part for part in text.split(separator) if part][:limit], dtype=dtype)
-            for text in column.fillna("").tolist()
-        ]
-        return values, max(map(len, values), default=0)
-
-    def _check_items_are_described(self, item_file: Path) -> None:
-        """Interactions with items that `.item` does not list are an error unless the user asks for their removal."""
-        if self.item_feat is None or self.config["filter_inter_by_user_or_item"] is True:
-            return
-        ids = self.inter_feat[self.iid_field].dropna()
-        unknown = ids[~ids.isin(self.item_feat[self.iid_field])].unique()
-        if len(unknown):
-            raise DataError(
-                f"{item_file}: {len(unknown)} item ids of the .inter file are not listed, such as {unknown[0]!r}; "
-                "add them, or drop their interactions with filter_inter_by_user_or_item: True"
-            )
-
-    def _drop_never_interacted(self) -> None:
-        """Items and users that no interaction names are no candidates (`candidates: catalogue` keeps them)."""
-        for name, field in (("item_feat", self.iid_field), ("user_feat", self.uid_field)):
-            table = getattr(self, name)
-            if table is None:
-                continue
-            kept = table[table[field].isin(self.inter_feat[field])].reset_index(drop=True)
-            if len(kept) < len(table):
-                logger.info("%d of %d rows of .%s are in no interaction", len(table) - len(kept), len(table), name[:4])
-            setattr(self, name, kept)
 
     # -------------------------------------------------------------- filtering
 
@@ -184,11 +85,10 @@ class FlatDatasetMixin(FeatureFieldsMixin, HistoriesMixin):
         if self.config["missing_modality"] == "drop":
             self._drop_items_without_content()
         super()._data_filtering()
-        if self.config["candidates"] != "catalogue":
-            self._drop_never_interacted()
 
     def _remap_ID_all(self) -> None:
         """RecBole's; `positives: popular` then drops rows, when all items have their numbers and stay candidates."""
+        self._drop_never_interacted()
         super()._remap_ID_all()
         if keeps_popular(self.config):
             self.inter_feat = popular_only(self, self._time_order(), self.config["MAX_ITEM_LIST_LENGTH"] + 1)
@@ -239,6 +139,14 @@ class FlatDatasetMixin(FeatureFieldsMixin, HistoriesMixin):
                 f"item_inter_num_interval {self.config['item_inter_num_interval']} leave no interaction"
             )
         self.inter_feat = self.inter_feat[kept]
+        self._drop_never_interacted()  # before the links of a knowledge graph are cut to the items that are left
+
+    def _filter_link(self) -> None:
+        """RecBole's, which leaves out the interactions with items that no entity of the graph is linked to."""
+        before = len(self.inter_feat)
+        super()._filter_link()
+        if left_out := before - len(self.inter_feat):
+            logger.warning("%d of %d interactions are left out: .link has no entity for their items", left_out, before)
 
     # ------------------------------------------------------- order and split
 

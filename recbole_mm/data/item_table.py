@@ -1,23 +1,18 @@
 """The raw `.item` table: every column as the text it was written as, looked up by item id.
 
-RecBole turns tokens into numbers and cuts sequences; text for a language model needs the untouched columns. The lines
-are split here and not by pandas, whose C reader ends a field at a NUL and a line at a lone carriage return.
+RecBole turns tokens into numbers and cuts sequences; text for a language model needs the untouched columns.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from recbole.utils import FeatureType
 
-from recbole_mm.data.atomic import read_header
+from recbole_mm.data.atomic import check_ids, check_kind, drop_repeats, read_atomic
 from recbole_mm.errors import DataError
-
-logger = logging.getLogger(__name__)
-
 
 NAMES_SHOWN = 20
 
@@ -38,7 +33,7 @@ class ItemTable:
         kinds: column -> RecBole's type, in the file's order, without the id column.
     """
 
-    def __init__(self, path: Path, kinds: dict[str, FeatureType], rows: dict[str, list[str]]):
+    def __init__(self, path: Path, kinds: dict[str, FeatureType], rows: dict[str, Sequence[str]]):
         self.path = path
         self.kinds = kinds
         self._rows = rows
@@ -50,26 +45,20 @@ class ItemTable:
     ) -> ItemTable:
         """Read the whole file once.
 
-        Rows that repeat another one exactly are dropped and counted; short rows get empty values and are counted.
+        Rows that repeat another one exactly are dropped and counted.
 
         Raises:
-            DataError: a column is not `name:type`; the id column is missing; a row has too many fields or an empty id;
-                two rows describe one item differently; the file is not in `encoding`.
+            ConfigError, DataError: as `read_atomic`; the id column is missing or not a `token`; an id is empty; two
+                rows describe one item differently.
         """
-        if encoding is None or encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
-            encoding = "utf-8-sig"
-        header = read_header(path, separator, encoding)
-        names = [name for name, _ in header]
-        if id_field not in names:
-            raise DataError(f"{path}, line 1: no column {id_field!r} for the item ids{did_you_mean(id_field, names)}")
-        place = names.index(id_field)
-        kinds = {name: kind for name, kind in header if name != id_field}
-        try:
-            rows = _read_rows(path, separator, encoding, place, len(names))
-        except UnicodeDecodeError as error:
-            name = encoding.removesuffix("-sig")
-            raise DataError(f"{path}: not {name} text; set `encoding` in the dataset's YAML") from error
-        return cls(path, kinds, rows)
+        table, kinds = read_atomic(path, separator, lambda name: True, encoding, as_text=True)
+        if id_field not in kinds:
+            raise DataError(f"{path}, line 1: no column {id_field!r} for the item ids{did_you_mean(id_field, kinds)}")
+        check_kind(path, id_field, kinds.pop(id_field), [FeatureType.TOKEN], "ids")
+        check_ids(path, table[id_field])
+        table = drop_repeats(path, table, id_field, separator, encoding)
+        ids = table.pop(id_field)
+        return cls(path, kinds, dict(zip(ids, zip(*(table[name] for name in kinds)) if kinds else [()] * len(ids))))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -100,40 +89,3 @@ class ItemTable:
         """
         if column not in self.kinds:
             raise DataError(f"{self.path}: {setting} names the column {column!r}{did_you_mean(column, self.kinds)}")
-
-
-def _read_rows(path: Path, separator: str, encoding: str, id_place: int, width: int) -> dict[str, list[str]]:
-    """Item id -> its other fields, in the file's order."""
-    rows: dict[str, list[str]] = {}
-    first_line: dict[str, int] = {}
-    repeated, short = 0, []
-    with open(path, encoding=encoding, newline="\n") as file:
-        file.readline()
-        for number, line in enumerate(file, start=2):
-            line = line.rstrip("\r\n")
-            if not line:
-                continue
-            row = line.split(separator)
-            if len(row) > width:
-                raise DataError(f"{path}, line {number}: {len(row)} fields, but the header names {width}")
-            if len(row) < width:
-                short.append(number)
-                row += [""] * (width - len(row))
-            item_id = row.pop(id_place)
-            if not item_id:
-                raise DataError(f"{path}, line {number}: the item id is empty")
-            if item_id not in rows:
-                rows[item_id] = row
-                first_line[item_id] = number
-            elif rows[item_id] == row:
-                repeated += 1
-            else:
-                raise DataError(
-                    f"{path}: item {item_id!r} is described differently on lines {first_line[item_id]} and {number}; "
-                    "keep one of them"
-                )
-    if repeated:
-        logger.warning("%s: %d rows repeat another one exactly and are dropped", path, repeated)
-    if short:
-        logger.warning("%s: %d rows have fewer than %d fields, first on line %d", path, len(short), width, short[0])
-    return rows
