@@ -386,7 +386,7 @@ def test_candidates_know_training_items_alone(built):
     model, phases, _ = built(VECTORS)
     train = phases.train_dataset
     targets = train.inter_feat.targets.numpy()
-    rows = np.union1d(train.row_start[targets], targets)
+    rows = np.union1d(train.rows.starts[targets], targets)
     users, items = train.inter_feat.flat["user_id"].numpy()[rows], train.inter_feat.flat["item_id"].numpy()[rows]
     for user in range(1, train.user_num):
         mine = model.known_items[model.known_offsets[user] : model.known_offsets[user + 1]].tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from recbole_mm.config import Config
@@ -71,10 +72,16 @@ def test_no_held_out_row_changes_them(tmp_path):
     assert told(dataset, held_out=True) != before
 
 
-def test_a_split_that_is_drawn_later_is_refused(tmp_path):
-    dataset = dataset_of(tmp_path, eval_args={"split": {"RS": [8, 1, 1]}, "order": "RO", "group_by": "user"})
-    with pytest.raises(ConfigError, match=r"known beforehand only for LS.*benchmark_filename"):
-        dataset.training_sequences()
+@pytest.mark.parametrize("group", ["user", "none"])
+@pytest.mark.parametrize(("order", "way"), [("RO", "RS"), ("TO", "RS"), ("TO", "TS")])
+def test_every_split_is_known_beforehand(tmp_path, order, way, group):
+    arguments = {"split": {way: [5, 2, 2]}, "order": order, "group_by": group}
+    dataset = dataset_of(tmp_path, eval_args=arguments)
+    users, items, offsets = dataset.user_histories()
+    before = list(zip(np.repeat(users, np.diff(offsets)).tolist(), items.tolist()))
+    trained = dataset.build()[0].inter_feat
+    assert sorted(before) == sorted(zip(trained["user_id"].tolist(), trained["item_id"].tolist()))
+    assert 0 < len(before) < len(ROWS)
 
 
 def test_files_of_samples_are_refused(tmp_path):

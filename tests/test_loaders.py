@@ -106,8 +106,12 @@ def test_a_user_without_negatives_is_named():
         NegativeSampler(np.array([1, 1, 1]), np.array([1, 2, 3]), item_num=4)
 
 
-def test_splits_that_are_no_prefix_are_refused(toy_config):
-    arguments = {"split": {"TS": [0.8, 0.1, 0.1]}, "order": "TO", "group_by": "user", "mode": "full"}
+@pytest.mark.parametrize(("way", "group"), [("TS", "user"), ("RS", "none"), ("RS", "user")])
+def test_every_split_gives_training_targets_alone(toy_config, way, group):
+    arguments = {"split": {way: [0.8, 0.1, 0.1]}, "order": "TO", "group_by": group, "mode": "full"}
     train = create_dataset(toy_config("SASRec", eval_args=arguments)).build()[0]
-    with pytest.raises(ConfigError, match="LS"):
-        FullSequenceLoader(train, batch_size=8, seed=0)
+    rows = train.inter_feat[:]
+    last = rows["item_id_list"][torch.arange(len(rows)), rows["item_length"] - 1]
+    expected = Counter(zip(rows["user_id"].tolist(), last.tolist(), rows["item_id"].tolist()))
+    assert pairs(FullSequenceLoader(train, batch_size=16, seed=1)) == expected
+    assert sum(expected.values()) < len(train.rows.targets)

@@ -169,7 +169,7 @@ def test_training_sequences_are_the_rows_that_training_sees(described, tmp_path)
     samples = train.inter_feat
     by_user = {}
     for target in samples.targets.tolist():
-        first = train.row_start[target]
+        first = train.rows.starts[target]
         by_user[users[samples.flat["user_id"][target]]] = samples.flat["item_id"][first : target + 1].tolist()
     found = [items[start:end].tolist() for start, end in itertools.pairwise(offsets) if end - start > 1]
     assert found == [by_user[user] for user in sorted(by_user)]
@@ -292,11 +292,14 @@ def test_objectives_without_data(described, tmp_path, caplog):
         mixture_of(images, ["SA", "UB"])
 
 
-def test_a_split_whose_training_rows_are_not_known_yet(described, tmp_path):
+def test_a_split_over_all_time_gives_training_rows_alone(described, tmp_path):
     eval_args = {"split": {"RS": [0.8, 0.1, 0.1]}, "group_by": "none"}
     dataset = dataset_of(described, tmp_path, eval_args=eval_args)
-    with pytest.raises(ConfigError, match="training rows are known beforehand only for"):
-        dataset.training_sequences()
+    items, _ = dataset.training_sequences()
+    train = dataset.build()[0]
+    trained = train.rows.items[train.rows.phases == 0]
+    assert sorted(items.tolist()) == sorted(trained.tolist())
+    assert len(items) < len(train.rows.items)
 
 
 # --- as the model reads them ------------------------------------------------------------------------------------------

@@ -69,9 +69,9 @@ def test_timelines_hold_every_row_with_its_phase_and_time(toy_config):
         assert timelines.items[rows].tolist() == train + held_out
         assert timelines.phases[rows].tolist() == [0] * len(train) + [1, 2]
         assert (np.diff(timelines.times[rows]) == 1).all()
-    # Loaded without times: only a split made beforehand has an order then.
+    # Loaded without times: only a split that asks for none has phases then.
     dataset.inter_feat = dataset.inter_feat.drop(columns=["timestamp"])
-    dataset._time_order = lambda: np.arange(len(dataset.inter_feat))
+    dataset._times = lambda: np.arange(len(dataset.inter_feat))
     assert dataset.user_timelines().times is None
 
 

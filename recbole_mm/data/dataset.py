@@ -21,17 +21,10 @@ from recbole.utils import ModelType
 from recbole_mm.data.content import ContentSource, ItemContent
 from recbole_mm.data.feature_fields import FeatureFieldsMixin
 from recbole_mm.data.histories import HistoriesMixin
-from recbole_mm.data.interactions import (
-    TEST,
-    TRAIN,
-    VALID,
-    SequenceSamples,
-    group_offsets,
-    leave_one_out,
-    split_by_ratio,
-)
+from recbole_mm.data.interactions import SequenceSamples
 from recbole_mm.data.loading import LoadingMixin
 from recbole_mm.data.popular import keeps_popular, popular_only
+from recbole_mm.data.splits import TEST, TRAIN, VALID, Rows, Split
 from recbole_mm.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -42,9 +35,13 @@ def create_dataset(config) -> Dataset:
 
     Raises:
         DataError: the dataset's files are missing or malformed.
+        ConfigError: `eval_args` does not fit the model.
     """
+    Split.of(config)
     upstream = _upstream_class(config)
-    mixin = FlatSequenceMixin if _builds_plain_sequences(upstream) else FlatDatasetMixin
+    mixin = FlatDatasetMixin
+    if issubclass(upstream, SequentialDataset):
+        mixin = FlatSequenceMixin if _builds_plain_sequences(upstream) else SequenceMixin
     return type(f"Multimodal{upstream.__name__}", (mixin, upstream), {})(config)
 
 
@@ -70,6 +67,10 @@ class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
     inter_feat: Any
     user_feat: Any
     provided: Mapping[str, Any] = {}
+    rows: Rows
+    """All interactions, whichever part they are in; since the dataset was split."""
+    own_rows: np.ndarray
+    """Of a part: those of `rows` that it holds, or that are its samples' targets."""
 
     def _load_data(self, token: str, dataset_path: str) -> None:
         if self.benchmark_filename_list is not None and self.config["missing_modality"] == "drop":
@@ -150,49 +151,58 @@ class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
 
     # ------------------------------------------------------- order and split
 
-    def _change_feat_format(self) -> None:
-        """Order rows by user and exact time before RecBole rounds timestamps to float32 (steps of 128 s today).
+    @cached_property
+    def split(self) -> Split:
+        """What `eval_args` holds out."""
+        return Split.of(self.config)
 
-        Rounding keeps order and every later sort is stable, so this order is the one that all models see.
-        """
-        if self.config["eval_args"]["order"] == "TO" and self.benchmark_filename_list is None:
-            self.inter_feat = self.inter_feat.iloc[self._time_order()].reset_index(drop=True)
-        super()._change_feat_format()
-
-    def _time_order(self) -> np.ndarray:
-        """Rows by user and exact time; of equal times the file's order decides."""
+    def _times(self) -> np.ndarray:
+        """float64 (M,) exact time of each row: RecBole rounds them to float32 (steps of 128 s today) when it splits."""
         if self.time_field not in self.inter_feat:
             raise DataError(
                 f"dataset {self.dataset_name!r}: ordering by time needs the column {self.time_field!r} in .inter "
                 "and in load_col; data that has only an order can use the position as its time"
             )
-        return np.lexsort((self.inter_feat[self.time_field].to_numpy(), self.inter_feat[self.uid_field].to_numpy()))
+        return self.inter_feat[self.time_field].to_numpy()
 
-    def _phases(self, users: np.ndarray) -> np.ndarray | None:
-        """Phase of each row (see `interactions`), or None for a split that RecBole's own code makes."""
-        arguments = self.config["eval_args"]
-        ((mode, value),) = arguments["split"].items()
-        own_samples = isinstance(self, SequentialDataset) and not isinstance(self, FlatSequenceMixin)
-        if arguments["order"] != "TO" or self.benchmark_filename_list is not None or own_samples:
-            return None
-        if mode == "LS":
-            try:
-                return leave_one_out(group_offsets(users), value)
-            except ValueError as error:
-                raise ConfigError(str(error)) from None
-        if mode == "RS" and str(arguments["group_by"]).lower() == "user":
-            return split_by_ratio(group_offsets(users), value, self._calcu_split_ids)
-        return None
+    def _time_order(self) -> np.ndarray:
+        """Rows by user and exact time; of equal times the file's order decides."""
+        return np.lexsort((self._times(), self.inter_feat[self.uid_field].to_numpy()))
+
+    def _split_order(self) -> np.ndarray:
+        """Rows by user, and each user's in the order of the split; as they stand where the split is given."""
+        if self.benchmark_filename_list is not None:
+            return np.arange(len(self.inter_feat))
+        if self.split.in_time:
+            return self._time_order()
+        order = self.split.row_order(None, len(self.inter_feat))
+        return order[np.argsort(self.inter_feat[self.uid_field].to_numpy()[order], kind="stable")]
+
+    def _row_phases(self) -> np.ndarray:
+        """Phase of each row of the table as it stands, int8 (M,)."""
+        if self.benchmark_filename_list is not None:
+            ends = np.cumsum(self.file_size_list)
+            return np.searchsorted(ends, np.arange(len(self.inter_feat)), side="right").astype(np.int8)
+        times = self._times() if self.split.in_time else None
+        return self.split.phases(self.inter_feat[self.uid_field].to_numpy(), times)
+
+    def _row_labels(self) -> np.ndarray:
+        """bool (M,): rows that are not labelled 0."""
+        if self.label_field not in self.inter_feat:
+            return np.ones(len(self.inter_feat), dtype=bool)
+        return self.inter_feat[self.label_field].to_numpy() > 0
 
     def build(self) -> list[Dataset]:
         """Training, validation and test datasets by `eval_args`; the same rows whatever the kind of model."""
-        users = np.sort(self.inter_feat[self.uid_field].to_numpy())
-        phases = self._phases(users)
-        if phases is None:
-            return super().build()
+        order = self._split_order()
+        phases = self._row_phases()[order]
+        self.inter_feat = self.inter_feat.iloc[order].reset_index(drop=True)
+        in_time = self.split.in_time and self.benchmark_filename_list is None
+        users, items = (self.inter_feat[field].to_numpy() for field in (self.uid_field, self.iid_field))
+        self.rows = Rows(users, items, phases, in_time, self._row_labels())
         self._change_feat_format()
         self._drop_unused_col()
-        return [self.copy(self._rows_of(np.flatnonzero(phases == phase))) for phase in (TRAIN, VALID, TEST)]
+        return [self.part(self.rows.of_phase(phase)) for phase in (TRAIN, VALID, TEST)]
 
     def _drop_unused_col(self) -> None:
         """RecBole's, which ends in an AttributeError or a KeyError on what is not loaded or cannot be spared."""
@@ -203,8 +213,11 @@ class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
                 raise ConfigError(f"unused_col: {name}: no model can do without {field!r}; leave it out")
         super()._drop_unused_col()
 
-    def _rows_of(self, rows: np.ndarray) -> Interaction:
-        return self.inter_feat[rows]
+    def part(self, rows: np.ndarray) -> Dataset:
+        """A copy of this dataset, which has been split, that holds only the interactions `rows`, int64 ascending."""
+        part = self.copy(self.inter_feat[rows])
+        part.own_rows = rows
+        return part
 
     # -------------------------------------------------------------- content
 
@@ -240,8 +253,8 @@ class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
         return self.field2id_token[self.iid_field]
 
 
-class FlatSequenceMixin(FlatDatasetMixin):
-    """Sequential datasets: rows stay flat, samples are cut on demand (see `SequenceSamples`)."""
+class SequenceMixin(FlatDatasetMixin):
+    """Sequential datasets: a sample for every interaction that has one of the same user before it, in their order."""
 
     def _benchmark_presets(self) -> None:
         """RecBole's, which ends in an AttributeError where the files of a given split hold no samples."""
@@ -253,17 +266,30 @@ class FlatSequenceMixin(FlatDatasetMixin):
             )
         super()._benchmark_presets()
 
+    def part(self, rows: np.ndarray) -> Dataset:
+        """A copy of this dataset that holds only the samples whose targets are among `rows`, int64 ascending."""
+        if self.benchmark_filename_list is not None:  # whose rows are samples
+            return super().part(rows)
+        rows = rows[self.rows.starts[rows] < rows]
+        part = self.copy(self._samples(np.searchsorted(self.rows.targets, rows)))
+        part.own_rows = rows
+        return part
+
+    def _samples(self, places: np.ndarray) -> Interaction:
+        """Some of the samples, by their places among all."""
+        return self.inter_feat[places]
+
+
+class FlatSequenceMixin(SequenceMixin):
+    """Sequential datasets whose rows stay flat, and whose samples are cut on demand (see `SequenceSamples`)."""
+
     def data_augmentation(self) -> None:
         """One sample for every row that has a row before it; its history is at most `MAX_ITEM_LIST_LENGTH` rows."""
         self._aug_presets()
-        users = self.inter_feat[self.uid_field].numpy()
-        offsets = group_offsets(users)
-        first = np.repeat(offsets[:-1], np.diff(offsets))
-        self.row_start = first
-        targets = np.flatnonzero(np.arange(len(users)) > first)
+        targets = self.rows.targets
         self.inter_feat = SequenceSamples(
             self.inter_feat.interaction,
-            np.maximum(first[targets], targets - self.max_item_list_len),
+            np.maximum(self.rows.starts[targets], targets - self.max_item_list_len),
             targets,
             user_field=self.uid_field,
             list_suffix=self.config["LIST_SUFFIX"],
@@ -271,16 +297,6 @@ class FlatSequenceMixin(FlatDatasetMixin):
             max_len=self.max_item_list_len,
         )
 
-    def build(self) -> list[Dataset]:
-        if self.config["eval_args"]["order"] != "TO":
-            raise ConfigError("a sequential model needs eval_args.order: TO (time order)")
-        return super().build()
-
-    def sort(self, by, ascending=True) -> None:
-        """RecBole sorts the samples again before other splits; they are in time order already."""
-
-    def _rows_of(self, rows: np.ndarray) -> SequenceSamples:
+    def _samples(self, places: np.ndarray) -> Interaction:
         samples: SequenceSamples = self.inter_feat
-        held = np.zeros(len(self.row_start), dtype=bool)
-        held[rows] = True
-        return samples.subset(np.flatnonzero(held[samples.targets.numpy()]))
+        return samples.subset(places)

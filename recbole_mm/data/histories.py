@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from recbole.data.dataset import SequentialDataset
 
-from recbole_mm.data.interactions import TRAIN, group_offsets
+from recbole_mm.data.splits import TRAIN, group_offsets
 from recbole_mm.errors import ConfigError
 
 
@@ -43,9 +43,9 @@ class HistoriesMixin:
     time_field: str
     field2id_token: Mapping[str, Sequence[str]]
     benchmark_filename_list: Any
-    file_size_list: list[int]
     _time_order: Callable[[], np.ndarray]
-    _phases: Callable[[np.ndarray], np.ndarray | None]
+    _row_phases: Callable[[], np.ndarray]
+    _row_labels: Callable[[], np.ndarray]
 
     def training_sequences(self) -> tuple[np.ndarray, np.ndarray]:
         """Every user's training items in time order, as `user_histories` gives them, without the users' ids."""
@@ -69,7 +69,7 @@ class HistoriesMixin:
             offsets: int64 (U + 1,), start of each user's items, with M at the end.
 
         Raises:
-            ConfigError: the split is one whose training rows are known only once RecBole has made it.
+            ConfigError: the files hold samples, or interactions labelled 0.
         """
         order = self._rows_in_order()
         rows = order if held_out else order[self._phases_of(order) == TRAIN]
@@ -122,17 +122,14 @@ class HistoriesMixin:
 
     def _phases_of(self, order: np.ndarray) -> np.ndarray:
         """(M,) phase of each of the rows, taken in `order`."""
-        if self.benchmark_filename_list is not None:
-            if isinstance(self, SequentialDataset):
-                raise ConfigError(
-                    "benchmark_filename: the files of a sequential model hold samples, not users' interactions; what "
-                    "is learnt from these beforehand needs one .inter file, or a model that is not sequential"
-                )
-            return np.searchsorted(np.cumsum(self.file_size_list), order, side="right")
-        phases = self._phases(self.inter_feat[self.uid_field].to_numpy()[order])
-        if phases is None:
+        if self.benchmark_filename_list is not None and isinstance(self, SequentialDataset):
             raise ConfigError(
-                f"eval_args {self.config['eval_args']}: training rows are known beforehand only for LS, or RS grouped "
-                "by user, with order TO; give one of these, or files of a split made beforehand as benchmark_filename"
+                "benchmark_filename: the files of a sequential model hold samples, not users' interactions; what "
+                "is learnt from these beforehand needs one .inter file, or a model that is not sequential"
             )
-        return phases
+        if not self._row_labels().all():
+            raise ConfigError(
+                "threshold, LABEL_FIELD: what is learnt from users' histories beforehand takes every interaction as "
+                "chosen; leave the others out, as in val_interval: {rating: '[4,inf)'}"
+            )
+        return self._row_phases()[order]

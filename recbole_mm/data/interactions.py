@@ -13,64 +13,6 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
-TRAIN, VALID, TEST = 0, 1, 2
-
-
-def group_offsets(users: np.ndarray) -> np.ndarray:
-    """Start of each user's run of rows in `users` (M,), which is sorted; with M appended: int64 (U + 1,)."""
-    starts = np.flatnonzero(np.diff(users, prepend=users[:1] - 1)) if len(users) else np.empty(0, dtype=np.int64)
-    return np.append(starts, len(users)).astype(np.int64)
-
-
-def leave_one_out(offsets: np.ndarray, mode: str = "valid_and_test") -> np.ndarray:
-    """Phase of every row when each user's last rows are held out.
-
-    Counted over interactions, for general and sequential models alike, as RecBole does for general models: a user's
-    first row is always training data; with two rows only the test row is held out.
-
-    Args:
-        offsets: starts of the users' rows, int64 (U + 1,); rows are in time order within a user.
-        mode: RecBole's `LS` value: `valid_and_test`, `valid_only` or `test_only`.
-
-    Returns:
-        int8 (M,) of TRAIN, VALID and TEST.
-
-    Raises:
-        ValueError: unknown mode.
-    """
-    held_out = {"valid_and_test": [TEST, VALID], "valid_only": [VALID], "test_only": [TEST]}
-    if mode not in held_out:
-        raise ValueError(f"eval_args.split LS must be one of {sorted(held_out)}, not {mode!r}")
-    phases = np.zeros(offsets[-1], dtype=np.int8)
-    lengths = np.diff(offsets)
-    for back, phase in enumerate(held_out[mode], start=1):
-        enough = lengths > back
-        phases[offsets[1:][enough] - back] = phase
-    return phases
-
-
-def split_by_ratio(offsets: np.ndarray, ratios: list[float], calculate_split_ids) -> np.ndarray:
-    """Phase of every row when each user's rows are cut in time order by `ratios` (RecBole's `RS`, grouped by user).
-
-    Args:
-        offsets: starts of the users' rows, int64 (U + 1,).
-        ratios: three positive numbers; they need not add up to one.
-        calculate_split_ids: RecBole's `Dataset._calcu_split_ids`, so that rounding is RecBole's.
-
-    Returns:
-        int8 (M,) of TRAIN, VALID and TEST.
-    """
-    total = sum(ratios)
-    ratios = [ratio / total for ratio in ratios]
-    phases = np.zeros(offsets[-1], dtype=np.int8)
-    lengths = np.diff(offsets)
-    position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-    for length in np.unique(lengths):
-        cuts = calculate_split_ids(tot=int(length), ratios=ratios)
-        rows = np.flatnonzero(np.repeat(lengths == length, lengths))
-        phases[rows] = np.searchsorted(np.asarray(cuts), position[rows], side="right")
-    return phases
-
 
 class SequenceSamples(Interaction):
     """RecBole's sequential fields, cut on demand from flat columns.
@@ -188,6 +130,24 @@ class SequenceSamples(Interaction):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.columns)
+
+    def _reindex(self, index) -> None:
+        """Put the samples into another order, in place; RecBole's `shuffle` and `sort` end here."""
+        index = torch.as_tensor(index)
+        self.starts, self.targets = self.starts[index], self.targets[index]
+
+    def sort(self, by, ascending=True) -> None:
+        """RecBole's, over the columns that it is asked to sort by alone.
+
+        Args:
+            by: a field, or several of which the first counts most.
+            ascending: for all of them, or one for each.
+        """
+        names = [by] if isinstance(by, str) else list(by)
+        place = "\0place"
+        keys = Interaction({**{name: self[name] for name in names}, place: torch.arange(self.length)})
+        keys.sort(names, ascending)
+        self._reindex(keys[place])
 
     def __setitem__(self, field: str, value: torch.Tensor) -> None:
         raise TypeError("sequential samples are cut from flat columns: change a cut batch, not the samples")

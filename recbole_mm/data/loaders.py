@@ -77,7 +77,8 @@ class FullSequenceLoader:
         samples = dataset.inter_feat
         if not isinstance(samples, SequenceSamples):
             raise ConfigError(
-                "training on full sequences needs eval_args.split LS, or RS grouped by user, with order TO"
+                "training on full sequences needs one .inter file of users' interactions: split anew with "
+                "--benchmark_filename=~, or choose a model that is trained on samples"
             )
         self.dataset = dataset
         self.batch_size = batch_size
@@ -91,7 +92,7 @@ class FullSequenceLoader:
         self.list_field = dataset.iid_field + samples.list_suffix
         self.user_field = dataset.uid_field
         targets = samples.targets.numpy()
-        starts = dataset.row_start[targets]
+        starts = dataset.rows.starts[targets]
         first_of_user = np.flatnonzero(np.diff(starts, prepend=-1))
         self.first = starts[first_of_user]
         self.counts = np.diff(np.append(first_of_user, len(targets)))

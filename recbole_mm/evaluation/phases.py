@@ -20,9 +20,9 @@ from recbole.data.utils import create_samplers, get_dataloader
 from recbole.sampler import KGSampler, RepeatableSampler, Sampler
 from recbole.utils import EvaluatorType, ModelType
 
-from recbole_mm.data.interactions import SequenceSamples
 from recbole_mm.data.loaders import FullSequenceLoader
-from recbole_mm.errors import DataError
+from recbole_mm.data.splits import TEST, TRAIN, VALID
+from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.evaluation.ranking import CSR, EvalUsers, RankingData, TrainCounts
 from recbole_mm.first_stage import has_first_stage
 from recbole_mm.layers import reads_labels
@@ -54,12 +54,15 @@ def split(config, dataset: Dataset, model_class: type, run_dir: Path | None = No
         DataError: nothing is left to train on, labels are missing, a user leaves no item for a negative, or the sampled
             candidates that the folder keeps do not fit the data.
     """
-    built = dataset.build()
-    _check_trainable(config, dataset, built[0], model_class)
-    for part in built:
-        part.hand_over(dataset.provided)
     modes = config["eval_args"]["mode"]
     ranked = {phase: modes[phase] != "labeled" and config["eval_type"] == EvaluatorType.RANKING for phase in modes}
+    built = dataset.build()
+    only_positives = (not _learns_from_labels(config, model_class), ranked["valid"], ranked["test"])
+    built = [_positives(dataset, part) if only else part for part, only in zip(built, only_positives)]
+    _check_trainable(config, dataset, built[0], model_class)
+    _check_held_out(dataset, built)
+    for part in built:
+        part.hand_over(dataset.provided)
     samplers = None if all(ranked.values()) else create_samplers(config, dataset, built)
     train = _training_loader(config, dataset, built[0], model_class)
     evaluated = []
@@ -74,39 +77,62 @@ def split(config, dataset: Dataset, model_class: type, run_dir: Path | None = No
     return Phases(train, evaluated[0], evaluated[1], built[0])
 
 
-def _check_trainable(config, dataset: Dataset, train: Dataset, model_class: type) -> None:
+def _learns_from_labels(config, model_class: Any) -> bool:
+    """Whether training reads each interaction's label; otherwise every one is a positive, beside sampled negatives."""
+    sampled = config["train_neg_sample_args"]["distribution"] != "none"
+    return reads_labels(model_class) and not sampled and config["MODEL_TYPE"] != ModelType.TRADITIONAL
+
+
+def _positives(dataset: Dataset, part: Dataset) -> Dataset:
+    """A part without the interactions that are labelled 0; those of the past stay in users' histories."""
+    kept = dataset.rows.positive[part.own_rows]
+    if kept.all():
+        return part
+    logger.info("%d of %d interactions of a part of the data are labelled 0: no positives", (~kept).sum(), len(kept))
+    return dataset.part(part.own_rows[kept])
+
+
+def _check_held_out(dataset: Dataset, built: list[Dataset]) -> None:
+    """A phase that is asked for has something to rank."""
+    given, rows = dataset.benchmark_filename_list, dataset.rows
+    for phase, name in ((VALID, "validation"), (TEST, "test")):
+        if len(built[phase].own_rows) or not (given or dataset.split.holds_out(phase)):
+            continue
+        what = "no interaction labelled 1" if len(rows.of_phase(phase)) else "no interaction"
+        where = f"dataset {dataset.dataset_name!r}: {what} is held out for {name} by"
+        if given:
+            raise DataError(f"{where} benchmark_filename {given}; fill its file, or split anew: --benchmark_filename=~")
+        first = ", whose first ones never are" if rows.in_time else ""
+        without = "" if phase == TEST else ", or {LS: test_only} to go without validation"
+        raise DataError(
+            f"{where} eval_args.split {dataset.config['eval_args']['split']}: there are {len(rows.users)} of "
+            f"{dataset.user_num - 1} users{first}; filter fewer, or give another split{without}"
+        )
+
+
+def _check_trainable(config, dataset: Dataset, train: Dataset, model_class: Any) -> None:
     where, label = f"dataset {dataset.dataset_name!r}", config["LABEL_FIELD"]
+    rows = dataset.rows
+    if getattr(model_class, "trains_on_full_sequences", False) and not rows.positive[rows.phases == TRAIN].all():
+        raise ConfigError(
+            f"{where}: training interactions are labelled 0, and a model that is trained on whole sequences takes "
+            "each as chosen; leave them out, as in val_interval: {rating: '[4,inf)'} instead of threshold"
+        )
     if len(train.inter_feat) == 0:
         raise DataError(
             f"{where}: nothing is left to train on: eval_args.split {config['eval_args']['split']} holds out all there "
-            "is, and a sequential model needs an item before each target"
+            "is, and a sequential model needs an item before each target; filter fewer, or give another split"
         )
     if "labeled" in config["eval_args"]["mode"].values() and label not in dataset.field2type:
         raise DataError(
             f"{where}: {', '.join(config['metrics'])} need a {label!r} for each interaction: a column {label}:float of "
             ".inter, or threshold: {rating: 3} to make one of a column"
         )
-    _check_labels(config, dataset, model_class)
-
-
-def _check_labels(config, dataset: Dataset, model_class: type) -> None:
-    """What is learnt from: labels of the data, or every row as a chosen one beside sampled others."""
-    label, labelled = config["LABEL_FIELD"], reads_labels(model_class)
-    sampled = config["train_neg_sample_args"]["distribution"] != "none"
-    needed = labelled and not sampled and config["MODEL_TYPE"] != ModelType.TRADITIONAL  # Pop does without, too
-    if needed and label not in dataset.field2type:
+    if _learns_from_labels(config, model_class) and label not in dataset.field2type:
         raise DataError(
-            f"dataset {dataset.dataset_name!r}: {config['model']} learns from labels, and there are none: give a "
-            f"column {label}:float of .inter, threshold: {{rating: 3}} to make one of a column, or "
-            "train_neg_sample_args: {distribution: uniform, sample_num: 1} to sample items that count as not chosen"
-        )
-    if config["threshold"] is not None and (sampled or not labelled):
-        ((field, least),) = config["threshold"].items()
-        logger.warning(
-            "threshold: %s learns from every row of training as one that was chosen, those below too; leave them out "
-            'with val_interval: {%s: "[%s,inf)"}%s',
-            *(config["model"], field, least),
-            ", or learn from labels with train_neg_sample_args: ~" if labelled else "",
+            f"{where}: {config['model']} learns from labels, and there are none: give a column {label}:float of "
+            ".inter, threshold: {rating: 3} to make one of a column, or train_neg_sample_args: {distribution: uniform, "
+            "sample_num: 1} to sample items that count as not chosen"
         )
 
 
@@ -144,7 +170,7 @@ def _ranking_data(
     if len(built[index].inter_feat) == 0:
         return None
     sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-    users = sequential_cases(built[index]) if sequential else user_cases(built, index)
+    users = sequential_cases(built[index]) if sequential else user_cases(built[index], index)
     if not config["mask_history"]:
         users.history = None
     counts = TrainCounts.of(*training_pairs(built[0]), built[0].user_num, built[0].item_num)
@@ -168,56 +194,45 @@ def _warn_repeated(users: EvalUsers, item_num: int) -> None:
 
 
 def training_pairs(train: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """User and item of every training interaction; a sequence's first row, which is no target, is one of them."""
-    users, items = _pairs(train)
-    if isinstance(train.inter_feat, SequenceSamples):
-        flat = train.inter_feat.flat
-        first = np.unique(train.row_start[train.inter_feat.targets.numpy()])
-        users = np.concatenate([flat[train.uid_field].numpy()[first], users])
-        items = np.concatenate([flat[train.iid_field].numpy()[first], items])
-    return users, items
+    """User and item of every training interaction that is a positive; a sequence's first one, which is no target, is
+    one of them."""
+    rows = train.rows
+    mine = (rows.phases == TRAIN) & rows.positive
+    return rows.users[mine], rows.items[mine]
 
 
 def sequential_cases(dataset: Dataset) -> EvalUsers:
     """One case per held-out row: rank its item given all rows of the user before it; those are the history."""
-    samples = dataset.inter_feat
-    if isinstance(samples, SequenceSamples):
-        items = samples.flat[dataset.iid_field].numpy()
-        targets = samples.targets.numpy()
-        starts = dataset.row_start[targets]
+    rows, targets = dataset.rows, dataset.own_rows
+    if dataset.benchmark_filename_list is None:
+        starts = rows.starts[targets]
         lengths = targets - starts
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        rows = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
-        positives, history = items[targets], CSR(offsets, items[rows])
-    else:  # a dataset class or split of RecBole's own: the history is what its padded lists hold
-        lists = samples[dataset.iid_field + dataset.config["LIST_SUFFIX"]].numpy()
-        offsets = np.concatenate([[0], np.cumsum((lists > 0).sum(1))])
-        positives, history = samples[dataset.iid_field].numpy(), CSR(offsets, lists[lists > 0])
+        before = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+        history = CSR(offsets, rows.items[before])
+    else:  # files of samples: the history is what their lists hold
+        lists = dataset.inter_feat[dataset.iid_field + dataset.config["LIST_SUFFIX"]].numpy()
+        history = CSR(np.concatenate([[0], np.cumsum((lists > 0).sum(1))]), lists[lists > 0])
     return EvalUsers(
-        interaction=samples,
-        positives=CSR(np.arange(len(positives) + 1), positives),
+        interaction=dataset.inter_feat,
+        positives=CSR(np.arange(len(targets) + 1), rows.items[targets]),
         history=history,
-        user_ids=samples[dataset.uid_field].numpy(),
+        user_ids=rows.users[targets],
     )
 
 
-def user_cases(built: list[Dataset], index: int) -> EvalUsers:
-    """One case per user with held-out items in phase `index`: rank them all; items of the phases before are the
+def user_cases(dataset: Dataset, phase: int) -> EvalUsers:
+    """One case per user with held-out items in a phase: rank them all; what is known of the user by then is the
     history."""
-    dataset = built[index]
-    pairs = [_pairs(part) for part in built[: index + 1]]
-    users = np.unique(pairs[index][0])
-    before = [np.concatenate(column) for column in zip(*pairs[:index])]
+    rows, known = dataset.rows, dataset.rows.known_at(phase)
+    owners, items = rows.users[dataset.own_rows], rows.items[dataset.own_rows]
+    users = np.unique(owners)
     return EvalUsers(
         interaction=dataset.join(Interaction({dataset.uid_field: torch.from_numpy(users)})),
-        positives=_by_user(users, *pairs[index]),
-        history=_by_user(users, *before),
+        positives=_by_user(users, owners, items),
+        history=_by_user(users, rows.users[known], rows.items[known]),
         user_ids=users,
     )
-
-
-def _pairs(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    return dataset.inter_feat[dataset.uid_field].numpy(), dataset.inter_feat[dataset.iid_field].numpy()
 
 
 def _by_user(users: np.ndarray, owners: np.ndarray, items: np.ndarray) -> CSR:

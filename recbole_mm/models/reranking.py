@@ -17,7 +17,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor
 
-from recbole_mm.data.interactions import SequenceSamples
+from recbole_mm.data.splits import TRAIN
 from recbole_mm.errors import ConfigError
 
 SCORES_AT_ONCE = 1 << 23
@@ -51,7 +51,8 @@ class RerankingRecommender(SequentialRecommender):
 
     def _remember_training_items(self, dataset) -> None:
         """Keep each user's training items, as offsets into one array."""
-        users, items = _training_rows(dataset)
+        trained = dataset.rows.phases == TRAIN
+        users, items = dataset.rows.users[trained], dataset.rows.items[trained]
         order = np.argsort(users, kind="stable")
         offsets = np.searchsorted(users[order], np.arange(dataset.user_num + 1))
         self.register_buffer("known_items", torch.from_numpy(items[order].astype(np.int64)), persistent=False)
@@ -168,14 +169,6 @@ class RerankingRecommender(SequentialRecommender):
         if strict and (lacking or report.unexpected_keys):
             raise RuntimeError(f"missing weights: {lacking}, unknown weights: {report.unexpected_keys}")
         return report
-
-
-def _training_rows(dataset) -> tuple[np.ndarray, np.ndarray]:
-    """User and item of every training interaction."""
-    samples: SequenceSamples = dataset.inter_feat
-    targets = samples.targets.numpy()
-    rows = np.union1d(dataset.row_start[targets], targets)  # a sequence's first row is no target
-    return samples.flat[dataset.uid_field].numpy()[rows], samples.flat[dataset.iid_field].numpy()[rows]
 
 
 def rows_of(interaction: Interaction, index: slice | Tensor) -> Interaction:

@@ -17,7 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from recbole_mm.data.content import ItemContent
 from recbole_mm.data.histories import Timelines
-from recbole_mm.data.interactions import TRAIN
+from recbole_mm.data.splits import TRAIN
 from recbole_mm.errors import ConfigError
 from recbole_mm.reasoning.preference_prompts import PreferencePrompts
 from recbole_mm.reasoning.recurrent import Chains, Node, blocks_of_size, sessions

@@ -1,0 +1,238 @@
+"""Which interactions are for training, validation and test: RecBole's `eval_args`, for every kind of model alike.
+
+The same rows are held out whatever the model, by exact times. A user's first interaction is never held out where rows
+are in the order of time: no model of sequences could be asked for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from recbole.data.dataset import Dataset
+from recbole.utils import ModelType
+
+from recbole_mm.errors import ConfigError
+
+TRAIN, VALID, TEST = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All interactions of a dataset that has been split, in its order, whichever part it is.
+
+    Attributes:
+        users, items: int64 (M,), RecBole's ids; each user's rows are one run, in the order of time if there is one.
+        phases: int8 (M,) of TRAIN, VALID and TEST.
+        in_time: whether that is the order of the split.
+        positive: bool (M,), False where the row's label says that the user does not want the item.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    phases: np.ndarray
+    in_time: bool
+    positive: np.ndarray
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """int64 (M,): the first row of each row's user."""
+        offsets = group_offsets(self.users)
+        return np.repeat(offsets[:-1], np.diff(offsets))
+
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """Rows that have one of their user before them: int64, ascending."""
+        return np.flatnonzero(self.starts < np.arange(len(self.users)))
+
+    @cached_property
+    def never_asked(self) -> np.ndarray:
+        """bool (M,): rows that are known, and neither learnt from nor held out: a user's first one, if it comes after
+        the training data."""
+        return (self.starts == np.arange(len(self.users))) & (self.phases != TRAIN) & self.in_time
+
+    def of_phase(self, phase: int) -> np.ndarray:
+        """Rows that are learnt from, or held out, in a phase: int64, ascending."""
+        return np.flatnonzero((self.phases == phase) & ~self.never_asked)
+
+    def known_at(self, phase: int) -> np.ndarray:
+        """Rows that are known of users of whom the held-out ones of a phase are asked for: int64, ascending."""
+        return np.flatnonzero((self.phases < phase) | ((self.phases == phase) & self.never_asked))
+
+
+@dataclass(frozen=True)
+class Split:
+    """`eval_args` without its mode.
+
+    Attributes:
+        way: `LS` (leave one out), `RS` (by ratio) or `TS` (a point in time for the test, by ratio before it).
+        value: what `eval_args.split` gives for it.
+        in_time: whether rows are in the order of time (`order: TO`), or shuffled.
+        by_user: whether `RS` cuts each user's rows, or all together.
+        seed: of the shuffling.
+    """
+
+    way: str
+    value: Any
+    in_time: bool
+    by_user: bool
+    seed: int
+
+    @classmethod
+    def of(cls, config: Any) -> Split:
+        """The split of a run.
+
+        Raises:
+            ConfigError: what is asked for does not fit together, or does not fit a model of sequences.
+        """
+        arguments = config["eval_args"]
+        ((way, value),) = arguments["split"].items()
+        in_time = arguments["order"] == "TO"
+        if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and not in_time:
+            raise ConfigError("a sequential model needs eval_args.order: TO (time order)")
+        if way == "TS" and not in_time:
+            raise ConfigError("eval_args: split: TS cuts at a point in time, which needs order: TO")
+        if way != "LS" and not value[0] > 0:
+            raise ConfigError(f"eval_args: split: {way}: {value} leaves nothing to train on; give [0.8,0.1,0.1]")
+        return cls(way, value, in_time, str(arguments["group_by"]).lower() == "user", config["seed"])
+
+    def holds_out(self, phase: int) -> bool:
+        """Whether validation or test is asked for at all."""
+        if self.way == "LS":
+            return self.value in ("valid_and_test", "valid_only" if phase == VALID else "test_only")
+        return self.value[phase] > 0
+
+    def row_order(self, times: np.ndarray | None, count: int) -> np.ndarray:
+        """All rows in the order of the split, across users: int64 (M,).
+
+        By exact time, and of equal times the file's order decides; or shuffled, by the seed alone.
+
+        Args:
+            times: float64 (M,); None where `in_time` is False.
+            count: M.
+        """
+        if times is not None:
+            return np.argsort(times, kind="stable")
+        return np.random.default_rng(self.seed).permutation(count)
+
+    def phases(self, users: np.ndarray, times: np.ndarray | None) -> np.ndarray:
+        """Phase of every row: int8 (M,) of TRAIN, VALID and TEST.
+
+        Args:
+            users: (M,) of each row, in the order of the file.
+            times: float64 (M,); None where `in_time` is False.
+        """
+        order = self.row_order(times, len(users))
+        found = np.empty(len(users), dtype=np.int8)
+        if self.way == "RS" and not self.by_user:
+            found[order] = self._over_all(users[order])
+            return found
+        by_user = order[np.argsort(users[order], kind="stable")]
+        offsets = group_offsets(users[by_user])
+        if self.way == "LS":
+            found[by_user] = leave_one_out(offsets, self.value)
+        elif self.way == "RS":
+            found[by_user] = split_by_ratio(offsets, self.value)
+        else:
+            assert times is not None
+            found[by_user] = split_by_time(offsets, times[by_user], self.value)
+        return found
+
+    def _over_all(self, users: np.ndarray) -> np.ndarray:
+        """Phase of each row where all are cut together: shares are counted over the rows that can be held out, and a
+        first row is in the phase of what comes before it."""
+        held = ~first_of_each(users) if self.in_time else np.ones(len(users), dtype=bool)
+        phases = np.zeros(len(users), dtype=np.int8)
+        phases[held] = split_by_ratio(np.array([0, held.sum()]), self.value)
+        return np.maximum.accumulate(phases)
+
+
+def group_offsets(users: np.ndarray) -> np.ndarray:
+    """Start of each user's run of rows in `users` (M,), which is sorted; with M appended: int64 (U + 1,)."""
+    starts = np.flatnonzero(np.diff(users, prepend=users[:1] - 1)) if len(users) else np.empty(0, dtype=np.int64)
+    return np.append(starts, len(users)).astype(np.int64)
+
+
+def first_of_each(users: np.ndarray) -> np.ndarray:
+    """bool (M,): whether a row is the first one of its user."""
+    first = np.zeros(len(users), dtype=bool)
+    first[np.unique(users, return_index=True)[1]] = True
+    return first
+
+
+def leave_one_out(offsets: np.ndarray, mode: str = "valid_and_test") -> np.ndarray:
+    """Phase of every row when each user's last rows are held out.
+
+    Counted over interactions, for general and sequential models alike, as RecBole does for general models: a user's
+    first row is always training data; with two rows only the test row is held out.
+
+    Args:
+        offsets: starts of the users' rows, int64 (U + 1,); rows are in time order within a user.
+        mode: RecBole's `LS` value: `valid_and_test`, `valid_only` or `test_only`.
+
+    Returns:
+        int8 (M,) of TRAIN, VALID and TEST.
+    """
+    held_out = {"valid_and_test": [TEST, VALID], "valid_only": [VALID], "test_only": [TEST]}[mode]
+    phases = np.zeros(offsets[-1], dtype=np.int8)
+    lengths = np.diff(offsets)
+    for back, phase in enumerate(held_out, start=1):
+        enough = lengths > back
+        phases[offsets[1:][enough] - back] = phase
+    return phases
+
+
+def split_by_ratio(
+    offsets: np.ndarray,
+    ratios: Sequence[float],
+    calculate_split_ids: Callable[..., Sequence[int]] = Dataset._calcu_split_ids,
+) -> np.ndarray:
+    """Phase of every row when each user's rows are cut in their order by `ratios` (RecBole's `RS`).
+
+    Args:
+        offsets: starts of the users' rows, int64 (U + 1,); [0, M] cuts all of them together.
+        ratios: three numbers, the first above 0; they need not add up to one.
+        calculate_split_ids: RecBole's, so that rounding is RecBole's.
+
+    Returns:
+        int8 (M,) of TRAIN, VALID and TEST.
+    """
+    total = sum(ratios)
+    ratios = [ratio / total for ratio in ratios]
+    phases = np.zeros(offsets[-1], dtype=np.int8)
+    lengths = np.diff(offsets)
+    position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+    for length in np.unique(lengths):
+        cuts = calculate_split_ids(None, tot=int(length), ratios=ratios)
+        rows = np.flatnonzero(np.repeat(lengths == length, lengths))
+        phases[rows] = np.searchsorted(np.asarray(cuts), position[rows], side="right")
+    return phases
+
+
+def split_by_time(offsets: np.ndarray, times: np.ndarray, ratios: Sequence[float]) -> np.ndarray:
+    """Phase of every row when all rows after one point in time are the test (RecBole's `TS`).
+
+    The point is the quantile of the times that leaves the last of `ratios` behind it; equal times are never parted. Of
+    each user's rows up to it, the first ones are for training and the rest for validation, by the other two.
+
+    Args:
+        offsets: starts of the users' rows, int64 (U + 1,); rows are in time order within a user.
+        times: float64 (M,).
+        ratios: three numbers, the first above 0; they need not add up to one.
+
+    Returns:
+        int8 (M,) of TRAIN, VALID and TEST. A user's first row is TRAIN, or TEST after the point.
+    """
+    total = sum(ratios)
+    train, _, test = (ratio / total for ratio in ratios)
+    lengths = np.diff(offsets)
+    place = np.arange(len(times)) - np.repeat(offsets[:-1], lengths)
+    if not (place > 0).any():
+        return np.zeros(len(times), dtype=np.int8)
+    before = times <= np.percentile(times[place > 0], 100 * (1 - test))
+    targets = np.add.reduceat((before & (place > 0)).astype(np.int64), offsets[:-1])
+    trained = (targets * (train / (1 - test))).astype(np.int64)
+    return np.where(before, np.where(place > np.repeat(trained, lengths), VALID, TRAIN), TEST).astype(np.int8)
