@@ -622,7 +622,19 @@ def test_index_prefers_jpg_ignores_others_and_counts_empty_files(tmp_path):
     draw(tmp_path / "sub" / "deeper", "6.jpg")
     found = index_images(tmp_path)
     assert {item: path.name for item, path in found.files.items()} == {"1": "1.JPG", "2": "2.webp", "5": "5.gif"}
-    assert found.empty == 1
+    assert (found.empty, found.repeated, found.others) == (1, 2, {".txt": 1, ".part": 1})
+
+
+def test_images_are_found_in_any_unicode_form_and_others_are_told(tmp_path):
+    source = tmp_path / "raw"
+    put(source / "orders.csv", "user,item,time\nu,caf\u00e9,1\nu,b,2\n")
+    draw(source / "images", "cafe\u0301.JFIF", "b.png", "b.jpg")
+    (source / "images" / "b.avif").write_bytes(b"x")
+    summary = CONVERTERS["csv"].convert(source, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out" / "images").iterdir()) == ["b.jpg", "caf\u00e9.jfif"]
+    assert summary.items_with_image == 2
+    assert "1 image files are further ones of an item that has one, and were left out" in str(summary)
+    assert "that do not count as images by their names: .avif: 1" in str(summary)
 
 
 def test_images_are_copied_byte_by_byte_without_being_opened(tmp_path):

@@ -497,6 +497,9 @@ class TestFiles:
             ("feature", None, "no tensor named 'features'; did you mean 'feature'"),
             ("features", "{", "is not JSON"),
             ("features", '{"a": 1}', "is not a list of item ids"),
+            ("features", "[" * 100_000, "is not JSON"),
+            ("features", "[true]", "is not a list of item ids"),
+            ("features", '[" "]', "the item id of row 1 is empty"),
             ("features", None, "no item ids"),
         ],
     )
@@ -515,11 +518,94 @@ class TestFiles:
         with pytest.raises(DataError, match=r"none of its 2 ids is an item of the dataset \(compare 'B01' and '10'\)"):
             align(["B01", "B02"], self.matrix[:2], ["[PAD]", "10", "20"], "f")
 
+    def test_spaces_at_line_ends_are_no_part_of_an_id(self, tmp_path):
+        np.save(tmp_path / "x.npy", self.matrix)
+        for text in ("40 \n99\t\n10", "\ufeff40\r\n99\r\n10\r\n\r\n", "40\r99\r10\r", "  40\n99\n10\n\n"):
+            (tmp_path / "i.txt").write_bytes(text.encode())
+            assert read_features(tmp_path / "x.npy", tmp_path / "i.txt")[0] == ["40", "99", "10"], text
+        (tmp_path / "i.csv").write_bytes(b'\xef\xbb\xbfitem_id,t\r\n40 ,"a,\nb"\r\n99,c\r\n 10,\r\n')
+        assert read_features(tmp_path / "x.npy", tmp_path / "i.csv")[0] == ["40", "99", "10"]
+
+    @pytest.mark.parametrize(
+        ("name", "text", "message"),
+        [
+            ("i.txt", "40\n9\r9\n10\n", "the item id of row 2 holds a control character"),
+            ("i.txt", "40\n9\0\n10\n", "the item id of row 2 holds a control character"),
+            ("i.txt", "40\n\n10\n", "the item id of row 2 is empty"),
+            ("i.txt", "40\n40 \n10\n", "item id '40' occurs twice"),
+            ("i.csv", "t,item_id\na,b,40\nc,99\nd,10\n", r"i\.csv, line 2: 3 fields instead of 2"),
+            ("i.csv", "t,item_id\na,40\nc\nd,10\n", r"i\.csv, line 3: 1 fields instead of 2"),
+            ("i.csv", "item_id,item_id\n1,40\n", "column 'item_id' twice"),
+            ("i.csv", "item_id\n4\r0\n99\n10\n", "new-line character"),
+        ],
+    )
+    def test_bad_ids(self, tmp_path, name, text, message):
+        np.save(tmp_path / "x.npy", self.matrix)
+        (tmp_path / name).write_bytes(text.encode())
+        with pytest.raises(DataError, match=message):
+            read_features(tmp_path / "x.npy", tmp_path / name)
+
+    def test_most_ids_lost_is_an_error(self):
+        matrix, tokens = np.ones((40, 2)), ["[PAD]", *(f"i{place}" for place in range(40))]
+        names = ["i0", *(f"{place}.0" for place in range(39))]
+        with pytest.raises(DataError, match=r"only 1 of its 40 ids are items .* \(compare '0.0' and 'i1'\); if that"):
+            align(names, matrix, tokens, "f")
+        assert align(tokens[1:], matrix, tokens[:4], "f").shape == (4, 2), "vectors of a larger catalogue are fine"
+
+    def test_ids_are_matched_in_any_unicode_form_and_without_spaces(self):
+        tokens = ["[PAD]", "caf\u00e9", "b "]
+        assert align(["cafe\u0301", "b"], self.matrix[:2], tokens, "f").tolist() == [[0, 0], [1, 2], [3, 4]]
+        with pytest.raises(DataError, match="the items 'b' and 'b ' differ in spaces or Unicode form alone"):
+            align(["b"], self.matrix[:1], ["[PAD]", "b", "b "], "f")
+
+    @pytest.mark.parametrize("order", ["C", "F"])
+    def test_the_order_in_memory_does_not_matter(self, tmp_path, order):
+        np.save(tmp_path / "x.npy", np.asarray(self.matrix, order=order))
+        ids = write_ids(tmp_path / "i.txt", list(self.names))
+        assert np.array_equal(read_features(tmp_path / "x.npy", ids)[1], self.matrix)
+
+    def test_damaged_headers_are_one_line(self, tmp_path):
+        np.save(tmp_path / "x.npy", self.matrix)
+        whole = (tmp_path / "x.npy").read_bytes()
+        ids = write_ids(tmp_path / "i.txt", list(self.names))
+        rng = np.random.default_rng(0)
+        damaged = [whole[:size] for size in (0, 5, 9, 60, 128, len(whole) - 1)] + [whole + b"x", whole * 2]
+        for _ in range(300):
+            data = bytearray(whole)
+            for place in rng.integers(0, 80, 2):
+                data[place] = rng.integers(256)
+            damaged.append(bytes(data))
+        told = set()
+        for data in damaged:
+            (tmp_path / "x.npy").write_bytes(data)
+            try:
+                read_features(tmp_path / "x.npy", ids)
+            except DataError as error:
+                told.add(str(error).partition("x.npy: ")[2])
+        assert not any("\n" in line for line in told)
+        assert any("bytes, more than its header says of (3, 2)" in line for line in told)
+        assert any(line.startswith("not a plain .npy array") for line in told)
+
+    @pytest.mark.parametrize(
+        ("array", "message"),
+        [
+            (np.ones((3, 2, 2)), r"float64 of shape \(3, 2, 2\), not numbers"),
+            (np.ones((3, 2), dtype=complex), "complex128 of shape"),
+            (np.ones((3, 2), dtype="M8[s]"), "datetime64"),
+            (np.ones(3, dtype=[("a", "f4")]), "not numbers of shape"),
+            (np.ones((0, 2)), "0 rows, but|not a plain"),
+        ],
+    )
+    def test_arrays_that_are_no_matrix_of_numbers(self, tmp_path, array, message):
+        np.save(tmp_path / "x.npy", array)
+        with pytest.raises(DataError, match=message):
+            read_features(tmp_path / "x.npy", write_ids(tmp_path / "i.txt", ["1", "2", "3"]))
+
     def test_vectors_that_are_not_finite(self):
         bad = np.array([[1, np.nan], [np.inf, 1], [1, 1]])
         with pytest.raises(DataError, match="the vectors of 2 items hold NaN or infinity, such as '10'"):
             align(["10", "20", "30"], bad, ["[PAD]", *IDS], "f")
-        assert align(["99", "98", "30"], bad, ["[PAD]", *IDS], "f")[3].tolist() == [1, 1]
+        assert align(["99", "20", "30"], bad[[0, 2, 2]], ["[PAD]", *IDS], "f")[3].tolist() == [1, 1]
 
 
 class TestThroughStore:

@@ -22,6 +22,7 @@ from recbole_mm.data.images import ColumnImages, FolderImages, ImageSource, Titl
 from recbole_mm.errors import DataError, ImageError
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP"]
+NFC, NFD = "caf\u00e9", "cafe\u0301"
 
 
 @pytest.fixture(autouse=True)
@@ -244,6 +245,33 @@ class TestFolder:
         assert source.read("1") == b"1.jpg"
         assert "2 image files repeat" in caplog.text
 
+    def test_every_suffix_that_pillow_knows_of_these_formats_counts(self, tmp_path, caplog):
+        assert set(images.IMAGE_SUFFIXES) == {suffix for suffix, kind in Image.EXTENSION.items() if kind in FORMATS}
+        for place, suffix in enumerate(images.IMAGE_SUFFIXES):
+            (tmp_path / f"{place}{suffix.upper()}").write_bytes(b"x")
+        for name in ("a.avif", "b.avif", "c.tif", "readme", ".DS_Store"):
+            (tmp_path / name).write_bytes(b"x")
+        with caplog.at_level(logging.WARNING):
+            assert len(list(FolderImages(tmp_path).names())) == len(images.IMAGE_SUFFIXES)
+        assert "4 files do not count as images by their names (.avif: 2, " in caplog.text
+
+    def test_the_unicode_form_of_a_name_does_not_matter(self, tmp_path):
+        (tmp_path / f"{NFD}.jpg").write_bytes(b"one")
+        source = FolderImages(tmp_path)
+        assert source.has(NFC)
+        assert source.read(NFC) == source.read(NFD) == b"one"
+        (tmp_path / f"{NFC}.jpg").write_bytes(b"two")
+        source = pickle.loads(pickle.dumps(FolderImages(tmp_path)))
+        assert (source.read(NFD), source.read(NFC)) == (b"one", b"two"), "a name as it is written comes first"
+        assert not source.has("cafe")
+
+    def test_a_name_in_two_other_forms_is_refused(self, tmp_path):
+        both = ["\u1e9b\u0323", "\u017f\u0323\u0307"]  # one letter in two forms, and neither of them is NFD
+        for name in both:
+            (tmp_path / f"{name}.jpg").write_bytes(b"x")
+        with pytest.raises(DataError, match="in two Unicode forms; keep one"):
+            FolderImages(tmp_path).has("\u017f\u0307\u0323")
+
     @pytest.mark.parametrize("item_id", ["../secret", "..", "", "/etc/passwd", "a/2", "./1", "1.jpg", "1\0"])
     def test_ids_that_are_paths_never_resolve(self, tmp_path, item_id):
         (tmp_path / "secret.jpg").write_bytes(b"secret")
@@ -322,6 +350,24 @@ class TestZip:
         assert not source.has("posters/7")
         with pytest.raises(ImageError, match="item 99: no image in"):
             source.read("99")
+
+    @pytest.mark.parametrize("marked", [True, False])
+    def test_names_in_utf_8_are_read_whether_marked_or_not(self, tmp_path, marked):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+            file.writestr(f"{NFD}.jpg", b"one")
+        if not marked:  # as macOS packs: the bytes of UTF-8 without the flag that says so
+            data = bytearray((tmp_path / "a.zip").read_bytes())
+            for sign, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+                data[data.index(sign) + place + 1] &= ~0x08
+            (tmp_path / "a.zip").write_bytes(data)
+        assert ZipImages(tmp_path / "a.zip").read(NFC) == b"one"
+
+    def test_names_of_code_page_437(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+            file.writestr("caf?.jpg", b"one")
+        data = (tmp_path / "a.zip").read_bytes().replace(b"caf?", b"caf\x82")
+        (tmp_path / "a.zip").write_bytes(data)
+        assert ZipImages(tmp_path / "a.zip").read(NFC) == b"one"
 
     def test_nothing_is_extracted(self, archive, tmp_path):
         assert ZipImages(archive).read("escape") == b"held"
@@ -407,6 +453,15 @@ class TestColumn:
             ColumnImages(root, {"ok": "a/1.jpg", "item-7": path})
         assert "item-7" in str(caught.value)
         assert repr(path) in str(caught.value)
+
+    def test_the_unicode_form_of_a_path_does_not_matter(self, root):
+        folder = root / f"{NFD} covers"
+        folder.mkdir()
+        (folder / f"{NFD}.jpg").write_bytes(b"one")
+        source = ColumnImages(root, {"a": f"{NFC} covers/{NFC}.jpg", "b": f"{NFC}/x.jpg"})
+        assert (source.read("a"), source.has("b")) == (b"one", False)
+        with pytest.raises(DataError, match="leaves"):
+            ColumnImages(root, {"a": f"../{NFC}/../../x.jpg"})
 
     def test_link_that_leaves_is_refused(self, root):
         (root / "a" / "2.jpg").symlink_to(root.parent / "secret.jpg")

@@ -26,6 +26,12 @@ from recbole_mm.errors import ImageError
 
 logger = logging.getLogger(__name__)
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp")
+"""How files are named that may be images, the preferred ones first; what they are is told by their content."""
+
+UNREAD_SUFFIXES = frozenset({".avif", ".avifs", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".tif", ".tiff"})
+"""Images that are not read. Of AVIF and TIFF, Pillow cannot tell before it decodes how much memory that takes."""
+
 DEFAULT_MAX_PIXELS = 50_000_000
 
 _Transpose = Image.Transpose

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from recbole_mm.data.item_table import did_you_mean
+from recbole_mm.data.names import CONTROL, NameIndex
 from recbole_mm.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -28,7 +31,8 @@ def read_features(file: Path, ids: Path | None = None) -> tuple[list[str], np.nd
     Args:
         file: `.npy` with an (n, d) array, or `.safetensors` with an (n, d) tensor named `features`.
         ids: n item ids: a text file with one per line, or a `.csv` or `.tsv` file with a column `item_id`. A
-            safetensors file may instead hold them as a JSON list under `ids` in its metadata.
+            safetensors file may instead hold them as a JSON list under `ids` in its metadata. Spaces around an id are
+            dropped.
 
     Returns:
         n ids and an (n, d) array of numbers.
@@ -40,13 +44,12 @@ def read_features(file: Path, ids: Path | None = None) -> tuple[list[str], np.nd
         if path is not None and not path.is_file():
             raise DataError(f"feature file {path} does not exist")
     if file.suffix == ".npy":
-        matrix, names = _read_npy(file), None
+        matrix, names = open_npy(file), None
     elif file.suffix == ".safetensors":
         matrix, names = _read_safetensors(file)
     else:
         raise DataError(f"feature file {file}: only .npy and .safetensors are read; save the array as one of them")
-    if matrix.ndim != 2 or matrix.dtype.kind not in "fiu" or not matrix.shape[1]:
-        raise DataError(f"feature file {file}: {matrix.dtype} of shape {matrix.shape}, not numbers of shape (items, d)")
+    _check_matrix(file, matrix)
     if ids is not None:
         names = _read_ids(ids)
     if names is None:
@@ -74,14 +77,28 @@ def align(names: Sequence[str], matrix: np.ndarray, tokens: Sequence[str], what:
         are no items are counted in the log.
 
     Raises:
-        DataError: no item has a vector, or a vector in use holds NaN or infinity.
+        DataError: no item has a vector, or most have none while most ids are no items; two items have the same one,
+            their ids differing in spaces or Unicode form alone; or a vector in use holds NaN or infinity.
     """
-    row_of = {name: row for row, name in enumerate(names)}
-    found = [(index, row_of[token]) for index, token in enumerate(tokens) if index and token in row_of]
-    if not found:
-        examples = f"{names[0]!r} and {tokens[1]!r}" if len(names) and len(tokens) > 1 else "none"
-        raise DataError(f"feature {what}: none of its {len(names)} ids is an item of the dataset (compare {examples})")
+    index_of = NameIndex({name.strip(): row for row, name in enumerate(names)}, f"feature {what}")
+    items = [(index, index_of.find(token.strip())) for index, token in enumerate(tokens) if index]
+    found = [(index, row) for index, row in items if row is not None]
+    if 2 * len(found) < min(len(names), len(items)) or not found:
+        used = {row for _, row in found}
+        name = next((name for row, name in enumerate(names) if row not in used), "none")
+        token = next((tokens[index] for index, row in items if row is None), "none")
+        count = (
+            f"only {len(found)} of its {len(names)} ids are items"
+            if found
+            else f"none of its {len(names)} ids is an item"
+        )
+        advice = "; if that is meant, leave the other rows out" if found else ""
+        raise DataError(f"feature {what}: {count} of the dataset (compare {name!r} and {token!r}){advice}")
     indices, rows = map(list, zip(*found))
+    if len(set(rows)) < len(rows):
+        row = Counter(rows).most_common(1)[0][0]
+        twins = " and ".join(repr(tokens[index]) for index, place in found if place == row)
+        raise DataError(f"feature {what}: the items {twins} differ in spaces or Unicode form alone; name them apart")
     aligned = np.zeros((len(tokens), matrix.shape[1]), dtype=np.float32)
     aligned[indices] = matrix[rows]
     bad = np.flatnonzero(~np.isfinite(aligned).all(1))
@@ -97,15 +114,34 @@ def align(names: Sequence[str], matrix: np.ndarray, tokens: Sequence[str], what:
     return aligned
 
 
-def _read_npy(file: Path) -> np.ndarray:
+def open_npy(file: Path) -> np.ndarray:
+    """The matrix of a `.npy` file, which stays on disk.
+
+    Raises:
+        DataError: it is damaged, cut short, an archive, or no matrix of numbers.
+    """
     try:
         matrix = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"feature file {file}: not a plain .npy array ({reason}); pickles are never loaded") from error
-    if not isinstance(matrix, np.ndarray):
+    except Exception as error:
+        # The header is a Python literal; of a damaged one, numpy lets errors of tokenize, mmap and others through.
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"feature file {file}: not a plain .npy array ({reason}); pickles are never loaded, save it again as an "
+            "array of numbers"
+        ) from error
+    if not isinstance(matrix, np.memmap):
         raise DataError(f"feature file {file}: an archive of arrays; save the one array with numpy.save")
+    _check_matrix(file, matrix)
+    if (size := file.stat().st_size) != matrix.offset + matrix.nbytes:
+        raise DataError(
+            f"feature file {file}: {size:,} bytes, more than its header says of {matrix.shape}; save it again"
+        )
     return matrix
+
+
+def _check_matrix(file: Path, matrix: np.ndarray) -> None:
+    if matrix.ndim != 2 or matrix.dtype.kind not in "fiu" or not matrix.shape[1]:
+        raise DataError(f"feature file {file}: {matrix.dtype} of shape {matrix.shape}, not numbers of shape (items, d)")
 
 
 def _read_safetensors(file: Path) -> tuple[np.ndarray, list[str] | None]:
@@ -128,28 +164,44 @@ def _read_safetensors(file: Path) -> tuple[np.ndarray, list[str] | None]:
 def _parse_ids(text: str, file: Path) -> list[str]:
     try:
         names = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"feature file {file}: `{IDS}` in its metadata is not JSON ({error})") from error
-    if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
+    if not isinstance(names, list) or not all(type(name) in (str, int) for name in names):
         raise DataError(f"feature file {file}: `{IDS}` in its metadata is not a list of item ids")
-    return [str(name) for name in names]
+    return _checked([str(name) for name in names], file)
 
 
 def _read_ids(file: Path) -> list[str]:
     separator = {".csv": ",", ".tsv": "\t"}.get(file.suffix)
     try:
-        with open(file, encoding="utf-8-sig", newline="" if separator else None) as lines:
-            if separator is None:
-                names = lines.read().rstrip("\n").split("\n")
-            else:
-                reader = csv.DictReader(lines, delimiter=separator)
-                if ID_COLUMN not in (reader.fieldnames or ()):
-                    raise DataError(
-                        f"{file}: no column {ID_COLUMN!r}{did_you_mean(ID_COLUMN, reader.fieldnames or ())}"
-                    )
-                names = [row[ID_COLUMN] or "" for row in reader]
+        with open(file, encoding="utf-8-sig", newline="") as lines:
+            text = lines.read()
+        if "\n" not in text:
+            text = text.replace("\r", "\n")
+        names = text.rstrip().split("\n") if separator is None else _id_column(file, text, separator)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file}: cannot be read as UTF-8 text ({error})") from error
-    if "" in names:
-        raise DataError(f"{file}: the item id of row {names.index('') + 1} is empty")
+    return _checked(names, file)
+
+
+def _checked(names: list[str], file: Path) -> list[str]:
+    """The ids without spaces around them."""
+    names = [name.strip() for name in names]
+    for row, name in enumerate(names, start=1):
+        if not name or re.search(CONTROL, name):
+            raise DataError(f"{file}: the item id of row {row} {'holds a control character' if name else 'is empty'}")
+    return names
+
+
+def _id_column(file: Path, text: str, separator: str) -> list[str]:
+    reader = csv.reader(io.StringIO(text, newline="\n"), delimiter=separator)
+    header = next(reader, [])
+    if header.count(ID_COLUMN) != 1:
+        hint = " twice" if ID_COLUMN in header else did_you_mean(ID_COLUMN, header)
+        raise DataError(f"{file}: {'' if ID_COLUMN in header else 'no '}column {ID_COLUMN!r}{hint}")
+    place, names = header.index(ID_COLUMN), []
+    for row in filter(None, reader):
+        if len(row) != len(header):
+            raise DataError(f"{file}, line {reader.line_num}: {len(row)} fields instead of {len(header)}")
+        names.append(row[place])
     return names

@@ -6,13 +6,15 @@ import logging
 import os
 import stat
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol, runtime_checkable
 
 from recbole_mm.data.cards import TitleCards
-from recbole_mm.data.decode import DEFAULT_MAX_PIXELS, decode_image
+from recbole_mm.data.decode import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, UNREAD_SUFFIXES, decode_image
+from recbole_mm.data.names import NameIndex
 from recbole_mm.errors import DataError, ImageError
 
 __all__ = [
@@ -28,7 +30,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 
 
 @runtime_checkable
@@ -45,13 +46,15 @@ class ImageSource(Protocol):
         """All item ids that have an image."""
 
 
-def _index_by_stem(paths: Iterable[str], where: str) -> dict[str, str]:
+def _index_by_stem(paths: Iterable[str], where: str) -> NameIndex[str]:
     """File stem -> path for image files; of several files with one stem the first in sorted order is kept."""
     index: dict[str, str] = {}
+    others: Counter[str] = Counter()
     duplicates = 0
     for path in sorted(paths):
         stem, suffix = os.path.splitext(PurePosixPath(path).name)
         if suffix.lower() not in IMAGE_SUFFIXES:
+            others[suffix.lower()] += not stem.startswith(".")
             continue
         if index.setdefault(stem, path) != path:
             duplicates += 1
@@ -59,7 +62,11 @@ def _index_by_stem(paths: Iterable[str], where: str) -> dict[str, str]:
         logger.warning(
             "%s: %d image files repeat the name of another one; the first in sorted order is used", where, duplicates
         )
-    return index
+    if passed_over := others.total():
+        level = logging.WARNING if UNREAD_SUFFIXES.intersection(others) else logging.INFO
+        listed = ", ".join(f"{suffix or 'none'}: {count:,}" for suffix, count in others.most_common(5) if count)
+        logger.log(level, "%s: %d files do not count as images by their names (%s)", where, passed_over, listed)
+    return NameIndex(index, where)
 
 
 def _is_inside(path: str, folder: str) -> bool:
@@ -86,7 +93,7 @@ def _check_bytes(size: int, name: str) -> None:
 
 
 class FolderImages:
-    """`<item_id>.jpg|jpeg|png|webp|gif|bmp` anywhere below a folder, listed once.
+    """`<item_id>.jpg`, or with another of `IMAGE_SUFFIXES`, anywhere below a folder, listed once.
 
     Args:
         root: the folder of images.
@@ -133,19 +140,27 @@ class FolderImages:
         return False
 
     def has(self, item_id: str) -> bool:
-        return item_id in self._index
+        return self._index.find(item_id) is not None
 
     def read(self, item_id: str) -> bytes:
-        path = self._index.get(item_id)
+        path = self._index.find(item_id)
         if path is None:
             raise ImageError(f"item {item_id}: no image in {self.root}")
         return _read_file(os.path.join(self.root, path), f"item {item_id}, {os.path.join(self.root, path)}")
 
     def names(self) -> Iterable[str]:
-        return self._index.keys()
+        return self._index
 
     def __str__(self) -> str:
         return f"{len(self._index):,} files in {self.root}"
+
+
+def _open_zip(path: str) -> zipfile.ZipFile:
+    """The archive. Names whose encoding is not marked are UTF-8, as macOS writes them, else of code page 437."""
+    try:
+        return zipfile.ZipFile(path, metadata_encoding="utf-8")
+    except UnicodeDecodeError:
+        return zipfile.ZipFile(path)
 
 
 class ZipImages:
@@ -170,7 +185,7 @@ class ZipImages:
         handle = self._handle
         if handle is None or handle[0] != os.getpid():
             try:
-                self._handle = handle = (os.getpid(), zipfile.ZipFile(self.path))
+                self._handle = handle = (os.getpid(), _open_zip(self.path))
             except FileNotFoundError as error:
                 raise DataError(f"image_zip {self.path} does not exist") from error
             except (OSError, zipfile.BadZipFile) as error:
@@ -178,10 +193,10 @@ class ZipImages:
         return handle[1]
 
     def has(self, item_id: str) -> bool:
-        return item_id in self._index
+        return self._index.find(item_id) is not None
 
     def read(self, item_id: str) -> bytes:
-        member = self._index.get(item_id)
+        member = self._index.find(item_id)
         if member is None:
             raise ImageError(f"item {item_id}: no image in {self.path}")
         name = f"item {item_id}, {member} in {self.path}"
@@ -194,13 +209,19 @@ class ZipImages:
             raise ImageError(f"{name}: cannot be read ({error})") from error
 
     def names(self) -> Iterable[str]:
-        return self._index.keys()
+        return self._index
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None}
 
     def __str__(self) -> str:
         return f"{len(self._index):,} files in {self.path}"
+
+
+def _names_in(folder: str) -> NameIndex[str]:
+    """Names in a folder, none where there is no such folder."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return NameIndex({name: name for name in names}, folder)
 
 
 class ColumnImages:
@@ -218,9 +239,10 @@ class ColumnImages:
         self._real_root = os.path.realpath(self.root)
         # realpath walks every component: once per folder is enough for 300,000 files.
         self._real_folder = lru_cache(maxsize=None)(os.path.realpath)
+        self._listed = lru_cache(maxsize=None)(_names_in)
         found = ((item_id, self._resolve(item_id, path)) for item_id, path in paths.items() if path)
         self._index = {item_id: path for item_id, path in found if path is not None}
-        del self._real_folder
+        del self._real_folder, self._listed
 
     def _resolve(self, item_id: str, path: str) -> str | None:
         if "://" in path:
@@ -229,13 +251,28 @@ class ColumnImages:
             raise DataError(f"item {item_id}: the image path {path!r} holds a NUL character")
         if os.path.isabs(path) or PureWindowsPath(path).drive:
             raise DataError(f"item {item_id}: the image path {path!r} is absolute; give it relative to {self.root}")
+        target = self._inside(item_id, path)
+        if not os.path.isfile(target) and not path.isascii():
+            target = self._inside(item_id, self._as_spelled(path))
+        return target if os.path.isfile(target) else None
+
+    def _inside(self, item_id: str, path: str) -> str:
+        """The file that a path ends at, inside the root."""
         folder, name = os.path.split(os.path.join(self.root, path))
         target = os.path.join(self._real_folder(folder), name)
         if name in ("", ".", "..") or os.path.islink(target):
             target = os.path.realpath(target)
         if not _is_inside(target, self._real_root):
             raise DataError(f"item {item_id}: the image path {path!r} leaves {self.root}; keep images inside it")
-        return target if os.path.isfile(target) else None
+        return target
+
+    def _as_spelled(self, path: str) -> str:
+        """The path with every part in the Unicode form that the folder on the disk has."""
+        spelled = ""
+        for part in PurePosixPath(path).parts:
+            found = None if part.isascii() else self._listed(os.path.join(self.root, spelled)).find(part)
+            spelled = os.path.join(spelled, found or part)
+        return spelled
 
     def has(self, item_id: str) -> bool:
         return item_id in self._index

@@ -134,7 +134,7 @@ def write_dataset(
     raw = replace(
         raw, notes=[*raw.notes, *_written_alike(raw.source, known, "item"), *_written_alike(raw.source, users, "user")]
     )
-    images = {token: raw.images.files[token] for token in known if token in raw.images.files and is_safe_id(token)}
+    images = raw.images.of(filter(is_safe_id, known))
     write_folder(
         out,
         name,
@@ -232,6 +232,11 @@ def _summarise(
             notes.append(f"{missing_words:,} texts of items are 'nan', 'NA', 'None' or the like, and are kept as words")
     if raw.images.empty:
         notes.append(f"{raw.images.empty:,} image files are empty and were left out")
+    if raw.images.repeated:
+        notes.append(f"{raw.images.repeated:,} image files are further ones of an item that has one, and were left out")
+    if raw.images.others:
+        listed = ", ".join(f"{suffix or 'none'}: {count:,}" for suffix, count in raw.images.others.items())
+        notes.append(f"files in {raw.images.root} that do not count as images by their names: {listed}")
     if raw.images.root is not None and len(images) < len(raw.images.files):
         unnamed = len(raw.images.files) - len(images)
         notes.append(f"{unnamed:,} files in {raw.images.root} are named after no item and were left out")

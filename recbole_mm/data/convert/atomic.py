@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from recbole_mm.data.convert.ids import CONTROL
+from recbole_mm.data.names import CONTROL
 from recbole_mm.errors import DataError
 
 _LINES_AT_ONCE = 100_000

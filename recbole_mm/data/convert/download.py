@@ -134,7 +134,7 @@ def read_failures(path: Path) -> dict[str, Failure]:
 
 
 def _work(urls: Mapping[str, str], folder: Path, failures: Path) -> _Work:
-    present = index_images(folder).files if folder.is_dir() else {}
+    present = index_images(folder).of(urls) if folder.is_dir() else {}
     known = read_failures(failures)
     final: dict[str, Failure] = {}
     jobs: dict[str, str] = {}
@@ -148,7 +148,7 @@ def _work(urls: Mapping[str, str], folder: Path, failures: Path) -> _Work:
             final[item] = before
         else:
             jobs[item] = url
-    return _Work(jobs, sum(item in present for item in urls), final)
+    return _Work(jobs, len(present), final)
 
 
 def _can_be_named(item: str) -> bool:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable
 
-CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]"
-"""C0 and C1 controls, the Unicode line and paragraph separators, and the byte order mark."""
+from recbole_mm.data.names import CONTROL, one_form
 
 MISSING = frozenset(
     {"nan", "-nan", "NaN", "-NaN", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "NaT", "None", "null", "NULL"}
@@ -48,7 +46,7 @@ def written_twice(tokens: Iterable[str]) -> tuple[list[tuple[str, str]], list[tu
     by_number: dict[str, str] = {}
     for token in tokens:
         match = _WHOLE.fullmatch(token)
-        value = match[1] if match else unicodedata.normalize("NFC", token)
+        value = match[1] if match else one_form(token)
         first = by_value.setdefault(value, token)
         if first != token:
             alike.append((first, token))

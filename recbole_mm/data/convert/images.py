@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from recbole_mm.data.decode import IMAGE_SUFFIXES
+from recbole_mm.data.names import NameIndex
 from recbole_mm.errors import DataError
 from recbole_mm.progress import progress
-
-# In order of preference where one item has several files.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,27 @@ class ImageFolder:
 
     Attributes:
         root: the folder, or None where there is none.
-        files: item id -> file.
+        files: item id -> file; of several files of one item that with the preferred suffix.
         empty: files of 0 bytes, which are no images and are left out of `files`.
+        repeated: further files of an item that has one.
+        others: suffixes of files that no image is named like, and how many have them.
     """
 
     root: Path | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
     empty: int = 0
+    repeated: int = 0
+    others: Mapping[str, int] = field(default_factory=dict)
+
+    def of(self, item_ids: Iterable[str]) -> dict[str, Path]:
+        """The files of those items that have one, in whichever Unicode form they are named, by item id.
+
+        Raises:
+            DataError: an item's name is there in two other forms.
+        """
+        index = NameIndex(self.files, str(self.root))
+        found = ((item_id, index.find(item_id)) for item_id in item_ids)
+        return {item_id: file for item_id, file in found if file is not None}
 
 
 def find_images(source: Path, chosen: str | None, names: Iterable[str], option: str) -> ImageFolder:
@@ -44,7 +58,7 @@ def find_images(source: Path, chosen: str | None, names: Iterable[str], option: 
             raise DataError(f"{option} {chosen}: no such folder, neither in {source} nor in the working directory")
         found = index_images(root)
         if not found.files:
-            raise DataError(f"{root}: no image in it; files are named <item_id>{SUFFIXES[0]} ({', '.join(SUFFIXES)})")
+            raise DataError(f"{root}: no image in it; files are named <item_id>.jpg ({', '.join(IMAGE_SUFFIXES)})")
         return found
     for name in names:
         for root in sorted(path for path in source.glob(name) if path.is_dir()):
@@ -55,7 +69,8 @@ def find_images(source: Path, chosen: str | None, names: Iterable[str], option: 
 def index_images(root: Path) -> ImageFolder:
     """Index the image files of `root` and of its subfolders, one level down."""
     files: dict[str, Path] = {}
-    empty = 0
+    others: Counter[str] = Counter()
+    empty = repeated = 0
     with os.scandir(root) as entries:
         listed = sorted(entries, key=lambda entry: entry.name)
     folders = [Path(entry.path) for entry in listed if entry.is_dir()]
@@ -63,13 +78,17 @@ def index_images(root: Path) -> ImageFolder:
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 stem, suffix = os.path.splitext(entry.name)
-                if suffix.lower() not in SUFFIXES or not entry.is_file():
+                if not entry.is_file():
                     continue
-                if entry.stat().st_size == 0:
+                if suffix.lower() not in IMAGE_SUFFIXES:
+                    others[suffix.lower()] += not stem.startswith(".")
+                elif entry.stat().st_size == 0:
                     empty += 1
-                elif stem not in files or _rank(suffix) < _rank(files[stem].suffix):
-                    files[stem] = Path(entry.path)
-    return ImageFolder(root, files, empty)
+                else:
+                    repeated += stem in files
+                    if stem not in files or _rank(suffix) < _rank(files[stem].suffix):
+                        files[stem] = Path(entry.path)
+    return ImageFolder(root, files, empty, repeated, +others)
 
 
 def is_safe_id(item_id: str) -> bool:
@@ -126,4 +145,4 @@ def _signature(file: Path) -> tuple[int, int]:
 
 
 def _rank(suffix: str) -> int:
-    return SUFFIXES.index(suffix.lower())
+    return IMAGE_SUFFIXES.index(suffix.lower())

@@ -34,6 +34,7 @@ from recbole_mm.data.convert.folder import SPLITS, dataset_name
 from recbole_mm.data.convert.images import find_images
 from recbole_mm.data.convert.lines import Layout, read_header, read_rows
 from recbole_mm.data.convert.raw import Column, read_catalogue, read_table
+from recbole_mm.data.feature_files import open_npy
 from recbole_mm.errors import DataError
 
 FEATURE_FILES = {"image": "image_feat.npy", "text": "text_feat.npy"}
@@ -211,7 +212,7 @@ def read_feature_files(source: Path) -> dict[str, Feature]:
     Raises:
         DataError: there is none; one is no plain array of numbers, two of them differ in rows, or holds no number.
     """
-    found = {kind: Feature(source / file, _open_npy(source / file)) for kind, file in FEATURE_FILES.items()
+    found = {kind: Feature(source / file, open_npy(source / file)) for kind, file in FEATURE_FILES.items()
              if (source / file).is_file()}  # fmt: skip
     if not found:
         raise DataError(f"{source}: neither {' nor '.join(FEATURE_FILES.values())}, the precomputed features")
@@ -224,20 +225,6 @@ def read_feature_files(source: Path) -> dict[str, Feature]:
             if len(bad):
                 raise DataError(f"{feature.path}: row {start + bad[0]} holds NaN or infinity")
     return found
-
-
-def _open_npy(path: Path) -> np.ndarray:
-    try:
-        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(
-            f"{path}: not a plain .npy array ({reason}); pickles are never loaded, save it again as an array of numbers"
-        ) from None
-    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind not in "fiu" or not matrix.shape[1]:
-        what = f"{matrix.dtype} of shape {matrix.shape}" if isinstance(matrix, np.ndarray) else "an archive"
-        raise DataError(f"{path}: {what}, not numbers of shape (items, d)")
-    return matrix
 
 
 def _check_rows(features: Mapping[str, Feature], items: pd.Series, names: list[str] | None, inter: Path) -> list[str]:
