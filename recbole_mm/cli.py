@@ -13,7 +13,7 @@ from typing import Any
 from recbole_mm import __version__
 from recbole_mm.data.convert import CONVERTERS
 from recbole_mm.errors import ConfigError, RecboleMMError
-from recbole_mm.escaping import one_line, printable
+from recbole_mm.escaping import printable
 from recbole_mm.paths import expanded, given_path
 from recbole_mm.registry import list_models
 from recbole_mm.report import result_table
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except RecboleMMError as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt as interrupt:
         # The pipeline has already said how to go on; anything else that was interrupted has nothing to resume.

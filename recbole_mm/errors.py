@@ -1,8 +1,14 @@
 """Failures a user can mend. Each message is one line: what is wrong, where, and what to do about it."""
 
+from recbole_mm.escaping import one_line
+
 
 class RecboleMMError(Exception):
     """An expected failure. The command line prints it without a traceback and exits with status 2."""
+
+    def __str__(self) -> str:
+        """The message, in which no id, name or value of somebody's data begins a line or moves the cursor."""
+        return one_line(super().__str__())
 
 
 class ConfigError(RecboleMMError):
