@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import sqlite3
+import weakref
 
 import numpy as np
 import pytest
@@ -231,7 +232,7 @@ def test_what_fails_is_listed_and_a_run_does_without_it(stage, tmp_path, caplog,
     texts = made.item_texts()
     with caplog.at_level(logging.WARNING):
         first = made.preferences(texts)
-    path = failures_file(tmp_path, "toy", recurrent.STAGE)
+    path = failures_file(tmp_path, made.config, recurrent.STAGE)
     rows = list(csv.reader(path.open()))[1:]
     assert rows
     assert {row[1] for row in rows} == {"the server is gone"}
@@ -374,3 +375,32 @@ def test_settings_that_are_not_given(toy_config):
     assert PreferenceSettings.of(toy_config("SASRec", preference_words=None)).preference_words == 100
     short = toy_config("SASRec", text_backend="hf", text_max_words=40)
     assert PreferenceSettings.of(short).preference_words == 40, "no more than any text may have"
+
+
+@pytest.mark.parametrize("way", ["recurrent", "direct"])
+def test_prompts_are_not_kept(stage, monkeypatch, way):
+    alive, most = 0, 0
+
+    def gone() -> None:
+        nonlocal alive
+        alive -= 1
+
+    def counted(*arguments):
+        nonlocal alive, most
+        made = Request(*arguments)
+        weakref.finalize(made, gone)
+        alive += 1
+        most = max(most, alive)
+        return made
+
+    class Forgetful(RuleWriter):
+        def generate(self, requests):
+            return [self._answer(request) for request in requests]
+
+    monkeypatch.setattr("recbole_mm.reasoning.preference_prompts.Request", counted)
+    monkeypatch.setattr("recbole_mm.texts.stage.TEXTS_PER_BATCH", 8)
+    monkeypatch.setattr(recurrent.ChainWriter.__init__, "__defaults__", ((), 8, 8))  # skipped, least, most
+    monkeypatch.setattr(recurrent, "LOOKED_UP", 8)
+    made = stage(Forgetful(), preference=way)
+    assert len(made.preferences(made.item_texts())) > 60
+    assert 8 <= most <= 3 * 8

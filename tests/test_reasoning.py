@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import sqlite3
+import weakref
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from recbole_mm.reasoning.profiles import Histories, newest_within, profile_requ
 from recbole_mm.reasoning.rates import FILE, note_rate, read_rates
 from recbole_mm.reasoning.settings import ReasoningSettings
 from recbole_mm.reasoning.stage import Reasoning
+from recbole_mm.texts.request import Request
 from recbole_mm.texts.template import TemplateGenerator
 from tests.conftest import TOY_SETTINGS, write_toy
 from tests.reasoning import RuleWriter, WordEncoder
@@ -243,7 +245,7 @@ def test_what_failed_is_masked_listed_and_tried_again(stage, tmp_path, caplog, r
     have = first["profile_vectors"].any(axis=1)
     assert {user for user in range(1, dataset.user_num) if not have[user]} == failed
     assert "" not in encoder.encoded
-    path = failures_file(tmp_path, "toy", profiles.STAGE)
+    path = failures_file(tmp_path, made.config, profiles.STAGE)
     rows = list(csv.reader(path.open()))
     tokens = dataset.field2id_token["user_id"]
     assert {row[0] for row in rows[1:]} == {tokens[user] for user in failed}
@@ -271,7 +273,7 @@ def test_an_item_whose_description_failed_has_what_is_left_of_it(stage, kind):
 
 def test_nothing_written_at_all_is_an_error_that_says_where_to_look(stage, tmp_path):
     made = stage(RuleWriter(lambda prompt: "down" if "Each numbered" in prompt else None))
-    with pytest.raises(DataError, match=r"user profiles: not one could be written; .*toy-user_profile.csv"):
+    with pytest.raises(DataError, match=r"user profiles: not one could be written; .*toy-user_profile-\w{8}.csv"):
         made.provide(BOTH, WordEncoder)
 
 
@@ -357,3 +359,46 @@ def test_no_held_out_interaction_reaches_a_text_a_key_or_a_vector(tmp_path, make
     assert a[1:] == b[1:], "prompts and their order, profile vectors, item vectors, and the whole store"
     leaking = written(tmp_path / "c", True, make(), profiles_see="all")
     assert leaking[2] != b[2], "the same comparison finds a leak where there is one"
+
+
+def test_runs_with_other_settings_list_their_failures_apart(stage, tmp_path):
+    broken = RuleWriter(lambda prompt: "down" if "Each numbered" in prompt and "number 7" in prompt else None)
+    lists = {}
+    for words in (20, 30):
+        made = stage(broken, item_text="text", profile_words=words)
+        made.provide(BOTH, WordEncoder)
+        lists[words] = failures_file(tmp_path, made.config, profiles.STAGE)
+    assert lists[20] != lists[30]
+    kept = lists[30].read_text()
+    assert len(kept.splitlines()) > 1
+    stage(RuleWriter(), item_text="text", profile_words=20).provide(BOTH, WordEncoder)
+    assert not lists[20].exists(), "nothing failed any more"
+    assert lists[30].read_text() == kept
+
+
+def test_prompts_are_made_when_they_are_needed_and_not_kept(stage, monkeypatch):
+    """A million users' prompts are gigabytes: no more of them are alive than two batches and the one in hand."""
+    alive, most = 0, 0
+
+    def gone() -> None:
+        nonlocal alive
+        alive -= 1
+
+    def counted(*arguments):
+        nonlocal alive, most
+        made = Request(*arguments)
+        weakref.finalize(made, gone)
+        alive += 1
+        most = max(most, alive)
+        return made
+
+    class Forgetful(RuleWriter):
+        def generate(self, requests):
+            return [self._answer(request) for request in requests]
+
+    monkeypatch.setattr(profiles, "Request", counted)
+    monkeypatch.setattr("recbole_mm.texts.stage.TEXTS_PER_BATCH", 8)
+    made = stage(Forgetful(), item_text="text")
+    assert sum(text is not None for text in made.profiles(made.item_texts())) == 60
+    assert alive == 0
+    assert 8 <= most <= 2 * 8 + 2

@@ -16,7 +16,7 @@ from recbole_mm.config import Config
 from recbole_mm.errors import ConfigError
 from recbole_mm.texts.generator import Writing, open_generator
 from recbole_mm.texts.request import Request
-from recbole_mm.texts.stage import EMPTY, text_key, texts_missing, texts_through_store
+from recbole_mm.texts.stage import EMPTY, text_key, texts_through_store
 from recbole_mm.texts.template import NOTHING_TO_SAY, TemplateGenerator
 
 STAGE = "item_description"
@@ -55,7 +55,7 @@ class Stream(Parrot):
         self.dies_after = dies_after
 
     def stream(self, requests: Mapping[str, Request]) -> Iterator[Mapping[str, str | Failure]]:
-        for key in reversed(requests):
+        for key in reversed(list(requests)):
             if len(self.asked) == self.dies_after:
                 raise KeyboardInterrupt
             yield dict(zip([key], self.generate([requests[key]])))
@@ -107,27 +107,26 @@ def test_a_key_depends_on_what_the_text_is_made_of_and_on_nothing_else() -> None
 def test_identical_requests_are_answered_once_and_kept(store: Store, kind: type, caplog) -> None:
     requests = wanted("a", "b", "a", "fail", "fail", "c")
     parrot = kind()
-    assert texts_missing(store, STAGE, parrot, requests) == [1, 2, 4, 6]
     with caplog.at_level(logging.INFO):
         report = texts_through_store(store, STAGE, parrot, requests, show_progress=False)
     assert "6 texts wanted, 4 distinct, 3 written" in caplog.text
     assert report.texts == {1: "A", 2: "B", 3: "A", 6: "C"}
     assert list(report.texts) == [1, 2, 3, 6]
     assert report.failed == {4: "no", 5: "no"}
-    assert report.computed == 3
+    assert (report.computed, report.asked) == (3, [1, 2, 4, 6])
     assert sorted(parrot.asked) == ["a", "b", "c", "fail"]
     assert list(store.failures(STAGE).values()) == ["no"]
     again = kind()
-    assert texts_missing(store, STAGE, again, requests) == [4]
     second = texts_through_store(store, STAGE, again, requests, show_progress=False)
     assert (second.texts, second.failed, second.computed) == (report.texts, report.failed, 0)
+    assert second.asked == [4]
     assert again.asked == ["fail"], "what failed is tried again, nothing else"
 
 
 def test_another_setting_is_another_text(store: Store) -> None:
     texts_through_store(store, STAGE, Parrot(heat=0.0), wanted("a"), show_progress=False)
-    assert texts_missing(store, STAGE, Parrot(heat=0.0), wanted("a")) == []
-    assert texts_missing(store, STAGE, Parrot(heat=0.5), wanted("a")) == [1]
+    assert texts_through_store(store, STAGE, Parrot(heat=0.0), wanted("a"), show_progress=False).asked == []
+    assert texts_through_store(store, STAGE, Parrot(heat=0.5), wanted("a"), show_progress=False).asked == [1]
 
 
 def test_killed_and_resumed_computes_nothing_twice(store: Store) -> None:

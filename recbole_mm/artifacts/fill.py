@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from recbole_mm.turns import turn
 logger = logging.getLogger(__name__)
 
 Input = TypeVar("Input")
+Key = TypeVar("Key", bound=Hashable)
 
 DEFAULT_BATCH = 64
 REASONS_LOGGED = 3
@@ -28,6 +29,39 @@ REASONS_LOGGED = 3
 
 Work = Callable[[list[Any]], Sequence[Value | Failure]]
 Batches = int | Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]]
+
+
+class OnDemand(Mapping[Key, Input], Generic[Key, Input]):
+    """A mapping whose values are made whenever they are asked for, and never kept.
+
+    The prompts of a million users are gigabytes, of which a batch at a time is needed.
+
+    Args:
+        keys: in order, each once.
+        make: key -> value, the same each time.
+
+    Example:
+        >>> squares = OnDemand([1, 2, 3], lambda number: number**2)
+        >>> squares[3], len(squares), dict(squares)
+        (9, 3, {1: 1, 2: 4, 3: 9})
+    """
+
+    def __init__(self, keys: Iterable[Key], make: Callable[[Key], Input]) -> None:
+        self._keys, self._make = dict.fromkeys(keys), make
+
+    def __getitem__(self, key: Key) -> Input:
+        if key not in self._keys:
+            raise KeyError(key)
+        return self._make(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys  # Mapping's own would make the value
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 @dataclass
@@ -69,7 +103,8 @@ def fill(
     Args:
         store: where the values go.
         stage: name of the stage, for counting and for the progress display.
-        inputs: key -> input, for every key that is wanted.
+        inputs: key -> input, for every key that is wanted; each is looked up when its batch is cut, perhaps not once
+            only (`OnDemand`).
         work: computes one batch: takes a list of inputs, returns as many values or `Failure`s in the same order.
         batches: how the missing inputs are cut: a number of inputs per batch, or a function from the missing inputs
             to an iterable of batches. Such a function may prepare inputs ahead of the work: each batch maps keys to
@@ -98,7 +133,7 @@ def fill(
             cut, work = partial(executor.stream, portable), list  # its batches are finished values already
         with turn(store.path.with_name(f"{store.path.stem}-{_digest(inputs)}"), f"computing {label or stage} for"):
             present = store.contains(inputs)
-            missing = {key: value for key, value in inputs.items() if key not in present}
+            missing = OnDemand((key for key in inputs if key not in present), inputs.__getitem__)
             report.done = len(present)
             finished = _finished_keys(store, stage, cut(missing) if missing else (), work, report)
             for _ in progress(finished, label or stage, total=len(missing), unit="it", show=show_progress):

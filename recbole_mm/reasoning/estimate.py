@@ -8,9 +8,10 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from recbole_mm.artifacts.fill import OnDemand
 from recbole_mm.reasoning import items, profiles, recurrent, vectors
 from recbole_mm.reasoning.failures import failures_file
-from recbole_mm.reasoning.preference_prompts import PreferencePrompts
+from recbole_mm.reasoning.preference_prompts import PreferencePrompts, Shown
 from recbole_mm.reasoning.preferences import Cases, requests_at_once, requests_of_template
 from recbole_mm.reasoning.rates import (
     ASSUMED_SENTENCES,
@@ -132,7 +133,7 @@ class Estimate:
             return self._texts(recurrent.STAGE, made, set(), len(made), self.counted)
         if self.preference.preference == "direct":
             requests, shown, _ = requests_at_once(cases, prompts)
-            sure = {node: each for node, each in requests.items() if self.unwritten.isdisjoint(shown[node])}
+            sure = OnDemand((node for node in requests if self.unwritten.isdisjoint(shown[node])), requests.__getitem__)
             known, missing = self._known(recurrent.STAGE, sure)
             waiting = set(requests) - set(sure)
         else:
@@ -148,39 +149,46 @@ class Estimate:
 
     def _chains(
         self, cases: Cases, prompts: PreferencePrompts
-    ) -> tuple[dict[Node, Request], dict[Node, str], set[Node], set[Node]]:
+    ) -> tuple[Mapping[Node, Request], dict[Node, str], set[Node], set[Node]]:
         """Requests of all blocks; texts that are in the store; texts that are to do, and those that wait for one.
 
         A chain is followed as far as the store knows it: block after block, all users at once.
         """
         chains, sequences = cases.chains(self.preference), cases.sequences()
         before: dict[Node, str | None] = {}
-        requests: dict[Node, Request] = {}
+        told: dict[Node, str | None] = {}
         known: dict[Node, str] = {}
         missing: set[Node] = set()
         waiting: set[Node] = set()
         words, after = stand_in(self.preference.preference_words), chains.after()
         level = [node for node in chains.starts if chains.before(node) is None]
+
+        def shown(node: Node, said: str | None) -> Shown | None:
+            return prompts.of(sequences[node[0]][chains.starts[node] : node[1]].tolist(), said)
+
+        def request(node: Node) -> Request:
+            made = shown(node, told[node])
+            assert made is not None
+            return made.request
+
         while level:
-            sure: dict[Node, Request] = {}
+            sure: list[Node] = []
             for node in level:
-                user, end = node
                 parent = chains.before(node)
-                block = sequences[user][chains.starts[node] : end].tolist()
                 said = None if parent is None else before[parent]
                 unsure = parent in missing or parent in waiting
-                made = prompts.of(block, said)
+                made = shown(node, said)
                 before[node] = said
                 if made is None:
                     waiting |= {node} if unsure else set()
                     continue
-                requests[node] = made.request
+                told[node] = said
                 if unsure or not self.unwritten.isdisjoint(made.items):
                     waiting.add(node)
                     before[node] = words
                 else:
-                    sure[node] = made.request
-            found, lacking = self._known(recurrent.STAGE, sure)
+                    sure.append(node)
+            found, lacking = self._known(recurrent.STAGE, OnDemand(sure, request))
             known |= found
             missing |= lacking
             before |= {node: items.cut_words(text, self.preference.preference_words) for node, text in found.items()}
@@ -188,7 +196,7 @@ class Estimate:
             level = [later for node in level for later in after.get(node, ())]
         longest = max(chains.remaining().values(), default=0)
         self.notes.append(f"preferences: {len(chains):,} blocks, at most {longest:,} of them one after the other")
-        return requests, known, missing, waiting & set(requests)
+        return OnDemand(told, request), known, missing, waiting & set(told)
 
     def _profiles(self, texts: items.Texts, unwritten: set[int]) -> tuple[PlannedStage, list[str], int]:
         """The stage; the profiles that are written; how many are not."""
@@ -196,7 +204,8 @@ class Estimate:
         made = profiles.profile_requests(
             self.dataset.content, histories, texts, self.settings, self.generator, self.config["text_context_tokens"]
         )
-        sure = {user: each for user, each in made.requests.items() if unwritten.isdisjoint(made.shown[user])}
+        certain = (user for user in made.requests if unwritten.isdisjoint(made.shown[user]))
+        sure = OnDemand(certain, made.requests.__getitem__)
         written, missing = self._known(profiles.STAGE, sure)
         waiting = set(made.requests) - set(sure)
         if waiting:
@@ -246,9 +255,9 @@ class Estimate:
         done = len({keys[key] for key in requests if key not in missing})
         failed = set(self.store.failures(stage)) & {keys[key] for key in todo}
         if failed:
-            path = failures_file(self.artifacts, str(self.config["dataset"]), stage)
+            path = failures_file(self.artifacts, self.config, stage)
             self.notes.append(f"{len(failed):,} of the {NAMES[stage]} to do have failed before ({path})")
-        work = text_work(self.generator, [requests[key] for key in todo], self.config["text_max_new_tokens"])
+        work = text_work(self.generator, map(requests.__getitem__, todo), self.config["text_max_new_tokens"])
         rate = self.rates.get(rate_name(stage, self.generator.identity, device_name(self.config)))
         if rate is None and todo:
             self.notes.append(

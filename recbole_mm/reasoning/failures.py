@@ -1,15 +1,19 @@
-"""What could not be written, where a user finds all of it: one CSV file per dataset and stage beside the store."""
+"""What could not be written, where a user finds all of it: a CSV file of a stage, beside the store."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from recbole_mm.escaping import csv_cell
+from recbole_mm.reasoning.settings import PreferenceSettings, ReasoningSettings
 
 logger = logging.getLogger(__name__)
 
@@ -17,14 +21,29 @@ FOLDER = "failed_texts"
 SHOWN = 3
 
 
-def failures_file(artifacts: Path, dataset: str, stage: str) -> Path:
-    """The file that lists a stage's failures.
+SETTINGS = (
+    *(name for name in ReasoningSettings.__dataclass_fields__ if name != "sentence_encoder"),
+    *PreferenceSettings.__dataclass_fields__,
+    *("text_backend", "text_model", "text_max_words", "text_max_new_tokens", "text_context_tokens"),
+    *("text_temperature", "text_top_p", "text_seed", "mllm", "mllm_dtype", "mllm_image_pixels"),
+    *("modalities", "text_fields", "text_template", "max_text_chars", "image_dir", "image_field", "image_zip"),
+    *("data_files", "eval_args", "candidates", "missing_modality", "MAX_ITEM_LIST_LENGTH"),
+    *("user_inter_num_interval", "item_inter_num_interval", "val_interval"),
+)
+"""What decides which texts are wanted and how they are written: runs with others of these have other failures."""
+
+
+def failures_file(artifacts: Path, config: Any, stage: str) -> Path:
+    """The file that lists a stage's failures; runs that want the same texts share it.
 
     Args:
         artifacts: the artifact folder.
-        dataset, stage: names.
+        config: of the run.
+        stage: its name.
     """
-    return artifacts / FOLDER / f"{dataset}-{stage}.csv"
+    settings = {name: config[name] for name in SETTINGS}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+    return artifacts / FOLDER / f"{config['dataset']}-{stage}-{digest[:8]}.csv"
 
 
 def list_failures(path: Path, what: str, failed: Mapping[str, str], wanted: int) -> None:

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from recbole_mm.artifacts.fill import OnDemand
 from recbole_mm.data.content import ItemContent
 from recbole_mm.data.histories import Timelines
 from recbole_mm.data.splits import TRAIN
 from recbole_mm.errors import ConfigError
-from recbole_mm.reasoning.preference_prompts import PreferencePrompts
+from recbole_mm.reasoning.preference_prompts import PreferencePrompts, Shown
 from recbole_mm.reasoning.recurrent import Chains, Node, blocks_of_size, sessions
 from recbole_mm.reasoning.settings import PreferenceSettings
 from recbole_mm.reasoning.summary import HistorySummary
@@ -122,17 +123,28 @@ class Cases:
         return hours * SECONDS_PER_HOUR * (1000 if latest > MILLISECONDS else 1)
 
 
-def requests_at_once(cases: Cases, prompts: PreferencePrompts) -> tuple[dict[Node, Request], dict[Node, set[int]], int]:
+def requests_at_once(
+    cases: Cases, prompts: PreferencePrompts
+) -> tuple[Mapping[Node, Request], Mapping[Node, set[int]], int]:
     """The requests of `preference: direct`: each history as a whole, its newest items within the budget.
 
     Returns:
-        Case -> request, where anything is known of its items; case -> items shown; how many histories are cut.
+        Case -> request, where anything is known of its items; case -> items shown; how many histories are cut. The
+        first two are made on demand.
     """
     sequences = cases.sequences()
-    made = {node: prompts.of(sequences[node[0]][: node[1]].tolist()) for node in cases.nodes()}
-    known = {node: shown for node, shown in made.items() if shown is not None}
-    requests = {node: shown.request for node, shown in known.items()}
-    return requests, {node: set(shown.items) for node, shown in known.items()}, sum(s.cut > 0 for s in known.values())
+
+    def shown_of(node: Node) -> Shown | None:
+        return prompts.of(sequences[node[0]][: node[1]].tolist())
+
+    def made(node: Node) -> Shown:
+        shown = shown_of(node)
+        assert shown is not None
+        return shown
+
+    cut = {node: shown.cut > 0 for node in cases.nodes() if (shown := shown_of(node)) is not None}
+    requests = OnDemand(cut, lambda node: made(node).request)
+    return requests, OnDemand(cut, lambda node: set(made(node).items)), sum(cut.values())
 
 
 def requests_of_template(cases: Cases, content: ItemContent, words: int) -> dict[Node, Request]:

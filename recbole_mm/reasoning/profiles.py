@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from recbole_mm.artifacts.fill import OnDemand
 from recbole_mm.data.content import ItemContent
 from recbole_mm.reasoning.items import Texts
 from recbole_mm.reasoning.prompts import history_line, profile_prompt
@@ -66,14 +67,14 @@ class ProfileRequests:
     """What is to be written of users.
 
     Attributes:
-        requests: user id -> request, users in the order of their tokens.
+        requests: user id -> request, users in the order of their tokens. An LLM's are made on demand.
         shown: user id -> items that the request shows, oldest first.
         cut: users whose older items are left out.
         without: users of whose items nothing is known.
     """
 
-    requests: dict[int, Request] = field(default_factory=dict)
-    shown: dict[int, list[int]] = field(default_factory=dict)
+    requests: Mapping[int, Request] = field(default_factory=dict)
+    shown: Mapping[int, list[int]] = field(default_factory=dict)
     cut: list[int] = field(default_factory=list)
     without: list[int] = field(default_factory=list)
 
@@ -100,15 +101,16 @@ def profile_requests(
         context_tokens: a whole prompt's bound, which the history's share is kept within.
     """
     made = ProfileRequests()
+    place_of = {int(user): place for place, user in enumerate(histories.users)}
     if generator.makes == "templates":
-        summary = HistorySummary(content, settings.profile_words)
-        for place in range(len(histories)):
-            user, items = int(histories.users[place]), histories[place]
-            told = summary.of(items)
-            if told is None:
+        summary, told = HistorySummary(content, settings.profile_words), {}
+        for user, place in place_of.items():
+            text = summary.of(histories[place])
+            if text is None:
                 made.without.append(user)
             else:
-                made.requests[user], made.shown[user] = Request("", told), items
+                told[user] = Request("", text)
+        made.requests, made.shown = told, OnDemand(told, lambda user: histories[place_of[user]])
         return made
     budget = _budget(settings, generator, context_tokens)
     costs = {
@@ -116,18 +118,26 @@ def profile_requests(
         for item in sorted(np.unique(histories.items).tolist(), key=content.tokens.__getitem__)
         if texts[item] is not None
     }
-    for place in range(len(histories)):
-        user = int(histories.users[place])
-        known = [item for item in histories[place] if item in costs]
-        if not known:
+
+    def known_of(user: int) -> list[int]:
+        return [item for item in histories[place_of[user]] if item in costs]
+
+    omitted: dict[int, int] = {}
+    for user in place_of:
+        if known := known_of(user):
+            omitted[user] = newest_within([costs[item] for item in known], budget)
+        else:
             made.without.append(user)
-            continue
-        shown = known[newest_within([costs[item] for item in known], budget) :]
-        if len(shown) < len(known):
-            made.cut.append(user)
-        words = [texts[item] or "" for item in shown]
-        prompt = profile_prompt(settings.item_domain, words, len(known) - len(shown), settings.profile_words)
-        made.requests[user], made.shown[user] = Request(prompt, None), shown
+
+    def shown_of(user: int) -> list[int]:
+        return known_of(user)[omitted[user] :]
+
+    def request_of(user: int) -> Request:
+        words = [texts[item] or "" for item in shown_of(user)]
+        return Request(profile_prompt(settings.item_domain, words, omitted[user], settings.profile_words), None)
+
+    made.cut = [user for user, count in omitted.items() if count]
+    made.requests, made.shown = OnDemand(omitted, request_of), OnDemand(omitted, shown_of)
     return made
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -60,17 +60,20 @@ class TextWork:
         return self.prompt_tokens + PER_IMAGE * self.images + PER_NEW_TOKEN * self.new_tokens
 
 
-def text_work(generator: Generator, requests: Sequence[Request], max_new_tokens: int) -> TextWork:
+def text_work(generator: Generator, requests: Iterable[Request], max_new_tokens: int) -> TextWork:
     """What it takes to answer these requests.
 
     Args:
         generator: counts the tokens of prompts.
-        requests: distinct ones.
+        requests: distinct ones, of which none is kept.
         max_new_tokens: most that a call writes.
     """
-    tokens = sum(generator.count_tokens(request.prompt) for request in requests)
-    images = sum(request.image is not None for request in requests)
-    return TextWork(len(requests), tokens, images, max_new_tokens * len(requests))
+    calls = tokens = images = 0
+    for request in requests:
+        calls += 1
+        tokens += generator.count_tokens(request.prompt)
+        images += request.image is not None
+    return TextWork(calls, tokens, images, max_new_tokens * calls)
 
 
 def rate_name(stage: str, model: str, device: str) -> str:

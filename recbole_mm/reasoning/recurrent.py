@@ -178,7 +178,7 @@ class ChainWriter:
         self._known: dict[Node, str | None] = {}
         self._numbers = count()
         self._ready: list[tuple[int, int, Node]] = []
-        self._missing: list[tuple[int, int, Node, Request]] = []
+        self._missing: list[tuple[int, int, Node]] = []
 
     def write(self, show_progress: bool = True) -> Written:
         """Have everything written; what the store has is taken from it.
@@ -219,19 +219,19 @@ class ChainWriter:
                 self.written.cut += shown.cut > 0
         keys = {node: text_key(STAGE, self.generator, request) for node, request in requests.items()}
         found = self.store.get_many(keys.values())
-        for node, request in requests.items():
+        for node in requests:
             if keys[node] in found:
                 yield self._settle(node, str(found[keys[node]]))
-            else:
-                heapq.heappush(self._missing, (-self._remaining[node], next(self._numbers), node, request))
+            else:  # without its prompt: those of all users would be gigabytes
+                heapq.heappush(self._missing, (-self._remaining[node], next(self._numbers), node))
 
     def _round(self, left: int) -> Iterator[Node]:
         """Have the texts written that the longest chains wait for."""
         if not self._missing:
             return
         size = self._round_size(left)
-        taken = [heapq.heappop(self._missing)[2:] for _ in self._missing[:size]]
-        requests = dict(taken)
+        taken = [heapq.heappop(self._missing)[2] for _ in self._missing[:size]]
+        requests = {node: shown.request for node in taken if (shown := self._shown(node)) is not None}
         report = texts_through_store(self.store, STAGE, self.generator, requests, show_progress=False)
         prompts = {request.prompt for request in requests.values()}
         self.written.asked += len(prompts)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from recbole_mm.artifacts.executor import Executor
+from recbole_mm.artifacts.fill import OnDemand
 from recbole_mm.artifacts.store import Store
 from recbole_mm.data.encoders import Encoder, SentenceEncoder
 from recbole_mm.errors import DataError
@@ -26,7 +27,7 @@ from recbole_mm.reasoning.recurrent import Node
 from recbole_mm.reasoning.settings import PreferenceSettings, ReasoningSettings
 from recbole_mm.texts.generator import Generator
 from recbole_mm.texts.request import Request
-from recbole_mm.texts.stage import texts_missing, texts_through_store
+from recbole_mm.texts.stage import texts_through_store
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +163,7 @@ class Reasoning:
     def _at_once(self, cases: Cases, texts: items.Texts) -> dict[Node, str]:
         """A text for each case, none of which waits for another."""
         words = self.preference.preference_words
+        requests: Mapping[Node, Request]
         if self.generator.makes == "templates":
             requests = requests_of_template(cases, self.dataset.content, words)
         else:
@@ -229,21 +231,22 @@ class Reasoning:
         names: Any = labels
         done_without = self.left_out.of(stage)
         if done_without is not None:
-            requests = {key: request for key, request in requests.items() if names[key] not in done_without}
+            requests = OnDemand((key for key in requests if names[key] not in done_without), requests.__getitem__)
         if not requests:
-            list_failures(failures_file(self.artifacts, str(self.config["dataset"]), stage), NAMES[stage], {}, 0)
+            list_failures(failures_file(self.artifacts, self.config, stage), NAMES[stage], {}, 0)
             return {}
-        missing = texts_missing(self.store, stage, self.generator, requests)
         report = texts_through_store(self.store, stage, self.generator, requests, self.config["show_progress"])
         self._say_what_failed(stage, {names[key]: why for key, why in report.failed.items()}, len(requests))
         if report.computed:
-            work = text_work(self.generator, [requests[key] for key in missing], self.config["text_max_new_tokens"])
+            work = text_work(
+                self.generator, map(requests.__getitem__, report.asked), self.config["text_max_new_tokens"]
+            )
             self._note_rate(stage, work, report.seconds)
         return report.texts
 
     def _say_what_failed(self, stage: str, failed: Mapping[str, str], wanted: int) -> None:
         """List the failures, and remember them as part of the run."""
-        list_failures(failures_file(self.artifacts, str(self.config["dataset"]), stage), NAMES[stage], failed, wanted)
+        list_failures(failures_file(self.artifacts, self.config, stage), NAMES[stage], failed, wanted)
         self.left_out.note(stage, {*failed, *(self.left_out.of(stage) or ())})
 
     def _note_rate(self, stage: str, work: TextWork, seconds: float) -> None:
@@ -275,7 +278,7 @@ class Reasoning:
         if failed:
             return f"{what}: none could be encoded by {self.settings.sentence_encoder}: {next(iter(failed.values()))}"
         stage = profiles.STAGE if what == NAMES[profiles.STAGE] else items.STAGE
-        path = failures_file(self.artifacts, str(self.config["dataset"]), stage)
+        path = failures_file(self.artifacts, self.config, stage)
         if path.is_file():
             return f"{what}: not one could be written; {path} says why"
         return f"{what}: there are none; item_text: {self.settings.item_text} finds no words or image: set text_fields"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from recbole_mm.artifacts.executor import Failure
-from recbole_mm.artifacts.fill import fill
+from recbole_mm.artifacts.fill import OnDemand, fill
 from recbole_mm.artifacts.store import Store, artifact_key
 from recbole_mm.texts.generator import Generator, StreamingGenerator
 from recbole_mm.texts.request import Request
@@ -29,12 +29,14 @@ class TextReport(Generic[Key]):
     Attributes:
         texts: key -> text, in the order of the requests.
         failed: key -> reason of those that have no text.
+        asked: one key of each distinct text that the store lacked, in the order of the requests.
         computed: distinct texts that this call had written; the others were in the store.
         seconds: wall time.
     """
 
     texts: dict[Key, str] = field(default_factory=dict)
     failed: dict[Key, str] = field(default_factory=dict)
+    asked: list[Key] = field(default_factory=list)
     computed: int = 0
     seconds: float = 0.0
 
@@ -62,7 +64,8 @@ def texts_through_store(
         store: where texts are kept.
         stage: name of the stage, e.g. `item_description`.
         generator: who writes.
-        requests: what is wanted, under keys of the caller's own. Identical requests are answered once.
+        requests: what is wanted, under keys of the caller's own. Identical requests are answered once. Each is looked
+            up when it is needed, several times in all, and none is kept (`OnDemand`).
         show_progress: show a progress display.
 
     Returns:
@@ -76,14 +79,18 @@ def texts_through_store(
         >>> texts_through_store(store, "title", TemplateGenerator(), {1: Request("Name it", "Blue shoes")}).texts
         {1: 'Blue shoes'}
     """
-    keys, distinct = _distinct(stage, generator, requests)
+    keys = {key: text_key(stage, generator, request) for key, request in requests.items()}
+    first = _first_of_each(keys)
+    there = store.contains(first)
+    distinct = OnDemand(first, lambda name: requests[first[name]])
     batches: Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]] | int = TEXTS_PER_BATCH
     work: Callable[[list[Any]], list[str | Failure]] = generator.generate
     if isinstance(generator, StreamingGenerator):
         batches, work = generator.stream, list  # the stream's batches are finished texts already
     report = fill(store, stage, distinct, lambda inputs: _not_empty(work(inputs)), batches, show_progress)
     values = store.get_many(keys.values())
-    outcome: TextReport[Key] = TextReport(computed=report.computed, seconds=report.seconds)
+    asked = [key for name, key in first.items() if name not in there]
+    outcome: TextReport[Key] = TextReport(asked=asked, computed=report.computed, seconds=report.seconds)
     for key, name in keys.items():
         if name in report.reasons:
             outcome.failed[key] = report.reasons[name]
@@ -91,34 +98,17 @@ def texts_through_store(
             outcome.texts[key] = str(values[name])
     logger.info(
         "%s: %d texts wanted, %d distinct, %d written in %.1f s, %d failed",
-        *(stage, len(keys), len(distinct), report.computed, report.seconds, len(outcome.failed)),
+        *(stage, len(keys), len(first), report.computed, report.seconds, len(outcome.failed)),
     )
     return outcome
 
 
-def texts_missing(store: Store, stage: str, generator: Generator, requests: Mapping[Key, Request]) -> list[Key]:
-    """What `texts_through_store` would still have to have written: one key of each distinct text, in order.
-
-    Loads no weights and asks no server, unless the generator's identity needs it (`hf` without `text_model`).
-    """
-    keys, distinct = _distinct(stage, generator, requests)
-    missing = set(distinct) - store.contains(distinct)
+def _first_of_each(keys: Mapping[Key, str]) -> dict[str, Key]:
+    """Artifact key -> the first of the caller's keys that has it."""
     first: dict[str, Key] = {}
     for key, name in keys.items():
-        if name in missing:
-            first.setdefault(name, key)
-    return list(first.values())
-
-
-def _distinct(
-    stage: str, generator: Generator, requests: Mapping[Key, Request]
-) -> tuple[dict[Key, str], dict[str, Request]]:
-    """The artifact key under each of the caller's keys, and one request of each."""
-    keys = {key: text_key(stage, generator, request) for key, request in requests.items()}
-    distinct: dict[str, Request] = {}
-    for key, name in keys.items():
-        distinct.setdefault(name, requests[key])
-    return keys, distinct
+        first.setdefault(name, key)
+    return first
 
 
 def _not_empty(outcomes: list[str | Failure]) -> list[str | Failure]:
