@@ -44,7 +44,7 @@ setup(
         "accelerate>=1.0",
         "sentence-transformers>=5.0",
         "tokenizers>=0.21",
-        "filelock>=3.12",
+        "filelock>=4.2",
         "httpx2>=2.0,<3",
         "requests>=2.32",
         "urllib3>=2.3",

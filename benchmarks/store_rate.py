@@ -18,7 +18,8 @@ import numpy as np
 from common import markdown_table
 
 from recbole_mm.artifacts.fill import DEFAULT_BATCH
-from recbole_mm.artifacts.store import Store, Value
+from recbole_mm.artifacts.store import Store
+from recbole_mm.artifacts.values import Value
 
 RANDOM = np.random.default_rng(0)
 KINDS: dict[str, Callable[[], Value]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import shutil
@@ -12,13 +13,16 @@ from typing import Any
 
 from recbole_mm import __version__
 from recbole_mm.data.convert import CONVERTERS
-from recbole_mm.errors import ConfigError, RecboleMMError
+from recbole_mm.errors import ConfigError, DiskError, RecboleMMError
 from recbole_mm.escaping import printable
+from recbole_mm.files import disk_reason
 from recbole_mm.paths import expanded, given_path
 from recbole_mm.registry import list_models
 from recbole_mm.report import result_table
 
 PROGRAM = "recbole-mm"
+DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+"""Of a disk that is full or may not be written or read: nothing that a traceback would explain."""
 EXIT_FAILED_ROWS, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
 _RUN_HELP = f"""Train a model, rank every test user's items, and write a run folder under checkpoint_dir.
@@ -95,14 +99,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RecboleMMError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
-    except KeyboardInterrupt as interrupt:
-        # The pipeline has already said how to go on; anything else that was interrupted has nothing to resume.
-        print(printable(str(interrupt)) or "interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # `recbole-mm models | head`: nobody reads on, and Python's own flush at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in DISK_ERRNOS:
+            raise
+        told = DiskError(f"{error.filename or 'a file'}: {disk_reason(error)}")
+        print(f"error: {told}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt as interrupt:
+        # The pipeline has already said how to go on; anything else that was interrupted has nothing to resume.
+        print(printable(str(interrupt)) or "interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except SystemExit as stop:  # argparse, after --help or a usage error
         return stop.code if isinstance(stop.code, int) else EXIT_ERROR
 

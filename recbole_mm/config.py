@@ -32,6 +32,7 @@ from recbole.utils import EvaluatorType, InputType, ModelType
 import recbole_mm
 from recbole_mm.data.files import atomic_files, check_atomic_files, check_dataset_yaml, feature_files
 from recbole_mm.errors import ConfigError
+from recbole_mm.files import write_text
 from recbole_mm.kinds import KINDS, check_kind, check_settings, normalized, parameter_kinds, shown
 from recbole_mm.layers import (
     dataset_dir,
@@ -45,7 +46,7 @@ from recbole_mm.layers import (
 )
 from recbole_mm.paths import LONGEST_NAME, expanded
 from recbole_mm.registry import find_model
-from recbole_mm.settings import NOBODY, parse_argument, plain, read_yaml, write_yaml
+from recbole_mm.settings import NOBODY, SEAL_LINE, parse_argument, plain, read_yaml, write_yaml
 
 __all__ = ["Config", "properties_dir"]
 
@@ -290,14 +291,16 @@ class Config(RecboleConfig):
         return settings
 
     def save(self, path: str | Path) -> None:
-        """Write every setting to a YAML file that `Config.load` and `--config_files` read."""
+        """Write every setting to a YAML file that `Config.load` and `--config_files` read.
+
+        Raises:
+            DiskError: it cannot be written.
+        """
         path = Path(path)
         header = (
             f"# Run it again:  recbole-mm run --config_files={path.name}    (recbole_mm {recbole_mm.__version__})\n"
         )
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        draft.write_text(header + write_yaml(self.as_dict()), encoding="utf-8")
-        os.replace(draft, path)
+        write_text(path, f"{SEAL_LINE}{header}{write_yaml(self.as_dict())}")
 
     @classmethod
     def load(cls, path: str | Path, model: type | None = None, changed: Mapping[str, Any] | None = None) -> Config:

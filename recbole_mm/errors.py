@@ -33,3 +33,7 @@ class ModelLoadError(RecboleMMError):
 
 class CheckpointError(RecboleMMError):
     """A checkpoint or run folder is missing, unreadable, or of a kind that is never loaded."""
+
+
+class DiskError(RecboleMMError):
+    """A file or folder cannot be written: a full or read-only disk, or a path where it cannot be."""

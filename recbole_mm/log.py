@@ -10,8 +10,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from recbole_mm.errors import CheckpointError, ConfigError
+from recbole_mm.errors import ConfigError
 from recbole_mm.escaping import printable
+from recbole_mm.files import disk_errors, disk_reason
 
 LOG_FILE = "run.log"
 
@@ -63,6 +64,27 @@ class _ConsoleHandler(logging.StreamHandler):
             self.handleError(record)
 
 
+class _FileHandler(logging.FileHandler):
+    """Goes on without the file once a disk has given up, and says so in a line instead of a traceback per line."""
+
+    _gave_up = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        reason = None if error is None else disk_reason(error)
+        if reason is None:
+            super().handleError(record)
+        elif not self._gave_up:
+            self._gave_up = True
+            tqdm.write(f"{self.baseFilename}: cannot be written: {reason}", file=sys.stderr)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError:  # what it could not write before, it tries again
+            self.handleError(logging.makeLogRecord({}))
+
+
 _installed: list[logging.Handler] = []
 
 
@@ -78,16 +100,14 @@ def init_logging(run_dir: str | os.PathLike | None, level: str | int | None = No
 
     Raises:
         ConfigError: there is no such level.
-        CheckpointError: the file cannot be written.
+        DiskError: the file cannot be written.
     """
     number = _level_number(level)
     handlers: list[logging.Handler] = [_console_handler()]
     if run_dir is not None:
         path = Path(run_dir) / LOG_FILE
-        try:
-            file_handler = logging.FileHandler(path, mode="a", encoding="utf-8")
-        except OSError as error:
-            raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
+        with disk_errors(path):
+            file_handler = _FileHandler(path, mode="a", encoding="utf-8")
         file_handler.setFormatter(_PlainFormatter("%(asctime)s %(levelname)-7s %(message)s"))
         handlers.append(file_handler)
     close_logging()

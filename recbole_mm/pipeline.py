@@ -20,11 +20,12 @@ from recbole.utils import dict2str, init_seed
 from recbole_mm.config import NOT_FROM_A_RUN, Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.distributed.workers import joined
-from recbole_mm.errors import CheckpointError, RecboleMMError
+from recbole_mm.errors import CheckpointError, DiskError, RecboleMMError
 from recbole_mm.evaluation.per_user import FILE as PER_USER
 from recbole_mm.evaluation.per_user import per_user_table, write_per_user
 from recbole_mm.evaluation.phases import Phases, split
 from recbole_mm.evaluation.ranking import RankingData
+from recbole_mm.files import disk_errors, make_folder, read_json, write_json
 from recbole_mm.first_stage import has_first_stage, open_first_stage, results_beside
 from recbole_mm.log import close_logging, init_logging
 from recbole_mm.models.full_sequence import full_sequence_class
@@ -117,16 +118,16 @@ def run(
         if is_finished(run_dir):
             logger.info("%s is a finished run of these settings; it is loaded", run_dir)
             return load(run_dir, config.model_class)
-        run_dir.mkdir(exist_ok=True)  # whoever had the turn before may have failed and taken it away
+        make_folder(run_dir)  # whoever had the turn before may have failed and taken it away
         return _run_in(run_dir, config, resumed and (run_dir / CHECKPOINT).is_file())
 
 
 def _run_in(run_dir: Path, config: Config, resumed: bool) -> Run:
     new = not (run_dir / CONFIG).exists()
-    init_logging(run_dir, config["state"])
-    config.save(run_dir / CONFIG)
-    logger.info("%s on %s -> %s%s", config["model"], config["dataset"], run_dir, " (resumed)" if resumed else "")
     try:
+        init_logging(run_dir, config["state"])
+        config.save(run_dir / CONFIG)
+        logger.info("%s on %s -> %s%s", config["model"], config["dataset"], run_dir, " (resumed)" if resumed else "")
         return _train_and_test(config, run_dir)
     except KeyboardInterrupt:
         logger.warning("interrupted; continue with the same command and --resume")
@@ -134,7 +135,7 @@ def _run_in(run_dir: Path, config: Config, resumed: bool) -> Run:
     except RecboleMMError:
         if new and not (run_dir / CHECKPOINT).exists():  # nothing was gained, and nothing is left behind
             close_logging()
-            shutil.rmtree(run_dir)
+            shutil.rmtree(run_dir, ignore_errors=True)  # why it failed is to be told, not that it cannot be removed
         raise
 
 
@@ -256,14 +257,15 @@ def _assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
 
 
 def choose_run_dir(config: Config) -> tuple[Path, bool]:
-    """Folder of this run: a new one, or with `resume` the newest unfinished folder of the same settings, or the folder
-    that `resume` names.
+    """Folder of this run: a new one, or the folder that `resume` names, or with `resume: True` the newest unfinished
+    folder of the same settings, or else the newest finished one, since a kill may have come when all was done.
 
     Returns:
         The folder, which exists, and whether there is something in it to resume.
 
     Raises:
         CheckpointError: the folder that `resume` names is not that of a run, or of one with other settings or data.
+        DiskError: no folder can be made.
     """
     if isinstance(config["resume"], str):
         named = Path(config["resume"])
@@ -276,7 +278,10 @@ def choose_run_dir(config: Config) -> tuple[Path, bool]:
         unfinished = [path for path in earlier if not is_finished(path)]
         if unfinished:
             return unfinished[-1], (unfinished[-1] / CHECKPOINT).is_file()
-        logger.warning("nothing to resume: no unfinished run of these settings under %s", config["checkpoint_dir"])
+        if earlier:
+            return earlier[-1], False
+        logger.warning("nothing to resume: no run of these settings under %s", config["checkpoint_dir"])
+    make_folder(first.parent)
     taken = [first, *(first.with_name(f"{first.name}-{n}") for n in range(2, 10_000))]
     return next(path for path in taken if _make(path)), False
 
@@ -284,8 +289,11 @@ def choose_run_dir(config: Config) -> tuple[Path, bool]:
 def _make(folder: Path) -> bool:
     """Make a folder; False if it is there already, perhaps since a moment."""
     try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
+        with disk_errors(folder):
+            folder.mkdir()
+    except DiskError:
+        if not folder.exists():
+            raise
         return False
     return True
 
@@ -358,10 +366,10 @@ def read_result(run_dir: Path) -> dict[str, Any]:
     """`result.json` of a run.
 
     Raises:
-        CheckpointError: it is not there or cannot be read.
+        CheckpointError: it is not there, damaged or cannot be read.
     """
     try:
-        return json.loads((run_dir / RESULT).read_text(encoding="utf-8"))
+        return read_json(run_dir / RESULT)
     except FileNotFoundError as error:
         raise CheckpointError(f"{run_dir}: no {RESULT}; give the folder of a finished run") from error
     except (OSError, ValueError) as error:
@@ -369,7 +377,11 @@ def read_result(run_dir: Path) -> dict[str, Any]:
 
 
 def write_result(finished: Run, stages: Stages, timings: Mapping[str, Any]) -> None:
-    """Write `result.json`, the last file of a run: its presence says that the run is complete."""
+    """Write `result.json`, the last file of a run: its presence says that the run is complete.
+
+    Raises:
+        DiskError: it cannot be written.
+    """
     config = finished.config
     result = {
         "model": config["model"],
@@ -385,7 +397,4 @@ def write_result(finished: Run, stages: Stages, timings: Mapping[str, Any]) -> N
         "timings": dict(timings),
         "versions": versions(),
     }
-    path = finished.run_dir / RESULT
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_json(finished.run_dir / RESULT, result, indent=2, default=str)

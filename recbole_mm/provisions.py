@@ -43,6 +43,7 @@ from recbole_mm.data.content import ItemContent
 from recbole_mm.data.features import load_features, reads_summaries
 from recbole_mm.data.pretrained import locate
 from recbole_mm.errors import ConfigError, ModelLoadError
+from recbole_mm.files import make_folder
 from recbole_mm.finished_model import read_finished_model
 from recbole_mm.mllm.encode import DEFAULT_TEXT_TOKENS, ItemEncoder, encode_items
 from recbole_mm.mllm.encode_elsewhere import carried_encoding
@@ -73,7 +74,7 @@ def artifact_dir(config) -> Path:
 def open_store(config) -> Store:
     """The artifact store that this run reads and fills."""
     folder = artifact_dir(config)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return Store(folder / "artifacts.sqlite")
 
 

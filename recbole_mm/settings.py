@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from recbole_mm.errors import ConfigError
+from recbole_mm.files import UNSEALED, ChecksumError, check_seal
 from recbole_mm.kinds import TEXT_KEYS, abridged
 from recbole_mm.paths import expanded
 
@@ -29,6 +30,9 @@ _TAG = "tag:yaml.org,2002:"
 
 NOBODY = "http://nobody.invalid/v1"
 """`text_url` where texts may be taken from the store, and nobody may be asked for more: no such address can exist."""
+
+SEAL_LINE = f"# {UNSEALED}\n"
+"""First line of a YAML file that is read back: `read_yaml` then knows whether the rest has changed."""
 
 
 class SettingsLoader(yaml.SafeLoader):
@@ -92,9 +96,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: the file is missing, unreadable, not UTF-8, not YAML, holds a Python object, or is not a mapping
-            from names to values. The message names the file and, where there is one, the line.
+            from names to values, or damaged. The message names the file and, where there is one, the line.
     """
-    settings = _parse(read_text(path, "config file"), str(path))
+    text = read_text(path, "config file")
+    try:
+        check_seal(path)
+    except ChecksumError as error:
+        raise ConfigError(
+            f"config file {path} is damaged: {error}; restore it, or remove its first line if you changed it yourself"
+        ) from error
+    settings = _parse(text, str(path))
     if settings is None:
         return {}
     if not isinstance(settings, dict):

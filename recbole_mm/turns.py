@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from recbole_mm.files import disk_errors, make_folder
 
 logger = logging.getLogger(__name__)
 
@@ -16,19 +19,47 @@ logger = logging.getLogger(__name__)
 def turn(folder: Path, work: str) -> Iterator[None]:
     """Hold the lock of a folder, `.<name>.lock` beside it, waiting for whoever has it.
 
+    The lock's file is removed afterwards. One that a killed process has left is nobody's, and the next one takes it.
+
     Args:
         folder: what is made; its parent is created.
         work: what is done, for people: "fine-tuning", "making".
+
+    Raises:
+        DiskError: the lock cannot be made there.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.warning("another process is %s %s; waiting for it", work, folder)
-        lock.acquire()
+    with disk_errors(lock.lock_file):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.warning("%s is %s %s; waiting for it", holders(Path(lock.lock_file)), work, folder)
+            lock.acquire()
     try:
         yield
-        Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for it finds the work done
     finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for it locks the file anew, or finds the work done
         lock.release()
+
+
+def holders(path: Path) -> str:
+    """Who has a file or folder open beside this process: `process 4711`, `another process` where none can be seen."""
+    found = sorted(pid for pid in _processes() if pid != os.getpid() and _has_open(pid, path))
+    if not found:
+        return "another process"
+    return f"process{'es' * (len(found) > 1)} {', '.join(map(str, found))}"
+
+
+def _processes() -> list[int]:
+    """Numbers of the processes of this machine, where the system tells them in /proc."""
+    proc = Path("/proc")
+    return [int(name) for name in os.listdir(proc) if name.isdigit()] if proc.is_dir() else []
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    try:
+        wanted, folder = path.stat(), Path(f"/proc/{pid}/fd")
+        return any(os.path.samestat(wanted, (folder / name).stat()) for name in os.listdir(folder))
+    except OSError:  # it has ended meanwhile, or is another user's
+        return False

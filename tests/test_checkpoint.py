@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy import sparse
 
-from recbole_mm.errors import CheckpointError
+from recbole_mm import files
+from recbole_mm.errors import CheckpointError, DiskError
 from recbole_mm.training import checkpoint
 from recbole_mm.training.checkpoint import (
     load_tree,
@@ -260,7 +261,7 @@ def test_missing_files_and_folders_are_named(tmp_path):
         load_tree(tmp_path / "none.safetensors")
     with pytest.raises(CheckpointError, match="directory"):
         load_tree(tmp_path)
-    with pytest.raises(CheckpointError, match="cannot be written"):
+    with pytest.raises(DiskError, match="cannot be written"):
         save_tree(tmp_path / "missing" / "tree.safetensors", {"w": torch.ones(1)})
 
 
@@ -274,7 +275,7 @@ def test_a_foreign_skeleton_is_damage_not_a_crash(tmp_path, node):
 # ---------------------------------------------------------------- atomicity
 
 
-@pytest.mark.parametrize("point", ["save_file", "_sync", "replace"])
+@pytest.mark.parametrize("point", ["save_file", "seal", "_sync", "replace"])
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, point):
     path = tmp_path / "tree.safetensors"
     save_tree(path, {"epoch": 1})
@@ -282,8 +283,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, point):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os if point == "replace" else checkpoint, point, fail)
-    with pytest.raises(CheckpointError, match="No space left on device"):
+    owner = {"replace": os, "_sync": files, "save_file": checkpoint, "seal": checkpoint}[point]
+    monkeypatch.setattr(owner, point, fail)
+    with pytest.raises(DiskError, match="No space left on device"):
         save_tree(path, {"epoch": 2})
     monkeypatch.undo()
     assert load_tree(path) == {"epoch": 1}
@@ -310,6 +312,29 @@ def test_a_copy_elsewhere_is_complete(tmp_path):
     save_tree(tmp_path / "a.safetensors", {"w": torch.randn(3, 3)})
     shutil.copy(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     assert torch.equal(load_tree(tmp_path / "a.safetensors")["w"], load_tree(tmp_path / "b.safetensors")["w"])
+
+
+def test_every_flipped_byte_of_a_file_is_found(tmp_path):
+    path = tmp_path / "tree.safetensors"
+    save_tree(path, {"epoch": 7, "w": torch.arange(12.0).reshape(3, 4), "loss": {0: 0.5}}, {"valid_score": "0.25"})
+    assert read_metadata(path) == {"valid_score": "0.25"}
+    whole = path.read_bytes()
+    mark = whole.index(b"recbole_mm crc32=")
+    for place in set(range(len(whole))) - set(range(mark, mark + 25)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="damaged") as caught:
+            load_tree(path)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=r"tree\.safetensors: damaged: its checksum does not match, .*restore it"):
+        load_tree(path)
+
+
+def test_a_file_without_a_checksum_is_read_as_it_is(tmp_path):
+    save_file({"w": torch.ones(2)}, tmp_path / "x.safetensors", {checkpoint.SKELETON: '{"w":{"$":"tensor","key":"w"}}'})
+    assert load_tree(tmp_path / "x.safetensors")["w"].tolist() == [1, 1]
 
 
 # -------------------------------------------------------------- generators

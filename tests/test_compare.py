@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 import traceback
 from pathlib import Path
 
@@ -34,6 +35,8 @@ from recbole_mm.compare.table import to_csv, to_latex, to_markdown
 from recbole_mm.errors import CheckpointError, ConfigError, DataError
 from recbole_mm.evaluation.per_user import write_per_user
 from recbole_mm.evaluation.significance import compare
+from recbole_mm.files import scratch_folder
+from recbole_mm.turns import holders
 from tests.conftest import TOY_FEATURES, TOY_SETTINGS
 from tests.processes import started
 
@@ -447,7 +450,10 @@ def test_one_folder_takes_one_grid_at_a_time(tmp_path):
         pass
     with alone_in(tmp_path) as lock:
         left_behind = subprocess.Popen(["sleep", "600"], pass_fds=(lock,))
-    with pytest.raises(CheckpointError, match="a run it started"), alone_in(tmp_path):
+    with (
+        pytest.raises(CheckpointError, match=rf"a run it started, .* \(process {left_behind.pid}\)"),
+        alone_in(tmp_path),
+    ):
         pass
     left_behind.kill()
     left_behind.wait()
@@ -463,6 +469,36 @@ def test_the_example_of_the_documentation_is_an_experiment(tmp_path, where):
     assert [entry.row.name for entry in rows] == ["64 wide", "256 wide", "with pictures"]
     assert [len(entry.row.trials) for entry in rows] == [2, 2, 2]
     assert [bool(entry.not_applicable) for entry in rows] == [False, False, True]
+
+
+def is_held(folder):
+    try:
+        with alone_in(folder):
+            return False
+    except CheckpointError:
+        return True
+
+
+def test_a_killed_grid_takes_its_runs_with_it(experiment, where, tmp_path):
+    settings = {**EXPERIMENT["settings"], "epochs": 5000, "stopping_step": 5000}
+    command = [sys.executable, "-m", "recbole_mm.cli", "compare", "--seeds=1", "--dataset=toy", *as_arguments(where)]
+    command.append(f"--experiment={experiment(rows=[{'name': 'BPR', 'model': 'BPR'}], settings=settings)}")
+    process = started(
+        command,
+        lambda: list(tmp_path.glob("saved/BPR-*/checkpoint.safetensors")),
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    with pytest.raises(CheckpointError, match=rf"\(process(es)? .*{process.pid}"), alone_in(tmp_path / "saved"):
+        pass
+    process.kill()
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while is_held(tmp_path / "saved"):  # as long as a run is left behind
+        assert time.monotonic() < deadline, holders(tmp_path / "saved")
+        time.sleep(0.1)
+    (left,) = tmp_path.glob("recbole-mm-compare-*")
+    with scratch_folder(tmp_path, "recbole-mm-compare-"):
+        assert not left.exists(), "its settings and logs are nobody's"
 
 
 @pytest.mark.parametrize(

@@ -613,6 +613,10 @@ def test_what_is_no_saved_config_is_refused(tmp_path):
         Config.load(write(tmp_path / "short.yaml", "model: SASRec\n"))
     Config("SASRec", "ml-100k").save(tmp_path / "config.yaml")
     text = (tmp_path / "config.yaml").read_text(encoding="utf-8")
+    damaged = write(tmp_path / "damaged.yaml", text.replace("seed:", "seed:  1"))
+    with pytest.raises(ConfigError, match="damaged"):
+        Config.load(damaged)
+    text = text.partition("\n")[2]  # the first line, the checksum
     bent = write(tmp_path / "bent.yaml", text.replace("MODEL_TYPE: SEQUENTIAL", "MODEL_TYPE: ODD"))
     with pytest.raises(ConfigError, match="MODEL_TYPE"):
         Config.load(bent)

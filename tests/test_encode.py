@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from recbole_mm.artifacts.store import Store
+from recbole_mm.errors import DataError
 from recbole_mm.mllm.encode import STAGE, ItemEncoder, ahead, encode_items
 from recbole_mm.mllm.loading import load_mllm
 from recbole_mm.mllm.model import MLLM
@@ -437,8 +438,8 @@ def test_trouble_with_an_item_reaches_the_caller(encoder: ItemEncoder, store: St
     encode_items(FakeContent(make_records(30)), encoder, store, show_progress=False)
 
 
-def test_a_vector_that_is_not_finite_is_reported_and_zero(
-    encoder: ItemEncoder, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_vector_that_is_not_finite_is_an_error_with_its_item_and_encoder(
+    encoder: ItemEncoder, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = FakeContent([Record("fine", "a shoe", None), Record("bad", "a much longer text of a lamp", None)])
     compute = ItemEncoder.compute
@@ -449,10 +450,11 @@ def test_a_vector_that_is_not_finite_is_reported_and_zero(
         return vectors
 
     monkeypatch.setattr(ItemEncoder, "compute", overflowing)
-    vectors = encode_items(content, encoder, store, show_progress=False)
-    assert vectors.any(axis=1).tolist() == [False, True, False]
-    assert "1 of 2 could not be computed" in caplog.text
-    assert "neither" not in caplog.text
+    with pytest.raises(
+        DataError, match=r"^the multimodal LLM .* gave NaN or infinity for 1 inputs, such as item 'bad';"
+    ):
+        encode_items(content, encoder, store, show_progress=False)
+    assert store.count(STAGE) == 1, "what could be computed is kept"
     assert list(store.failures(STAGE).values()) == ["the vector holds NaN or infinity"]
 
 

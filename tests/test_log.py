@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from recbole_mm.errors import CheckpointError, ConfigError
+from recbole_mm.errors import ConfigError, DiskError
 from recbole_mm.log import close_logging, init_logging
 from recbole_mm.progress import progress
 
@@ -105,5 +105,5 @@ def test_a_line_does_not_land_inside_a_progress_bar(monkeypatch):
 def test_an_unknown_level_and_a_missing_folder_are_named(tmp_path):
     with pytest.raises(ConfigError, match="loud"):
         init_logging(tmp_path, "loud")
-    with pytest.raises(CheckpointError, match=r"run\.log"):
+    with pytest.raises(DiskError, match=r"run\.log"):
         init_logging(tmp_path / "none")

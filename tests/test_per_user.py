@@ -9,7 +9,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.evaluator import Evaluator
 
-from recbole_mm.errors import DataError
+from recbole_mm.errors import DataError, DiskError
 from recbole_mm.evaluation.collector import RankingCollector
 from recbole_mm.evaluation.per_user import per_user_table, per_user_values, read_per_user, write_per_user
 from recbole_mm.evaluation.ranking import CSR, EvalUsers, rank_users
@@ -84,10 +84,10 @@ def test_the_file_is_whole_or_not_there(evaluated, tmp_path, monkeypatch):
     def fails(table, where, **options):
         with open(where, "wb") as file:
             file.write(b"PAR1 half")
-        raise OSError("disk full")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pq, "write_table", fails)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DiskError, match=r"per_user\.parquet: cannot be written: No space left on device"):
         write_per_user(path, table)
     assert read_per_user(path).equals(table)
     assert [file.name for file in tmp_path.iterdir()] == ["per_user.parquet"]

@@ -15,10 +15,11 @@ import pytest
 import yaml
 
 import recbole_mm
-from recbole_mm import pipeline
+from recbole_mm import files, pipeline
 from recbole_mm.config import Config
 from recbole_mm.data.dataset import create_dataset
-from recbole_mm.errors import CheckpointError, ConfigError, DataError
+from recbole_mm.errors import CheckpointError, ConfigError, DataError, DiskError, RecboleMMError
+from recbole_mm.evaluation.per_user import read_per_user
 from recbole_mm.evaluation.phases import split
 from recbole_mm.finished_model import check_same_data
 from recbole_mm.mllm.encode import ItemEncoder
@@ -110,6 +111,75 @@ def test_a_run_goes_on_with_its_own_settings_alone(toy_settings, monkeypatch):
     monkeypatch.setattr(pipeline, "train_and_test", None)  # nothing is left to do
     again = {**settings, "eval_args": split, "resume": str(finished.run_dir), "show_progress": True, "use_gpu": False}
     assert recbole_mm.run("BPR", "toy", config_dict=again).test_result == finished.test_result
+
+
+def test_a_kill_after_the_result_costs_nothing(toy_settings, monkeypatch):
+    """`result.json` is there, and nobody has heard of it."""
+    settings = {**toy_settings, "epochs": 1}
+    finished = recbole_mm.run("BPR", "toy", config_dict=settings)
+    monkeypatch.setattr(pipeline, "train_and_test", None)  # nothing is left to do
+    again = recbole_mm.run("BPR", "toy", config_dict={**settings, "resume": True})
+    assert (again.run_dir, again.test_result) == (finished.run_dir, finished.test_result)
+
+
+def flip(path, word):
+    """Turn over the lowest bit of the last byte of a word in a file."""
+    content = path.read_bytes()
+    place = content.index(word) + len(word) - 1
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("model.safetensors", None), ("config.yaml", b"seed: 2020"), ("result.json", b"0."), ("per_user.parquet", None)],
+)
+def test_a_run_with_a_damaged_file_is_refused_by_its_name(toy_settings, name, word):
+    run_dir = recbole_mm.run("BPR", "toy", config_dict={**toy_settings, "epochs": 1}).run_dir
+    recbole_mm.load(run_dir)
+    content = (run_dir / name).read_bytes()
+    flip(run_dir / name, word or content[len(content) // 2 :][:40])
+    with pytest.raises(RecboleMMError, match=rf"{name}.*its checksum does not match") as caught:
+        recbole_mm.load(run_dir) if name != "per_user.parquet" else read_per_user(run_dir)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_checkpoint_is_not_gone_on_with(toy_settings):
+    settings = {**toy_settings, "epochs": 1}
+    run_dir = recbole_mm.run("BPR", "toy", config_dict=settings).run_dir
+    (run_dir / "result.json").unlink()
+    content = (run_dir / "checkpoint.safetensors").read_bytes()
+    flip(run_dir / "checkpoint.safetensors", content[len(content) // 2 :][:40])
+    with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors: damaged: .*start a new run"):
+        recbole_mm.run("BPR", "toy", config_dict={**settings, "resume": True})
+    assert (run_dir / "model.safetensors").is_file()
+
+
+def test_a_file_in_place_of_checkpoint_dir_is_one_line(toy_settings, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in ("file", "file/deep"):
+        with pytest.raises(DiskError, match=rf"{folder}.*: cannot be written: (File exists|Not a directory)") as caught:
+            recbole_mm.run("BPR", "toy", config_dict={**toy_settings, "checkpoint_dir": str(tmp_path / folder)})
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "model.next.safetensors", "per_user.parquet", "result.json"])
+def test_a_disk_that_gives_up_is_one_line_and_loses_nothing(toy_settings, monkeypatch, name):
+    settings, original = {**toy_settings, "epochs": 1}, files._sync
+
+    def gives_up(path):
+        if path.name == name:
+            raise OSError(28, "No space left on device")
+        original(path)
+
+    monkeypatch.setattr(files, "_sync", gives_up)
+    with pytest.raises(DiskError, match=rf"{name}: cannot be written: No space left on device$"):
+        recbole_mm.run("BPR", "toy", config_dict=settings)
+    monkeypatch.undo()
+    done = recbole_mm.run("BPR", "toy", config_dict={**settings, "resume": True})
+    straight = recbole_mm.run("BPR", "toy", config_dict=settings)
+    assert done.test_result == straight.test_result
+    assert not [path for path in done.run_dir.iterdir() if path.name.startswith(".")]
+    assert straight.run_dir.name == f"{done.run_dir.name}-2", "one folder, taken up again"
 
 
 def test_an_error_takes_away_nothing_that_was_there(toy_settings, monkeypatch):

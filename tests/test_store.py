@@ -11,11 +11,14 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import zlib
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from recbole_mm.artifacts.fill import fill
 from recbole_mm.artifacts.store import Store, artifact_key
 from recbole_mm.errors import StoreError
 
@@ -248,12 +251,161 @@ def test_a_damaged_file_is_reported(store: Store) -> None:
     assert store.path.name in one_line(error)
 
 
-def test_a_value_of_wrong_length_is_reported(store: Store) -> None:
+def test_a_value_of_wrong_length_is_reported(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     store.put_many("v", {"k": vector_of("k")})
     with sqlite3.connect(store.path) as plain:
         plain.execute("UPDATE artifacts SET value = x'010203'")
-    with pytest.raises(StoreError, match="artifact k is not a valid float32 value"):
-        store.get_many(["k"])
+    assert store.get_many(["k"]) == {}
+    assert "1 damaged value, such as k: its checksum does not match; removed, to be computed anew" in caplog.text
+    assert store.count() == 0
+
+
+def change(store: Store, statement: str) -> None:
+    with closing(sqlite3.connect(store.path)) as plain, plain:
+        plain.execute(statement)
+
+
+NAN = "x'0000c07f'"
+DAMAGE = {
+    "a bit of a vector": "UPDATE artifacts SET value = x'0100803f0000803f' WHERE key = 'v'",
+    "a letter of a text": "UPDATE artifacts SET value = 'hellp' WHERE key = 't'",
+    "a text that is no UTF-8": "UPDATE artifacts SET value = CAST(x'68ff6c' AS TEXT) WHERE key = 't'",
+    "a text as a blob": "UPDATE artifacts SET value = x'68656c70' WHERE key = 't'",
+    "a type": "UPDATE artifacts SET dtype = 'float16' WHERE key = 'v'",
+    "a type that is none": "UPDATE artifacts SET dtype = CAST(x'ff' AS TEXT) WHERE key = 'v'",
+    "a value of another key": "UPDATE artifacts SET (value, checksum) ="
+    " (SELECT value, checksum FROM artifacts WHERE key = 'w') WHERE key = 'v'",
+    "a checksum": "UPDATE artifacts SET checksum = checksum + 1 WHERE key = 'v'",
+    "NaN of a version without checksums": f"UPDATE artifacts SET value = {NAN}, checksum = NULL WHERE key = 'v'",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_value_is_as_good_as_absent_and_computed_anew(
+    store: Store, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    values = {"v": np.ones(2, np.float32), "w": np.full(2, 2, np.float32), "t": "hello"}
+    store.put_many("s", values)
+    change(store, DAMAGE[damage])
+    key = "t" if "text" in damage else "v"
+    assert store.contains(values) == set(values), "it is there"
+    report = fill(store, "s", {name: name for name in values}, lambda names: [values[name] for name in names])
+    assert (report.done, report.computed, report.failed) == (3, 1, 0)
+    assert f"1 damaged value, such as {key}: " in caplog.text
+    found = store.get_many(values)
+    assert found["t"] == "hello"
+    assert (found["v"].tolist(), found["w"].tolist()) == ([1, 1], [2, 2])
+
+
+def test_a_damaged_vector_never_gets_into_a_matrix(store: Store) -> None:
+    store.put_many("s", {"v": np.ones(2, np.float32), "w": np.ones(2, np.float32)})
+    change(store, DAMAGE["a bit of a vector"])
+    with pytest.raises(StoreError, match="1 of 2 vectors are not in the store; compute them first"):
+        store.get_matrix(["v", "w"])
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_a_vector_that_is_not_finite_is_not_stored(store: Store, number: float) -> None:
+    with pytest.raises(StoreError, match="item_vector k is not stored: the vector holds NaN or infinity"):
+        store.put_many("item_vector", {"fine": np.ones(2, np.float32), "k": np.array([1, number], np.float32)})
+    assert store.count() == 0
+
+
+def old_store(path: Path) -> None:
+    """As version 1 wrote it."""
+    with closing(sqlite3.connect(path)) as plain, plain:
+        plain.executescript(
+            "PRAGMA journal_mode = WAL;"
+            "CREATE TABLE artifacts(key TEXT PRIMARY KEY, stage TEXT NOT NULL, dtype TEXT NOT NULL, value NOT NULL,"
+            " created REAL NOT NULL); CREATE INDEX artifacts_by_stage ON artifacts(stage);"
+            "CREATE TABLE failures(key TEXT PRIMARY KEY, stage TEXT NOT NULL, reason TEXT NOT NULL,"
+            " attempts INTEGER NOT NULL, created REAL NOT NULL);"
+            "INSERT INTO artifacts VALUES ('t', 's', 'text', 'hello', 1.0), ('v', 's', 'float32', x'0000803f', 1.0);"
+            "PRAGMA user_version = 1;"
+        )
+
+
+def test_a_store_of_version_1_is_read_and_goes_on_with_checksums(tmp_path: Path) -> None:
+    old_store(tmp_path / "a.sqlite")
+    store = Store(tmp_path / "a.sqlite")
+    assert store.get_many(["t", "v"]) == {"t": "hello", "v": np.ones(1, np.float32)}
+    store.put_many("s", {"new": "text"})
+    with closing(sqlite3.connect(store.path)) as plain:
+        checksums = dict(plain.execute("SELECT key, checksum FROM artifacts"))
+        assert plain.execute("PRAGMA user_version").fetchone() == (2,)
+    assert checksums == {"t": None, "v": None, "new": zlib.crc32(b"new\0text\0text")}
+    assert Store(store.path).get_many(["t", "new"]) == {"t": "hello", "new": "text"}
+
+
+# --- a store that may not be written ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unwritable(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """SQLite as on a disk where nothing may be written, for root, too; gives the addresses that were tried."""
+    connect, asked = sqlite3.connect, []
+
+    def refuse(address: str, **options: object) -> sqlite3.Connection:
+        asked.append(str(address).partition("?")[2])
+        if "immutable" in address:
+            return connect(address, **options)
+        error = sqlite3.OperationalError("unable to open database file")
+        error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+        raise error
+
+    monkeypatch.setattr(sqlite3, "connect", refuse)
+    return asked
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_store_where_nothing_may_be_written_serves(tmp_path: Path, unwritable: list[str], version: int) -> None:
+    path = tmp_path / "a ? b.sqlite"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite3, "connect", sqlite3.dbapi2.connect)
+        if version == 1:
+            old_store(path)
+        else:
+            with Store(path) as store:
+                store.put_many("s", {"t": "hello", "v": np.ones(1, np.float32)})
+    store = Store(path)
+    assert store.get_many(["t", "v"]) == {"t": "hello", "v": np.ones(1, np.float32)}
+    assert unwritable == ["", "mode=ro", "immutable=1"]
+    inputs = {"t": "t", "v": "v"}
+    assert fill(store, "s", inputs, lambda names: [][len(names) :]).done == 2
+    with pytest.raises(StoreError, match="1 of 3 values of s are not in the store, and nothing can be written there;"):
+        fill(store, "s", {**inputs, "x": "x"}, lambda names: list(names))
+    with pytest.raises(StoreError, match="nothing can be written there; copy its folder to where it can, and give"):
+        store.put_many("s", {"x": "x"})
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [path.name], "no lock, no log"
+
+
+def test_damage_where_nothing_may_be_written_is_told(
+    store: Store, unwritable: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite3, "connect", sqlite3.dbapi2.connect)
+        store.put_many("s", {"v": np.ones(2, np.float32), "w": np.ones(2, np.float32)})
+        store.close()
+        change(store, DAMAGE["a checksum"])
+    assert list(Store(store.path).get_many(["v", "w"])) == ["w"]
+    assert "1 damaged value, such as v: its checksum does not match" in caplog.text
+    assert "removed" not in caplog.text
+
+
+def test_what_a_killed_process_has_left_is_not_read_over(store: Store, unwritable: list[str]) -> None:
+    store.path.parent.mkdir()
+    store.path.touch()
+    store.path.with_name(f"{store.path.name}-wal").write_bytes(b"changes that are not in the file yet")
+    with pytest.raises(StoreError, match="cannot be read or written"):
+        store.get_many(["v"])
+    assert unwritable == ["", "mode=ro"]
+
+
+def test_an_empty_store_where_nothing_may_be_written(store: Store, unwritable: list[str]) -> None:
+    store.path.parent.mkdir()
+    store.path.touch()
+    with pytest.raises(StoreError, match="the artifact store is empty, and nothing can be written there"):
+        store.get_many(["v"])
 
 
 def test_a_newer_store_is_refused(store: Store) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from recbole_mm.artifacts.store import Value
+from recbole_mm.artifacts.values import Value
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from recbole_mm.artifacts.executor import Executor, Failure, Portable
-from recbole_mm.artifacts.store import Store, Value
+from recbole_mm.artifacts.store import READ_ONLY, Store
+from recbole_mm.artifacts.values import NOT_FINITE, Value
+from recbole_mm.errors import DataError, StoreError
 from recbole_mm.progress import progress
 from recbole_mm.turns import turn
 
@@ -118,7 +120,7 @@ def fill(
         The counts, over the distinct keys of `inputs`.
 
     Raises:
-        StoreError: the store cannot be read or written.
+        StoreError: the store cannot be read, or be written where something is missing.
         ValueError: `work` returned another number of values than it got inputs, or `batches` left some out.
 
     Example:
@@ -126,8 +128,11 @@ def fill(
         2
     """
     started = time.perf_counter()
-    report = FillReport(done=len(store.contains(inputs)))
+    report = FillReport(done=len(store.sound(inputs)))
     if report.done < len(inputs):
+        if store.read_only:
+            lacking = f"{len(inputs) - report.done} of {len(inputs)} values of {stage} are not in the store"
+            raise StoreError(f"{store.path}: {lacking}, and {READ_ONLY}")
         cut = batches if callable(batches) else _every(batches)
         if executor is not None and portable is not None:
             cut, work = partial(executor.stream, portable), list  # its batches are finished values already
@@ -145,6 +150,25 @@ def fill(
         shown = "; ".join(f"{key[:12]}: {reason}" for key, reason in islice(report.reasons.items(), REASONS_LOGGED))
         logger.warning("%s: %d of %d could not be computed (%s)", stage, report.failed, len(inputs), shown)
     return report
+
+
+def require_finite(report: FillReport, encoder: str, name: Callable[[str], str]) -> None:
+    """Make sure that no vector is missing because its encoder gave NaN or infinity. What it gave else is kept.
+
+    Args:
+        report: of `fill`.
+        encoder: what computed, for people.
+        name: key -> its input, for people.
+
+    Raises:
+        DataError: one is; names the encoder and the first input.
+    """
+    broken = [key for key, reason in report.reasons.items() if reason == NOT_FINITE]
+    if broken:
+        raise DataError(
+            f"{encoder} gave NaN or infinity for {len(broken)} inputs, such as {name(broken[0])}; choose another dtype "
+            "(float32) or another encoder"
+        )
 
 
 def _digest(keys: Iterable[str]) -> str:
@@ -205,5 +229,5 @@ def _outcomes(stage: str, work: Work, inputs: list[Any]) -> list[Value | Failure
         raise ValueError(f"{stage}: the worker returned {len(outcomes)} values for {len(inputs)} inputs")
     for place, outcome in enumerate(outcomes):
         if isinstance(outcome, np.ndarray) and not np.isfinite(outcome).all():
-            outcomes[place] = Failure("the vector holds NaN or infinity")
+            outcomes[place] = Failure(NOT_FINITE)
     return outcomes

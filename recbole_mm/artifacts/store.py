@@ -4,15 +4,20 @@ The file is readable with any SQLite tool::
 
     sqlite3 artifacts.sqlite "SELECT stage, dtype, count(*) FROM artifacts GROUP BY stage, dtype"
 
-`artifacts(key, stage, dtype, value, created)` holds the values: TEXT where dtype is `text`, a little-endian BLOB where
-it is `float32` or `float16`. `failures(key, stage, reason, attempts, created)` holds what could not be computed. A key
-says everything the value depends on (`artifact_key`), so a value is never replaced and never stale.
+`artifacts(key, stage, dtype, value, created, checksum)` holds the values: TEXT where dtype is `text`, a little-endian
+BLOB where it is `float32` or `float16`. `failures(key, stage, reason, attempts, created)` holds what could not be
+computed. A key says everything the value depends on (`artifact_key`), so a value is never replaced and never stale.
+
+A value whose checksum does not match, or a vector with NaN, is as good as absent: it is removed, and computed anew. In
+a store of version 1 the column of checksums is added when it is first opened for writing; values from before have none
+and are taken as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import sqlite3
 import threading
@@ -25,20 +30,21 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from recbole_mm.artifacts.values import DamagedValueError, Value, decode, encode
 from recbole_mm.errors import StoreError
 
-Value = str | np.ndarray
-"""A text, or a 1-D vector of float32 or float16."""
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+CANNOT_WRITE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
+READ_ONLY = "nothing can be written there; copy its folder to where it can, and give that as artifact_dir"
 KEYS_PER_QUERY = 500  # SQLite builds older than 3.32 allow 999 bound variables
-TEXT = "text"
-VECTOR_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS artifacts(
-    key TEXT PRIMARY KEY, stage TEXT NOT NULL, dtype TEXT NOT NULL, value NOT NULL, created REAL NOT NULL);
+    key TEXT PRIMARY KEY, stage TEXT NOT NULL, dtype TEXT NOT NULL, value NOT NULL, created REAL NOT NULL,
+    checksum INTEGER);
 CREATE INDEX IF NOT EXISTS artifacts_by_stage ON artifacts(stage);
 CREATE TABLE IF NOT EXISTS failures(
     key TEXT PRIMARY KEY, stage TEXT NOT NULL, reason TEXT NOT NULL, attempts INTEGER NOT NULL, created REAL NOT NULL);
@@ -90,6 +96,8 @@ class Store:
     (a connection carried into a child breaks SQLite's locks). A store can be pickled into another process: only its
     path and settings travel. The file must lie on a local disk: WAL does not work over a network file system.
 
+    A store where nothing may be written, as that of a team, is read as it is.
+
     Args:
         path: the SQLite file; it and its folder are made on first use.
         timeout: seconds to wait for another process that is writing.
@@ -113,6 +121,7 @@ class Store:
 
     def _start(self) -> None:
         self._connection: sqlite3.Connection | None = None
+        self._read_only, self._has_checksums = False, True
         self._lock = threading.RLock()
         _open_stores.add(self)
 
@@ -142,9 +151,9 @@ class Store:
     # --- reading -----------------------------------------------------------------------------------------------------
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Value]:
-        """Return the values of the keys that are present, in the order of `keys`."""
+        """Return the values of the keys that are present, in the order of `keys`. Damaged ones are removed."""
         wanted = list(dict.fromkeys(keys))
-        found = {key: self._decode(key, dtype, raw) for key, dtype, raw in self._select("key, dtype, value", wanted)}
+        found = dict(self._values(wanted))
         return {key: found[key] for key in wanted if key in found}
 
     def get_matrix(self, keys: Sequence[str | None], dtype: np.dtype | type = np.float32) -> np.ndarray:
@@ -158,7 +167,7 @@ class Store:
             (n, d) array whose row r is the vector of keys[r]; (n, 0) where every key is None.
 
         Raises:
-            StoreError: a key is absent, is a text, or has another length than the others.
+            StoreError: a key is absent or damaged, is a text, or has another length than the others.
         """
         rows: dict[str, list[int]] = {}
         for row, key in enumerate(keys):
@@ -166,8 +175,7 @@ class Store:
                 rows.setdefault(key, []).append(row)
         matrix = np.zeros((len(keys), 0), dtype=dtype)
         found = 0
-        for key, kind, raw in self._select("key, dtype, value", list(rows)):
-            vector = self._decode(key, kind, raw)
+        for key, vector in self._values(list(rows)):
             if isinstance(vector, str):
                 raise StoreError(f"{self.path}: artifact {key} is a text where a vector is expected")
             if found == 0:
@@ -183,8 +191,12 @@ class Store:
         return matrix
 
     def contains(self, keys: Iterable[str]) -> set[str]:
-        """Return those of `keys` that have a value."""
+        """Return those of `keys` that have a value; it is not read."""
         return {key for (key,) in self._select("key", list(dict.fromkeys(keys)))}
+
+    def sound(self, keys: Iterable[str]) -> set[str]:
+        """Return those of `keys` that have a value, each read and found to be what was written; others are removed."""
+        return {key for key, _ in self._values(list(dict.fromkeys(keys)))}
 
     def count(self, stage: str | None = None) -> int:
         """Count the values of a stage, or of all stages."""
@@ -199,12 +211,17 @@ class Store:
     # --- writing -----------------------------------------------------------------------------------------------------
 
     def put_many(self, stage: str, values: Mapping[str, Value]) -> None:
-        """Write a batch in one transaction. A key that is already present keeps its value; its failure is forgotten."""
+        """Write a batch in one transaction. A key that is already present keeps its value; its failure is forgotten.
+
+        Raises:
+            StoreError: also for a vector with NaN or infinity; nothing is written then.
+        """
         now = time.time()
-        rows = [(key, stage, *_encode(key, value), now) for key, value in values.items()]
+        encoded = [(key, *encode(stage, key, value)) for key, value in values.items()]
+        rows = [(key, stage, dtype, raw, now, crc) for key, dtype, raw, crc in encoded]
 
         def write(connection: sqlite3.Connection) -> None:
-            connection.executemany("INSERT OR IGNORE INTO artifacts VALUES (?, ?, ?, ?, ?)", rows)
+            connection.executemany("INSERT OR IGNORE INTO artifacts VALUES (?, ?, ?, ?, ?, ?)", rows)
             connection.executemany("DELETE FROM failures WHERE key = ?", [(row[0],) for row in rows])
 
         self._write(write)
@@ -219,6 +236,32 @@ class Store:
         )
         self._write(lambda connection: connection.executemany(statement, rows))
 
+    def _values(self, keys: list[str]) -> Iterator[tuple[str, Value]]:
+        """Yield the values of `keys`; those that are damaged are removed afterwards, and the log says so."""
+        damaged: dict[str, str] = {}
+        # Neither a flipped bit of a text nor one of a type may stop the reading: texts are read as bytes.
+        for key, dtype, raw, crc in self._select(f"key, dtype, CAST(value AS BLOB), {self._checksum_column()}", keys):
+            try:
+                yield key, decode(key, dtype, raw, crc)
+            except DamagedValueError as error:
+                damaged[key] = str(error)
+        if damaged:
+            self._remove(damaged)
+
+    def _checksum_column(self) -> str:
+        self._run(lambda connection: None)  # opens it
+        return "checksum" if self._has_checksums else "NULL"
+
+    def _remove(self, damaged: Mapping[str, str]) -> None:
+        key, reason = next(iter(damaged.items()))
+        told = f"{len(damaged)} damaged value{'s' * (len(damaged) > 1)}, such as {key}: {reason}"
+        if self.read_only:
+            logger.warning("%s: %s", self.path, told)
+            return
+        logger.warning("%s: %s; removed, to be computed anew", self.path, told)
+        keys = [(key,) for key in damaged]
+        self._write(lambda connection: connection.executemany("DELETE FROM artifacts WHERE key = ?", keys))
+
     # --- the connection ----------------------------------------------------------------------------------------------
 
     def _select(self, columns: str, keys: list[str]) -> Iterator[tuple]:
@@ -231,8 +274,16 @@ class Store:
     def _read(self, statement: str, arguments: Sequence[Any]) -> list[tuple]:
         return self._run(lambda connection: connection.execute(statement, arguments).fetchall())
 
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be written where the store is."""
+        self._run(lambda connection: None)  # opens it
+        return self._read_only
+
     def _write(self, work: Callable[[sqlite3.Connection], object]) -> None:
         def transaction(connection: sqlite3.Connection) -> None:
+            if self._read_only:
+                raise StoreError(f"{self.path}: {READ_ONLY}")
             # IMMEDIATE: take the write lock now, where the timeout applies; an upgrade later could fail at once.
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -258,18 +309,79 @@ class Store:
             raise StoreError(
                 f"{self.path}: the folder of the artifact store cannot be made: {error.strerror}"
             ) from error
-        connection = sqlite3.connect(self.path, timeout=self.timeout, isolation_level=None, check_same_thread=False)
         try:
-            if self.max_page_count is not None:
+            self._read_only = False
+            return self._connect("", self._prepare)
+        except sqlite3.OperationalError as error:
+            if _primary_code(error) not in CANNOT_WRITE or not self.path.is_file():
+                raise
+            return self._open_read_only(error)
+
+    def _open_read_only(self, refusal: sqlite3.OperationalError) -> sqlite3.Connection:
+        """Open a store where SQLite may write neither the file nor its log beside it.
+
+        `mode=ro` reads along with a process that writes, by the files of its log. Without these `immutable` reads what
+        nobody writes to. A log that a killed process has left can be taken over only by who may write.
+        """
+        self._read_only = True
+        log = self.path.with_name(f"{self.path.name}-wal")
+        try:
+            return self._connect("?mode=ro", self._check_filled)
+        except sqlite3.OperationalError as error:
+            if _primary_code(error) not in CANNOT_WRITE or (log.is_file() and log.stat().st_size):
+                raise refusal from error
+        return self._connect("?immutable=1", self._check_filled)
+
+    def _check_filled(self, connection: sqlite3.Connection) -> None:
+        if self._check(connection) == 0:
+            raise StoreError(f"{self.path}: the artifact store is empty, and {READ_ONLY}")
+
+    def _connect(self, how: str, prepare: Callable[[sqlite3.Connection], object]) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            f"{self.path.absolute().as_uri()}{how}",
+            timeout=self.timeout,
+            isolation_level=None,
+            check_same_thread=False,
+            uri=True,
+        )
+        try:
+            connection.text_factory = _readable
+            if self.max_page_count is not None and not self._read_only:
                 connection.execute(f"PRAGMA max_page_count = {int(self.max_page_count)}")
-            self._prepare(connection)
+            prepare(connection)
         except BaseException:
             connection.close()
             raise
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Create the tables, or check that an existing file is a store of this version."""
+        """Create the tables, or bring those of an earlier version to this one."""
+        version = self._check(connection)
+        self._use_write_ahead_log(connection)
+        # A commit survives the death of the process at once, that of the machine as soon as the system has written the
+        # log out. Waiting for the disk at every commit would slow each batch only to save the last few from a crash.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        if version < SCHEMA_VERSION:
+            self._upgrade(connection)
+
+    def _upgrade(self, connection: sqlite3.Connection) -> None:
+        """One process does it, others that have found the old version too wait for it and find it done."""
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            if connection.execute("PRAGMA user_version").fetchone()[0] == 1:
+                connection.execute("ALTER TABLE artifacts ADD COLUMN checksum INTEGER")
+            for statement in filter(str.strip, SCHEMA.split(";")):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        self._has_checksums = True
+
+    def _check(self, connection: sqlite3.Connection) -> int:
+        """Version of the store: 0 for an empty file."""
         connection.execute("BEGIN")  # one snapshot for both questions: another process may be creating the tables now
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
@@ -278,12 +390,8 @@ class Store:
             raise StoreError(f"{self.path}: this SQLite file is not an artifact store; choose another path")
         if version > SCHEMA_VERSION:
             raise StoreError(f"{self.path}: written by a newer recbole_mm (store version {version}); update recbole_mm")
-        self._use_write_ahead_log(connection)
-        # A commit survives the death of the process at once, that of the machine as soon as the system has written the
-        # log out. Waiting for the disk at every commit would slow each batch only to save the last few from a crash.
-        connection.execute("PRAGMA synchronous = NORMAL")
-        if version == 0:
-            connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        self._has_checksums = version != 1
+        return version
 
     def _use_write_ahead_log(self, connection: sqlite3.Connection) -> None:
         """Switch to WAL. SQLite does not wait for other connections here, whatever the timeout, so wait ourselves."""
@@ -318,27 +426,14 @@ class Store:
             )
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return f"damaged, or not an artifact store ({error}); move it away and run again"
-        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR):
+        if code in CANNOT_WRITE or code == sqlite3.SQLITE_IOERR:
             return f"cannot be read or written ({error}); check the disk, the folder and its permissions"
         return None
 
-    def _decode(self, key: str, dtype: str, raw: str | bytes) -> Value:
-        if dtype == TEXT and isinstance(raw, str):
-            return raw
-        vector_dtype = VECTOR_DTYPES.get(dtype)
-        if vector_dtype is None or not isinstance(raw, bytes) or len(raw) % vector_dtype.itemsize:
-            raise StoreError(f"{self.path}: artifact {key} is not a valid {dtype} value; delete that row and run again")
-        return np.frombuffer(raw, dtype=vector_dtype).astype(vector_dtype.newbyteorder("="), copy=True)
 
-
-def _encode(key: str, value: Value) -> tuple[str, str | bytes]:
-    """Return (dtype, what SQLite stores)."""
-    if isinstance(value, str):
-        return TEXT, value
-    if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.name not in VECTOR_DTYPES:
-        shown = f"{value.dtype} array of shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise TypeError(f"artifact {key}: a value is a str or a 1-D float32 or float16 array, not a {shown}")
-    return value.dtype.name, value.astype(VECTOR_DTYPES[value.dtype.name], copy=False).tobytes()
+def _readable(raw: bytes) -> str:
+    """A text of SQLite, even where a damaged file holds no UTF-8."""
+    return raw.decode("utf-8", "replace")
 
 
 def _primary_code(error: sqlite3.Error) -> int:

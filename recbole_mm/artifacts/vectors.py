@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from recbole_mm.artifacts.executor import Executor, Failure, Portable
-from recbole_mm.artifacts.fill import FillReport, fill
+from recbole_mm.artifacts.fill import FillReport, fill, require_finite
 from recbole_mm.artifacts.store import Store, artifact_key
 from recbole_mm.data.carried import CarriedImage
 from recbole_mm.data.encoders import Encoder, EncoderRecipe
@@ -82,6 +82,7 @@ def vectors_through_store(
     carry: Callable[[int], Any] | None = None,
     problems: MutableMapping[str, str] | None = None,
     hear: Callable[[FillReport], None] | None = None,
+    names: tuple[str, Callable[[int], str]] | None = None,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Encode n inputs, taking from the store what it has and adding each batch to it as soon as it is done.
 
@@ -100,12 +101,14 @@ def vectors_through_store(
         carry: as `load`, of inputs that are sent elsewhere: texts, or images as `data.carried` has them.
         problems: item id -> why its image is broken, for those that prove so elsewhere.
         hear: called with what was done.
+        names: what encodes, and place -> its input, for errors; by default the stage and the key.
 
     Returns:
         (n, d) float32 array, zeros where there is no vector ((n, 0) where no input has one); place -> reason of those.
 
     Raises:
         StoreError: the store cannot be read or written.
+        DataError: a vector holds NaN or infinity.
     """
     keys = [artifact_key(stage, identity, "", parameters, content) for content in hashes]
     places: dict[str, int] = {}
@@ -127,6 +130,8 @@ def vectors_through_store(
 
     portable = None if recipe is None else Portable(VectorRecipe(recipe, dict(parameters)), carried, note)
     report = fill(store, stage, places, work, batches, show_progress, executor=executor, portable=portable)
+    encoder, name = names or (stage, lambda place: keys[place])
+    require_finite(report, encoder, lambda key: name(places[key]))
     if hear is not None:
         hear(report)
     matrix = store.get_matrix([None if key in report.reasons else key for key in keys])

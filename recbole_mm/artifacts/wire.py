@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from recbole_mm import errors
 from recbole_mm.artifacts.executor import Failure
-from recbole_mm.artifacts.store import TEXT, VECTOR_DTYPES, Value
+from recbole_mm.artifacts.values import TEXT, VECTOR_DTYPES, Value
 from recbole_mm.errors import RecboleMMError
 
 SCHEMA = pa.schema([("batch", pa.int64()), ("kinds", pa.list_(pa.string())), ("values", pa.list_(pa.large_binary()))])

@@ -25,8 +25,9 @@ from typing import Any
 
 from recbole_mm import pipeline
 from recbole_mm.compare.plan import PlannedRow
-from recbole_mm.compare.processes import alone_in, failure, terminated_like_ctrl_c
+from recbole_mm.compare.processes import alone_in, die_with_parent, failure, terminated_like_ctrl_c
 from recbole_mm.config import Config
+from recbole_mm.files import disk_errors, make_folder, scratch_folder
 from recbole_mm.progress import duration
 from recbole_mm.settings import write_yaml
 
@@ -207,8 +208,7 @@ class Grid:
             self._settle(job.place)
 
     def _work_off(self, lock: int) -> None:
-        with tempfile.TemporaryDirectory(prefix="recbole-mm-compare-") as settings_dir:
-            self._settings_dir = Path(settings_dir)
+        with scratch_folder(Path(tempfile.gettempdir()), "recbole-mm-compare-") as self._settings_dir:
             try:
                 while self._waiting or self._running:
                     self._start_what_fits(lock)
@@ -237,7 +237,8 @@ class Grid:
         given = {"model": job.config["model"], "dataset": job.config["dataset"], **settings, "resume": resumed}
         slot = min(set(range(self.jobs)) - {running.slot for running in self._running})
         path = self._settings_dir / f"{slot}.yaml"
-        path.write_text(write_yaml(given), encoding="utf-8")
+        with disk_errors(path):
+            path.write_text(write_yaml(given), encoding="utf-8")
         log = self._settings_dir / f"{slot}.log"
         logger.info("%s %s: %s", self._counted(), "resuming" if resumed else "running", job)
         with log.open("wb") as stderr:
@@ -248,6 +249,7 @@ class Grid:
                 stderr=stderr,
                 env=self._environment(slot),
                 pass_fds=(lock,),  # a run that outlives the grid keeps other grids away
+                preexec_fn=die_with_parent(os.getpid()),
             )
         return _Running(job, process, slot, log, time.monotonic())
 
@@ -279,8 +281,9 @@ class Grid:
         """Keep what a failed run wrote to standard error; its traceback stands nowhere else."""
         name = re.sub(r"[^\w.=-]+", "-", str(running.job))[:100]
         kept = self.log_dir / f"{name}-{running.job.folder.name[-8:]}.log"
-        self.log_dir.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(running.log, kept)
+        make_folder(self.log_dir)
+        with disk_errors(kept):
+            shutil.copyfile(running.log, kept)
         return kept
 
     def _stop(self) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import logging
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from recbole_mm.errors import CheckpointError
+from recbole_mm.files import make_folder
+from recbole_mm.turns import holders
 
 logger = logging.getLogger(__name__)
 
@@ -42,22 +46,45 @@ def alone_in(folder: Path, work: str = "comparison", option: str = "--checkpoint
 
     Raises:
         CheckpointError: another process holds it.
+        DiskError: it cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise CheckpointError(
-                f"{folder}: another {work}, or a run it started, is at work there; wait for it, or pass another "
-                f"{option}"
+                f"{folder}: another {work}, or a run it started, is at work there ({holders(folder)}); wait for it or "
+                f"stop it, or pass another {option}"
             ) from error
         except OSError as error:
             logger.warning("%s cannot be locked (%s): start no second %s there", folder, error.strerror, work)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+_PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
+
+def die_with_parent(parent: int) -> Callable[[], None] | None:
+    """What a child of process `parent` does before it becomes another program: ask Linux to be killed with its parent.
+
+    A run may be killed at any moment and resumed. On other systems a run outlives a grid that is killed, and keeps
+    other grids away until it is done.
+    """
+    if _prctl is None:
+        return None
+    prctl = _prctl
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the question
+            os._exit(1)
+
+    return ask
 
 
 @contextmanager

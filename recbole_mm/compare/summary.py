@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from recbole.evaluator.register import smaller_metrics
 
 from recbole_mm import pipeline
@@ -19,6 +18,7 @@ from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.evaluation.candidates import candidates_digest
 from recbole_mm.evaluation.per_user import FILE as PER_USER
+from recbole_mm.evaluation.per_user import read_per_user
 from recbole_mm.evaluation.significance import (
     Comparison,
     both_have,
@@ -310,7 +310,7 @@ def _user_values(line: Line, metrics: Sequence[str]) -> tuple[np.ndarray, dict[s
     """
     folders = list(line.row.runs.values())
     path = folders[0] / PER_USER
-    there = set(pq.read_schema(path).names) if path.is_file() else set()
+    there = set(read_per_user(path).column_names) if path.is_file() else set()
     return values_by_user(folders, [metric for metric in metrics if metric.lower() in there])
 
 

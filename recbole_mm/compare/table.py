@@ -12,6 +12,7 @@ from recbole_mm.compare.experiment import PROTOCOL, TRAINING
 from recbole_mm.compare.grid import DONE, FAILED, NOT_APPLICABLE, NOT_RUN
 from recbole_mm.compare.summary import SIGNIFICANT, Cell, Line, Table
 from recbole_mm.escaping import csv_cell, latex, markdown
+from recbole_mm.files import make_folder, write_text
 from recbole_mm.report import SEES_HELD_OUT
 
 SEES = "‡"
@@ -27,9 +28,9 @@ CSV_COLUMNS = (
 
 def write_table(table: Table, folder: Path, name: str) -> None:
     """Write `table.md`, `table.csv` and `table.tex` into `folder`; `name` labels the LaTeX one."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for suffix, text in (("md", to_markdown(table)), ("csv", to_csv(table)), ("tex", to_latex(table, name))):
-        (folder / f"table.{suffix}").write_text(text, encoding="utf-8")
+        write_text(folder / f"table.{suffix}", text)
 
 
 # ---- Markdown ----

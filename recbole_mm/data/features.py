@@ -48,8 +48,8 @@ class ComputeVectors(Protocol):
     """Encodes inputs, or recalls what was encoded before: `artifacts.vectors.vectors_through_store` with its store.
 
     Its arguments are those of that function without the store: `load` maps a place in `hashes` to an input or None,
-    `encode` maps k inputs to (k, d), `recipe`, `carry` and `problems` are for encoding elsewhere. Returns (n, d)
-    float32, and place -> reason where there is no vector.
+    `encode` maps k inputs to (k, d), `recipe`, `carry` and `problems` are for encoding elsewhere, `names` for errors.
+    Returns (n, d) float32, and place -> reason where there is no vector.
     """
 
     def __call__(
@@ -65,6 +65,7 @@ class ComputeVectors(Protocol):
         recipe: EncoderRecipe | None,
         carry: Callable[[int], Any],
         problems: MutableMapping[str, str],
+        names: tuple[str, Callable[[int], str]],
     ) -> tuple[np.ndarray, Mapping[int, str]]: ...
 
 
@@ -244,6 +245,7 @@ def _encode(
         recipe=getattr(encoder, "recipe", None),
         carry=lambda place: carry(items[place]),
         problems=content.source.problems,
+        names=(f"item_features.{spec.name}: {spec.encoder}", lambda place: f"item {content.tokens[items[place]]!r}"),
     )
     if len(failed) == len(items):
         raise DataError(f"item_features.{spec.name}: no item has a usable {spec.on} for {spec.encoder}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from recbole_mm.config import Config
 from recbole_mm.distributed.process import settle
 from recbole_mm.distributed.workers import Workers, working_with
 from recbole_mm.errors import RecboleMMError
+from recbole_mm.files import read_json, write_json
 from recbole_mm.log import close_logging, init_logging
 from recbole_mm.stages import Stages
 
@@ -91,9 +90,7 @@ def write_verdict(run_dir: Path, error: RecboleMMError) -> None:
     path = run_dir / VERDICT
     if path.exists():
         return
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps({"kind": type(error).__name__, "message": str(error)}), encoding="utf-8")
-    os.replace(draft, path)
+    write_json(path, {"kind": type(error).__name__, "message": str(error)})
 
 
 def read_verdict(run_dir: Path) -> RecboleMMError | None:
@@ -101,7 +98,7 @@ def read_verdict(run_dir: Path) -> RecboleMMError | None:
     path = run_dir / VERDICT
     if not path.exists():
         return None
-    told = json.loads(path.read_text(encoding="utf-8"))
+    told = read_json(path)
     path.unlink()
     kinds, left = {}, [RecboleMMError]
     while left:

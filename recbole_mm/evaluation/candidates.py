@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.evaluation.csr import CSR
 from recbole_mm.evaluation.sampled import SampledCandidates
+from recbole_mm.files import read_parquet, write_parquet
 
 FILES = {"valid": "candidates-valid.parquet", "test": "candidates-test.parquet"}
 SAMPLED_MODE = re.compile(r"(uni|pop)([1-9]\d*)")
@@ -119,12 +119,7 @@ def write_candidates(path: Path, cases: Cases, candidates: CSR) -> None:
         for one in (cases.positives, negatives)
     ]
     table = pa.table({"user_id": pa.array(cases.names, pa.string()), **dict(zip(_LISTS, lists))})
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pq.write_table(table, partial, compression="zstd")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_parquet(path, table)
 
 
 def read_candidates(path: Path, cases: Cases) -> CSR:
@@ -174,8 +169,8 @@ def candidates_digest(run_dir: str | os.PathLike) -> str | None:
 
 def _read(path: Path) -> pa.Table:
     try:
-        return pq.read_table(path, columns=["user_id", *_LISTS]).combine_chunks()
-    except (pa.ArrowException, OSError) as error:
+        return read_parquet(path, columns=["user_id", *_LISTS]).combine_chunks()
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read as stored candidates ({str(error).splitlines()[0]}); run the model anew"
         ) from error

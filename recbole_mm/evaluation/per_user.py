@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from recbole.evaluator import Evaluator
 from recbole.evaluator.base_metric import TopkMetric
 from recbole.evaluator.collector import DataStruct
@@ -21,6 +20,7 @@ from recbole_mm.errors import DataError
 from recbole_mm.evaluation.collector import RANKS
 from recbole_mm.evaluation.csr import CSR
 from recbole_mm.evaluation.ranking import EvalUsers
+from recbole_mm.files import read_parquet, write_parquet
 
 FILE = "per_user.parquet"
 
@@ -117,13 +117,7 @@ def per_user_table(
 
 def write_per_user(path: str | os.PathLike, table: pa.Table) -> None:
     """Write the table as Parquet; a reader never sees half a file."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pq.write_table(table, partial, compression="zstd")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_parquet(Path(path), table)
 
 
 def read_per_user(path: str | os.PathLike) -> pa.Table:
@@ -138,8 +132,8 @@ def read_per_user(path: str | os.PathLike) -> pa.Table:
     if not path.is_file():
         raise DataError(f"{path} does not exist; run the model again with save_per_user: True")
     try:
-        return pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        return read_parquet(path)
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}); run the model again"
         ) from error

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from recbole_mm.artifacts.executor import Executor, Portable
-from recbole_mm.artifacts.fill import fill
+from recbole_mm.artifacts.fill import fill, require_finite
 from recbole_mm.artifacts.store import Store, artifact_key
 from recbole_mm.mllm.ahead import ahead
 from recbole_mm.mllm.family import Part, PreparedInput
@@ -341,6 +341,7 @@ def encode_items(
 
     Raises:
         StoreError: the store cannot be read or written.
+        DataError: a vector holds NaN or infinity.
     """
     keys: list[str | None] = [None]
     keys += [encoder.key(fingerprint) for fingerprint in fingerprints(content, encoder.threads)]
@@ -360,6 +361,8 @@ def encode_items(
         executor=executor,
         portable=portable,
     )
+    mllm = f"the multimodal LLM {encoder.mllm.name}"
+    require_finite(report, mllm, lambda key: f"item {content[indexes[key]].item_id!r}")
     keys = [None if key in report.reasons else key for key in keys]
     matrix = store.get_matrix(keys)
     if matrix.shape[1] == 0:

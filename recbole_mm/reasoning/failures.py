@@ -6,13 +6,14 @@ import csv
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from recbole_mm.errors import DiskError
 from recbole_mm.escaping import csv_cell
+from recbole_mm.files import atomic_write, disk_errors, make_folder
 from recbole_mm.reasoning.settings import PreferenceSettings, ReasoningSettings
 
 logger = logging.getLogger(__name__)
@@ -58,15 +59,18 @@ def list_failures(path: Path, what: str, failed: Mapping[str, str], wanted: int)
         wanted: how many texts were asked for.
     """
     if not failed:
-        path.unlink(missing_ok=True)
+        if path.exists():
+            try:
+                with disk_errors(path):
+                    path.unlink()
+            except DiskError as error:  # a complete folder of artifacts may be read-only
+                logger.warning("%s; it lists failures of an earlier run", error)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w", encoding="utf-8", newline="") as file:
+    make_folder(path.parent)
+    with atomic_write(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "reason"])
         writer.writerows(map(csv_cell, pair) for pair in failed.items())
-    os.replace(draft, path)
     examples = "; ".join(f"{token}: {reason}" for token, reason in islice(failed.items(), SHOWN))
     logger.warning(
         "%s: %d of %d could not be written; they are left out, and tried again by the next run (%s%s). All of them: %s",

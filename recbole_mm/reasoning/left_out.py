@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from recbole_mm.errors import CheckpointError
+from recbole_mm.files import read_json, write_json
 
 FILE = "texts_left_out.json"
 
@@ -26,7 +26,7 @@ class LeftOut:
         self._ids: dict[str, list[str]] = {}
         if self.path is not None and self.path.is_file():
             try:
-                self._ids = json.loads(self.path.read_text(encoding="utf-8"))
+                self._ids = read_json(self.path)
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"{self.path} cannot be read ({error}); run the model again") from error
 
@@ -38,4 +38,4 @@ class LeftOut:
         """Keep the ids that the run does without, in place of an earlier list."""
         self._ids[stage] = sorted(ids)
         if self.path is not None:
-            self.path.write_text(json.dumps(self._ids, ensure_ascii=False, indent=1), encoding="utf-8")
+            write_json(self.path, self._ids, ensure_ascii=False)

@@ -6,13 +6,12 @@ much as a few hundred: rough, but the same for what was measured and for what is
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from recbole_mm.files import read_json, write_json
 from recbole_mm.texts.generator import Generator
 from recbole_mm.texts.request import Request
 
@@ -87,7 +86,7 @@ def read_rates(artifacts: Path) -> dict[str, Rate]:
     try:
         return {
             name: Rate(float(entry["units"]), float(entry["seconds"]))
-            for name, entry in json.loads(path.read_text(encoding="utf-8")).items()
+            for name, entry in read_json(path).items()
             if entry["seconds"] > 0 and entry["units"] > 0
         }
     except FileNotFoundError:
@@ -110,7 +109,4 @@ def note_rate(artifacts: Path, name: str, units: float, seconds: float) -> None:
     rates = read_rates(artifacts)
     known = rates.get(name, Rate(0, 0))
     rates[name] = Rate(known.units + units, known.seconds + seconds)
-    path = artifacts / FILE
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps({key: asdict(rate) for key, rate in sorted(rates.items())}, indent=1), encoding="utf-8")
-    os.replace(draft, path)
+    write_json(artifacts / FILE, {key: asdict(rate) for key, rate in sorted(rates.items())})

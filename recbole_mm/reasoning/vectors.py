@@ -74,6 +74,7 @@ def sentence_vectors(
         executor=executor,
         recipe=getattr(encoder, "recipe", None),
         hear=reports.append,
+        names=("the sentence encoder", lambda rank: f"the text {(texts[places[rank]] or '')[:40]!r}"),
     )
     vectors = np.zeros((len(texts), found.shape[1]), dtype=np.float32)
     vectors[places] = found

@@ -14,8 +14,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from recbole_mm.errors import CheckpointError
+from recbole_mm.files import CHECKSUM, UNSEALED, ChecksumError, atomic_write, check_seal, seal
 from recbole_mm.training.tree import Decoder, Encoder
 
 SKELETON = "recbole_mm.tree"
@@ -55,48 +54,27 @@ def save_tree(path: PathLike, tree: Any, metadata: Mapping[str, str] | None = No
         metadata: more text for the file's metadata, for people and tools.
 
     Raises:
-        CheckpointError: a value of another type, or the file cannot be written (the old file is untouched then).
+        CheckpointError: a value of another type.
+        DiskError: the file cannot be written; the old one is untouched then.
     """
     path = Path(path)
     encoder = Encoder()
     skeleton = json.dumps(encoder.encode(tree, ""), separators=(",", ":"), allow_nan=False)
-    # A folder, because safetensors writes under a random name first: what a kill leaves must be found and removed.
-    workspace = path.with_name(f".{path.name}.tmp")
-    temporary = workspace / path.name
-    try:
-        shutil.rmtree(workspace, ignore_errors=True)
-        workspace.mkdir()
-        temporary.touch()
-        permissions = stat.S_IMODE(temporary.stat().st_mode)
-        save_file(encoder.tensors, str(temporary), {"format": "pt", **(metadata or {}), SKELETON: skeleton})
-        temporary.chmod(permissions)  # safetensors leaves 0600, which locks the rest of a team out
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Ask the disk to keep a file's content, or a folder's names, through a power cut."""
-    if path.is_dir() and os.name == "nt":  # Windows opens no folders and orders renames itself
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    told = {"format": "pt", **(metadata or {}), CHECKSUM: UNSEALED, SKELETON: skeleton}
+    with atomic_write(path) as draft:
+        save_file(encoder.tensors, str(draft), told)
+        seal(draft)
 
 
 def load_tree(path: PathLike) -> Any:
-    """What `save_tree` wrote, on the CPU. A safetensors file from elsewhere gives its tensors as a flat dict.
+    """What `save_tree` wrote, on the CPU, byte for byte. A safetensors file from elsewhere gives its tensors as a flat
+    dict.
 
     Raises:
         CheckpointError: the file is missing, truncated, damaged, or a pickle (which is never opened).
     """
     with _opened(path) as handle:
+        check_seal(Path(path))
         skeleton = (handle.metadata() or {}).get(SKELETON)
         if skeleton is None:
             return {key: handle.get_tensor(key).clone() for key in handle.keys()}  # noqa: SIM118
@@ -110,7 +88,9 @@ def read_metadata(path: PathLike) -> dict[str, str]:
         CheckpointError: as `load_tree`.
     """
     with _opened(path) as handle:
-        return {key: value for key, value in (handle.metadata() or {}).items() if key not in (SKELETON, "format")}
+        return {
+            key: value for key, value in (handle.metadata() or {}).items() if key not in (SKELETON, CHECKSUM, "format")
+        }
 
 
 @contextmanager
@@ -120,6 +100,8 @@ def _opened(path: PathLike) -> Iterator[Any]:
     try:
         with safe_open(str(path), framework="pt") as handle:
             yield handle
+    except ChecksumError as error:
+        raise CheckpointError(f"{path}: damaged: {error}; restore it from a copy, or start a new run") from error
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from recbole_mm.errors import CheckpointError
+from recbole_mm.files import atomic_write, make_folder
 from recbole_mm.training.checkpoint import (
     PathLike,
     load_tree,
@@ -135,7 +136,7 @@ class SavingLoop(TrainingLoop):
                 f"{self.checkpoint_file} is of an earlier run: continue it with --resume, or choose another run folder"
             )
         if saved:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
+            make_folder(self.run_dir)
             self._owns_checkpoint = True
         if self._resumed is not None:
             self._restore_last(train_data, self._resumed)
@@ -192,8 +193,8 @@ class SavingLoop(TrainingLoop):
                 f"{folder}: the weights of epoch {wanted}, the best so far, are gone; start a new run"
             )
         if best is not None and best != self.saved_model_file:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(best, self.run_dir / NEXT_WEIGHTS)
-            os.replace(self.run_dir / NEXT_WEIGHTS, self.saved_model_file)
+            make_folder(self.run_dir)
+            with atomic_write(self.saved_model_file) as draft:
+                shutil.copyfile(best, draft)
         for name in (PREVIOUS_WEIGHTS, NEXT_WEIGHTS):
             (self.run_dir / name).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from recbole_mm.errors import ConfigError
+from recbole_mm.files import disk_errors, disk_reason
 
 
 class TensorBoard:
@@ -24,6 +26,7 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._writer: SummaryWriter | None = None
+        self._threads: _QuietThreads | None = None
         self._first_step: int | None = None
 
     def resume_at(self, step: int) -> None:
@@ -32,22 +35,55 @@ class TensorBoard:
         self._first_step = step
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
-        self._open().add_scalar(tag, value, step)
+        with disk_errors(self.folder):
+            self._open().add_scalar(tag, value, step)
 
     def add_hparams(self, hparams: dict[str, Any], metrics: dict[str, float]) -> None:
-        self._open().add_hparams(hparams, metrics, run_name=".")
+        with disk_errors(self.folder):
+            self._open().add_hparams(hparams, metrics, run_name=".")
 
     def close(self) -> None:
-        """Write everything out. A later value opens the board again."""
+        """Write everything out. A later value opens the board again.
+
+        Raises:
+            DiskError: it cannot be written.
+        """
         if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+            writer, self._writer = self._writer, None
+            try:
+                with disk_errors(self.folder):
+                    writer.close()
+            finally:
+                if self._threads is not None:
+                    self._threads.end()
 
     def _open(self) -> SummaryWriter:
         if self._writer is None:
-            self._writer = SummaryWriter(str(self.folder), purge_step=self._first_step)
-            self._first_step = None
+            threads = _QuietThreads()
+            try:
+                self._writer = SummaryWriter(str(self.folder), purge_step=self._first_step)
+            except BaseException:
+                threads.end()
+                raise
+            self._threads, self._first_step = threads, None
         return self._writer
+
+
+class _QuietThreads:
+    """Keeps the traceback of a board's own thread out of the terminal: what stops it is raised for the caller, too."""
+
+    def __init__(self) -> None:
+        self._before = threading.excepthook
+        threading.excepthook = self
+
+    def __call__(self, arguments: threading.ExceptHookArgs) -> None:
+        of_a_board = type(arguments.thread).__module__.startswith("tensorboard.")
+        if not (of_a_board and arguments.exc_value is not None and disk_reason(arguments.exc_value)):
+            self._before(arguments)
+
+    def end(self) -> None:
+        if threading.excepthook is self:
+            threading.excepthook = self._before
 
 
 def check_wandb(config: Any) -> None:

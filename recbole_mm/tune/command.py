@@ -14,10 +14,11 @@ from typing import Any
 from recbole_mm.cluster import check_resources
 from recbole_mm.compare.processes import alone_in, terminated_like_ctrl_c
 from recbole_mm.errors import CheckpointError, ConfigError, RecboleMMError
+from recbole_mm.files import disk_errors, write_text
 from recbole_mm.layers import merge
 from recbole_mm.registry import find_model
 from recbole_mm.report import result_table
-from recbole_mm.settings import parse_argument, read_yaml, write_yaml
+from recbole_mm.settings import SEAL_LINE, parse_argument, read_yaml, write_yaml
 from recbole_mm.tune.cluster import Trials, search_session
 from recbole_mm.tune.plan import Search, plan_search, written
 from recbole_mm.tune.records import FAILED, Record, best_of, drop_weights, number_in, read_records, trial_dir
@@ -140,7 +141,7 @@ def _open(search: Search, resume: bool) -> None:
             logger.warning("nothing to resume: there is no search in %s", search.out)
         if any(path.parent.glob("trials/*")):
             raise CheckpointError(f"{search.out} holds trials of an unknown search (no {SEARCH}); pass another --out")
-        path.write_text(write_yaml(identity), encoding="utf-8")
+        write_text(path, f"{SEAL_LINE}{write_yaml(identity)}")
         return
     earlier = read_yaml(path)
     other = next((key for key in identity if earlier.get(key) != identity[key]), None)
@@ -237,8 +238,9 @@ def _test(search: Search, job: Job, records: Sequence[Record]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         draft = search.out / f".{BEST}"
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(trial_dir(search.out, best.number), draft)
-        draft.rename(folder)
+        with disk_errors(folder):
+            shutil.copytree(trial_dir(search.out, best.number), draft)
+            draft.rename(folder)
     logger.info("testing the best of them, trial %d, alone -> %s", best.number, folder)
     task = ray.remote(num_cpus=job.cpus, num_gpus=job.gpus, max_retries=0)(evaluate_best)
     try:
@@ -268,7 +270,7 @@ def write_best(search: Search, best: Record) -> Path:
         f"# Best of {search.trials} trials by validation {search.metric}: {found[1]:.6f} after {found[0]} epochs "
         f"(trial {best.number}, {time.strftime('%Y-%m-%d')}).\n"
     )
-    path.write_text(header + write_yaml(content), encoding="utf-8")
+    write_text(path, header + write_yaml(content))
     return path
 
 

@@ -13,6 +13,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from recbole_mm.files import read_json
 from recbole_mm.progress import duration
 from recbole_mm.tune.plan import Search, written
 from recbole_mm.tune.records import (
@@ -26,7 +27,6 @@ from recbole_mm.tune.records import (
     best_of,
     drop_weights,
     end,
-    read_json,
     read_records,
     trial_dir,
     write_record,

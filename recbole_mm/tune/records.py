@@ -6,14 +6,13 @@ of a trial are in the same folder, and are removed once another trial is better.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from recbole_mm.errors import CheckpointError
+from recbole_mm.files import make_folder, read_json, write_json
 from recbole_mm.tune.space import Point
 
 TRIALS, RECORD = "trials", "trial.json"
@@ -76,19 +75,9 @@ def trial_dir(out: Path, number: int) -> Path:
 
 def write_record(out: Path, record: Record) -> None:
     """Write a trial's file; a kill leaves the file before it or the new one."""
-    write_json(trial_dir(out, record.number) / RECORD, asdict(record))
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, path)
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    folder = trial_dir(out, record.number)
+    make_folder(folder)
+    write_json(folder / RECORD, asdict(record))
 
 
 def number_in(folder: Path) -> int | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from recbole_mm.compare.table import markdown_grid
 from recbole_mm.escaping import csv_cell, markdown
+from recbole_mm.files import atomic_write, write_text
 from recbole_mm.progress import duration
 from recbole_mm.tune.parallel import parallel_coordinates
 from recbole_mm.tune.plan import Search, written
@@ -18,13 +19,14 @@ MARKDOWN, CSV, PICTURE = "trials.md", "trials.csv", "trials.png"
 
 def write_tables(search: Search, records: Sequence[Record]) -> None:
     """Write `trials.md`, `trials.csv` and, where a trial has a score, `trials.png` into the search's folder."""
-    (search.out / MARKDOWN).write_text(to_markdown(search, records), encoding="utf-8")
-    (search.out / CSV).write_text(to_csv(search, records), encoding="utf-8")
+    write_text(search.out / MARKDOWN, to_markdown(search, records))
+    write_text(search.out / CSV, to_csv(search, records))
     scored = [(record, found[1]) for record in records if (found := record.best(search.bigger)) is not None]
     if scored:
         title = f"{search.config['model']} on {search.config['dataset']}: {len(scored)} trials"
         points = [(record.point, score) for record, score in scored]
-        parallel_coordinates(search.out / PICTURE, title, search.space, points, search.metric, search.bigger)
+        with atomic_write(search.out / PICTURE) as draft:
+            parallel_coordinates(draft, title, search.space, points, search.metric, search.bigger)
 
 
 def to_markdown(search: Search, records: Sequence[Record]) -> str:

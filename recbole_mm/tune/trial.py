@@ -17,13 +17,14 @@ from recbole_mm import pipeline
 from recbole_mm.config import Config
 from recbole_mm.distributed.process import settle
 from recbole_mm.errors import ConfigError, RecboleMMError
+from recbole_mm.files import write_json
 from recbole_mm.layers import merge
 from recbole_mm.log import init_logging
 from recbole_mm.protocol import held_out_seen
 from recbole_mm.registry import ModelEntry, find_model, register_model
 from recbole_mm.stages import Stages
 from recbole_mm.training.trainer import make_trainer
-from recbole_mm.tune.records import FAILURE, OUTCOME, number_in, write_json
+from recbole_mm.tune.records import FAILURE, OUTCOME, number_in
 
 logger = logging.getLogger(__name__)
 

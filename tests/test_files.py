@@ -1,0 +1,320 @@
+"""Files whole or not at all, checksums, leftovers of killed processes, and disks that give up."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+from recbole_mm import files
+from recbole_mm.errors import ConfigError, DiskError
+from recbole_mm.files import (
+    CHECKSUMS,
+    ChecksumError,
+    atomic_write,
+    check_checksums,
+    disk_errors,
+    make_folder,
+    read_json,
+    read_parquet,
+    remove_leftovers,
+    scratch_folder,
+    write_checksums,
+    write_json,
+    write_parquet,
+    write_text,
+)
+from recbole_mm.log import close_logging, init_logging
+from recbole_mm.settings import SEAL_LINE, read_yaml
+from recbole_mm.training.tracking import TensorBoard
+from recbole_mm.turns import holders, turn
+
+
+def flip(path: Path, place: int, bit: int = 0) -> None:
+    """Turn one bit of a file over."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+# --- whole or not at all ---------------------------------------------------------------------------------------------
+
+
+def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def stops_half_way() -> None:
+        with atomic_write(path) as draft:
+            draft.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        stops_half_way()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_writer_may_replace_its_draft_and_others_may_read_what_comes_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    before = os.umask(0o022)
+    try:
+        with atomic_write(path) as draft:
+            other = draft.with_name("random name")
+            other.write_text("new")
+            other.chmod(0o600)
+            other.rename(draft)
+    finally:
+        os.umask(before)
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_full_disk_is_one_line_and_the_old_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    monkeypatch.setattr(files, "_sync", full_disk)
+    with pytest.raises(DiskError, match=r"a\.json: cannot be written: No space left on device$"):
+        write_json(path, {"a": 2})
+    assert read_json(path) == {"a": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Within the block the system takes no more than `size` bytes of a file: as a full disk, for root, too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def save_tokenizer(path: Path) -> None:
+    Tokenizer(WordLevel({f"word {number}": number for number in range(100)}, "word 0")).save(str(path))
+
+
+LIBRARIES = {
+    "safetensors": lambda path: save_file({"w": torch.ones(1000)}, path),
+    "tokenizers": save_tokenizer,
+    "torch": lambda path: torch.save({"w": torch.ones(100_000)}, path),
+    "pyarrow": lambda path: write_parquet(path, pa.table({"a": list(range(1000))})),
+    "pillow": lambda path: Image.effect_noise((64, 64), 9).save(path, "PNG"),
+    "json": lambda path: write_json(path, {"a": list(range(1000))}),
+}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_libraries_that_say_in_their_own_way_that_a_disk_is_full(tmp_path: Path, library: str) -> None:
+    with files_of_at_most(100), pytest.raises(DiskError) as caught, disk_errors(tmp_path / "place"):
+        LIBRARIES[library](tmp_path / "place")
+    reason = "(File too large|the disk did not take all of it; it may be full)"
+    assert re.fullmatch(f".*place: cannot be written: {reason}", str(caught.value))
+
+
+def test_other_errors_pass_as_they_are() -> None:
+    for error in (ValueError("a"), RuntimeError("b"), ConfigError("c")):
+        with pytest.raises(type(error), match=str(error)), disk_errors("place"):
+            raise error
+
+
+def test_a_file_in_place_of_a_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DiskError, match=r"file/a/b: cannot be written: (Not a directory|File exists)"):
+        make_folder(tmp_path / "file" / "a" / "b")
+    with pytest.raises(DiskError, match=r"file: cannot be written: Not a directory"):
+        write_text(tmp_path / "file" / "a", "text")
+
+
+# --- leftovers -------------------------------------------------------------------------------------------------------
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from recbole_mm.files import scratch_folder
+from recbole_mm.turns import turn
+with turn(Path(sys.argv[1]) / "model", "making"), scratch_folder(Path(sys.argv[1]), ".tiny-") as folder:
+    (folder / "half").write_text("x")
+    print(folder.name, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_live_one_has_is_not(tmp_path: Path, caplog) -> None:
+    (tmp_path / "tiny-model").mkdir()
+    (tmp_path / ".tiny-model.other").touch()
+    process = subprocess.Popen([sys.executable, "-c", HOLDING, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        name = process.stdout.readline().strip()
+        with scratch_folder(tmp_path, ".tiny-") as mine:
+            remove_leftovers(tmp_path, ".tiny-")
+            assert (tmp_path / name / "half").is_file(), "its process is at work"
+            assert mine.is_dir()
+        assert not mine.exists()
+        assert holders(tmp_path / ".model.lock") == f"process {process.pid}"
+    finally:
+        process.kill()
+        process.communicate()
+    assert (tmp_path / name).is_dir()
+    remove_leftovers(tmp_path, ".tiny-")
+    assert holders(tmp_path / ".model.lock") == "another process"
+    with turn(tmp_path / "model", "making"):
+        assert (tmp_path / ".model.lock").exists()
+    assert sorted(os.listdir(tmp_path)) == [".tiny-model.other", "tiny-model"]
+
+
+def test_drafts_of_earlier_versions_are_removed_too(tmp_path: Path) -> None:
+    (tmp_path / ".config.yaml.4711").write_text("half")
+    (tmp_path / ".config.yaml.lock").touch()
+    write_text(tmp_path / "config.yaml", "a: 1\n")
+    assert sorted(os.listdir(tmp_path)) == [".config.yaml.lock", "config.yaml"]
+
+
+def test_a_lock_is_removed_after_a_failure_too(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="why"), turn(tmp_path / "model", "making"):
+        raise ValueError("why")
+    assert os.listdir(tmp_path) == []
+
+
+# --- checksums -------------------------------------------------------------------------------------------------------
+
+
+def test_every_flipped_bit_of_a_json_file_is_found_or_changes_nothing(tmp_path: Path) -> None:
+    path, content = tmp_path / "a.json", {"metric": 0.125, "names": ["ü", None], "deep": {"a": [1, 2]}}
+    write_json(path, content, ensure_ascii=False)
+    assert read_json(path) == content
+    whole = path.read_bytes()
+    passed = 0
+    for place in range(len(whole)):
+        for bit in range(8):
+            path.write_bytes(whole)
+            flip(path, place, bit)
+            try:
+                found = read_json(path)
+            except ValueError:
+                continue
+            passed += 1  # a flip in the mark itself takes the mark away
+            assert {name: found[name] for name in content} == content
+    assert passed <= len("recbole_mm crc32=") * 8
+
+
+def test_every_flipped_bit_of_a_parquet_file_is_found_or_changes_nothing(tmp_path: Path) -> None:
+    path, table = tmp_path / "a.parquet", pa.table({"user_id": ["a", "b"], "ndcg@10": [0.5, 0.25]})
+    write_parquet(path, table)
+    assert read_parquet(path).equals(table)
+    assert read_parquet(path, ["ndcg@10"]).column_names == ["ndcg@10"]
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 3):
+        path.write_bytes(whole)
+        flip(path, place, place % 8)
+        try:
+            found = read_parquet(path)
+        except (OSError, ValueError):
+            continue
+        assert found.equals(table)
+
+
+def test_yaml_of_ours_is_checked_and_others_are_read_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    write_text(path, f"{SEAL_LINE}# Run it again\nlearning_rate: 0.001\n")
+    assert read_yaml(path) == {"learning_rate": 0.001}
+    assert read_yaml(path) == read_yaml(path)
+    damaged = path.read_text().replace("0.001", "0.003")
+    path.write_text(damaged)
+    with pytest.raises(ConfigError, match=r"config\.yaml is damaged: .* restore it, or remove its first line if you"):
+        read_yaml(path)
+    path.write_text(damaged.partition("\n")[2])
+    assert read_yaml(path) == {"learning_rate": 0.003}
+
+
+def test_a_cut_file_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    write_text(path, f"{SEAL_LINE}a: 1\nb: 2\n")
+    path.write_text(path.read_text().removesuffix("b: 2\n"))
+    with pytest.raises(ConfigError, match="damaged"):
+        read_yaml(path)
+
+
+def test_a_folder_of_other_programs_files_has_a_list(tmp_path: Path) -> None:
+    check_checksums(tmp_path)  # none: as it is
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text(name)
+    write_checksums(tmp_path)
+    check_checksums(tmp_path)
+    told = subprocess.run(["sha256sum", "--check", CHECKSUMS], cwd=tmp_path, capture_output=True, check=False)
+    assert told.returncode == 0
+    flip(tmp_path / "model.safetensors", 3)
+    with pytest.raises(ChecksumError, match=r"model\.safetensors is damaged: its checksum does not match"):
+        check_checksums(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ChecksumError, match=r"model\.safetensors is gone"):
+        check_checksums(tmp_path)
+
+
+# --- logs and boards -------------------------------------------------------------------------------------------------
+
+
+def test_a_log_that_cannot_be_written_is_told_once_and_ends_nothing(tmp_path: Path, capfd, monkeypatch) -> None:
+    init_logging(tmp_path, "INFO")
+    try:
+        handler = next(one for one in logging.getLogger().handlers if str(tmp_path) in getattr(one, "baseFilename", ""))
+        monkeypatch.setattr(handler, "flush", full_disk)
+        for _ in range(3):
+            logging.getLogger("recbole_mm").info("a line")
+    finally:
+        close_logging()
+    told = capfd.readouterr().err
+    assert "Traceback" not in told
+    assert told.count("run.log: cannot be written: No space left on device") == 1
+    assert told.count("a line") == 3
+
+
+def test_a_log_in_place_of_which_there_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "run.log").mkdir()
+    with pytest.raises(DiskError, match=r"run\.log: cannot be written: Is a directory"):
+        init_logging(tmp_path)
+
+
+def test_a_board_that_cannot_be_written_is_one_line(tmp_path: Path, capfd, monkeypatch) -> None:
+    (tmp_path / "tensorboard").write_text("")
+    with pytest.raises(DiskError, match=r"tensorboard: cannot be written: (File exists|Not a directory)"):
+        TensorBoard(tmp_path / "tensorboard").add_scalar("a", 1.0, 0)
+    from tensorboard.summary.writer import record_writer
+
+    board = TensorBoard(tmp_path / "board")
+    board.add_scalar("a", 1.0, 0)
+    monkeypatch.setattr(record_writer.RecordWriter, "write", full_disk)
+
+    def go_on() -> None:
+        for step in range(100):
+            board.add_scalar("a", 1.0, step)
+            time.sleep(0.01)
+
+    with pytest.raises(DiskError, match=r"board: cannot be written: No space left on device"):
+        go_on()
+    with pytest.raises(DiskError, match=r"board: cannot be written: No space left on device"):
+        board.close()
+    board.close()  # it is
+    assert "Traceback" not in capfd.readouterr().err
