@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import recbole_mm
 from recbole_mm.config import Config
 from recbole_mm.data import lines
 from recbole_mm.data.atomic import SEQUENCES, read_atomic, split_sequences
@@ -415,6 +416,18 @@ def test_only_interacted_items_are_candidates(tmp_path):
     assert dataset.field2id_token["item_id"].tolist() == ["[PAD]", "a", "b", "shelf"], "those of .item, and no others"
 
 
+def test_items_of_an_additional_file_change_no_metric(tmp_path):
+    """Worked out by hand: the four held-out items stand 1st, 2nd, 3rd and 3rd of three; ghosts would tie with one."""
+    rows = [f"u{user}\ti{(user + time) % 6}\t{time}" for user in range(4) for time in range(4)]
+    write(tmp_path, "inter", HEADER, *rows)
+    settings = {"data_path": str(tmp_path), "load_col": LOAD, "topk": [3], "metrics": ["MRR", "ItemCoverage"]}
+    settings |= {"valid_metric": "MRR@3", "checkpoint_dir": str(tmp_path / "saved"), "state": "WARNING"}
+    expected = {"mrr@3": pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 3) / 4, abs=1e-6), "itemcoverage@3": 1.0}
+    assert recbole_mm.run("Pop", "small", config_dict=settings).test_result == expected
+    ghosts = add_vectors(tmp_path, *(f"ghost{n}" for n in range(20)), "i0") | {"alias_of_item_id": ["vid"]}
+    assert recbole_mm.run("Pop", "small", config_dict={**settings, **ghosts}).test_result == expected
+
+
 def test_users_of_an_additional_file(tmp_path):
     settings = add_vectors(tmp_path, "u2", "nobody", name="friend") | {"alias_of_user_id": ["friend"]}
     dataset = load(tmp_path, **settings)
@@ -464,6 +477,27 @@ def test_links_of_items_without_an_interaction(tmp_path, caplog):
     assert dataset.field2id_token["item_id"].tolist() == ["[PAD]", "a"]
     assert dataset.item2entity == {"a": "A"}
     assert dataset.field2id_token["entity_id"].tolist()[:2] == ["[PAD]", "A"]
+
+
+def test_links_beside_a_given_split(tmp_path):
+    """Which leaves all its interactions where they are, so that models without a graph hold out the same ones."""
+    settings = knowledge(tmp_path, ["z\tZ", "a\tA", "b\tmissing"])
+    for part, row in {"train": ROWS[0], "valid": ROWS[1], "test": ROWS[2]}.items():
+        write(tmp_path, f"{part}.inter", HEADER, row)
+    dataset = load(tmp_path, benchmark_filename=["train", "valid", "test"], **settings)
+    assert dataset.field2id_token["item_id"].tolist() == ["[PAD]", "b", "a"]
+    assert dataset.item2entity == {"a": "A"}
+    assert len(dataset.inter_feat) == 3
+
+
+def test_a_knowledge_model_and_metrics_of_lists(tmp_path):
+    rows = [f"u{user}\ti{(user + time) % 6}\t{time}" for user in range(4) for time in range(4)]
+    write(tmp_path, "inter", HEADER, *rows)
+    settings = knowledge(tmp_path, [f"i{n}\t{'ABXZ'[n]}" for n in range(4)] + ["i4\tC", "i5\tD"])
+    write(tmp_path, "kg", "head_id:token\trelation_id:token\ttail_id:token", *(f"{e}\tr\tX" for e in "ABCDZ"))
+    settings |= {"data_path": str(tmp_path), "topk": [3], "metrics": ["ItemCoverage"], "valid_metric": "ItemCoverage@3"}
+    settings |= {"checkpoint_dir": str(tmp_path / "saved"), "state": "WARNING", "epochs": 1}
+    assert recbole_mm.run(settings.pop("model"), "small", config_dict=settings).test_result == {"itemcoverage@3": 1.0}
 
 
 @pytest.mark.parametrize(

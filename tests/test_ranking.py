@@ -105,8 +105,8 @@ def recbole_struct(config, scores, users):
     collector.eval_batch_collect(scores, None, owners, torch.from_numpy(users.positives.items))
     struct = collector.data_struct  # its get_data_struct() calls .cpu() on plain numbers
     counts = train_counts()
-    struct.set("data.num_items", ITEMS)
-    struct.set("data.count_items", {i: int(n) for i, n in enumerate(counts.items) if n})
+    struct.set("data.num_items", ITEMS - 1)  # RecBole itself counts padding, and no item without a training interaction
+    struct.set("data.count_items", {i: int(n) for i, n in enumerate(counts.items) if i})
     return struct
 
 
@@ -121,6 +121,36 @@ def test_all_metrics_equal_recboles_bit_for_bit(memory_mb, most, topk):
     assert Evaluator(config).evaluate(struct) == Evaluator(config).evaluate(expected)
     for key in ("rec.topk", "rec.meanrank", "rec.items"):
         assert np.array_equal(struct.get(key).numpy(), expected.get(key).numpy()), key
+
+
+def test_lists_are_measured_against_the_items_there_are():
+    """Worked out by hand: 4 items, training interactions of three of them, two users with lists of two."""
+    scores = torch.tensor([[0, 9, 8, 1, 0], [0, 1, 2, 9, 8]]).float()
+    users = EvalUsers(
+        interaction=Interaction({"user_id": torch.arange(2)}),
+        positives=CSR.from_lists([[1], [3]]),
+        history=None,
+        user_ids=np.arange(2),
+        user_tokens=np.array(["u0", "u1"]),
+    )
+    counts = TrainCounts.of(np.array([1, 1, 1, 2, 2, 2]), np.array([1, 1, 1, 2, 2, 3]), 3, 5)
+    config = make_config(LIST_METRICS, [1, 2]) | {"tail_ratio": 0.25}
+    collector = RankingCollector(config, item_num=5, user_num=3, train_counts=counts)
+    found = Evaluator(config).evaluate(rank_users(MatrixModel(scores), users, 5, collector=collector))
+    assert found == pytest.approx(
+        {
+            "itemcoverage@1": 2 / 4,
+            "itemcoverage@2": 1.0,  # lists 1 2 and 3 4: all there are; RecBole's own count, with padding, gives 4 / 5
+            "averagepopularity@1": (3 + 1) / 2,
+            "averagepopularity@2": (2.5 + 0.5) / 2,
+            "giniindex@1": 0.5,  # 0 0 1 1
+            "giniindex@2": 0.0,  # 1 1 1 1; with padding, which nothing can recommend, .2
+            "shannonentropy@1": np.log(2) / 2,
+            "shannonentropy@2": np.log(4) / 4,
+            "tailpercentage@1": 0.0,
+            "tailpercentage@2": 0.25,  # the tail is the one item in four that is never seen in training: 4
+        }
+    )
 
 
 def test_without_history_nothing_but_padding_is_masked():

@@ -66,6 +66,8 @@ class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
 
     inter_feat: Any
     user_feat: Any
+    item2entity: dict[str, str]
+    entity2item: dict[str, str]
     provided: Mapping[str, Any] = {}
     rows: Rows
     """All interactions, whichever part they are in; since the dataset was split."""
@@ -90,9 +92,17 @@ class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
     def _remap_ID_all(self) -> None:
         """RecBole's; `positives: popular` then drops rows, when all items have their numbers and stay candidates."""
         self._drop_never_interacted()
+        if self.benchmark_filename_list is not None and isinstance(self, KnowledgeBasedDataset):
+            self._cut_links()
         super()._remap_ID_all()
         if keeps_popular(self.config):
             self.inter_feat = popular_only(self, self._time_order(), self.config["MAX_ITEM_LIST_LENGTH"] + 1)
+
+    def _cut_links(self) -> None:
+        """Keep the links of items and entities that are there, as `_filter_link` does where no split is given."""
+        items, entities = self._get_rec_item_token(), self._get_entity_token()
+        kept = {item: entity for item, entity in self.item2entity.items() if item in items and entity in entities}
+        self.item2entity, self.entity2item = kept, {entity: item for item, entity in kept.items()}
 
     def _drop_items_without_content(self) -> None:
         tokens = self.inter_feat[self.iid_field].unique()

@@ -58,8 +58,9 @@ class RankingCollector:
 
     Args:
         config: `metrics` and `topk`, as RecBole names them.
-        item_num, user_num: sets `data.num_items` and `data.num_users`, for coverage and Gini; padding id 0 included.
-        train_counts: sets `data.count_items` and `data.count_users`, for the popularity metrics.
+        item_num, user_num: number of ids, padding id 0 included; `catalogue_facts` makes of them, and of the next, what
+            coverage, Gini and the popularity metrics see.
+        train_counts: how often each id is in the training data.
 
     Raises:
         ConfigError: a metric is not a ranking metric.
@@ -79,10 +80,8 @@ class RankingCollector:
                 "metrics: AUC, LogLoss, MAE and RMSE need labels (eval_args.mode: labeled), not a ranking; remove them"
             )
         self.max_k = max(config["topk"])
-        self._facts: dict[str, Any] = {"data.num_items": item_num, "data.num_users": user_num}
-        if train_counts is not None:
-            self._facts["data.count_items"] = _counter(train_counts.items)
-            self._facts["data.count_users"] = _counter(train_counts.users)
+        items, users = (None, None) if train_counts is None else (train_counts.items, train_counts.users)
+        self._facts = {**catalogue_facts("items", item_num, items), **catalogue_facts("users", user_num, users)}
 
     def begin(self, positives: CSR, *, masked: np.ndarray, width: int, names: np.ndarray | None = None) -> None:
         """Start an evaluation.
@@ -154,8 +153,7 @@ class RankingCollector:
         """What RecBole's `Evaluator` wants, and the rank of every positive under `RANKS`."""
         struct = DataStruct()
         for key, value in self._facts.items():
-            if value is not None:
-                struct.set(key, value)
+            struct.set(key, value)
         ranks = self._ranks()
         struct.set(RANKS, torch.from_numpy(ranks))
         if self.needs.need("rec.topk"):
@@ -204,10 +202,24 @@ class RankingCollector:
         return np.stack([sums, self._width - self._masked, self._positives.lengths], axis=1).astype(np.float32)
 
 
-def _counter(counts: np.ndarray) -> Counter:
-    """RecBole's form of a count: id -> how often, without those that never occur."""
-    seen = np.flatnonzero(counts)
-    return Counter(dict(zip(seen.tolist(), counts[seen].tolist(), strict=True)))
+def catalogue_facts(name: str, num: int | None, counts: np.ndarray | None) -> dict[str, Any]:
+    """What RecBole's metrics are told of all items or users there are; padding is none of them.
+
+    RecBole counts padding as an item, so that a coverage of 1 cannot be had, and does not count items without a
+    training interaction among those of the long tail.
+
+    Args:
+        name: `items` or `users`.
+        num: number of ids, padding included; None tells none.
+        counts: (num,) how often each id is in the training data; None tells none.
+
+    Returns:
+        `data.num_<name>`, and `data.count_<name>`: id -> how often, of every id but padding.
+    """
+    facts: dict[str, Any] = {} if num is None else {f"data.num_{name}": num - 1}
+    if counts is not None:
+        facts[f"data.count_{name}"] = Counter(dict(enumerate(counts[1:].tolist(), start=1)))
+    return facts
 
 
 def _padded(values: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from recbole.data.dataloader import KnowledgeBasedDataLoader
 from recbole.evaluator import Collector
 from recbole.evaluator.collector import DataStruct
 from recbole.trainer import Trainer
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from recbole_mm.data.loaders import TARGET_MASK
 from recbole_mm.errors import ConfigError, RecboleMMError
+from recbole_mm.evaluation.collector import catalogue_facts
 from recbole_mm.progress import progress
 from recbole_mm.training.checkpoint import swapped
 from recbole_mm.training.schedule import LearningRateSchedule
@@ -94,6 +97,18 @@ class KeepingCollector(Collector):
     """
 
     last_struct: DataStruct | None = None
+
+    def data_collect(self, train_data: Any) -> None:
+        """RecBole's, without the padding id among items and users (see `catalogue_facts`)."""
+        inside = train_data.general_dataloader if isinstance(train_data, KnowledgeBasedDataLoader) else train_data
+        for name, key in (("items", "ITEM_ID_FIELD"), ("users", "USER_ID_FIELD")):
+            wanted = [fact for fact in (f"data.num_{name}", f"data.count_{name}") if self.register.need(fact)]
+            if wanted:
+                dataset, field = inside.dataset, self.config[key]
+                counts = np.bincount(np.asarray(dataset.inter_feat[field]), minlength=dataset.num(field))
+                facts = catalogue_facts(name, dataset.num(field), counts)
+                for fact in wanted:
+                    self.data_struct.set(fact, facts[fact])
 
     def get_data_struct(self) -> DataStruct:
         struct = DataStruct()
