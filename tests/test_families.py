@@ -256,6 +256,31 @@ def test_any_image_under_any_bound_is_within_its_cost(mllm: MLLM, size: tuple[in
             assert torch.isfinite(mllm.last_hidden_states([item])).all()
 
 
+SMALL = [(76, 19), (19, 304), (93, 32), (120, 11), (383, 4), (999, 4), (29, 449), (5000, 1), (1, 1), (27, 57)]
+
+
+@pytest.mark.parametrize("least", [1, 4, 16])
+@pytest.mark.parametrize("bound", [1, 2, 4, 9, 16, 50])
+def test_a_small_image_that_is_enlarged_is_within_its_cost(mllm: MLLM, monkeypatch, least: int, bound: int) -> None:
+    """Both sides are rounded up, so that one of 4 tokens may have 10: (76, 19) comes out a little above 4 x 1."""
+    family = mllm.family
+    token = family.least_pixels if hasattr(family, "min_pixels") else 28 * 28
+    monkeypatch.setattr(family, "min_pixels", least * token, raising=False)
+    cut = [family.cut(picture(3, *size), max(bound * token, family.least_pixels)) for size in SMALL]
+    worst = max(len(image.ids) + image.patches for image in cut)
+    assert worst <= family.image_cost(max(bound * token, family.least_pixels))
+
+
+@pytest.mark.parametrize(("tokens", "size", "most"), [(4, (76, 19), 10), (16, (304, 19), 34)])
+def test_the_cost_of_enlarged_images_is_reached(tmp_path: Path, tokens: int, size: tuple[int, int], most: int) -> None:
+    family = load_mllm(build_tiny(corpus(), tmp_path / "qwen", family="qwen2_vl")).family
+    family.min_pixels = bound = tokens * family.least_pixels
+    image = family.cut(picture(3, *size), bound)
+    assert len(image.ids) - 2 == most
+    assert len(image.ids) + image.patches == family.image_cost(bound) == 5 * most + 2
+    assert family.image_cost(4 * bound) == 5 * 4 * tokens + 2, "as before where nothing is enlarged beyond the bound"
+
+
 def test_a_bound_saves_tiles(mllm: MLLM) -> None:
     family, image = mllm.family, picture(8, 400, 400)
     tiles = [len(family.prepare([image, [5]], bound).images[0].pixels) for bound in (56 * 56, family.max_pixels)]

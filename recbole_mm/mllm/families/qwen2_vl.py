@@ -81,8 +81,20 @@ class Qwen2VL(Family):
         self.base(model).visual.patch_embed.proj.__class__ = PatchProjection
 
     def image_cost(self, max_pixels: int) -> int:
-        """Tokens plus patches of an image of `max_pixels`."""
-        return max_pixels // self.patch**2 + max_pixels // self.least_pixels + 2
+        """Tokens plus patches of an image of `max_pixels`, or of a small one that is enlarged to the least area."""
+        largest = max_pixels // self.patch**2 + max_pixels // self.least_pixels + 2
+        return max(largest, (1 + self.merge**2) * self._most_enlarged(max_pixels) + 2)
+
+    def _most_enlarged(self, max_pixels: int) -> int:
+        """Most tokens of an image that is enlarged to `min_pixels`: both of its sides are rounded up, beyond the bound.
+
+        In tokens, the sides are x and y with x * y = area, and there are ceil(x) * ceil(y) of them. An exact side may
+        come out a little above itself in floating point.
+        """
+        area = min(self.min_pixels, max_pixels) / self.least_pixels
+        longest = math.sqrt(area * min(max_pixels / self.least_pixels, MAX_ASPECT_RATIO))
+        rows = range(1, math.ceil(math.sqrt(area)) + 2)  # of the shorter side
+        return max(count * math.ceil(min(longest, area / max(count - 1, 1e-9)) + 1e-6) for count in rows)
 
     # --- one prompt --------------------------------------------------------------------------------------------------
 
