@@ -40,7 +40,7 @@ from recbole_mm.layers import (
     keys_read_by,
     merge,
     merge_defaults,
-    parameters_of_recbole,
+    model_settings,
     properties_dir,
     sample_settings,
 )
@@ -59,6 +59,23 @@ DERIVED_KEYS = frozenset(
     | {"valid_neg_sample_args", "test_neg_sample_args", "data_files", "feature_files"}
 )
 """Settings that follow from others, or from the data. They are written to config.yaml, and never taken from a layer."""
+
+_PICKLED = "RecBole would pickle the data; here it is read from its files in every run"
+_NEVER_READ = {
+    "save_dataset": _PICKLED,
+    "dataset_save_path": _PICKLED,
+    "save_dataloaders": _PICKLED,
+    "dataloaders_save_path": _PICKLED,
+    "enable_scaler": "losses are scaled where enable_amp needs it",
+    "POSITION_FIELD": "no model reads it",
+    "world_size": "give train_workers to train in several processes",
+}
+_NOT_ON_FULL_SEQUENCES = {
+    "train_neg_sample_args": "whole sequences are trained on, and negatives come with them",
+    "transform": "whole sequences are trained on, and no sample of one is transformed",
+    "worker": "whole sequences are trained on, and batches of them are cut in place",
+}
+"""Settings of RecBole's that nothing reads, or nothing where whole sequences are trained on, and why."""
 
 LONGEST_DATASET = 150
 """Bytes of a dataset's name: with a model's and more it makes the names of files and folders."""
@@ -119,7 +136,7 @@ class Config(RecboleConfig):
         self.cmd_config_dict = _warn_derived({key: parse_argument(key, typed[key], defaults.get(key)) for key in typed})
         self._merge_external_config_dict()
         self._warn_unknown_keys()
-        parameters = parameter_kinds(parameters_of_recbole(self.model, self.model_class))
+        parameters = parameter_kinds(*model_settings(self.model, self.model_class))
         self.final_config_dict = normalized(self._get_final_config_dict(), parameters)
         check_settings(self.final_config_dict, parameters)
         try:
@@ -130,6 +147,7 @@ class Config(RecboleConfig):
         except (ValueError, TypeError, KeyError, RuntimeError) as error:  # how RecBole refuses a setting
             raise ConfigError(f"RecBole does not accept these settings: {' '.join(str(error).split())}") from error
         self._check_negatives()
+        self._warn_without_effect()
         self.final_config_dict.update(self.current_files())
         self._init_device()
 
@@ -245,14 +263,28 @@ class Config(RecboleConfig):
             raise ConfigError(f"loss_type: {shown(final['loss_type'])} is not accepted; give CE or BPR")
         if final["train_neg_sample_args"]["distribution"] != "none":
             return
-        whole_sequences = final["full_sequence"] or getattr(self.model_class, "trains_on_full_sequences", False)
         pairs = final["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and not issubclass(self.model_class, AutoEncoderMixin)
-        if final["MODEL_TYPE"] == ModelType.KNOWLEDGE or (pairs and not whole_sequences):
+        if final["MODEL_TYPE"] == ModelType.KNOWLEDGE or (pairs and not self._trains_on_full_sequences()):
             loss = f" with loss_type: {final['loss_type']}" if "loss_type" in final else ""
             raise ConfigError(
                 f"train_neg_sample_args: {self.model}{loss} learns from pairs of a chosen and a sampled item; give "
                 "{distribution: uniform, sample_num: 1}, or leave it out"
             )
+
+    def _trains_on_full_sequences(self) -> bool:
+        return bool(self["full_sequence"]) or getattr(self.model_class, "trains_on_full_sequences", False)
+
+    def _warn_without_effect(self) -> None:
+        """One warning per setting that the user gave, that RecBole knows, and that nothing reads here."""
+        defaults = self.internal_config_dict
+        given = {key for key, value in self.external_config_dict.items() if value != defaults.get(key)}
+        reasons = {key: reason for key, reason in _NEVER_READ.items() if key in given}
+        if self._trains_on_full_sequences():
+            reasons |= {key: reason for key, reason in _NOT_ON_FULL_SEQUENCES.items() if key in given}
+        if self.final_config_dict["train_neg_sample_args"]["distribution"] == "none":
+            reasons.pop("train_neg_sample_args", None)
+        for key, reason in reasons.items():
+            logger.warning("setting %r has no effect: %s", key, reason)
 
     def current_files(self) -> dict[str, dict[str, str]]:
         """What the files of the dataset and of `item_features` hold now: `data_files` and `feature_files`, each name ->

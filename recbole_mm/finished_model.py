@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recbole_mm.config import Config
 from recbole_mm.errors import ConfigError
+from recbole_mm.settings import canonical
 from recbole_mm.training.checkpoint import load_tree
 
 SAME = (
@@ -102,7 +103,7 @@ def check_same_data(theirs: Config, ours: Config, who: str) -> None:
     """
     for name in SAME:
         found, wanted = (UNSAID.get(name) if config[name] is None else config[name] for config in (theirs, ours))
-        if found != wanted:
+        if canonical(found) != canonical(wanted):
             raise ConfigError(f"{who} was run with {name}: {found!r}, this run has {wanted!r}")
     then, now = (
         {name: digest for name, digest in (config["data_files"] or {}).items() if name.endswith(".inter")}
@@ -111,7 +112,7 @@ def check_same_data(theirs: Config, ours: Config, who: str) -> None:
     if theirs["data_files"] is not None and then != now:
         raise ConfigError(f"{who} was run on other interactions: {', '.join(now)} changed since; run it again")
     for name in SAME_SPLIT:
-        if theirs["eval_args"].get(name) != ours["eval_args"].get(name):
+        if canonical(theirs["eval_args"].get(name)) != canonical(ours["eval_args"].get(name)):
             raise ConfigError(
                 f"{who} held out other interactions (eval_args.{name}: {theirs['eval_args'].get(name)!r}), "
                 "so it may have been trained on what is tested here"

@@ -26,6 +26,7 @@ from recbole_mm.finished_model import check_same_data, config_of_finished_run
 from recbole_mm.log import init_logging
 from recbole_mm.models.full_sequence import full_sequence_class
 from recbole_mm.registry import find_model
+from recbole_mm.settings import canonical
 from recbole_mm.stages import Stages
 from recbole_mm.turns import turn
 
@@ -183,7 +184,7 @@ def results_beside(config: Config, run_dir: Path, stages: Stages) -> dict[str, d
     if folder is not None:
         theirs = Config.load(folder)
         keys = COMPARED if set(config["eval_args"]["mode"].values()) == {"full"} else (*COMPARED, "seed")
-        if other := [key for key in keys if theirs[key] != config[key]]:
+        if other := [key for key in keys if canonical(theirs[key]) != canonical(config[key])]:
             logger.warning("%s was tested with another %s: its metrics are not shown beside", folder, other[0])
         else:
             found[f"{theirs['model']} (first stage)"] = pipeline.read_result(folder)["test_result"]

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from recbole.evaluator import metric_types
@@ -152,6 +153,26 @@ def _feature_paths(value: Any) -> Any:
     }
 
 
+LARGEST_SEED = 2**32 - 1
+"""That numpy takes."""
+
+LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+"""Optimizers; RecBole takes Adam for any other name."""
+
+_CLIPPING = {
+    "max_norm": _ABOVE_ZERO,
+    "norm_type": Kind(lambda value: type(value) in (int, float) and value > 0, "a number above 0"),
+    "error_if_nonfinite": _FLAG,
+    "foreach": _or_null(_FLAG),
+}
+
+
+def _is_clipping(value: Any) -> bool:
+    """Arguments of torch's `clip_grad_norm_`."""
+    named = isinstance(value, dict) and "max_norm" in value and value.keys() <= _CLIPPING.keys()
+    return named and all(_CLIPPING[key].accepts(entry) for key, entry in value.items())
+
+
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 KINDS: dict[str, Kind] = {
@@ -161,14 +182,18 @@ KINDS: dict[str, Kind] = {
     "eval_batch_size": _whole(1),
     "learning_rate": _ABOVE_ZERO,
     "weight_decay": _NOT_NEGATIVE,
-    "learner": _TEXT,
+    "learner": Kind(
+        lambda value: isinstance(value, str) and value.lower() in LEARNERS,
+        f"one of {', '.join(LEARNERS)}",
+        is_text=True,
+    ),
     "eval_step": _whole(0),
     "stopping_step": _whole(0),
     "clip_grad_norm": Kind(
-        lambda value: value is None or isinstance(value, dict) or _ABOVE_ZERO.accepts(value),
+        lambda value: value is None or _ABOVE_ZERO.accepts(value) or _is_clipping(value),
         "a number above 0, a mapping such as {max_norm: 5}, or null",
     ),
-    "seed": _from_to(0, 2**32 - 1),
+    "seed": _from_to(0, LARGEST_SEED),
     "worker": _whole(0),
     "MAX_ITEM_LIST_LENGTH": _whole(1),
     "topk": _not_empty(_list_of(lambda k: _is_whole(k, 1), _COUNTS)),
@@ -262,6 +287,7 @@ OF_RECBOLE: dict[str, Kind] = {
     "normalize_all": _or_null(_FLAG),
     "wandb_project": _TEXT,
     "loss_decimal_place": _from_to(0, 18),
+    "tail_ratio": _or_null(_ABOVE_ZERO),
     "transform": _or_null(_TEXT),
     **dict.fromkeys(("dataset_save_path", "dataloaders_save_path"), _or_null(_PATH)),
     **dict.fromkeys(
@@ -344,20 +370,23 @@ OF_SOME_MODELS: dict[str, Kind] = {
 ALL_KINDS = {**OF_RECBOLE, **KINDS, **OF_SOME_MODELS}
 
 TEXT_KEYS = frozenset(
-    {"model", "dataset", "gpu_id", "state", *_INTERVALS} | {key for key, kind in ALL_KINDS.items() if kind.is_text}
+    {"model", "dataset", "state", *_INTERVALS} | {key for key, kind in ALL_KINDS.items() if kind.is_text}
 )
 """Settings whose value on the command line is taken as it stands, never as YAML."""
 
 NOT_SHOWN = frozenset({"text_api_key_env", "text_url"})
 """Settings that may hold a secret by mistake: it is not repeated where it would be logged."""
 
-MAY_BE_ENDLESS = frozenset({"lgb_params", "xgb_params"})
-"""Settings that may hold a number that is not finite, such as XGBoost's `missing`."""
+MAY_BE_ENDLESS = frozenset({"lgb_params", "xgb_params", "clip_grad_norm"})
+"""Settings that may hold a number that is not finite, such as XGBoost's `missing` and the maximum as `norm_type`."""
 
 _REAL = re.compile(
-    r"(prob|probs|ratio|weight|weights|factor|reg|rate|max|min|resolution)$|dropout|alpha|beta|gamma|^q$"
+    r"(prob|probs|ratio|weight|weights|factor|reg|rate|max|min|resolution|hours|liked_from)$|dropout|alpha|beta|gamma|^q$"
 )
-"""Names of RecBole's parameters that are numbers though their default is a whole one."""
+"""Names of parameters that are numbers though their default is a whole one."""
+
+_SIGNED = re.compile(r"threshold$|above$")
+"""Names of parameters that may be below 0 though their default is not: bounds of a cosine."""
 
 
 def normalized(settings: Mapping[str, Any], parameters: Mapping[str, Kind] = {}) -> dict[str, Any]:
@@ -366,30 +395,47 @@ def normalized(settings: Mapping[str, Any], parameters: Mapping[str, Kind] = {})
     return {key: kinds[key].normal(value) if key in kinds else value for key, value in settings.items()}
 
 
-def parameter_kinds(defaults: Mapping[str, Any]) -> dict[str, Kind]:
-    """Kinds of a RecBole model's own parameters, which its defaults tell: those of the default, and not below 0 where
-    the default is not.
+def parameter_kinds(of_recbole: Mapping[str, Any], of_ours: Mapping[str, Any] = {}) -> dict[str, Kind]:
+    """Kinds of a model's own parameters, which its defaults tell: that of the default, not below 0 where that is not.
+
+    Null stands for no value of RecBole's; what it stands for with ours, a model's YAML says.
+
+    Args:
+        of_recbole, of_ours: default of each, by RecBole's and by our property file.
 
     >>> parameter_kinds({"n_layers": 2, "dropout_prob": 0, "mlp_hidden_size": [64]})["dropout_prob"].words
     'a number of at least 0'
     """
-    found = {key: _kind_like(key, value) for key, value in defaults.items() if key not in ALL_KINDS}
-    return {key: kind for key, kind in found.items() if kind is not None}
+    theirs = {key: _kind_like(key, value) for key, value in of_recbole.items()}
+    ours = {key: _nullable(_kind_like(key, value)) for key, value in of_ours.items()}
+    return {key: kind for key, kind in {**theirs, **ours}.items() if kind is not None and key not in ALL_KINDS}
+
+
+def _nullable(kind: Kind | None) -> Kind | None:
+    return None if kind is None else _or_null(kind)
 
 
 def _kind_like(name: str, default: Any) -> Kind | None:
+    """Kind of a parameter; None where its default, null or an empty list, tells none."""
     if isinstance(default, bool):
         return _FLAG
     if isinstance(default, int) and not _REAL.search(name):
         return _whole(0) if default >= 0 else Kind(_is_whole, "a whole number")
     if isinstance(default, (int, float)):
-        return _NOT_NEGATIVE if default >= 0 else Kind(_is_number, "a number")
+        return _NOT_NEGATIVE if default >= 0 and not _SIGNED.search(name) else Kind(_is_number, "a number")
     if isinstance(default, str):
         return _or_null(Kind(lambda value: isinstance(value, str), "a text"))
     if isinstance(default, dict):
-        return _MAPPING
+        parts = {key: _nullable(_kind_like(key, value)) for key, value in default.items()}
+        return Kind(partial(_has_parts, parts), f"a mapping such as {shown(default)}")
     entry = _kind_like(name, default[0]) if isinstance(default, list) and default else None
     return None if entry is None else _list_of(entry.accepts, f"a list, each entry {entry.words}")
+
+
+def _has_parts(parts: Mapping[str, Kind | None], value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return all(kind is None or key not in value or kind.accepts(value[key]) for key, kind in parts.items())
 
 
 def check_settings(settings: Mapping[str, Any], parameters: Mapping[str, Kind] = {}) -> None:
@@ -427,7 +473,10 @@ def check_kind(key: str, value: Any, kind: Kind) -> None:
 
 def shown(value: Any, most: int = 200) -> str:
     """A value in a message, cut where it is long."""
-    return abridged(repr(value), most)
+    try:
+        return abridged(repr(value), most)
+    except ValueError:  # a whole number of thousands of digits
+        return "a number of thousands of digits"
 
 
 def abridged(text: str, most: int = 200) -> str:

@@ -68,7 +68,7 @@ def default_layers(model: str, model_class: Any, dataset: str) -> dict[str, Any]
     ours = properties_dir()
     sample = sample_settings()
     sample.pop("load_col")
-    theirs_of_model, ours_of_model = _of_model(model, model_class)
+    theirs_of_model, ours_of_model = model_settings(model, model_class)
     starts = RECBOLE_PROPERTIES / "quick_start_config"
     return merge_defaults(
         optional_yaml(RECBOLE_PROPERTIES, "overall"),
@@ -83,20 +83,13 @@ def default_layers(model: str, model_class: Any, dataset: str) -> dict[str, Any]
     )
 
 
-def _of_model(model: str, model_class: type) -> tuple[dict[str, Any], dict[str, Any]]:
+def model_settings(model: str, model_class: type) -> tuple[dict[str, Any], dict[str, Any]]:
     """What RecBole's and our property files say of a model."""
     folders = (RECBOLE_PROPERTIES / "model", properties_dir() / "model")
     described = _described_as(model, model_class, folders)
     paths = [model_yaml(folder, described) for folder in folders]
     theirs, ours = ({} if path is None else read_yaml(path) for path in paths)
     return theirs, ours
-
-
-def parameters_of_recbole(model: str, model_class: type) -> dict[str, Any]:
-    """A model's own parameters that RecBole alone describes, with its defaults."""
-    theirs, ours = _of_model(model, model_class)
-    shared = optional_yaml(RECBOLE_PROPERTIES, "overall")
-    return {key: value for key, value in theirs.items() if key not in ours and key not in shared}
 
 
 def sample_settings() -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import logging
 import os
 import re
@@ -34,7 +33,7 @@ from recbole_mm.protocol import held_out_seen
 from recbole_mm.provisions import check_stages, provide
 from recbole_mm.refusals import told_in_one_line
 from recbole_mm.report import beside_table
-from recbole_mm.settings import read_yaml
+from recbole_mm.settings import canonical, read_yaml
 from recbole_mm.stages import Stages, versions
 from recbole_mm.training.checkpoint import safe_torch_load
 from recbole_mm.training.trainer import load_weights, make_trainer
@@ -175,9 +174,9 @@ def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -
     config, run_dir, workers = assembled.config, assembled.run_dir, joined()
     trainer = make_trainer(config, assembled.model, run_dir)
     phases, show_progress = assembled.phases, config["show_progress"]
-    with stages("training"):
+    with stages("training"), told_in_one_line(config["model"]):
         _, best_valid_result = trainer.fit(phases.train, phases.valid, show_progress=show_progress, resume=resume)
-    with stages("test"):
+    with stages("test"), told_in_one_line(config["model"]):
         test_result = trainer.evaluate(phases.test, config["load_best_model"], show_progress=show_progress)
     assembled.test_result = dict(test_result or {})
     assembled.best_valid_result = dict(best_valid_result or {})
@@ -304,9 +303,9 @@ def _require_same_run(folder: Path, config: Config) -> None:
     Raises:
         CheckpointError: naming the first setting that differs.
     """
-    theirs, ours = (_comparable(result_settings(every)) for every in (read_yaml(folder / CONFIG), config.as_dict()))
+    theirs, ours = (result_settings(every) for every in (read_yaml(folder / CONFIG), config.as_dict()))
     for key in sorted({*theirs, *ours} - MAY_CHANGE):
-        if key not in theirs or key not in ours or theirs[key] != ours[key]:
+        if key not in theirs or key not in ours or canonical(theirs[key]) != canonical(ours[key]):
             raise CheckpointError(
                 f"--resume={folder} was run with {key}: {theirs.get(key)!r}, not {ours.get(key)!r}; go on with its own "
                 "settings, or start a new run"
@@ -325,8 +324,7 @@ def _changed_files(config: Config) -> list[str]:
 def first_run_dir(config: Config) -> Path:
     """Folder of the first run of these settings, named by model, dataset and a hash of every setting that can change
     the result; those of later runs have -2, -3, ... behind it."""
-    settings = _comparable(result_settings(config.as_dict()))
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest = hashlib.sha256(canonical(result_settings(config.as_dict())).encode())
     return Path(config["checkpoint_dir"]) / f"{config['model']}-{config['dataset']}-{digest.hexdigest()[:8]}"
 
 
@@ -349,17 +347,6 @@ def is_finished(run_dir: Path) -> bool:
 def result_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a run's settings that can change its result."""
     return {key: value for key, value in settings.items() if key not in NO_EFFECT_ON_RESULT}
-
-
-def _comparable(value: Any) -> Any:
-    """A setting such that equal ones are written alike: `0` and `0.0`, a tuple and a list."""
-    if isinstance(value, Mapping):
-        return {str(key): _comparable(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_comparable(entry) for entry in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def read_result(run_dir: Path) -> dict[str, Any]:

@@ -14,6 +14,16 @@ from recbole_mm.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+_OF_SETTINGS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+)
 STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
 
 
@@ -29,7 +39,7 @@ def told_in_one_line(model: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, TypeError, LookupError, NotImplementedError, ArithmeticError) as error:
+    except _OF_SETTINGS as error:
         frames = list(traceback.walk_tb(error.__traceback__))
         while frames and _is_of_a_library(frames[-1][0]):
             frames.pop()

@@ -17,8 +17,12 @@ from recbole_mm.compare.summary import Table, TableRow, summarize
 from recbole_mm.compare.table import write_table
 from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError
+from recbole_mm.kinds import LARGEST_SEED, abridged
+from recbole_mm.paths import is_path
 
 logger = logging.getLogger(__name__)
+
+MOST_SEEDS, MOST_JOBS = 1000, 1000
 
 
 def compare_experiment(
@@ -59,10 +63,12 @@ def compare_experiment(
     Raises:
         RecboleMMError: something the user can mend, found before any run. A run that fails is a row that failed.
     """
+    if len(seeds) > MOST_SEEDS:
+        raise ConfigError(f"seeds: {len(seeds)} of them; give at most {MOST_SEEDS}, each is a run of every row")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds: {', '.join(map(str, seeds))} are not distinct; give each one once")
-    if jobs < 0:
-        raise ConfigError(f"--jobs={jobs}: give a number of at least 0")
+    if not 0 <= jobs <= MOST_JOBS:
+        raise ConfigError(f"--jobs={jobs}: give a number from 0 to {MOST_JOBS}")
     experiment = load_experiment(name, variables)
     experiment = experiment if rows is None else experiment.select(rows)
     experiment = experiment if reference is None else experiment.against(reference)
@@ -70,6 +76,8 @@ def compare_experiment(
     planned = plan_rows(experiment, dataset, seeds, config_files, command_line, metrics)
     checkpoint_dir = Path(planned[0].config(0, seeds[0])["checkpoint_dir"])
     out = out or checkpoint_dir / f"compare-{experiment.name}-{dataset}"
+    if not is_path(str(out)):
+        raise ConfigError(f"--out is missing: a folder of this name cannot be made: {abridged(out.name, 50)}")
     outcomes = Grid(planned, seeds, jobs, out / "failed", gpus).run()
     table = summarize(
         [_table_row(entry, outcome) for entry, outcome in zip(planned, outcomes)],
@@ -112,14 +120,18 @@ def parse_seeds(text: str) -> list[int]:
     Raises:
         ConfigError: something in it is not a whole number of at least 0, or stands there twice.
     """
-    seeds = []
+    seeds: dict[int, None] = {}
+    given = f"--seeds={abridged(text, 50)}"
     for part in text.split(","):
-        if not re.fullmatch(r"\s*\d+\s*", part):
-            raise ConfigError(f"--seeds={text}: {part.strip()!r} is not a whole number; give them as in --seeds=1,2,3")
+        if not re.fullmatch(r"\s*[0-9]{1,10}\s*", part) or int(part) > LARGEST_SEED:
+            raise ConfigError(
+                f"{given}: {abridged(part.strip(), 50)!r} is not a whole number up to {LARGEST_SEED}; give them as in "
+                "--seeds=1,2,3"
+            )
         if int(part) in seeds:
-            raise ConfigError(f"--seeds={text}: {int(part)} is given twice")
-        seeds.append(int(part))
-    return seeds
+            raise ConfigError(f"{given}: {int(part)} is given twice")
+        seeds[int(part)] = None
+    return list(seeds)
 
 
 def _table_row(entry: PlannedRow, outcome: Outcome) -> TableRow:

@@ -10,7 +10,7 @@ The shipped ones are in `properties/experiments/`; docs/compare.md says what may
 from __future__ import annotations
 
 import itertools
-import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -20,9 +20,10 @@ from typing import Any
 from recbole_mm.data.content_source import MODALITIES
 from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError
+from recbole_mm.kinds import shown
 from recbole_mm.layers import properties_dir
 from recbole_mm.paths import expanded
-from recbole_mm.settings import parse_argument, read_yaml
+from recbole_mm.settings import MOST_BYTES, canonical, parse_argument, plain, read_yaml
 
 KEYS = (
     *("title", "shows", "paper", "metrics", "reference", "variables"),
@@ -53,6 +54,10 @@ TRAINING = ("epochs", "stopping_step", "eval_step", "max_train_steps", "valid_me
 
 ALIKE = frozenset({*PROTOCOL, *TRAINING, "metrics", "topk", "save_per_user"} - {"dataset"})
 """Settings that every row gets alike: how long is trained, when is stopped, what is ranked for whom."""
+
+LONGEST_ROW = 150
+MOST_TRIALS = 1000
+"""Trials of a row. Each is checked before anything runs, and then run."""
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
@@ -177,7 +182,8 @@ class _Reader:
         self.where = where
         self._only(content, KEYS, "")
         self.variables = self._variables(content.pop("variables", None) or {}, variables)
-        self.content = self._filled(content)
+        self.filled = 0
+        self.content = plain(self.where, self._filled(content))
 
     def experiment(self, name: str) -> Experiment:
         metrics = self._texts(self.content.get("metrics"), "metrics")
@@ -185,7 +191,7 @@ class _Reader:
             self._fail("metrics names no column; give a list such as [NDCG@10, Recall@10]")
         budget = self.content.get("budget", "equal")
         if budget not in ("equal", "unequal"):
-            self._fail(f"budget: {budget!r} is not accepted; give equal or unequal")
+            self._fail(f"budget: {shown(budget)} is not accepted; give equal or unequal")
         rows = self._rows()
         names = [row.name for row in rows]
         reference = self.content.get("reference", names[0])
@@ -221,8 +227,11 @@ class _Reader:
         if not isinstance(entry, dict):
             self._fail(f"row {place} is not a mapping; give name and model")
         name = self._text(entry, "name", "")
-        if not name or "," in name:
-            self._fail(f"row {place}: give it a name without commas, which --rows separates names with")
+        if not name or "," in name or len(name) > LONGEST_ROW:
+            self._fail(
+                f"row {place}: give it a name of at most {LONGEST_ROW} letters without commas, which --rows separates "
+                "names with"
+            )
         self._only(entry, ROW_KEYS, f"row {name!r}: ")
         model = self._text(entry, "model", "")
         if not model:
@@ -244,16 +253,24 @@ class _Reader:
         if isinstance(tuning, dict):
             for key, values in tuning.items():
                 if not isinstance(values, list) or not values:
-                    self._fail(f"row {row!r}: tuning: {key} needs a list of values, not {values!r}")
+                    self._fail(f"row {row!r}: tuning: {key} needs a list of values, not {shown(values)}")
+            self._check_count(row, math.prod(map(len, tuning.values())))
             trials = [dict(zip(tuning, combined)) for combined in itertools.product(*tuning.values())]
         elif isinstance(tuning or [], list):
+            self._check_count(row, len(tuning or [{}]))
             trials = [self._settings(trial, f"row {row!r}: tuning") for trial in tuning or [{}]]
         else:
-            self._fail(f"row {row!r}: tuning is {tuning!r}; give a list of settings, or key: [values]")
-        written = [json.dumps(trial, sort_keys=True, default=str) for trial in trials]
-        if len(set(written)) < len(written):
+            self._fail(f"row {row!r}: tuning is {shown(tuning)}; give a list of settings, or key: [values]")
+        if len(set(map(canonical, trials))) < len(trials):
             self._fail(f"row {row!r}: tuning tries the same settings twice")
         return [self._settings(trial, f"row {row!r}: tuning") for trial in trials]
+
+    def _check_count(self, row: str, trials: int) -> None:
+        if trials > MOST_TRIALS:
+            self._fail(
+                f"row {row!r}: tuning stands for {trials} trials, each of which is run; give at most {MOST_TRIALS}, or "
+                "search with `recbole-mm tune`"
+            )
 
     def _check_budget(self, rows: list[Row]) -> None:
         first = rows[0]
@@ -312,7 +329,11 @@ class _Reader:
         whole = _VARIABLE.fullmatch(value)
         if whole:
             return self.variables[whole[1]]
-        return _VARIABLE.sub(lambda found: str(self.variables[found[1]]), value)
+        filled = _VARIABLE.sub(lambda found: str(self.variables[found[1]]), value)
+        self.filled += len(filled)
+        if self.filled > MOST_BYTES:
+            self._fail(f"with its variables filled in, it holds more than {MOST_BYTES:,} letters")
+        return filled
 
     def _settings(self, value: Any, what: str) -> dict[str, Any]:
         settings = self._mapping(value, what)
@@ -323,18 +344,18 @@ class _Reader:
 
     def _mapping(self, value: Any, what: str) -> dict[str, Any]:
         if not isinstance(value or {}, dict):
-            self._fail(f"{what} is {value!r}; give key: value lines")
+            self._fail(f"{what} is {shown(value)}; give key: value lines")
         return dict(value or {})
 
     def _texts(self, value: Any, what: str) -> list[str]:
         if not isinstance(value or [], list) or not all(isinstance(entry, str) for entry in value or []):
-            self._fail(f"{what} is {value!r}; give a list of names")
+            self._fail(f"{what} is {shown(value)}; give a list of names")
         return list(value or [])
 
     def _text(self, mapping: Mapping[str, Any], key: str, default: str) -> str:
         value = mapping.get(key, default)
         if not isinstance(value, str):
-            self._fail(f"{key} is {value!r}; give a text, in quotes if it looks like something else")
+            self._fail(f"{key} is {shown(value)}; give a text, in quotes if it looks like something else")
         return value
 
     def _only(self, mapping: Mapping[str, Any], known: Iterable[str], what: str) -> None:

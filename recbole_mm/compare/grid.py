@@ -279,7 +279,7 @@ class Grid:
 
     def _keep(self, running: _Running) -> Path:
         """Keep what a failed run wrote to standard error; its traceback stands nowhere else."""
-        name = re.sub(r"[^\w.=-]+", "-", str(running.job))[:100]
+        name = re.sub(r"[^A-Za-z0-9_.=-]+", "-", str(running.job))[:100]
         kept = self.log_dir / f"{name}-{running.job.folder.name[-8:]}.log"
         make_folder(self.log_dir)
         with disk_errors(kept):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.kinds import KINDS
 from recbole_mm.layers import keys_read_by, merge
-from recbole_mm.settings import parse_argument, read_yaml
+from recbole_mm.settings import canonical, parse_argument, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +149,7 @@ def _refuse_without_effect(layers: Mapping[str, Mapping[str, Any]], planned: Seq
 def _check_alike(rows: Sequence[Row], configs: Sequence[Config]) -> None:
     for key in sorted(ALIKE - {"metrics", "topk"}):
         for row, config in zip(rows, configs):
-            if json.dumps(config[key], default=str) != json.dumps(configs[0][key], default=str):
+            if canonical(config[key]) != canonical(configs[0][key]):
                 raise ConfigError(
                     f"{key} is {configs[0][key]!r} for {rows[0].name!r} but {config[key]!r} for {row.name!r}, and all "
                     f"rows must get the same; give it in the experiment's shared settings or as --{key}"

@@ -30,7 +30,7 @@ from recbole_mm.evaluation.significance import (
     values_by_user,
 )
 from recbole_mm.layers import optional_yaml, properties_dir
-from recbole_mm.settings import read_yaml
+from recbole_mm.settings import canonical, read_yaml
 
 SIGNIFICANT = 0.05
 
@@ -220,7 +220,7 @@ def _mark_differences(line: Line, config: Mapping[str, Any], facts: Mapping[str,
     """Note every setting of `facts` in which a run of the line differs."""
     for key, value in facts.items():
         mine = config.get(key, ABSENT.get(key))
-        if mine == value:
+        if canonical(mine) == canonical(value):
             continue
         text = f"{key} is {mine}, not {value} as for {base}"
         if text not in line.differs:

@@ -89,10 +89,10 @@ class ContentSource:
         if path.is_file():
             separator = config["field_separator"] or "\t"
             table = ItemTable.read(path, config["ITEM_ID_FIELD"] or "item_id", separator, config["encoding"])
-        modalities = checked_modalities(config["modalities"] or MODALITIES)
+        modalities = checked_modalities(MODALITIES if config["modalities"] is None else config["modalities"])
         return cls(
             table,
-            _layout_from(config, table) if table is not None or "text" in modalities else None,
+            _layout_from(config, table, modalities) if table is not None or "text" in modalities else None,
             _images_from(config, table, root) if "image" in modalities else None,
             modalities,
             config["missing_modality"] or "mask",
@@ -207,7 +207,7 @@ def checked_modalities(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in MODALITIES if name in given)
 
 
-def _layout_from(config: Any, table: ItemTable | None) -> TextLayout | None:
+def _layout_from(config: Any, table: ItemTable | None, modalities: tuple[str, ...]) -> TextLayout | None:
     """How text is composed, from `text_template`, `text_fields` or, with neither, all columns that hold words."""
     if table is None:
         logger.warning("%s has no .item file: no item has a text", config["dataset"])
@@ -229,7 +229,7 @@ def _layout_from(config: Any, table: ItemTable | None) -> TextLayout | None:
             for name, kind in table.kinds.items()
             if kind != FeatureType.FLOAT_SEQ and name != config["image_field"]
         ]
-        if "text" in (config["modalities"] or MODALITIES):
+        if "text" in modalities:
             logger.info("text_fields is not set: the text of an item is %s", ", ".join(columns) or "empty")
     return TextLayout(columns, None, limit)
 

@@ -160,7 +160,7 @@ def _training_loader(config, dataset: Dataset, train: Dataset, model_class: Any)
     loader = get_dataloader(config, "train")
     if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
         knowledge = KGSampler(dataset, arguments["distribution"], arguments["alpha"])
-        return loader(config, train, sampler, knowledge, shuffle=True)
+        return loader(config, train, sampler, knowledge, shuffle=config["shuffle"])
     return loader(config, train, sampler, shuffle=config["shuffle"])
 
 

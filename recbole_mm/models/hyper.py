@@ -31,7 +31,7 @@ def read_map(config: Any, key: str, defaults: Mapping[str, Any]) -> dict[str, An
     Raises:
         ConfigError: it is no map, or names a hyper-parameter that is not in `defaults`.
     """
-    given = config[key] or {}
+    given = {} if config[key] is None else config[key]
     if not isinstance(given, Mapping):
         raise ConfigError(f"{key}: {given!r} is not a mapping such as {{n_layers: 2}}")
     for name in given:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from recbole_mm.data.loaders import TARGET_MASK
 from recbole_mm.errors import ConfigError, RecboleMMError
 from recbole_mm.evaluation.collector import catalogue_facts
+from recbole_mm.kinds import LEARNERS
 from recbole_mm.progress import progress
 from recbole_mm.training.checkpoint import swapped
 from recbole_mm.training.schedule import LearningRateSchedule
@@ -30,7 +31,6 @@ from recbole_mm.training.tracking import TensorBoard, check_wandb
 
 logger = logging.getLogger(__name__)
 
-LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 
 CHECK_PERIOD = 50
 """Optimizer steps between two looks at the losses of a GPU, each of which waits for the GPU."""

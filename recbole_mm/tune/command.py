@@ -18,7 +18,7 @@ from recbole_mm.files import disk_errors, write_text
 from recbole_mm.layers import merge
 from recbole_mm.registry import find_model
 from recbole_mm.report import result_table
-from recbole_mm.settings import SEAL_LINE, parse_argument, read_yaml, write_yaml
+from recbole_mm.settings import SEAL_LINE, canonical, parse_argument, read_yaml, write_yaml
 from recbole_mm.tune.cluster import Trials, search_session
 from recbole_mm.tune.plan import Search, plan_search, written
 from recbole_mm.tune.records import FAILED, Record, best_of, drop_weights, number_in, read_records, trial_dir
@@ -144,12 +144,14 @@ def _open(search: Search, resume: bool) -> None:
         write_text(path, f"{SEAL_LINE}{write_yaml(identity)}")
         return
     earlier = read_yaml(path)
-    other = next((key for key in identity if earlier.get(key) != identity[key]), None)
+    other = next((key for key in identity if canonical(earlier.get(key)) != canonical(identity[key])), None)
     if other is not None:
         told = f"{earlier.get(other)!r}, not {identity[other]!r}"
         if isinstance(identity[other], dict) and isinstance(earlier.get(other), dict):
             mine, theirs = identity[other], earlier[other]
-            key = next(key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key))
+            key = next(
+                key for key in sorted({*mine, *theirs}) if canonical(mine.get(key)) != canonical(theirs.get(key))
+            )
             other, told = f"{other}: {key}", f"{theirs.get(key)!r}, not {mine.get(key)!r}"
         raise CheckpointError(f"{search.out} is of another search ({other}: {told}); pass another --out")
     if not resume:

@@ -31,6 +31,7 @@ NOT_TUNED = {
 }
 """Settings that no space may hold, and why."""
 
+MOST_TRIALS = 10_000
 SEARCHES, SCHEDULERS = ("optuna", "random"), ("asha", "none")
 
 
@@ -115,8 +116,8 @@ def plan_search(
         ConfigError: something does not fit together.
         DataError: the dataset is not there.
     """
-    if trials < 1:
-        raise ConfigError(f"--trials={trials}: give a number of at least 1")
+    if not 1 <= trials <= MOST_TRIALS:
+        raise ConfigError(f"--trials={trials}: give a number from 1 to {MOST_TRIALS}")
     search = _chosen("search", search or ("optuna" if has_optuna() else "random"), SEARCHES)
     if search == "optuna" and not has_optuna():
         raise ConfigError(

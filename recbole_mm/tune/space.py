@@ -23,14 +23,21 @@ import numpy as np
 
 from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError
+from recbole_mm.kinds import shown
 from recbole_mm.layers import model_yaml, properties_dir
-from recbole_mm.settings import parse_argument, plain, read_text, read_yaml
+from recbole_mm.settings import MOST_BITS, canonical, parse_argument, plain, read_text, read_yaml
 
 KINDS = ("choice", "uniform", "loguniform", "randint")
 Point = dict[str, float | int]
 
 MOST_REDRAWS = 1000
 """Drawings of a setting that was drawn before, in a row, after which the space counts as used up."""
+
+MOST_CHOICES = 1000
+MOST_POINTS = 1e15
+LARGEST = 2**53
+MOST_LOGARITHM = 700
+"""Choices of a setting; points of a space, more of which count as endless; numbers to draw from, and logarithms."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,13 @@ class Space:
 
     @property
     def size(self) -> float:
-        """How many different settings there are; infinite where a number has a fraction."""
-        return math.prod(found.size for found in self.ranges.values())
+        """How many different settings there are; infinite where a number has a fraction, or they are too many."""
+        size: float = 1
+        for found in self.ranges.values():
+            size *= found.size
+            if size > MOST_POINTS:
+                return math.inf
+        return size
 
     def points(self, seed: int, count: int) -> list[Point]:
         """The first `count` different random points of a seed; fewer where the space has no more.
@@ -150,7 +162,7 @@ def parse_space(content: Mapping[str, Any], where: str) -> Space:
     for key, given in content.items():
         if not isinstance(given, Mapping) or len(given) != 1 or next(iter(given)) not in KINDS:
             raise ConfigError(
-                f"{where}: {key}: {given!r} is no range; give choice, uniform, loguniform or randint, as in "
+                f"{where}: {key}: {shown(given)} is no range; give choice, uniform, loguniform or randint, as in "
                 f"{key}: {{choice: [1, 2]}}"
             )
         ((kind, values),) = given.items()
@@ -184,11 +196,13 @@ def _literal(at: str, key: str, kind: str, written: str) -> Any:
         values = ast.literal_eval(written if kind == "choice" else f"[{written.strip().strip('[]')}]")
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
         example = "['a','b'] or [1,2]" if kind == "choice" else "0.1,0.5"
-        raise ConfigError(f"{at}: {key}: {written!r} cannot be read; give values as in {example}") from error
-    if kind == "choice":
+        raise ConfigError(f"{at}: {key}: {shown(written)} cannot be read; give values as in {example}") from error
+    if kind == "choice" and isinstance(values, (list, tuple)):
         # RecBole evaluates texts that look like lists ('[64,64]') once more when a run reads its settings.
         return [parse_argument(key, value) if _looks_like_list(value) else value for value in values]
-    if kind == "loguniform" and all(_is_number(value) and value < 700 for value in values):
+    if kind == "loguniform" and all(map(_is_number, values)):
+        if max(values, default=0) > MOST_LOGARITHM:
+            raise ConfigError(f"{at}: {key}: loguniform: {shown(written)} are natural logarithms; these are too large")
         return [math.exp(value) for value in values]
     return values
 
@@ -201,16 +215,22 @@ def _range(at: str, kind: str, values: Any) -> Range:
     """A checked range; `at` opens the message of a failure."""
     if kind == "choice":
         if not isinstance(values, (list, tuple)) or not values:
-            raise ConfigError(f"{at}: choice: {values!r} is not accepted; give a list of at least one value")
+            raise ConfigError(f"{at}: choice: {shown(values)} is not accepted; give a list of at least one value")
+        if len(values) > MOST_CHOICES:
+            raise ConfigError(f"{at}: choice: of {len(values)} values; give at most {MOST_CHOICES}")
         options = [plain(at, value) for value in values]
-        if len({json.dumps(option, sort_keys=True) for option in options}) < len(options):
-            raise ConfigError(f"{at}: choice: {values!r} holds a value twice; give each one once")
+        if len(set(map(canonical, options))) < len(options):
+            raise ConfigError(f"{at}: choice: {shown(values)} holds a value twice; give each one once")
         return Range(kind, tuple(options))
     if not isinstance(values, (list, tuple)) or len(values) != 2 or not all(map(_is_number, values)):
-        raise ConfigError(f"{at}: {kind}: {values!r} is not accepted; give two numbers, as in [0.1, 0.5]")
+        raise ConfigError(f"{at}: {kind}: {shown(values)} is not accepted; give two numbers, as in [0.1, 0.5]")
     low, high = values
     if kind == "randint" and not (isinstance(low, int) and isinstance(high, int)):
         raise ConfigError(f"{at}: randint: {list(values)!r} are not whole numbers; give uniform for others")
+    if kind == "randint" and max(abs(low), abs(high)) > LARGEST:
+        raise ConfigError(f"{at}: randint: {list(values)!r} are too large; give whole numbers up to {LARGEST}")
+    if not math.isfinite(high - low):
+        raise ConfigError(f"{at}: {kind}: {list(values)!r} are too far apart; give numbers that a float can tell apart")
     if low >= high:
         raise ConfigError(f"{at}: {kind}: {list(values)!r} is empty; give the lower bound first")
     if kind == "loguniform" and low <= 0:
@@ -227,4 +247,6 @@ def _not_empty(ranges: dict[str, Range], where: str) -> Space:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and value.bit_length() <= MOST_BITS
+    return isinstance(value, float) and math.isfinite(value)
