@@ -31,6 +31,7 @@ from recbole.utils import EvaluatorType, InputType, ModelType
 
 import recbole_mm
 from recbole_mm.data.files import atomic_files, check_atomic_files, check_dataset_yaml, feature_files
+from recbole_mm.data.splits import Split
 from recbole_mm.errors import ConfigError
 from recbole_mm.files import write_text
 from recbole_mm.kinds import KINDS, check_kind, check_settings, normalized, parameter_kinds, shown
@@ -148,6 +149,7 @@ class Config(RecboleConfig):
             raise ConfigError(f"RecBole does not accept these settings: {' '.join(str(error).split())}") from error
         self._check_negatives()
         self._warn_without_effect()
+        Split.of(self)
         self.final_config_dict.update(self.current_files())
         self._init_device()
 

@@ -541,7 +541,9 @@ def _check_eval_args(eval_args: Mapping[str, Any]) -> None:
         raise ConfigError(f"eval_args: {unknown[0]!r} is not accepted; give split, order, group_by, mode")
     split, order, group_by = eval_args.get("split"), eval_args.get("order"), eval_args.get("group_by")
     if not isinstance(split, dict) or len(split) != 1 or not set(split) <= _SPLITS:
-        raise ConfigError(f"eval_args: split: {split!r} is not accepted; give LS or RS, as in {{LS: valid_and_test}}")
+        raise ConfigError(
+            f"eval_args: split: {split!r} is not accepted; give LS, RS or TS, as in {{LS: valid_and_test}}"
+        )
     ((way, parts),) = split.items()
     if way == "LS" and parts not in _LEAVE_ONE_OUT:
         raise ConfigError(f"eval_args: split: LS: {parts!r} is not accepted; give one of {', '.join(_LEAVE_ONE_OUT)}")

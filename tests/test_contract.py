@@ -15,6 +15,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 import recbole_mm
+from recbole_mm.data.splits import TRAIN, Split
 from recbole_mm.pipeline import assemble
 from recbole_mm.stages import Stages
 from recbole_mm.training.checkpoint import load_tree
@@ -254,34 +255,72 @@ def learnt_before(saved: Path) -> dict[str, str]:
     return {name: digest for name, digest in hashes.items() if not name.startswith(("MLLMMSR", "TALLRec"))}
 
 
-def leak_dataset(folder: Path, other_held_out: bool) -> Path:
+SPLITS: dict[str, Split] = {
+    "leave-one-out": Split("LS", "valid_and_test", in_time=True, by_user=True, seed=2020),
+    "ratio by user": Split("RS", [0.6, 0.2, 0.2], in_time=True, by_user=True, seed=2020),
+    "ratio over all": Split("RS", [0.7, 0.15, 0.15], in_time=True, by_user=False, seed=2020),
+    "time": Split("TS", [0.7, 0.15, 0.15], in_time=True, by_user=True, seed=2020),
+    "shuffled": Split("RS", [0.6, 0.2, 0.2], in_time=False, by_user=False, seed=2020),
+}
+SEQUENTIAL = ("Molar", "SASRec", "GRU4Rec", "HLLM", "CoLLM", "DuoRec", "FPMC", "MLLMMSR", "TALLRec")
+LEAST = {
+    *itertools.product(MODELS, ["leave-one-out"]),
+    *itertools.product(["BPR", "SASRec", "SASRec full"], SPLITS),
+    *(("Molar", "ratio over all"), ("GRU4Rec full", "time"), ("LATTICE", "shuffled"), ("MLLMRec mean text", "time")),
+}
+"""Models and splits whose leak test runs every time; all others are slow."""
+LEAKS = [
+    pytest.param(*case, id="-".join(case), marks=[] if case in LEAST else [pytest.mark.slow])
+    for case in itertools.product(MODELS, SPLITS)
+    if case[1] != "shuffled" or not case[0].startswith(SEQUENTIAL)
+]
+
+
+def leak_dataset(folder: Path, split: Split, other_held_out: bool) -> Path:
     """`toy` behind two users who have seen half of the items each, so that no item's number depends on held-out rows.
+    The other users come one after the other, seven seconds apart, and take half a minute for each step.
 
     Args:
-        other_held_out: replace the last two items of every other user by items that the user never had.
+        folder: to be written to.
+        split: tells which rows are held out.
+        other_held_out: replace the held-out items of every other user by items that the user never had.
     """
     write_toy(folder)
     path = folder / "toy" / "toy.inter"
     head, *lines = path.read_text().splitlines()
+    first = [[f"u_{i % 2}", f"i{i}", "3", str(1_600_000_000 + i)] for i in range(40)]
+    first += [[f"u_{user}", f"i{user}", "3", str(1_600_000_100 + i)] for user in range(2) for i in range(2)]
     rows = [line.split("\t") for line in lines]
-    for _, group in itertools.groupby(rows, key=lambda row: row[0]):
-        mine = list(group)
+    users = [list(mine) for _, mine in itertools.groupby(rows, key=lambda row: row[0])]
+    for user, mine in enumerate(users):
+        for step, row in enumerate(mine):
+            row[3] = str(1_700_000_000 + 7 * user + 30 * step)
+    table = [*first, *rows]
+    numbers = np.unique([row[0] for row in table], return_inverse=True)[1]
+    phases = split.phases(numbers, np.array([float(row[3]) for row in table]))
+    replaced = {id(row) for row, phase in zip(table, phases) if phase != TRAIN and other_held_out}
+    for mine in users:
         unused = [f"i{i}" for i in range(40) if f"i{i}" not in {row[1] for row in mine}]
-        for row, item in zip(mine[-2:], unused):
-            row[1] = item if other_held_out else row[1]
-    first = [f"u_{i % 2}\ti{i}\t3\t{1_600_000_000 + i}" for i in range(40)]
-    first += [f"u_{user}\ti{user}\t3\t{1_600_000_100 + i}" for user in range(2) for i in range(2)]
-    path.write_text("\n".join([head, *first, *("\t".join(row) for row in rows)]) + "\n")
+        for row, item in zip([row for row in mine if id(row) in replaced], unused):
+            row[1] = item
+    path.write_text("\n".join([head, *("\t".join(row) for row in table)]) + "\n")
     return folder
 
 
-def test_no_held_out_interaction_reaches_training(variant, tmp_path):
+def eval_args(split: Split) -> dict:
+    """What asks for a split."""
+    order, group = "TO" if split.in_time else "RO", "user" if split.by_user else "none"
+    return {"split": {split.way: split.value}, "order": order, "group_by": group, "mode": "full"}
+
+
+@pytest.mark.parametrize(("variant", "kind"), LEAKS)
+def test_no_held_out_interaction_reaches_training(variant, kind, tmp_path):
     """Every held-out item replaced: artifacts, training batches and trained parameters stay what they were."""
     trained, held_out, keys, learnt = [], [], [], []
     for name, other in (("a", False), ("b", True)):
-        data, saved = leak_dataset(tmp_path / name, other), tmp_path / name / "saved"
+        data, saved = leak_dataset(tmp_path / name, SPLITS[kind], other), tmp_path / name / "saved"
         settings = {**TOY_SETTINGS, **QUICK, **MODELS[variant], "data_path": str(data), "eval_step": 0}
-        outcome = run(variant, settings, checkpoint_dir=str(saved))
+        outcome = run(variant, settings, checkpoint_dir=str(saved), eval_args=eval_args(SPLITS[kind]))
         held_out.append(outcome.phases.test.users.positives.items.tolist())
         trained.append(load_tree(outcome.run_dir / "checkpoint.safetensors")["weights"]["state_dict"])
         keys.append(artifact_keys(saved / "artifacts" / "artifacts.sqlite"))

@@ -164,9 +164,8 @@ def test_ordering_by_time_needs_a_time(tmp_path):
 
 
 def test_sequential_models_need_time_order(toy_config):
-    config = toy_config("SASRec", eval_args={"split": {"LS": "valid_and_test"}, "order": "RO", "mode": "full"})
     with pytest.raises(ConfigError, match="order: TO"):
-        create_dataset(config).build()
+        toy_config("SASRec", eval_args={"split": {"LS": "valid_and_test"}, "order": "RO", "mode": "full"})
 
 
 @pytest.mark.parametrize(("users", "items"), [("[6,inf)", "[9,inf)"), ("[3,9]", "[3,12]")])

@@ -192,11 +192,9 @@ def test_a_shuffled_split_depends_on_the_seed_alone(tmp_path):
         ("BPR", {"split": {"TS": [0, 0, 0]}}, "leaves nothing to train on"),
     ],
 )
-def test_what_does_not_fit_together_is_refused_before_anything_is_read(tmp_path, model, arguments, message):
-    config = config_of(write(tmp_path, HOURLY), model, arguments)
-    (tmp_path / "d" / "d.inter").unlink()
+def test_what_does_not_fit_together_is_refused_with_the_settings(tmp_path, model, arguments, message):
     with pytest.raises(ConfigError, match=message):
-        create_dataset(config)
+        config_of(write(tmp_path, HOURLY), model, arguments)
 
 
 ONCE = [f"u{n}\ti{n % 3}\t{n}" for n in range(6)]
@@ -285,6 +283,53 @@ def test_ratios_over_all_rows_round_as_recbole_does():
         phases = split_by_ratio(np.array([0, count]), RATIOS)
         cuts = Dataset._calcu_split_ids(None, tot=count, ratios=RATIOS)
         assert np.bincount(phases, minlength=3).tolist() == np.diff([0, *cuts, count]).tolist()
+
+
+def slow_phases(split: Split, users: list[int], times: list[float]) -> list[int]:
+    """`Split.phases` in time order, word for word as docs/evaluation.md has it."""
+    order = sorted(range(len(users)), key=lambda row: times[row])
+    rows = {user: [row for row in order if users[row] == user] for user in set(users)}
+    first = {mine[0] for mine in rows.values()}
+    asked = [row for row in order if row not in first]
+    found = dict.fromkeys(range(len(users)), TRAIN)
+
+    def cut(mine: list[int], ratios: list[float]) -> None:
+        sizes = np.diff([0, *Dataset._calcu_split_ids(None, len(mine), [r / sum(ratios) for r in ratios]), len(mine)])
+        found.update(zip(mine, np.repeat([TRAIN, VALID, TEST], sizes).tolist()))
+
+    if split.way == "LS":
+        for mine in rows.values():
+            found.update(zip(mine[1:][::-1], [TEST, VALID]))
+    elif split.way == "RS" and split.by_user:
+        for mine in rows.values():
+            cut(mine, split.value)
+    elif split.way == "RS":
+        cut(asked, split.value)
+        for row in first:
+            before = [found[one] for one in order[: order.index(row)] if one not in first]
+            found[row] = before[-1] if before else TRAIN
+    elif asked:
+        train, _, test = (share / sum(split.value) for share in split.value)
+        point = np.percentile([times[row] for row in asked], 100 * (1 - test))
+        for user, mine in rows.items():
+            early = [row for row in mine if times[row] <= point]
+            kept = 1 + int((len(early) - 1) * (train / (1 - test))) if early else 0
+            found.update(dict.fromkeys(mine, TEST) | dict.fromkeys(early, VALID) | dict.fromkeys(early[:kept], TRAIN))
+            assert users[mine[0]] == user
+    return [found[row] for row in range(len(users))]
+
+
+@pytest.mark.parametrize(("way", "by_user"), [("LS", True), ("RS", True), ("RS", False), ("TS", True)])
+def test_phases_equal_a_slow_reference(way, by_user):
+    rng = np.random.default_rng(11)
+    for case in range(120):
+        count = int(rng.integers(1, 40))
+        users = rng.integers(1, 1 + rng.integers(1, 9), count)
+        times = 1_700_000_000 + rng.integers(0, rng.choice([4, 60, 10_000]), count) * rng.choice([1.0, 0.25, 1e-4])
+        value = "valid_and_test" if way == "LS" else [[0.8, 0.1, 0.1], [3, 1, 2], [0.5, 0, 0.5], [1, 1, 0]][case % 4]
+        split = Split(way, value, in_time=True, by_user=by_user, seed=0)
+        found = split.phases(users, times)
+        assert found.tolist() == slow_phases(split, users.tolist(), times.tolist()), (users, times, value)
 
 
 def test_phases_of_rows_in_any_order():

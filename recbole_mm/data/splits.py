@@ -111,19 +111,20 @@ class Split:
         By exact time, and of equal times the file's order decides; or shuffled, by the seed alone.
 
         Args:
-            times: float64 (M,); None where `in_time` is False.
+            times: float64 (M,); not read, and may be None, where `in_time` is False.
             count: M.
         """
-        if times is not None:
-            return np.argsort(times, kind="stable")
-        return np.random.default_rng(self.seed).permutation(count)
+        if not self.in_time:
+            return np.random.default_rng(self.seed).permutation(count)
+        assert times is not None
+        return np.argsort(times, kind="stable")
 
     def phases(self, users: np.ndarray, times: np.ndarray | None) -> np.ndarray:
         """Phase of every row: int8 (M,) of TRAIN, VALID and TEST.
 
         Args:
             users: (M,) of each row, in the order of the file.
-            times: float64 (M,); None where `in_time` is False.
+            times: float64 (M,); not read, and may be None, where `in_time` is False.
         """
         order = self.row_order(times, len(users))
         found = np.empty(len(users), dtype=np.int8)

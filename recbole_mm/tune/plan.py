@@ -16,6 +16,7 @@ from recbole_mm import pipeline
 from recbole_mm.compare.experiment import PROTOCOL
 from recbole_mm.compare.plan import check_dataset, known_keys
 from recbole_mm.config import Config
+from recbole_mm.data.splits import VALID, Split
 from recbole_mm.errors import ConfigError
 from recbole_mm.layers import merge
 from recbole_mm.provisions import artifact_dir
@@ -171,12 +172,9 @@ def _check_validates(config: Config) -> None:
     if config["eval_step"] < 1 or config["epochs"] < 1:
         key = "eval_step" if config["eval_step"] < 1 else "epochs"
         raise ConfigError(f"{key}: 0 leaves out validation, which a search chooses by; give at least 1")
-    ((way, parts),) = config["eval_args"]["split"].items()
-    without = parts == "test_only" if way == "LS" else parts[1] <= 0
-    if without:
-        raise ConfigError(
-            f"eval_args: split: {{{way}: {parts}}} holds out nothing for validation, which a search needs"
-        )
+    if not Split.of(config).holds_out(VALID):
+        split = config["eval_args"]["split"]
+        raise ConfigError(f"eval_args: split: {split} holds out nothing for validation, which a search needs")
 
 
 def _check_space(space: Space, config: Config) -> None:
