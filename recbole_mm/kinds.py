@@ -351,6 +351,7 @@ OF_RECBOLE: dict[str, Kind] = {
 """What RecBole's own settings accept that every model has."""
 
 OF_SOME_MODELS: dict[str, Kind] = {
+    "teacher": _choice("CrossNet", "CIN"),  # KD_DAGFM evaluates it as Python
     **dict.fromkeys(("content_features", "item_sources", "mirm_objectives", "lora_targets"), _NAMES),
     "selected_features": _or_null(_NAMES),
     **dict.fromkeys(("mllm_image_pixels", "max_text_tokens"), _or_null(_whole(1))),

@@ -35,7 +35,7 @@ from recbole_mm.refusals import told_in_one_line
 from recbole_mm.report import beside_table
 from recbole_mm.settings import canonical, read_yaml
 from recbole_mm.stages import Stages, versions
-from recbole_mm.training.checkpoint import safe_torch_load
+from recbole_mm.training.checkpoint import without_pickles
 from recbole_mm.training.trainer import load_weights, make_trainer
 from recbole_mm.turns import turn
 
@@ -249,7 +249,7 @@ def _assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
     with stages("split"):
         phases = split(config, dataset, model_class, run_dir)
     init_seed(config["seed"], config["reproducibility"])
-    with safe_torch_load():
+    with without_pickles():
         model = model_class(config, phases.train_dataset).to(config["device"])
     logger.info("%s", model)
     return Run(config, dataset, model, phases, run_dir, sees_held_out=[] if first is None else first.sees_held_out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import logging
@@ -15,6 +16,7 @@ import sys
 import textwrap
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -563,3 +565,33 @@ def test_killed_and_resumed_asks_only_for_what_was_under_way(serve, tmp_path) ->
         process.kill()
     assert report.computed == len(good.seen) == 28
     assert report.texts == {number: f"About {number}." for number in range(40)}
+
+
+def test_a_packed_answer_is_not_unpacked(serve) -> None:
+    """A few hundred kilobytes may hold gigabytes."""
+    packed = gzip.compress(bytes(200 * 2**20), 9)
+
+    def bomb(*_: Any) -> tuple[int, dict, bytes]:
+        return 200, {"Content-Encoding": "gzip"}, packed
+
+    server = serve(bomb)
+    tracemalloc.start()
+    try:
+        (answer,) = generator_of(server.url).generate(asked("a"))
+        assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert isinstance(answer, Failure)
+    assert "no chat completion" in answer.reason
+    assert server.headers[0]["Accept-Encoding"] == "identity"
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_key_goes_nowhere_else(serve, status: int) -> None:
+    other = serve(echo)
+    server = serve(lambda *_: (status, {"Location": f"{other.url}/chat/completions"}, b""))
+    with pytest.raises(TextServerError, match=f"answered {status}") as error:
+        generator_of(server.url, key="sk-secret").generate(asked("a", "b"))
+    assert other.seen == []
+    assert len(server.seen) == 1
+    assert "sk-secret" not in str(error.value)

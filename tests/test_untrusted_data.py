@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -15,7 +16,7 @@ import recbole_mm
 from recbole_mm.config import NOT_FROM_A_RUN, Config
 from recbole_mm.data.content_source import ContentSource
 from recbole_mm.data.images import ZipImages
-from recbole_mm.errors import ConfigError, DataError, ImageError, RecboleMMError
+from recbole_mm.errors import CheckpointError, ConfigError, DataError, ImageError, RecboleMMError
 from recbole_mm.settings import NOBODY
 from recbole_mm.texts.generator import open_generator
 from recbole_mm.texts.request import Request
@@ -166,6 +167,27 @@ class TestItsFiles:
             images.read("i3")
 
 
+class TestRecbolesModels:
+    """Some of RecBole's models evaluate a setting, or unpickle a file of the dataset's folder."""
+
+    def test_a_setting_that_is_evaluated_is_a_name(self, data):
+        with pytest.raises(ConfigError, match=r"teacher: .* is not accepted; give one of CrossNet, CIN"):
+            Config("KD_DAGFM", "toy", config_dict={"data_path": str(data), "teacher": "__import__('os').getcwd()"})
+
+    def test_a_file_of_the_dataset_is_not_unpickled(self, data, tmp_path):
+        marker = tmp_path / "code-was-run"
+
+        class Bomb:
+            def __reduce__(self):
+                return Path.touch, (marker,)
+
+        np.save(data / "toy/item_emb.npy", np.array([Bomb()], dtype=object), allow_pickle=True)
+        settings = {**TOY_SETTINGS, "data_path": str(data), "checkpoint_dir": str(tmp_path / "saved"), "n_cate": 2}
+        with pytest.raises(CheckpointError, match=r"item_emb\.npy: not plain numbers .*; pickles are never loaded"):
+            recbole_mm.run("LDiffRec", "toy", config_dict=settings)
+        assert not marker.exists()
+
+
 class TestSomebodysRun:
     @pytest.fixture(scope="class")
     def finished(self, toy_path, tmp_path_factory) -> Path:
@@ -197,6 +219,12 @@ class TestSomebodysRun:
         assert loaded.config["text_url"] == "http://localhost:8000/v1" != NOBODY
         assert loaded.config["text_api_key_env"] is None
         assert loaded.config["trust_remote_code"] is False
+
+    def test_evaluates_nothing(self, evil):
+        settings = yaml.safe_load((evil / "config.yaml").read_text())
+        (evil / "config.yaml").write_text(yaml.safe_dump({**settings, "model": "KD_DAGFM", "teacher": "print(1)"}))
+        with pytest.raises(ConfigError, match="teacher: 'print\\(1\\)' is not accepted"):
+            recbole_mm.load(evil)
 
     def test_leads_to_no_linked_data(self, evil, data):
         (data / "toy/toy.inter").rename(data / "private/toy.inter")

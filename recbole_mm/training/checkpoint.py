@@ -122,17 +122,26 @@ def _refuse_pickle(path: Path) -> None:
 
 
 @contextmanager
-def safe_torch_load() -> Iterator[None]:
-    """Within the block `torch.load` reads safetensors files and refuses pickles.
+def without_pickles() -> Iterator[None]:
+    """Within the block `torch.load` reads safetensors files, and neither it nor `numpy.load` reads pickles.
 
     Some of RecBole's models (S3Rec, RaCT, NeuMF, ConvNCF, NAIS, KD_DAGFM) load a pretrained `.pth` named in their
-    configuration while they are built. Build them within this block and name a `model.safetensors` there instead.
+    configuration while they are built: name a `model.safetensors` there instead. LDiffRec reads a file of the dataset's
+    folder with numpy, pickled objects included.
     """
+
+    load_array = np.load
 
     def load(path: PathLike, *_: Any, **__: Any) -> Any:
         return load_tree(path)
 
-    with swapped(torch, "load", load):
+    def load_numbers(file: Any, *arguments: Any, **settings: Any) -> Any:
+        try:
+            return load_array(file, *arguments, **{**settings, "allow_pickle": False})
+        except ValueError as error:
+            raise CheckpointError(f"{file}: not plain numbers ({error}); pickles are never loaded") from error
+
+    with swapped(torch, "load", load), swapped(np, "load", load_numbers):
         yield
 
 
