@@ -259,7 +259,7 @@ def test_a_dense_layer_in_a_pickle(sentences, tmp_path, marker):
     (dense / "model.safetensors").unlink()
     (dense / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(marker)))
     told = refused(lambda: SentenceEncoder(str(folder)), marker)
-    assert "pytorch_model.bin is the only file of weights in its folder; pickled weights are never loaded" in told
+    assert "pytorch_model.bin has no .safetensors beside it; pickled weights are never loaded" in told
 
 
 def test_pickles_beside_safe_weights_are_no_hindrance(sentences, tmp_path, marker):
@@ -274,13 +274,13 @@ def test_pickles_beside_safe_weights_are_no_hindrance(sentences, tmp_path, marke
 
 
 def test_an_adapter_in_a_pickle_beside_a_model(vit, tmp_path, marker):
+    """transformers puts an adapter that it finds in a model's folder on the model."""
     folder = tmp_path / "model"
     shutil.copytree(vit, folder)
-    inner = folder / "adapter"
-    inner.mkdir()
-    (inner / "adapter_config.json").write_text("{}")
-    (inner / "adapter_model.bin").write_bytes(pickle.dumps(Bomb(marker)))
-    assert "adapter_model.bin is the only file of weights" in refused(lambda: VisionEncoder(str(folder)), marker)
+    VisionEncoder(str(folder))
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "target_modules": ["query"]}')
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Bomb(marker)))
+    assert "adapter_model.bin has no .safetensors beside it" in refused(lambda: VisionEncoder(str(folder)), marker)
 
 
 # --- one way in ------------------------------------------------------------------------------------------------------

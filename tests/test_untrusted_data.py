@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from recbole_mm.config import NOT_FROM_A_RUN, Config
 from recbole_mm.data.content_source import ContentSource
 from recbole_mm.data.images import ZipImages
 from recbole_mm.errors import CheckpointError, ConfigError, DataError, ImageError, RecboleMMError
+from recbole_mm.finished_model import read_finished_model
 from recbole_mm.settings import NOBODY
 from recbole_mm.texts.generator import open_generator
 from recbole_mm.texts.request import Request
@@ -219,6 +221,22 @@ class TestSomebodysRun:
         assert loaded.config["text_url"] == "http://localhost:8000/v1" != NOBODY
         assert loaded.config["text_api_key_env"] is None
         assert loaded.config["trust_remote_code"] is False
+
+    def test_holds_no_pickle(self, evil, finished, tmp_path):
+        marker = tmp_path / "code-was-run"
+
+        class Bomb:
+            def __reduce__(self):
+                return Path.touch, (marker,)
+
+        shutil.copy(finished / "config.yaml", evil / "config.yaml")
+        (evil / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
+        for load in (recbole_mm.load, lambda folder: read_finished_model(folder, Config.load(finished))):
+            with pytest.raises(
+                CheckpointError, match=r"model\.safetensors: not loaded\. RecBole \.pth files are pickles"
+            ):
+                load(evil)
+        assert not marker.exists()
 
     def test_evaluates_nothing(self, evil):
         settings = yaml.safe_load((evil / "config.yaml").read_text())

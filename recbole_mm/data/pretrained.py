@@ -145,17 +145,22 @@ def open_pretrained(
 
 def _pickles(folder: Path) -> Iterator[tuple[Path, str]]:
     """Files of a folder through which a library would come to unpickle something, and why."""
-    for index in folder.rglob("*.safetensors.index.json"):
-        try:
-            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            continue  # whoever reads it says what is wrong
-        strangers = sorted({str(shard) for shard in shards if not str(shard).endswith(".safetensors")})
-        if strangers:
-            yield index, f"names {strangers[0]!r} as a file of weights"
-    for pickled, described in (("adapter_model.bin", "adapter_config.json"), ("pytorch_model.bin", "modules.json")):
-        # A module of sentence-transformers has a folder below that of modules.json.
-        if any(folder.rglob(described)):
-            for file in folder.rglob(pickled):
-                if not any(file.parent.glob("*.safetensors")):
-                    yield file, "is the only file of weights in its folder"
+    modules = (folder / "modules.json").is_file()  # of sentence-transformers, each in a folder of its own
+    places = [folder, *(path for path in folder.rglob("*") if modules and path.is_dir())]
+    for place in places:
+        for index in place.glob("*.safetensors.index.json"):
+            if strangers := [shard for shard in _shards(index) if not shard.endswith(".safetensors")]:
+                yield index, f"names {strangers[0]!r} as a file of weights"
+        adapter = (place / "adapter_config.json").is_file()
+        for name, is_read, safe in (("adapter_model", adapter, "adapter_model"), ("pytorch_model", modules, "model*")):
+            pickled = place / f"{name}.bin"
+            if is_read and pickled.is_file() and not any(place.glob(f"{safe}.safetensors")):
+                yield pickled, "has no .safetensors beside it"
+
+
+def _shards(index: Path) -> list[str]:
+    """Files that an index names, sorted; none of one that cannot be read, which whoever loads it will say."""
+    try:
+        return sorted(set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return []
