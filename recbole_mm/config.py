@@ -293,7 +293,7 @@ class Config(RecboleConfig):
         digest. Of a run's config, the settings of these names are what they held then."""
         folder, final = Path(self.final_config_dict["data_path"]), self.final_config_dict
         return {
-            "data_files": atomic_files(folder, self.dataset),
+            "data_files": atomic_files(folder, self.dataset, final.get("additional_feat_suffix")),
             "feature_files": feature_files(folder, final.get("item_features")),
         }
 

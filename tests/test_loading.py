@@ -66,7 +66,7 @@ def test_lines_that_are_no_rows_are_refused_in_every_file(tmp_path, suffix, row,
     header = {"item": b"item_id:token\tx:token\ty:float", "user": b"user_id:token\tx:token\ty:float"}
     header |= {"inter": HEADER.encode(), "vec": b"vid:token\tx:token\ty:float"}
     path = write(tmp_path, suffix, header[suffix] + b"\nu0\ta\t1\n" + row + b"\n")
-    load_col = LOAD | ({} if suffix == "inter" else {suffix: "*"})
+    load_col = LOAD | {"inter": {}, "vec": {"vec": ["vid", "y"]}}.get(suffix, {suffix: "*"})
     more = {"additional_feat_suffix": ["vec"], "alias_of_item_id": ["vid"]} if suffix == "vec" else {}
     assert f"small.{suffix}, line 3: {message}" in refused(tmp_path, load_col=load_col, **more)
     if suffix == "item":
@@ -211,13 +211,14 @@ def test_encodings_with_and_without_a_byte_order_mark(tmp_path, encoding, marked
     assert dataset.content_source.fields("字") == {"t": "…"}
 
 
-def test_the_error_about_an_encoding_names_one_that_can_be_given(tmp_path):
+def test_the_error_about_an_encoding_names_one_that_can_be_given(tmp_path, caplog):
     write(tmp_path, "inter", "".join(f"{row}\n" for row in (HEADER, *ROWS)).encode("utf-16"))
     assert "line 1: not utf-8 text; set `encoding` to what the file is in, such as utf-16" in refused(tmp_path)
     given = {"data_path": str(tmp_path), "state": "WARNING"}
     assert (
         create_dataset(Config("SASRec", "small", config_dict=given, command_line={"encoding": "utf-16"})).item_num == 3
     )
+    assert not caplog.records
     (tmp_path / "small" / "small.yaml").write_text("encoding: utf-16\n")
     assert load(tmp_path).item_num == 3
 
@@ -333,7 +334,7 @@ def test_two_descriptions_of_one(tmp_path, caplog):
     files = {
         "item": ("item_id:token\tx:token\ty:token", ["a\t1\t1", "b\t2\t2"]),
         "user": ("user_id:token\tx:token\ty:token", ["u1\t1\t1", "u2\t2\t2"]),
-        "vec": ("vid:token\tx:token\ty:token", ["a\t1\t1", "b\t2\t2"]),
+        "vec": ("vid:token\tx:float\ty:float", ["a\t1\t1", "b\t2\t2"]),
     }
     for suffix, (header, rows) in files.items():
         settings = {"load_col": LOAD | {suffix: "*"}}
@@ -450,11 +451,32 @@ def test_items_of_given_histories_are_interacted(tmp_path):
         ({"load_col": LOAD}, 'load_col: nothing is loaded of .vec; add {vec: "*"}'),
         ({"additional_feat_suffix": ["vex"]}, "small.vex: no such file, which additional_feat_suffix asks for"),
         ({"additional_feat_suffix": ["item"]}, "additional_feat_suffix: .item is read by itself"),
+        ({}, "small.vec, line 1: RecBole does not number the tokens of column 'vid'; list it in alias_of_item_id"),
         ({"alias_of_item_id": ["vec"]}, "column vec:float_seq holds ids; write vec:token or vec:token_seq"),
     ],
 )
 def test_additional_files_that_cannot_be_had(tmp_path, settings, message):
     assert message in refused(tmp_path, **{**add_vectors(tmp_path, "a"), **settings})
+
+
+def test_files_without_what_they_are_loaded_for(tmp_path, caplog):
+    settings = add_vectors(tmp_path, "other", "ids") | {"alias_of_item_id": ["vid"]}
+    assert ".vec: none of its 2 rows names what .inter does" in refused(tmp_path, **settings)
+    write(tmp_path, "vec", "vid:token\tvec:float_seq")
+    assert "small.vec: no rows below the header" in refused(tmp_path, **settings)
+    write(tmp_path, "item", "item_id:token\tcategory:token", "a\tx", "b\ty")
+    load(tmp_path, load_col=LOAD | {"item": ["item_id", "categroy"]})
+    assert "small.item has no column categroy" in caplog.text
+    assert "candidates: catalogue ranks what small.item lists" in refused(tmp_path, candidates="catalogue")
+
+
+def test_an_additional_file_is_part_of_the_data(tmp_path):
+    settings = {"data_path": str(tmp_path), "state": "WARNING", **add_vectors(tmp_path, "a")}
+    write(tmp_path, "inter", HEADER, *ROWS)
+    before = Config("SASRec", "small", config_dict=settings)["data_files"]
+    assert set(before) == {"small.inter", "small.vec"}
+    add_vectors(tmp_path, "b")
+    assert Config("SASRec", "small", config_dict=settings)["data_files"]["small.vec"] != before["small.vec"]
 
 
 def test_a_column_called_as_the_ids_in_an_additional_file(tmp_path):

@@ -15,15 +15,21 @@ ATOMIC_SUFFIXES = (".inter", ".item", ".user", ".kg", ".link", ".net")
 DIGITS = 12
 
 
-def atomic_files(folder: Path, dataset: str) -> dict[str, str]:
+def atomic_files(folder: Path, dataset: str, additional: Iterable[str] | None = ()) -> dict[str, str]:
     """What RecBole's atomic files of a dataset hold, `<dataset>.inter`, `<dataset>.item`, ... and parts of them.
 
     Images are not among them: what is made of an image is kept by its content in the artifact store.
 
+    Args:
+        folder: of the dataset.
+        dataset: its name.
+        additional: the setting `additional_feat_suffix`.
+
     Returns:
         Name -> digest, sorted; {} where there is no such folder.
     """
-    names = (path.name for path in folder.glob("*") if path.suffix in ATOMIC_SUFFIXES)
+    names = [path.name for path in folder.glob("*") if path.suffix in ATOMIC_SUFFIXES]
+    names += [f"{dataset}.{suffix}" for suffix in additional or ()]
     return _digests(folder, (name for name in names if name.startswith(f"{dataset}.")))
 
 

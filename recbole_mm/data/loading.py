@@ -36,8 +36,13 @@ logger = logging.getLogger(__name__)
 _LIKE_A_TIME = re.compile(r"(?<![a-z])(?:date|day|ts)(?![a-z])|time(?:stamp)?(?![a-z])|_at$", re.IGNORECASE)
 _IDS, _NUMBERS = (FeatureType.TOKEN,), (FeatureType.FLOAT,)
 _ALIASES = ("alias_of_user_id", "alias_of_item_id", "alias_of_entity_id", "alias_of_relation_id")
-_NAME_COLUMNS = ("threshold", "val_interval", "normalize_field", "preload_weight", "discretization", *_ALIASES)
+_NAME_COLUMNS = (
+    *("threshold", "val_interval", "normalize_field", "preload_weight", "discretization", "numerical_features"),
+    *_ALIASES,
+)
 """Settings whose columns must be loaded."""
+_SOURCES = ("inter", "item", "user", "kg", "link")
+"""Suffixes of files that are not additional ones."""
 
 
 class LoadingMixin(Dataset):
@@ -58,6 +63,11 @@ class LoadingMixin(Dataset):
         if self.inter_feat.empty:
             raise DataError(f"{files[0]}: no interactions below the header")
         self._check_named_columns()
+        if self.config["candidates"] == "catalogue" and self.item_feat is None:
+            raise ConfigError(
+                f"candidates: catalogue ranks what {token}.item lists, and it is not there or not loaded; load it, as "
+                f"in load_col: {{inter: [...], item: [{self.iid_field}]}}"
+            )
         for name, field in (("item", self.iid_field), ("user", self.uid_field)):
             self._check_all_described(path / f"{token}.{name}", getattr(self, f"{name}_feat"), field)
 
@@ -164,13 +174,20 @@ class LoadingMixin(Dataset):
         if load == set():
             return None
         types, ids = self._loaded(path, where), self._id_columns(where)
+        if missing := sorted((load or set()) - set(types) - {self.time_field}):
+            logger.warning(
+                "load_col: %s has no column %s%s", path, ", ".join(missing), did_you_mean(missing[0], sorted(types))
+            )
         if not types:
-            logger.warning("%s: none of the columns %s is there", filepath, sorted(load or ()))
             return None
         self._require(path, where, ids)
+        for name in types:
+            self._check_one_owner(path, where, name)
         self._check_types(path, where, types)
         separator, encoding = self.config["field_separator"], self.config["encoding"]
         table, _ = read_atomic(path, separator, types.__contains__, encoding)
+        if table.empty and where != "inter":
+            raise DataError(f"{path}: no rows below the header")
         for name in ids.values():
             check_ids(path, table[name])
         self._check_empty_numbers(path, where, table, types)
@@ -180,7 +197,6 @@ class LoadingMixin(Dataset):
             if where != "link":
                 self.field2source[name] = source
                 self.field2type[name] = kind
-            self._check_one_owner(path, where, name)
             if kind in SEQUENCES:
                 table[name], self.field2seqlen[name] = self._split_sequences(path, table[name], kind)
             else:
@@ -226,6 +242,13 @@ class LoadingMixin(Dataset):
         for name, kind in types.items():
             if name in accepted:
                 check_kind(path, name, kind, *accepted[name])
+        if source not in _SOURCES:
+            unnumbered = [name for name, kind in types.items() if "token" in kind.value and name not in accepted]
+            if unnumbered:
+                raise DataError(
+                    f"{path}, line 1: RecBole does not number the tokens of column {unnumbered[0]!r}; list it in "
+                    "alias_of_item_id or alias_of_user_id if it holds ids, or do not load it (load_col)"
+                )
         field, sequence = self.config["field_separator"], self.config["seq_separator"]
         if field in sequence and (sequences := [name for name, kind in types.items() if kind in SEQUENCES]):
             raise ConfigError(
@@ -332,6 +355,8 @@ class LoadingMixin(Dataset):
                 )
             else:
                 table = table[table[column].isna() | table[column].isin(known)]
+        if before and table.empty:
+            raise DataError(f".{feat_name.removesuffix('_feat')}: none of its {before} rows names what .inter does")
         if len(table) < before:
             logger.info(
                 "%d of %d rows of .%s are in no interaction",
