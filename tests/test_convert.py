@@ -513,9 +513,12 @@ BAD_INPUT = [
         broken("hm", "articles.csv.gz", "\n0108775044", "\n0108775015"),
         r"line 3: item_id '0108775015' was already",
     ),
-    (broken("microlens-50k", "MicroLens-50k_pairs.tsv", "2\t6", "2\t"), r"pairs.tsv, line 2: user '2' lists no items"),
-    (broken("microlens-50k", "MicroLens-50k_pairs.tsv", "3\t15", "1\t15"), r"line 3: user '1' has two lines"),
-    (broken("microlens-50k", "MicroLens-50k_pairs.tsv", "3\t15", "3\t15\t2"), r"line 3: 3 fields instead of 2"),
+    (broken("microlens-50k", "MicroLens-50k_pairs.tsv", "2\t6", "2\t"), r"pairs.tsv, line 2: user '2' has no items"),
+    (
+        broken("microlens-50k", "MicroLens-50k_pairs.tsv", "3\t15", "1\t15"),
+        r"line 3: user '1' was already listed on line 1",
+    ),
+    (broken("microlens-50k", "MicroLens-50k_pairs.tsv", "3\t15", "3\t\x0715"), r"line 3: id .* holds a control char"),
     (broken("pixelrec", "info.csv", "739.0", "many"), r"info.csv, line 2: comment_number 'many' is not a number"),
     (broken("pixelrec", "sample/Pixel50K.csv", "u24", "u\x0724"), r"Pixel50K.csv, line 3: user_id .*control character"),
 ]

@@ -77,6 +77,7 @@ TIMES = {
     ),
     "slashes": (["2024/01/01", "2024/01/02", "1969/12/31"], [1704067200, 1704153600, -86400]),
     "large whole numbers": (["1700000000000000512", "1700000000000000000", "5"], [1700000000000000512, 17 * 10**17, 5]),
+    "nanoseconds that are apart": (["1700000000000000001", "1600000000000000001", "5"], [2, 1, 0]),
     "nanoseconds": (["1700000000000000002", "1700000000000000001", "5"], [2, 1, 0]),
     "nanoseconds of a day": (
         ["2024-01-01T00:00:00.000000002", "2024-01-01T00:00:00.000000001", "2024-01-01T00:00:00.1"],
@@ -170,6 +171,7 @@ HEAD = b"user,item,time,note\n"
     [
         (b"u,i,1,x\nu\rv,j,2,y\n", "a.csv, line 3: a carriage return inside the line, which would be read as its end"),
         (b'u,"i",1,x\nu\rv,j,2,y\n', "a.csv, line 3: a carriage return inside the line"),
+        (b'u,"i",1,x\nu,j\r k,2,y\n', "a.csv, line 3: a carriage return inside the line"),
         (b"u,i,1,x\nu,j\0k,2,y\n", "a.csv, line 3: a NUL character; is it a text file, and whole"),
         (b"u,i,1,x\nu,j,2\n", "a.csv, line 3: 3 fields instead of 4"),
         (b'u,i,1,"x, y"\nu,j,2\n', "a.csv, line 3: 3 fields instead of 4"),
@@ -190,8 +192,14 @@ def test_what_is_no_line_or_no_id_is_refused(tmp_path, lines, told):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_name_of_a_column_is_one_line(tmp_path):
+    with pytest.raises(DataError, match="line 1: a column's name holds a line break"):
+        CONVERTERS["csv"].convert(put(tmp_path / "raw" / "a.csv", 'user,item,"time\nu,i,1\n').parent, tmp_path / "out",
+                                  interactions="a.csv")  # fmt: skip
+
+
 def test_lines_end_with_lf_crlf_or_cr_alone(tmp_path):
-    text = HEAD + b"u,i,1,x\n\n  \nu,j,2,y\n"
+    text = HEAD + b"u,i,1,x\n\n  \n u,j,2,y\n"
     for place, ends in enumerate((b"\n", b"\r\n", b"\r")):
         folder = tmp_path / str(place)
         folder.mkdir()

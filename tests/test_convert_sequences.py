@@ -132,10 +132,11 @@ def test_sources_that_are_not_there(tmp_path):
 
 
 def test_ids_stay_as_they_are(tmp_path):
-    table = read_sequences(put(tmp_path / "raw.txt", "Ü\u00a01 0007 7 a'b\n"))
+    table = read_sequences(put(tmp_path / "raw.txt", "Ü\u00a01 0007 7 a'b"), notes := [])
     assert table["user_id"].tolist() == ["Ü\u00a01"] * 3
     assert table["item_id"].tolist() == ["0007", "7", "a'b"]
     assert table["timestamp"].tolist() == [0, 1, 2]
+    assert notes == ["raw.txt has no line end after its last line: see that nothing of it is missing"]
 
 
 def test_from_the_command_line(tmp_path, capsys):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from recbole_mm.data.convert.files import explained, one_character, open_raw, open_text
+from recbole_mm.data.names import CONTROL
 from recbole_mm.errors import DataError
 
 _BLOCK = 2**24
@@ -31,23 +33,32 @@ CSV = Layout()
 
 @dataclass(frozen=True)
 class Lines:
-    """What is known of a file's lines: whether the last one has an end, and whether their fields have been counted."""
+    """What is known of a file's lines.
+
+    Attributes:
+        ended: whether the last one has an end.
+        counted: whether their fields have been counted.
+        returns: whether they end with CR alone.
+    """
 
     ended: bool
     counted: bool
+    returns: bool = False
 
 
 def read_header(path: Path, layout: Layout = CSV) -> list[str]:
     """The column names on the first line.
 
     Raises:
-        DataError: the file is missing, empty or damaged, or names a column twice.
+        DataError: the file is missing, empty or damaged, names a column twice, or has a line break in a name.
     """
     with explained(path):
         first = next(_raw_rows(path, layout), None)
     if first is None:
         raise DataError(f"{path}: the file is empty")
     names = [name.strip() for name in first[1]]
+    if any(re.search(CONTROL, name) for name in names):
+        raise DataError(f"{path}, line 1: a column's name holds a line break or another control character")
     if len({name.lower() for name in names}) < len(names):
         raise DataError(f"{path}, line 1: a column is named twice: {', '.join(names)}")
     return names
@@ -91,8 +102,12 @@ def check_lines(path: Path, layout: Layout, columns: int) -> Lines:
             if ragged is None and not quotes:
                 ragged = _ragged(lines, mark, columns, before)
             before, last = before + len(lines), lines[-1]
-    if quotes or (inside and before == 1 and not last.endswith(b"\n")):  # all lines end with CR
-        return Lines(ended=last.endswith((b"\n", b"\r")), counted=False)
+    if inside and before == 1 and not last.endswith(b"\n"):
+        return Lines(ended=last.endswith(b"\r"), counted=False, returns=True)
+    if quotes:
+        if inside:  # before pandas sees it, which asks for all memory where a space comes after it
+            count_rows(path, layout, columns)
+        return Lines(ended=last.endswith(b"\n"), counted=bool(inside))
     if inside:
         raise DataError(f"{path}, line {inside}: {_LONE_RETURN}")
     if ragged is not None:

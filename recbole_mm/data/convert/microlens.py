@@ -14,14 +14,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
 from recbole_mm.data.convert.assemble import RawDataset, Summary, Table, write_dataset
 from recbole_mm.data.convert.files import check_source, find_file
 from recbole_mm.data.convert.images import find_images
-from recbole_mm.data.convert.lines import Layout, read_header, read_rows
+from recbole_mm.data.convert.lines import Layout, read_header
 from recbole_mm.data.convert.raw import Column, read_catalogue, read_table
+from recbole_mm.data.convert.sequences import read_sequences
 from recbole_mm.errors import DataError
 
 PAIRS = ("*pairs.csv", "*pairs.csv.gz", "*pairs.tsv", "*pairs.tsv.gz")
@@ -34,7 +32,6 @@ _INTER = {
     "timestamp": Column("time"),
 }
 _TITLES = {"item_id": Column("id", _ITEM_NAMES), "title": Column("text", ("title", "title_en"))}
-_LISTS = Layout(separator="\t", header=False, quoted=False)
 
 
 def convert(
@@ -71,7 +68,7 @@ def convert(
         raise DataError(f"{source}: no *title*.csv (item,title)")
     ordered_only = ".tsv" in pairs.suffixes
     notes: list[str] = []
-    inter = read_lists(pairs, notes) if ordered_only else read_table(pairs, _INTER, notes)
+    inter = read_sequences(pairs, notes) if ordered_only else read_table(pairs, _INTER, notes)
     has_header = read_header(titles)[0].lower() in {name.lower() for name in _ITEM_NAMES}
     item = read_catalogue(titles, _TITLES, notes, Layout(header=has_header))
     if ordered_only:
@@ -89,32 +86,3 @@ def convert(
         notes=notes,
     )
     return write_dataset(raw, out, name, link, force)
-
-
-def read_lists(path: Path, notes: list[str]) -> pd.DataFrame:
-    """One line per user, `user <tab> item item ...`, as interactions with their position as timestamp.
-
-    Raises:
-        DataError: a line has no items, or a user has two lines.
-    """
-    lists = read_table(path, {"user_id": Column("id"), "items": Column("text")}, notes, _LISTS)
-    sequences = lists["items"].str.split()
-    lengths = sequences.str.len().to_numpy()
-    for fault, reason in (
-        (lengths == 0, "lists no items"),
-        (lists["user_id"].duplicated().to_numpy(), "has two lines"),
-    ):
-        if fault.any():
-            position = int(np.flatnonzero(fault)[0])
-            line = next(line for row, (line, _) in enumerate(read_rows(path, _LISTS)) if row == position)
-            raise DataError(f"{path}, line {line}: user {lists['user_id'].iloc[position]!r} {reason}")
-    starts = np.cumsum(lengths) - lengths
-    return pd.DataFrame(
-        {
-            "user_id": pd.Categorical.from_codes(
-                np.repeat(lists["user_id"].cat.codes.to_numpy(), lengths), dtype=lists["user_id"].dtype
-            ),
-            "item_id": pd.Categorical(np.concatenate(sequences.to_numpy())),
-            "timestamp": np.arange(lengths.sum()) - np.repeat(starts, lengths),
-        }
-    )

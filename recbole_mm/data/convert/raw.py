@@ -72,7 +72,7 @@ def read_table(path: Path, columns: Mapping[str, Column], notes: list[str], layo
     if not lines.ended:
         notes.append(no_end(path))
     with explained(path):
-        raw = _parse(path, names, kinds, layout)
+        raw = _parse(path, names, kinds, layout, "\r" if lines.returns else None)
     if raw.empty:
         raise DataError(f"{path}: no lines below the header" if layout.header else f"{path}: the file is empty")
     table = {}
@@ -150,16 +150,15 @@ def is_number(value: str) -> bool:
 # ---------------------------------------------------------------------------------------------------------- the parser
 
 
-def _parse(path: Path, names: list[str], kinds: Mapping[str, Kind], layout: Layout) -> pd.DataFrame:
+def _parse(
+    path: Path, names: list[str], kinds: Mapping[str, Kind], layout: Layout, line_end: str | None
+) -> pd.DataFrame:
     # Columns nobody asked for are parsed too: with `usecols` pandas would not notice lines with too many fields.
     dtypes: dict[str, Any] = {name: _DTYPES[kinds[name]] if name in kinds else "category" for name in names}
     try:
-        return _read_csv(path, names, dtypes, layout)
+        return _read_csv(path, names, dtypes, layout, line_end)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
         raise
-    except pd.errors.ParserWarning:  # too many fields on the first line; on a later one it is a ParserError
-        line, row = next((line, row) for line, row in read_rows(path, layout) if len(row) > len(names))
-        raise DataError(f"{path}, line {line}: {len(row)} fields instead of {len(names)}") from None
     except (ValueError, OverflowError, RuntimeWarning):
         for name, kind in kinds.items():
             if kind in ("integer", "number"):
@@ -169,12 +168,14 @@ def _parse(path: Path, names: list[str], kinds: Mapping[str, Kind], layout: Layo
                 dtypes[name] = np.float64  # 3.0 for a whole number
             elif kind == "time":
                 dtypes[name] = "category"  # as text: a fraction or a day
-        return _read_csv(path, names, dtypes, layout)
+        return _read_csv(path, names, dtypes, layout, line_end)
 
 
-def _read_csv(path: Path, names: list[str], dtypes: Mapping[str, Any], layout: Layout) -> pd.DataFrame:
+def _read_csv(
+    path: Path, names: list[str], dtypes: Mapping[str, Any], layout: Layout, line_end: str | None
+) -> pd.DataFrame:
     with warnings.catch_warnings(), open_raw(path, layout.separator) as file:
-        warnings.simplefilter("error", pd.errors.ParserWarning)
+        warnings.simplefilter("ignore", pd.errors.ParserWarning)  # a line with too many fields, which is an error later
         warnings.simplefilter("error", RuntimeWarning)  # a number too large for int64
         return pd.read_csv(
             file,
@@ -186,6 +187,7 @@ def _read_csv(path: Path, names: list[str], dtypes: Mapping[str, Any], layout: L
             encoding=layout.encoding,
             na_filter=False,
             index_col=False,
+            lineterminator=line_end,
             engine="c",
             float_precision="round_trip",  # the default can be off by the last digit
             low_memory=False,  # chunks would merge their categories again and again

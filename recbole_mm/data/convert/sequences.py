@@ -21,6 +21,7 @@ from recbole_mm.data.convert.assemble import RawDataset, Summary, Table, write_d
 from recbole_mm.data.convert.files import check_source, explained, find_file, open_text
 from recbole_mm.data.convert.ids import id_fault
 from recbole_mm.data.convert.images import ImageFolder
+from recbole_mm.data.convert.lines import no_end
 from recbole_mm.errors import DataError
 
 PATTERNS = tuple(f"*{suffix}{packed}" for suffix in (".txt", ".tsv", ".seq", ".dat") for packed in ("", ".gz"))
@@ -51,8 +52,9 @@ def convert(
         DataError: there is no such file, it is empty, or a line is malformed.
     """
     path = _find(source, interactions)
+    notes = [f"{path.name} gives the order only: timestamp is the position in the user's line"]
     raw = RawDataset(
-        inter=Table(read_sequences(path), {"user_id": "token", "item_id": "token", "timestamp": "float"}),
+        inter=Table(read_sequences(path, notes), {"user_id": "token", "item_id": "token", "timestamp": "float"}),
         item=None,
         user=None,
         images=ImageFolder(),
@@ -61,7 +63,7 @@ def convert(
         source=path.parent,
         converter="sequences",
         files=(path.name,),
-        notes=[f"{path.name} gives the order only: timestamp is the position in the user's line"],
+        notes=notes,
     )
     return write_dataset(raw, out, name, link, force)
 
@@ -81,21 +83,27 @@ def _find(source: Path, interactions: str | None) -> Path:
     return path
 
 
-def read_sequences(path: Path) -> pd.DataFrame:
+def read_sequences(path: Path, notes: list[str]) -> pd.DataFrame:
     """A sequence file as interactions, in the order of the file.
+
+    Args:
+        path: the file.
+        notes: gets a line where the file may have been cut off.
 
     Returns:
         `user_id` and `item_id` (categories of str, in order of appearance) and `timestamp` (int64, the position).
 
     Raises:
-        DataError: the file is missing, damaged or empty; a user has no items or a second line; an id holds a control
-            character or begins with a quotation mark. The message names the line.
+        DataError: the file is missing, damaged or empty; a user has no items or a second line; an id cannot be one
+            (`id_fault`). The message names the line.
     """
     first_line: dict[str, int] = {}
     codes: dict[str, int] = {}
     items, lengths = array("q"), array("q")
+    ended = True
     for number, line in _lines(path):
-        user, *sequence = filter(None, line.replace("\t", " ").split(" "))
+        ended = line.endswith(("\n", "\r"))
+        user, *sequence = filter(None, line.strip(_BLANKS).replace("\t", " ").split(" "))
         for token in (user, *sequence):
             if token not in codes and (reason := id_fault(token)):
                 raise DataError(f"{path}, line {number}: id {token!r} {reason}")
@@ -111,6 +119,8 @@ def read_sequences(path: Path) -> pd.DataFrame:
         lengths.append(len(sequence))
     if not lengths:
         raise DataError(f"{path}: the file is empty")
+    if not ended:
+        notes.append(no_end(path))
     counts = np.asarray(lengths)
     starts = np.cumsum(counts) - counts
     return pd.DataFrame(
@@ -126,5 +136,5 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number and text of every line that is not blank."""
     with explained(path), open_text(path, ENCODING) as text:
         for number, line in enumerate(text, start=1):
-            if stripped := line.strip(_BLANKS):
-                yield number, stripped
+            if line.strip(_BLANKS):
+                yield number, line

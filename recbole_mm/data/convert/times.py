@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,8 +27,7 @@ _EDGES = (1e4, 1e5, 1.9e7, 2.1e7, 3e8, 1e10, 3e11, 1e13, 3e14, 1e16, 3e17, 1e19)
 """Lowest and highest size of a present-day date (1980 to 2200 or so) in each of `_UNITS`."""
 
 
-@dataclass(frozen=True)
-class Time:
+class Time(NamedTuple):
     """What a text means: a number, or a second since 1970 (UTC where no zone is named); and how it is written."""
 
     value: Decimal
@@ -66,18 +65,18 @@ def settle(values: np.ndarray | Sequence[Decimal]) -> tuple[np.ndarray, bool]:
         values: int64 (n,), or n exact numbers.
 
     Returns:
-        The values, and False; or, where two different times would be one float64, the rank of each among the different
-        ones (0, 1, ...) and True.
+        The values, and False; or, where float64 would round a whole one or make one of two different ones, the rank of
+        each among the different ones (0, 1, ...) and True.
     """
     if isinstance(values, np.ndarray):
-        if not len(values) or max(abs(int(values.min())), abs(int(values.max()))) <= _EXACT:
+        if (np.abs(values) <= _EXACT).all() or (values.astype(np.float64).astype(np.int64) == values).all():
             return values, False
-        different, ranks = np.unique(values, return_inverse=True)
-        collide = len(np.unique(different.astype(np.float64))) < len(different)
-        return (ranks.astype(np.int64), True) if collide else (values, False)
-    if all(value == value.to_integral_value() for value in values):
+        return np.unique(values, return_inverse=True)[1].astype(np.int64), True
+    floats = np.array(values, dtype=np.float64)
+    if (floats % 1 == 0).all() and all(value == value.to_integral_value() for value in values):
         return settle(np.array([int(value) for value in values], dtype=np.int64))
-    floats = np.array([float(value) for value in values])
+    if len(np.unique(floats)) == len(values):
+        return floats, False
     ordered = sorted(set(values))
     if len(np.unique(floats)) == len(ordered):
         return floats, False
