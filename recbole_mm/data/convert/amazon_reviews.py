@@ -207,7 +207,7 @@ def _order_of_header(path: Path, row: list[str]) -> list[int] | None:
         return None
     for index, names in zip(found, _CSV_NAMES):
         if index is None:
-            raise DataError(f"{path}, line 1: column {names[0]} is missing; found {row}")
+            raise DataError(f"{path}, line 1: column {names[0]} is missing; found {', '.join(map(str.strip, row))}")
     return [index for index in found if index is not None]
 
 
