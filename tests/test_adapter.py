@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from recbole_mm.errors import ModelLoadError
+from recbole_mm.files import CHECKSUMS
 from recbole_mm.mllm import loading
 from recbole_mm.mllm.families import FAMILIES
 from recbole_mm.mllm.family import PreparedInput
@@ -154,7 +155,7 @@ def test_new_words_without_saved_embeddings_start_from_the_mean(folders: Path, t
 
 
 def test_identity_follows_adapter_and_base(folders: Path, tmp_path: Path) -> None:
-    base = Path(shutil.copytree(folders / "qwen2_vl", tmp_path / "base"))
+    base = Path(shutil.copytree(folders / "qwen2_vl", tmp_path / "base", ignore=shutil.ignore_patterns(CHECKSUMS)))
     with_adapter(base, tmp_path / "adapter")
     first = load_mllm(tmp_path / "adapter").identity
     assert load_mllm(tmp_path / "adapter").identity == first

@@ -16,8 +16,10 @@ import pytest
 import torch
 from filelock import FileLock
 from PIL import Image
+from safetensors.torch import load_file
 
-from recbole_mm.errors import CheckpointError, ConfigError, ModelLoadError
+from recbole_mm.errors import CheckpointError, ConfigError, DiskError, ModelLoadError
+from recbole_mm.files import CHECKSUMS
 from recbole_mm.mllm import finetune as module
 from recbole_mm.mllm.finetune import Lora, Tuning, add_lora, check_tuning, finetune, last_checkpoint
 from recbole_mm.mllm.loading import load_mllm
@@ -360,6 +362,94 @@ def test_a_training_that_diverges_says_so(tiny, tmp_path):
     assert not (tmp_path / "tuned").exists()
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_neither_kept_nor_finished(tiny, tmp_path, monkeypatch, number):
+    original = AnswerTrainer.training_step
+
+    def spoils(self, model, *args, **kwargs):
+        loss = original(self, model, *args, **kwargs)
+        if self.state.global_step == 6:
+            next(weight for weight in model.parameters() if weight.requires_grad).data[0] = number
+        return loss.new_zeros(()).requires_grad_() + 1  # and no loss tells
+
+    monkeypatch.setattr(AnswerTrainer, "training_step", spoils)
+    with pytest.raises(
+        ConfigError, match=r"diverged: the weight .* holds NaN or infinity at step \d+; lower the learn"
+    ):
+        tuned(tiny, tmp_path / "tuned")
+    assert not (tmp_path / "tuned").exists()
+    kept = last_checkpoint(tmp_path / ".tuned")
+    assert kept is not None
+    assert kept.name == "checkpoint-4"
+    assert all(torch.isfinite(value).all() for value in load_file(kept / "trained.safetensors").values())
+
+
+@pytest.mark.parametrize("name", ["trained.safetensors", "optimizer.pt", "trainer_state.json", "scheduler.pt"])
+def test_a_flipped_bit_of_a_checkpoint_is_refused_by_the_files_name(tiny, tmp_path, monkeypatch, name):
+    original = AnswerTrainer.training_step
+
+    def dies(self, *args, **kwargs):
+        if self.state.global_step == 5:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(AnswerTrainer, "training_step", dies)
+    with pytest.raises(Killed):
+        tuned(tiny, tmp_path / "tuned")
+    file = tmp_path / ".tuned" / "checkpoint-4" / name
+    content = bytearray(file.read_bytes())
+    place = content.index(b"e-0") + 2 if name.endswith(".json") else len(content) // 2
+    content[place] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(
+        CheckpointError, match=rf"{name} is damaged: its checksum .*; remove .*checkpoint-4 to start anew"
+    ):
+        tuned(tiny, tmp_path / "tuned")
+
+
+def test_a_flipped_bit_of_a_tuned_model_is_refused(tiny, tmp_path):
+    for method, name in (("full", "model.safetensors"), ("lora", "adapter_model.safetensors")):
+        folder = tuned(tiny, tmp_path / method, replace(TUNING, epochs=1, method=method))
+        load_mllm(folder)
+        content = bytearray((folder / name).read_bytes())
+        content[-5] ^= 1
+        (folder / name).write_bytes(content)
+        with pytest.raises(
+            ModelLoadError, match=rf"{name} is damaged: its checksum does not match, .*; remove {folder}"
+        ):
+            load_mllm(folder)
+
+
+def test_a_disk_that_gives_up_while_a_checkpoint_is_written(tiny, tmp_path, monkeypatch):
+    """The checkpoint before is kept, no part of the new one is, and training goes on from there."""
+    whole = tuned(tiny, tmp_path / "whole")
+    original = AnswerTrainer._save
+
+    def full(self, output_dir=None, state_dict=None):
+        original(self, output_dir, state_dict)
+        if self.state.global_step > 4:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AnswerTrainer, "_save", full)
+        with pytest.raises(DiskError, match=r"checkpoint-8: cannot be written: No space left on device$"):
+            tuned(tiny, tmp_path / "tuned")
+    assert [path.name for path in (tmp_path / ".tuned").iterdir()] == ["checkpoint-4"]
+    assert weights(tuned(tiny, tmp_path / "tuned")) == weights(whole)
+
+
+def test_a_disk_that_gives_up_while_the_model_is_written(tiny, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_checksums", full)
+        with pytest.raises(DiskError, match=r"tuned: cannot be written: No space left on device$"):
+            tuned(tiny, tmp_path / "tuned", replace(TUNING, epochs=1))
+    assert not (tmp_path / "tuned").exists()
+    assert (tuned(tiny, tmp_path / "tuned", replace(TUNING, epochs=1)) / CHECKSUMS).is_file()
+
+
 class Bomb:
     """What a pickle can do."""
 
@@ -385,6 +475,7 @@ def test_checkpoints_run_no_code(tiny, tmp_path, monkeypatch, name):
             tuned(tiny, tmp_path / "tuned")
     file = tmp_path / ".tuned" / "checkpoint-4" / name
     assert file.is_file()
+    file.with_name(CHECKSUMS).unlink()  # which would tell before
     file.write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
     with pytest.raises(CheckpointError, match="damaged"):
         tuned(tiny, tmp_path / "tuned")

@@ -22,6 +22,7 @@ from recbole_mm.data import pretrained
 from recbole_mm.data.encoders import SentenceEncoder, TimmEncoder, VisionEncoder
 from recbole_mm.data.pretrained import open_pretrained
 from recbole_mm.errors import ModelLoadError
+from recbole_mm.files import CHECKSUMS
 from recbole_mm.mllm.loading import load_mllm
 from recbole_mm.mllm.source import Source
 from recbole_mm.mllm.tiny import build_tiny
@@ -91,7 +92,9 @@ def poison(tmp_path: Path, marker: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny(["a red shoe"], tmp_path_factory.mktemp("llm") / "tiny", seed=1)
+    folder = build_tiny(["a red shoe"], tmp_path_factory.mktemp("llm") / "tiny", seed=1)
+    (folder / CHECKSUMS).unlink()  # a stranger's folder has none
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,11 +29,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2VLModel
 
-from recbole_mm.errors import ModelLoadError
-from recbole_mm.mllm import loading, source
+from recbole_mm.errors import DiskError, ModelLoadError
+from recbole_mm.files import CHECKSUMS
+from recbole_mm.mllm import loading, source, tiny
 from recbole_mm.mllm.loading import load_mllm
 from recbole_mm.mllm.model import MLLM, TextStack
 from recbole_mm.mllm.prompts import CUR_ITEM, ItemPrompt
+from recbole_mm.mllm.source import files_identity
 from recbole_mm.mllm.tiny import SPECIAL_TOKENS, build_tiny
 
 CORPUS = [
@@ -54,8 +58,8 @@ def mllm(tiny_folder: Path) -> MLLM:
 
 @pytest.fixture
 def copied(tiny_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny model that a test may damage."""
-    return Path(shutil.copytree(tiny_folder, tmp_path / "copied"))
+    """A copy of the tiny model that a test may damage, without the list of checksums that would tell at once."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "copied", ignore=shutil.ignore_patterns(CHECKSUMS)))
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -112,7 +116,7 @@ def test_same_corpus_and_seed_give_the_same_bytes(tiny_folder: Path, tmp_path: P
 def test_another_seed_or_corpus_gives_another_model(tiny_folder: Path, tmp_path: Path) -> None:
     first = contents(tiny_folder)
     reseeded = contents(build_tiny(CORPUS, tmp_path / "seed", seed=4))
-    assert {name for name in first if first[name] != reseeded[name]} == {"model.safetensors"}
+    assert {name for name in first if first[name] != reseeded[name]} == {"model.safetensors", CHECKSUMS}
     assert contents(build_tiny(CORPUS[:3], tmp_path / "corpus", seed=3))["tokenizer.json"] != first["tokenizer.json"]
 
 
@@ -151,10 +155,52 @@ def test_an_existing_model_is_kept_and_anything_else_is_refused(tiny_folder: Pat
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "thesis.txt").write_text("precious")
-    with pytest.raises(ModelLoadError, match="taken") as error:
+    with pytest.raises(DiskError, match=r"taken: cannot be written: Directory not empty$"):
         build_tiny(CORPUS, taken)
-    message(error)
     assert contents(taken).keys() == {"thesis.txt"}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "preprocessor_config.json"])
+def test_a_flipped_bit_of_a_tiny_model_is_refused_by_the_files_name(
+    tiny_folder: Path, tmp_path: Path, name: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "copied"))
+    assert load_mllm(folder).identity == load_mllm(tiny_folder).identity
+    content = bytearray((folder / name).read_bytes())
+    place = content.rindex(b"1") if name.endswith(".json") else len(content) // 2
+    content[place] ^= 2  # of a 1 it makes a 3
+    (folder / name).write_bytes(content)
+    for options in ({}, {"without_weights": True}):
+        with pytest.raises(
+            ModelLoadError, match=rf"{name} is damaged: its checksum .*remove {folder} to have"
+        ) as error:
+            load_mllm(folder, **options)
+        message(error)
+    (folder / name).unlink()
+    with pytest.raises(ModelLoadError, match=rf"{name} is gone; remove {folder}"):
+        load_mllm(folder, without_weights=True) if name != "config.json" else files_identity(folder)
+
+
+def test_a_list_of_checksums_makes_no_other_model(tiny_folder: Path, copied: Path) -> None:
+    assert files_identity(copied) == files_identity(tiny_folder)
+
+
+@pytest.mark.parametrize("place", ["save_pretrained", "list", "folder"])
+def test_a_disk_that_gives_up_leaves_no_part_of_a_tiny_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if place == "save_pretrained":
+        monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    elif place == "list":
+        monkeypatch.setattr(tiny, "write_checksums", full)
+    else:
+        monkeypatch.setattr(tempfile, "mkdtemp", full)
+    with pytest.raises(DiskError, match=r"cannot be written: No space left on device$"):
+        build_tiny(CORPUS, tmp_path / "artifacts" / "tiny")
+    assert os.listdir(tmp_path / "artifacts") == []
 
 
 def test_building_and_loading_leave_torchs_generator_and_the_environment_alone(tmp_path: Path) -> None:

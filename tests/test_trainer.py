@@ -25,7 +25,7 @@ from recbole_mm.data.loaders import TARGET_MASK
 from recbole_mm.errors import CheckpointError, ConfigError, RecboleMMError
 from recbole_mm.training import saving, tracking
 from recbole_mm.training.checkpoint import load_tree, read_metadata, save_tree, swapped, without_pickles
-from recbole_mm.training.loop import NanLossError
+from recbole_mm.training.loop import DivergedError, LossSum, NanLossError
 from recbole_mm.training.trainer import TrainerMixin, load_weights, make_trainer
 
 SMALL = {"hidden_size": 16, "inner_size": 32, "n_layers": 1, "n_heads": 2, "embedding_size": 16}
@@ -570,11 +570,84 @@ def test_a_loss_that_is_not_a_number_is_named_and_leaves_the_last_epoch_safe(one
     trainer.fit(data)
     trainer.start_epoch, trainer.epochs = 3, 4
     data[1]["x"][:] = float("nan")
-    with pytest.raises(NanLossError, match="NaN in epoch 3 at batch 1") as caught:
+    told = (
+        r"NaN or infinite in epoch 3 at batch 1; .*model\.safetensors has the weights of epoch 2, the best until then$"
+    )
+    with pytest.raises(NanLossError, match=told) as caught:
         trainer.fit(data)
     assert isinstance(caught.value, RecboleMMError)
     assert isinstance(caught.value, ValueError)
     assert load_tree(tmp_path / "run" / "checkpoint.safetensors")["weights"]["state_dict"]["weight"].item() == -18
+
+
+def test_an_infinite_loss_is_one_too(one_weight):
+    trainer = one_weight(epochs=1)
+    data = batches([1.0], [float("inf")])
+    with pytest.raises(NanLossError, match=r"NaN or infinite in epoch 0 at batch 1; .*; no epoch was saved before$"):
+        trainer.fit(data)
+
+
+def test_a_gradient_scaler_takes_care_of_infinite_losses_itself():
+    scaled = LossSum(torch.device("cpu"), 0, scaled=True)
+    scaled.add(torch.tensor(float("inf")))
+    with pytest.raises(NanLossError):
+        scaled.add(torch.tensor(float("nan")))
+
+
+class Fixed:
+    """Validation data of which every score is a given number."""
+
+    def __init__(self, *scores):
+        self.scores = list(scores)
+
+    def __len__(self):
+        return 1
+
+
+@pytest.fixture
+def scored(one_weight, monkeypatch):
+    """`scored(trainer, 0.1, nan)`: validations with these scores."""
+
+    def fit(trainer, *scores):
+        left = list(scores)
+        monkeypatch.setattr(trainer, "_valid_epoch", lambda *_, **__: (score := left.pop(0), {"x": score}))
+        return trainer.fit(batches([1.0]), Fixed())
+
+    return fit
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_a_validation_without_a_score_ends_the_training_in_a_line(one_weight, scored, tmp_path, number):
+    trainer = one_weight(epochs=5)
+    told = (
+        rf"^valid_metric \S+ is {number} after epoch 1, of finite weights: .*weights of epoch 0, the best until then$"
+    )
+    with pytest.raises(DivergedError, match=told):
+        scored(trainer, 0.5, number)
+    assert read_metadata(tmp_path / "run" / "model.safetensors")["epoch"] == "0"
+    assert load_tree(tmp_path / "run" / "checkpoint.safetensors")["epoch"] == 0
+
+
+@pytest.mark.parametrize("validated", [True, False])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named_and_never_saved(one_weight, scored, tmp_path, number, validated):
+    trainer = one_weight(epochs=5)
+    original = trainer._step
+
+    def spoil():
+        original()
+        if trainer.timings["steps"] == 2:
+            trainer.model.weight.data.fill_(number)
+
+    trainer._step = spoil
+    told = (
+        r"^the weight weight holds NaN or infinity after epoch 1; lower learning_rate, .*weights of epoch 0, the best"
+    )
+    with pytest.raises(DivergedError, match=told):
+        scored(trainer, 0.5, 0.6) if validated else trainer.fit(batches([1.0]))
+    for name in ("model.safetensors", "checkpoint.safetensors"):
+        tree = load_tree(tmp_path / "run" / name)
+        assert float(tree.get("weights", tree)["state_dict"]["weight"]) == -1
 
 
 def test_a_loader_with_a_state_of_its_own_keeps_its_place(one_weight):

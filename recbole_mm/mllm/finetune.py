@@ -25,10 +25,11 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerState
 
 from recbole_mm.errors import ConfigError
+from recbole_mm.files import disk_errors, make_folder, write_checksums
 from recbole_mm.mllm.loading import has_bfloat16
 from recbole_mm.mllm.model import MLLM
 from recbole_mm.mllm.sft import AnswerLoss, Examples, LengthGroupedBatches
-from recbole_mm.mllm.sft_trainer import AnswerTrainer
+from recbole_mm.mllm.sft_trainer import AnswerTrainer, check_checkpoint
 from recbole_mm.turns import turn
 
 logger = logging.getLogger(__name__)
@@ -148,7 +149,8 @@ def finetune(
 
     Raises:
         ConfigError: settings that do not fit the model or the machine, or a training that diverged.
-        CheckpointError: the checkpoint is another model's.
+        CheckpointError: the checkpoint is another model's, or damaged.
+        DiskError: a checkpoint or the model cannot be written.
 
     Example:
         >>> mllm = load_mllm("tiny", with_head=True)                      # doctest: +SKIP
@@ -157,7 +159,7 @@ def finetune(
     """
     check_tuning(tuning, mllm)
     scratch = folder.with_name(f".{folder.name}")
-    scratch.mkdir(parents=True, exist_ok=True)
+    make_folder(scratch)
     arguments = _arguments(tuning, mllm, scratch)
     main = arguments.process_index == 0
     with _private_randomness(tuning.seed), turn(folder, "fine-tuning") if main else nullcontext():
@@ -166,8 +168,9 @@ def finetune(
         if not is_finetuned(folder):
             _train(mllm, examples, tuning, arguments, show_progress)
             if main:
-                _save(mllm, scratch / "finished", notes or {})
-                (scratch / "finished").rename(folder)
+                with disk_errors(folder):
+                    _save(mllm, scratch / "finished", notes or {})
+                    (scratch / "finished").rename(folder)
             state.wait_for_everyone()
         if main:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -186,6 +189,8 @@ def _train(mllm: MLLM, examples: Examples, tuning: Tuning, arguments: TrainingAr
     batches = LengthGroupedBatches(examples.lengths, tuning.batch_tokens, tuning.seed)
     trainer = AnswerTrainer(mllm, model, arguments, examples, batches, tuning.image_pixels, tuning.warmup_ratio, show)
     checkpoint = last_checkpoint(Path(arguments.output_dir))
+    if checkpoint is not None:
+        check_checkpoint(checkpoint)
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     logger.info(
         "Fine-tuning %s (%s): %.1f M of %.1f M parameters, %d examples in %d batches, %d epochs%s",
@@ -197,6 +202,7 @@ def _train(mllm: MLLM, examples: Examples, tuning: Tuning, arguments: TrainingAr
         # One of RecBole's models turns this on for everybody; it costs a third of the time.
         with torch.autograd.set_detect_anomaly(False):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.require_finite()
     finally:
         trainer.close()
     if trainer.unusable:
@@ -257,6 +263,7 @@ def _save(mllm: MLLM, folder: Path, notes: Mapping[str, str]) -> None:
     mllm.image_processor.save_pretrained(folder)
     for name, text in notes.items():
         (folder / name).write_text(text, encoding="utf-8")
+    write_checksums(folder)
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors leaves 0600, which locks the rest of a team out
 

@@ -74,6 +74,8 @@ def load_mllm(
     source = locate(name, revision, supported_family)
     adapter = read_adapter(source) if source.is_adapter else None
     base = source if adapter is None else _locate_base(adapter)
+    # Before anything of it is used: a file that is damaged is found here.
+    parts = [base.identity, *(["nf4"] if load_in_4bit else []), *([] if adapter is None else [source.identity])]
     settings: dict[str, Any] = {"dtype": own_dtype, "attn_implementation": attention}
     if load_in_4bit:
         settings |= {"quantization_config": _four_bits(name, own_dtype, adapter), "device_map": {"": target}}
@@ -105,7 +107,6 @@ def load_mllm(
         model = model.model
     family = family_type(model.config, image_processor, tokenizer)
     family.speed_up(model)
-    parts = [base.identity, *(["nf4"] if load_in_4bit else []), *([] if adapter is None else [source.identity])]
     return MLLM(
         name=name,
         identity="+".join(parts),

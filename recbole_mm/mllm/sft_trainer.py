@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import pickle
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,13 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from recbole_mm.errors import CheckpointError, ConfigError
+from recbole_mm.errors import CheckpointError, ConfigError, DiskError
+from recbole_mm.files import ChecksumError, check_checksums, disk_errors, make_folder, write_checksums
 from recbole_mm.mllm.model import MLLM
 from recbole_mm.mllm.sft import AnswerLoss, Examples, LengthGroupedBatches, Ready, words_to_learn
 from recbole_mm.progress import progress
@@ -150,13 +153,42 @@ class AnswerTrainer(Trainer):
     def _trained(self) -> dict[str, torch.Tensor]:
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
 
+    def require_finite(self) -> None:
+        """Make sure that no trained weight is lost: neither a checkpoint nor a model may be made of such ones.
+
+        Raises:
+            ConfigError: one holds NaN or infinity.
+        """
+        for name, weight in self._trained().items():
+            if not torch.isfinite(weight.detach()).all():
+                raise ConfigError(
+                    f"fine-tuning diverged: the weight {name} holds NaN or infinity at step {self.state.global_step}; "
+                    "lower the learning rate"
+                )
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As the Trainer's, of finite weights alone, with a list of checksums; a part of one is not left behind."""
+        self.require_finite()
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            with disk_errors(folder):
+                super()._save_checkpoint(*args, **kwargs)
+        except DiskError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self.accelerator.wait_for_everyone()  # each process has written its generators' state
+        if self.is_world_process_zero():
+            write_checksums(folder)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         save_file({name: value.detach().contiguous() for name, value in self._trained().items()}, folder / TRAINED)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved, wanted = load_file(Path(resume_from_checkpoint) / TRAINED), self._trained()
+        with _damage_named(resume_from_checkpoint):
+            saved = load_file(Path(resume_from_checkpoint) / TRAINED)
+        wanted = self._trained()
         if saved.keys() != wanted.keys():
             raise CheckpointError(f"{resume_from_checkpoint}: of another model; remove the folder and start anew")
         with torch.no_grad():
@@ -172,12 +204,24 @@ class AnswerTrainer(Trainer):
             super()._load_rng_state(checkpoint)
 
 
+def check_checkpoint(folder: Path) -> None:
+    """Make sure that a checkpoint is what was written.
+
+    Raises:
+        CheckpointError: a file of it is gone or damaged.
+    """
+    try:
+        check_checksums(folder)
+    except ChecksumError as error:
+        raise CheckpointError(f"{error}; remove {folder} to start anew") from error
+
+
 @contextmanager
 def _damage_named(checkpoint: str | None) -> Iterator[None]:
     """The Trainer reads these files with the restricted unpickler of torch, which refuses all but plain data."""
     try:
         yield
-    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError) as error:
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{checkpoint}: damaged ({reason}); remove the folder to start anew") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from recbole_mm.errors import ModelLoadError
+from recbole_mm.files import CHANGED, CHECKSUMS, ChecksumError, file_digest, listed_checksums
 
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
@@ -55,26 +56,46 @@ class Source:
 
 
 def files_identity(folder: Path) -> str:
-    """Hash the files that make a model (configuration, tokenizer, weights): a changed checkpoint is another model."""
+    """Hash the files that make a model (configuration, tokenizer, weights): a changed checkpoint is another model.
+
+    Raises:
+        ModelLoadError: a file of a folder that was made here (a tiny or a fine-tuned model) has changed since.
+    """
     files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
     states = [(path, path.stat()) for path in files]
     memory = (str(folder.resolve()), *((path.name, state.st_size, state.st_mtime_ns) for path, state in states))
     if memory not in _identities:
+        digests = {path: file_digest(path) for path in files}
+        _require_as_made(folder, digests)
         total = hashlib.sha256()
-        for path in files:
-            total.update(f"{path.name}\0".encode() + _file_digest(path))
+        for path, digest in digests.items():
+            total.update(f"{path.name}\0".encode() + (_settings_digest(path) or digest))
         _identities[memory] = f"files-sha256:{total.hexdigest()}"
     return _identities[memory]
 
 
-def _file_digest(path: Path) -> bytes:
-    """SHA-256 of a file; of an adapter's settings without the place of its base, which has an identity of its own."""
-    if path.name == ADAPTER_CONFIG:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        settings.pop("base_model_name_or_path", None)
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+def _require_as_made(folder: Path, digests: Mapping[Path, bytes]) -> None:
+    """Compare a folder with the list of checksums that was made with it, if there is one."""
+    try:
+        for name, wanted in listed_checksums(folder).items():
+            path = folder / name
+            if not path.is_file():
+                raise ChecksumError(f"{path} is gone")
+            if (digests.get(path) or file_digest(path)).hex() != wanted:
+                raise ChecksumError(f"{path} is damaged: {CHANGED}")
+    except ChecksumError as error:
+        raise ModelLoadError(
+            f"{error}; remove {folder} to have the model made anew, or only its {CHECKSUMS} if you changed it yourself"
+        ) from error
+
+
+def _settings_digest(path: Path) -> bytes | None:
+    """SHA-256 of an adapter's settings without the place of its base, which has an identity of its own."""
+    if path.name != ADAPTER_CONFIG:
+        return None
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings.pop("base_model_name_or_path", None)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()
 
 
 def locate(name: str, revision: str | None, accept: Callable[[str, Path], object]) -> Source:

@@ -11,8 +11,6 @@ import hashlib
 import logging
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -20,7 +18,8 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from recbole_mm.errors import ModelLoadError
+from recbole_mm.errors import DiskError, ModelLoadError
+from recbole_mm.files import disk_errors, make_folder, scratch_folder, write_checksums
 from recbole_mm.mllm.tiny_models import RECIPES, Recipe
 from recbole_mm.mllm.tiny_tokenizers import QWEN_TOKENS, VOCABULARY
 
@@ -52,7 +51,8 @@ def build_tiny(
         several runs may build it together.
 
     Raises:
-        ModelLoadError: no such family; `directory` exists and holds something else, or cannot be written.
+        ModelLoadError: no such family.
+        DiskError: `directory` exists and holds something else, or cannot be written.
     """
     if family not in RECIPES:
         raise ModelLoadError(f"there is no tiny model of type {family!r}; choose one of {', '.join(sorted(RECIPES))}")
@@ -60,18 +60,16 @@ def build_tiny(
     if _holds_model(target):
         return target
     logger.info("Building the tiny multimodal model (%s) in %s", family, target)
+    make_folder(target.parent)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".tiny-", dir=target.parent))
-        try:
+        with disk_errors(target), scratch_folder(target.parent, ".tiny-") as scratch:
             _write_model(list(corpus), scratch, seed, RECIPES[family])
+            write_checksums(scratch)
             scratch.chmod(0o755)  # mkdtemp keeps others out; the finished model is for whoever may read the folder
             scratch.rename(target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    except OSError as error:
+    except DiskError:
         if not _holds_model(target):  # else another run finished the same files first
-            raise ModelLoadError(f"{target}: the tiny model cannot be written there: {error.strerror}") from error
+            raise
     return target
 
 

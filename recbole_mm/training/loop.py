@@ -36,20 +36,29 @@ CHECK_PERIOD = 50
 """Optimizer steps between two looks at the losses of a GPU, each of which waits for the GPU."""
 
 
-class NanLossError(RecboleMMError, ValueError):
-    """The training loss is not a number. Also a `ValueError`, which is what RecBole raises then."""
+class DivergedError(RecboleMMError, ValueError):
+    """A loss, a weight or a score is not a number. Also a `ValueError`, which is what RecBole raises then."""
+
+
+class NanLossError(DivergedError):
+    """The training loss is NaN or infinite."""
+
+
+ADVICE = "lower learning_rate, set clip_grad_norm, or turn enable_amp off"
 
 
 class LossSum:
-    """Adds up losses where they are computed, and finds the first that is not a number without waiting for the GPU.
+    """Adds up losses where they are computed, and finds the first that is not finite without waiting for the GPU.
 
     Args:
         device: where the losses are.
         epoch: epoch named in errors.
+        scaled: whether a gradient scaler leaves out the steps of infinite losses, which are none of its errors then.
     """
 
-    def __init__(self, device: torch.device, epoch: int) -> None:
+    def __init__(self, device: torch.device, epoch: int, scaled: bool = False) -> None:
         self.epoch = epoch
+        self._is_bad = torch.isnan if scaled else lambda losses: ~torch.isfinite(losses)
         self._parts: tuple[Tensor, ...] | None = None
         self._is_tuple = False
         self._batch = 0
@@ -60,25 +69,24 @@ class LossSum:
         """Count one batch's loss, or its parts.
 
         Raises:
-            NanLossError: this loss, or an earlier one on a GPU, is not a number.
+            NanLossError: this loss, or an earlier one on a GPU, is not finite.
         """
         self._is_tuple = isinstance(losses, tuple)
         parts = losses if isinstance(losses, tuple) else (losses,)
         found = tuple(part.detach().to(self._first_bad.device, torch.float64).sum() for part in parts)
         self._parts = found if self._parts is None else tuple(a + b for a, b in zip(self._parts, found, strict=True))
-        bad = torch.stack(found).isnan().any() & (self._first_bad < 0)
+        bad = self._is_bad(torch.stack(found)).any() & (self._first_bad < 0)
         self._first_bad = torch.where(bad, self._batch, self._first_bad)
         self._batch += 1
         if self._batch % self._period == 0:
             self.check()
 
     def check(self) -> None:
-        """Raise `NanLossError` if any loss so far was not a number."""
+        """Raise `NanLossError` if any loss so far was not finite."""
         first = int(self._first_bad)
         if first >= 0:
             raise NanLossError(
-                f"the training loss became NaN in epoch {self.epoch} at batch {first}; lower learning_rate, set "
-                "clip_grad_norm, or turn enable_amp off"
+                f"the training loss became NaN or infinite in epoch {self.epoch} at batch {first}; {ADVICE}"
             )
 
     def total(self) -> float | tuple[float, ...]:
@@ -221,7 +229,7 @@ class TrainingLoop(Trainer):
             self.model.start_epoch(epoch_idx)
         self.model.train()
         loss_func = loss_func or self.model.calculate_loss
-        total = LossSum(self.device, epoch_idx)
+        total = LossSum(self.device, epoch_idx, scaled=self.enable_scaler)
         batches = len(train_data)
         pending = window = 0
         for index, interaction in enumerate(

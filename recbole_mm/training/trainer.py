@@ -10,6 +10,7 @@ The run folder receives `model.safetensors`, `checkpoint.safetensors` (see `savi
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from torch import nn
 from recbole_mm.distributed.workers import joined
 from recbole_mm.errors import ConfigError
 from recbole_mm.training.checkpoint import PathLike
-from recbole_mm.training.loop import NCLTrainingLoop, TrainingLoop, learns
+from recbole_mm.training.loop import ADVICE, DivergedError, NCLTrainingLoop, TrainingLoop, learns
 from recbole_mm.training.saving import SavingLoop
 from recbole_mm.training.schedule import LearningRateSchedule, lr_schedule
 from recbole_mm.training.state import interrupts_held, load_weights
@@ -85,7 +86,8 @@ class TrainerMixin(SavingLoop):
 
         Raises:
             CheckpointError: the folder holds a checkpoint and `resume` is False, or that checkpoint does not fit.
-            NanLossError: the loss became NaN.
+            NanLossError: the loss became NaN or infinite.
+            DivergedError: a weight or the validation score did. The last finite weights and checkpoint are kept.
         """
         self._verbose, self._show_progress = verbose, show_progress
         if getattr(self.model, "train_stage", "finetune") != "finetune":
@@ -107,6 +109,9 @@ class TrainerMixin(SavingLoop):
                     if self._stopped(valid_data):
                         break
                     self._run_epoch(epoch_idx, train_data, valid_data, saved, callback_fn)
+        except DivergedError as error:
+            raise type(error)(f"{error}; {self._kept()}") from error
+        else:
             if self.history and self.history[-1]["epoch"] >= first:
                 self._add_hparam_to_tensorboard(self.best_valid_score)
         finally:
@@ -137,6 +142,7 @@ class TrainerMixin(SavingLoop):
     ) -> None:
         """Train one epoch, validate if it is time, make it safe on disk, tell the caller."""
         record = self._train_once(epoch_idx, train_data)
+        self._require_finite_weights(epoch_idx)
         validates = self.eval_step > 0 and bool(valid_data)
         improved = not validates
         if validates and self._validates_after(epoch_idx):
@@ -153,6 +159,18 @@ class TrainerMixin(SavingLoop):
             callback_fn(epoch_idx, record["valid_score"])
         if self._verbose and validates and stopped:
             logger.info("Finished training, best eval result in epoch %d", self.best_epoch)
+
+    def _require_finite_weights(self, epoch_idx: int) -> None:
+        """The last step of an epoch may have made weights of which no loss has told yet; they are not to be saved."""
+        for name, weight in self.model.named_parameters():
+            if weight.requires_grad and not torch.isfinite(weight.detach()).all():
+                raise DivergedError(f"the weight {name} holds NaN or infinity after epoch {epoch_idx}; {ADVICE}")
+
+    def _kept(self) -> str:
+        """What a training that has diverged leaves behind."""
+        if not self.saved_model_file.exists():
+            return "no epoch was saved before"
+        return f"{self.saved_model_file} has the weights of epoch {self.best_epoch}, the best until then"
 
     def _validates_after(self, epoch_idx: int) -> bool:
         """Whether it is time to validate.
@@ -190,6 +208,11 @@ class TrainerMixin(SavingLoop):
         start = time.perf_counter()
         epoch_idx = record["epoch"]
         score, result = self._valid_epoch(valid_data, show_progress=self._show_progress)
+        if not math.isfinite(score):
+            raise DivergedError(
+                f"valid_metric {self.config['valid_metric']} is {score} after epoch {epoch_idx}, of finite weights: "
+                "it has no value for these validation cases; choose another valid_metric"
+            )
         self.best_valid_score, self.cur_step, _, improved = early_stopping(
             score, self.best_valid_score, self.cur_step, max_step=self.stopping_step, bigger=self.valid_metric_bigger
         )
@@ -246,6 +269,8 @@ class TrainerMixin(SavingLoop):
                 struct.set(key, value)
         self.last_struct = struct
         result = self.evaluator.evaluate(struct)
+        if undefined := [name for name, value in result.items() if not math.isfinite(value)]:
+            logger.warning("%s: no value for these cases", ", ".join(undefined))
         self.wandblogger.log_eval_metrics(result, head="eval")
         return result
 
