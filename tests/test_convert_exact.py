@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from recbole_mm.config import Config
 from recbole_mm.data.convert import CONVERTERS
 from recbole_mm.data.convert.atomic import write_inter, write_item
 from recbole_mm.data.convert.ids import id_fault, written_twice
 from recbole_mm.data.convert.times import first_fault, read_time, settle, units_of
+from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import DataError
 from tests.test_convert import ARTICLES, PURCHASES, article, put
 
@@ -152,6 +154,26 @@ def test_times_are_read_as_iso_8601_writes_them():
     for text in ("2024-05-31T18:30.5", "2024-05-31T25:00", "2024-05-31T18:30:00+99:00", "2024-05", "٣", "0x1f", "1_0"):
         assert second(text) is None, text
     assert settle([Decimal("1.5"), Decimal(2)])[0].tolist() == [1.5, 2.0]
+
+
+def test_the_latest_row_of_a_user_is_held_out_whatever_the_unit(tmp_path):
+    """From the raw file to the split: the rows of a user stand from the latest to the earliest."""
+    for name, times in {
+        "days": ["45292.75", "45292.5", "45292.25", "45292"],
+        "scaled": ["1", "0.99999999", "0.99999998", "0.5"],
+        "nano": [f"170000000000000000{digit}" for digit in "8765"],
+        "iso": ["2024-01-01T00:00:00.003", "2024-01-01T00:00:00.002", "2024-01-01T00:00:00.001", "2024-01-01T00:00:00"],
+    }.items():
+        lines = "".join(f"u{user},i{place},{time}\n" for user in range(3) for place, time in enumerate(times))
+        put(tmp_path / name / "raw.csv", f"user,item,time\n{lines}")
+        CONVERTERS["csv"].convert(tmp_path / name, tmp_path / "data" / name)
+        for model in ("SASRec", "Pop"):
+            config = Config(model, name, config_dict={"data_path": str(tmp_path / "data"), "show_progress": False})
+            dataset = create_dataset(config)
+            _, valid, test = dataset.build()
+            for part, item in ((valid, "i1"), (test, "i0")):
+                held_out = dataset.field2id_token["item_id"][part.inter_feat["item_id"].numpy()]
+                assert set(held_out) == {item}, (name, model)
 
 
 # -------------------------------------------------------------------------------------------------------------- lines

@@ -306,6 +306,8 @@ BAD_INPUT = [
     (array(nan_at_5()), r"image_feat.npy: row 5 holds NaN or infinity"),
     (array(np.zeros((ITEMS + 1, 4))), r"the feature files differ in rows \(image_feat.npy 10, text_feat.npy 9\)"),
     (table(itemID=(4, ITEMS)), r"baby.inter: itemID 9 is not in i_id_mapping.csv; do the files belong together\?"),
+    (table(userID=(4, "1.5")), r"baby.inter, line 6: userID '1.5' is not a whole number"),
+    (table(x_label=(4, "0.5")), r"baby.inter, line 6: x_label '0.5' is not a whole number"),
     (table(userID=(4, 99)), r"baby.inter: userID 99 is not in u_id_mapping.csv"),
     (
         mapping("i_id_mapping.csv", asin=[*ASINS, "B0MORE0000"], itemID=range(ITEMS + 1)),

@@ -136,6 +136,14 @@ def test_a_dead_host_is_given_up(tmp_path):
     assert all("did not answer 5 times in a row" in reason for reason in found if reason != "no connection")
 
 
+def test_waiting_for_ones_turn_takes_no_time_of_a_file(server):
+    limits = dataclasses.replace(QUICK, total_timeout=0.5)
+    fetcher = Fetcher(limits, threading.Event())
+    fetcher._host(check_url(server.url(""))).hold(1.0)
+    with open_session(public_only=False) as session:
+        assert fetcher.fetch(session, server.url("good/x")).startswith(b"\xff\xd8")
+
+
 def test_the_rate_is_kept_over_all_threads_and_counts_redirects(server, tmp_path):
     limits = dataclasses.replace(QUICK, rate=20, threads=8)
     start = time.monotonic()

@@ -179,7 +179,7 @@ def _read_ids(file: Path) -> list[str]:
         if "\n" not in text:
             text = text.replace("\r", "\n")
         names = text.rstrip().split("\n") if separator is None else _id_column(file, text, separator)
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise DataError(f"{file}: cannot be read as UTF-8 text ({error})") from error
     return _checked(names, file)
 

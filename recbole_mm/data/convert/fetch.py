@@ -168,7 +168,9 @@ class Fetcher:
         try:
             for _ in range(self.limits.max_redirects + 1):
                 host = self._host(check_url(url))
+                asked = time.monotonic()
                 host.take_turn()
+                end += time.monotonic() - asked  # waiting for one's turn is no fault of this file
                 adapter = session.get_adapter(url)
                 assert isinstance(adapter, BoundedAdapter), "open_session gives the session"
                 adapter.deadline = end
