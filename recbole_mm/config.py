@@ -173,7 +173,8 @@ class Config(RecboleConfig):
             raise ConfigError("no model is given; add --model=NAME (`recbole-mm models` lists them)")
         if dataset is None:
             raise ConfigError("no dataset is given; add --dataset=NAME, the name of a folder under data_path")
-        if not isinstance(dataset, str) or dataset in ("", ".", "..") or set("/\\\0") & set(dataset):
+        named = isinstance(dataset, str) and dataset not in ("", ".", "..") and dataset.isprintable()
+        if not named or set("/\\") & set(dataset):
             raise ConfigError(
                 f"dataset: {shown(dataset)} is not a folder's name; give the folder above it as data_path"
             )

@@ -426,7 +426,7 @@ def test_objects_that_could_not_be_saved_are_refused():
     assert refused(text_fields=object()).startswith("text_fields: a object")
 
 
-@pytest.mark.parametrize("dataset", ["../ml-100k", "", "..", "a/b", "a\\b"])
+@pytest.mark.parametrize("dataset", ["../ml-100k", "", "..", "a/b", "a\\b", "a\nb", "\x1b[2J"])
 def test_a_dataset_is_a_folder_name(dataset):
     with pytest.raises(ConfigError, match="dataset"):
         Config("SASRec", dataset)
