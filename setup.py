@@ -59,6 +59,7 @@ setup(
         "tune": ["optuna>=4.0"],
         "wandb": ["wandb>=0.18"],
         "dev": [
+            "hypothesis>=6.100",
             "optuna>=4.0",
             "pytest>=8.2",
             "pytest-timeout>=2.3",
