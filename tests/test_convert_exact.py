@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+import csv
+import io
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import numpy as np
@@ -266,3 +269,64 @@ def test_large_numbers_are_written_as_they_are(tmp_path):
     assert write_item(tmp_path, "x", table, {"item_id": "token", "n": "float"}).read_text() == (
         "item_id:token\tn:float\na\t1e+19\nb\t3.0\n"
     )
+
+
+# ------------------------------------------------------------------------------------------------------- damaged tables
+
+DAMAGE = [b"\0", b"\r", b"\n", b"\r\n", b'"', b'""', b",", b"\t", b"\xff", b"nan", b"1e40", b"-", b"", b" ", b"0", b"."]
+DAMAGE += [
+    b"\xe2\x80\xa8",
+    b"\xef\xbb\xbf",
+    b"\xc2\xa0",
+    b"e5",
+    b"9" * 20,
+    b"T",
+    b"Z",
+    b"+01:00",
+    b"NA",
+    b"\x1a",
+    b"\x85",
+]
+
+
+def plainly_read(data: bytes) -> list[tuple[str, str, float]]:
+    """User, item and time of every row, with nothing but the standard library."""
+    rows = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline="\n")))
+    header, *rows = [row for row in rows if len(row) > 1 or (row and row[0].strip())]
+    places = [[name.strip() for name in header].index(name) for name in ("user", "item", "time")]
+    assert all(len(row) == len(header) for row in rows)
+    users, items, times = ([row[place].strip() for row in rows] for place in places)
+    try:
+        seconds = [float(Decimal(time)) for time in times]
+    except InvalidOperation:
+        moments = [datetime.fromisoformat(time) for time in times]
+        seconds = [(moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() for moment in moments]
+    return list(zip(users, items, seconds))
+
+
+@pytest.mark.parametrize("cases", [100, pytest.param(2000, marks=pytest.mark.slow)])
+def test_a_damaged_table_is_refused_or_read_as_it_stands(tmp_path, cases):
+    rng = np.random.default_rng(cases)
+    source, out, read = tmp_path / "raw" / "a.csv", tmp_path / "out", 0
+    for case in range(cases):
+        day = case % 2 == 0
+        lines = [
+            f'u{rng.integers(4)},"i{place}",{f"2024-05-0{place} 10:00:00.25" if day else place / 8},"x, ""y"""'
+            for place in range(1, 7)
+        ]
+        data = bytearray("\n".join([*lines, ""]).encode())
+        for _ in range(rng.integers(1, 4)):
+            start = int(rng.integers(len(data) + 1))
+            data[start : start + int(rng.choice([0, 0, 1, 2, 9]))] = DAMAGE[rng.integers(len(DAMAGE))]
+        data[:0] = HEAD
+        put(source, "").write_bytes(data)
+        try:
+            CONVERTERS["csv"].convert(source.parent, out, interactions="a.csv", force=True)
+        except DataError as error:
+            assert "\n" not in str(error), bytes(data)  # noqa: PT017
+            continue
+        read += 1
+        lines = (out / "out.inter").read_text(encoding="utf-8").splitlines()[1:]
+        written = [(user, item, float(time)) for user, item, time in (line.split("\t") for line in lines)]
+        assert written == plainly_read(bytes(data)), bytes(data)
+    assert cases / 10 < read < cases
