@@ -22,7 +22,7 @@ from recbole_mm.distributed.workers import joined
 from recbole_mm.errors import CheckpointError, DiskError, RecboleMMError
 from recbole_mm.evaluation.per_user import FILE as PER_USER
 from recbole_mm.evaluation.per_user import per_user_table, write_per_user
-from recbole_mm.evaluation.phases import Phases, split
+from recbole_mm.evaluation.phases import Phases, check_split, split
 from recbole_mm.evaluation.ranking import RankingData
 from recbole_mm.files import disk_errors, make_folder, read_json, write_json
 from recbole_mm.first_stage import has_first_stage, open_first_stage, results_beside
@@ -239,6 +239,7 @@ def _assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
         dataset = create_dataset(config)
         logger.info("%s", dataset)
     model_class = full_sequence_class(config.model_class) if config["full_sequence"] else config.model_class
+    check_split(config, dataset, model_class)
     first = None
     with stages("artifacts"):
         if has_first_stage(model_class):

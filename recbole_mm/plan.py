@@ -14,6 +14,7 @@ from typing import Any
 from recbole_mm.artifacts.store import Store
 from recbole_mm.config import Config
 from recbole_mm.data.dataset import create_dataset
+from recbole_mm.evaluation.phases import check_split
 from recbole_mm.progress import duration
 from recbole_mm.provisions import OF_THE_MLLM, artifact_dir, needed
 from recbole_mm.reasoning.estimate import TEMPLATE, Estimate, PlannedStage
@@ -80,6 +81,7 @@ def plan(
     if not needs and not specs:
         return planned
     data = create_dataset(config)
+    check_split(config, data, config.model_class)
     path = artifact_dir(config) / "artifacts.sqlite"
     store: Any = Store(path) if path.is_file() else NoStore()
     try:

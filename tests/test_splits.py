@@ -9,11 +9,13 @@ import pytest
 import torch
 from recbole.data.dataset import Dataset, SequentialDataset
 
+import recbole_mm
 from recbole_mm.config import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.data.splits import TEST, TRAIN, VALID, Split, split_by_ratio, split_by_time
-from recbole_mm.errors import ConfigError, DataError
+from recbole_mm.errors import ConfigError, DataError, RecboleMMError
 from recbole_mm.evaluation.phases import split
+from recbole_mm.plan import plan
 
 HEAD = "user_id:token\titem_id:token\ttimestamp:float"
 RATIOS = [0.8, 0.1, 0.1]
@@ -261,6 +263,15 @@ def test_what_is_labelled_0_is_no_positive(tmp_path, model):
         assert set(train[:]["label_list"].flatten().tolist()) == {0.0, 1.0}, "the history holds what was seen"
 
 
+@pytest.mark.parametrize(("mode", "asked"), [("uni3", 4), ("labeled", 6)])
+def test_value_metrics_against_samples_take_positives_alone(tmp_path, mode, asked):
+    folder = write(tmp_path, LABELLED, f"{HEAD}\tlabel:float")
+    arguments = {"split": {"RS": [4, 1, 1]}, "order": "TO", "group_by": "user", "mode": mode}
+    config = config_of(folder, "FM", arguments, metrics=["AUC"], valid_metric="AUC")
+    phases = split(config, create_dataset(config), config.model_class)
+    assert [len(loader._dataset.own_rows) for loader in (phases.valid, phases.test)] == [asked, asked]
+
+
 def test_whole_sequences_and_histories_refuse_labels_of_0(tmp_path):
     folder = write(tmp_path, LABELLED, f"{HEAD}\tlabel:float")
     config = config_of(folder, "Molar", {})
@@ -268,6 +279,20 @@ def test_whole_sequences_and_histories_refuse_labels_of_0(tmp_path):
         split(config, create_dataset(config), config.model_class)
     with pytest.raises(ConfigError, match=r"takes every interaction as chosen.*val_interval"):
         create_dataset(config).user_histories()
+
+
+def test_nothing_is_computed_for_a_split_that_cannot_be(toy_settings, monkeypatch):
+    computed = []
+    monkeypatch.setattr("recbole_mm.pipeline.provide", lambda *_: computed.append("artifacts"))
+    columns = {"inter": ["user_id", "item_id", "rating", "timestamp"], "item": ["item_id", "class"]}
+    for settings, message in (
+        ({"threshold": {"rating": 3}, "load_col": columns}, "labelled 0.*instead of threshold"),
+        ({"user_inter_num_interval": "[0,4]", "eval_args": {"split": {"TS": [1, 8, 1]}}}, "nothing is left"),
+    ):
+        for call in (recbole_mm.run, plan):
+            with pytest.raises(RecboleMMError, match=message):
+                call("Molar", "toy", config_dict={**toy_settings, **settings})
+    assert not computed
 
 
 def test_labels_by_threshold_leave_nothing_to_ask_for(tmp_path):

@@ -202,17 +202,24 @@ class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
             return np.ones(len(self.inter_feat), dtype=bool)
         return self.inter_feat[self.label_field].to_numpy() > 0
 
+    def split_rows(self) -> tuple[np.ndarray, Rows]:
+        """What `build` will hold out: the order that it puts the table into, int64 (M,), and the rows in that order."""
+        order = self._split_order()
+        users, items = (self.inter_feat[field].to_numpy()[order] for field in (self.uid_field, self.iid_field))
+        in_time = self.split.in_time and self.benchmark_filename_list is None
+        return order, Rows(users, items, self._row_phases()[order], in_time, self._row_labels()[order])
+
     def build(self) -> list[Dataset]:
         """Training, validation and test datasets by `eval_args`; the same rows whatever the kind of model."""
-        order = self._split_order()
-        phases = self._row_phases()[order]
+        order, self.rows = self.split_rows()
         self.inter_feat = self.inter_feat.iloc[order].reset_index(drop=True)
-        in_time = self.split.in_time and self.benchmark_filename_list is None
-        users, items = (self.inter_feat[field].to_numpy() for field in (self.uid_field, self.iid_field))
-        self.rows = Rows(users, items, phases, in_time, self._row_labels())
         self._change_feat_format()
         self._drop_unused_col()
-        return [self.part(self.rows.of_phase(phase)) for phase in (TRAIN, VALID, TEST)]
+        return [self.part(self.rows_of_part(self.rows, phase)) for phase in (TRAIN, VALID, TEST)]
+
+    def rows_of_part(self, rows: Rows, phase: int) -> np.ndarray:
+        """Those of all rows that are learnt from, or held out, in a phase: int64, ascending."""
+        return rows.of_phase(phase)
 
     def _drop_unused_col(self) -> None:
         """RecBole's, which ends in an AttributeError or a KeyError on what is not loaded or cannot be spared."""
@@ -276,12 +283,15 @@ class SequenceMixin(FlatDatasetMixin):
             )
         super()._benchmark_presets()
 
+    def rows_of_part(self, rows: Rows, phase: int) -> np.ndarray:
+        """Those of all rows that are targets in a phase: int64, ascending."""
+        mine = rows.of_phase(phase)
+        return mine if self.benchmark_filename_list is not None else mine[rows.starts[mine] < mine]
+
     def part(self, rows: np.ndarray) -> Dataset:
-        """A copy of this dataset that holds only the samples whose targets are among `rows`, int64 ascending."""
-        if self.benchmark_filename_list is not None:  # whose rows are samples
-            return super().part(rows)
-        rows = rows[self.rows.starts[rows] < rows]
-        part = self.copy(self._samples(np.searchsorted(self.rows.targets, rows)))
+        """A copy of this dataset that holds only the samples whose targets are `rows`, int64 ascending."""
+        given = self.benchmark_filename_list is not None  # then the rows are samples
+        part = self.copy(self._samples(rows if given else np.searchsorted(self.rows.targets, rows)))
         part.own_rows = rows
         return part
 

@@ -21,7 +21,7 @@ from recbole.sampler import KGSampler, RepeatableSampler, Sampler
 from recbole.utils import EvaluatorType, ModelType
 
 from recbole_mm.data.loaders import FullSequenceLoader
-from recbole_mm.data.splits import TEST, TRAIN, VALID
+from recbole_mm.data.splits import TEST, TRAIN, VALID, Rows
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.evaluation.ranking import CSR, EvalUsers, RankingData, TrainCounts
 from recbole_mm.first_stage import has_first_stage
@@ -54,13 +54,11 @@ def split(config, dataset: Dataset, model_class: type, run_dir: Path | None = No
         DataError: nothing is left to train on, labels are missing, a user leaves no item for a negative, or the sampled
             candidates that the folder keeps do not fit the data.
     """
+    check_split(config, dataset, model_class)
     modes = config["eval_args"]["mode"]
     ranked = {phase: modes[phase] != "labeled" and config["eval_type"] == EvaluatorType.RANKING for phase in modes}
-    built = dataset.build()
-    only_positives = (not _learns_from_labels(config, model_class), ranked["valid"], ranked["test"])
-    built = [_positives(dataset, part) if only else part for part, only in zip(built, only_positives)]
-    _check_trainable(config, dataset, built[0], model_class)
-    _check_held_out(dataset, built)
+    only_positives = _only_positives(config, model_class)
+    built = [_positives(dataset, part) if only else part for part, only in zip(dataset.build(), only_positives)]
     for part in built:
         part.hand_over(dataset.provided)
     samplers = None if all(ranked.values()) else create_samplers(config, dataset, built)
@@ -77,48 +75,51 @@ def split(config, dataset: Dataset, model_class: type, run_dir: Path | None = No
     return Phases(train, evaluated[0], evaluated[1], built[0])
 
 
-def _learns_from_labels(config, model_class: Any) -> bool:
-    """Whether training reads each interaction's label; otherwise every one is a positive, beside sampled negatives."""
-    sampled = config["train_neg_sample_args"]["distribution"] != "none"
-    return reads_labels(model_class) and not sampled and config["MODEL_TYPE"] != ModelType.TRADITIONAL
+def check_split(config, dataset: Dataset, model_class: Any) -> None:
+    """Find what keeps a dataset from being trained on or tested, before anything is spent.
 
+    Args:
+        config: of the run.
+        dataset: loaded and not yet split.
+        model_class: the run's.
 
-def _positives(dataset: Dataset, part: Dataset) -> Dataset:
-    """A part without the interactions that are labelled 0; those of the past stay in users' histories."""
-    kept = dataset.rows.positive[part.own_rows]
-    if kept.all():
-        return part
-    logger.info("%d of %d interactions of a part of the data are labelled 0: no positives", (~kept).sum(), len(kept))
-    return dataset.part(part.own_rows[kept])
-
-
-def _check_held_out(dataset: Dataset, built: list[Dataset]) -> None:
-    """A phase that is asked for has something to rank."""
-    given, rows = dataset.benchmark_filename_list, dataset.rows
-    for phase, name in ((VALID, "validation"), (TEST, "test")):
-        if len(built[phase].own_rows) or not (given or dataset.split.holds_out(phase)):
-            continue
-        what = "no interaction labelled 1" if len(rows.of_phase(phase)) else "no interaction"
-        where = f"dataset {dataset.dataset_name!r}: {what} is held out for {name} by"
-        if given:
-            raise DataError(f"{where} benchmark_filename {given}; fill its file, or split anew: --benchmark_filename=~")
-        first = ", whose first ones never are" if rows.in_time else ""
-        without = "" if phase == TEST else ", or {LS: test_only} to go without validation"
-        raise DataError(
-            f"{where} eval_args.split {dataset.config['eval_args']['split']}: there are {len(rows.users)} of "
-            f"{dataset.user_num - 1} users{first}; filter fewer, or give another split{without}"
-        )
-
-
-def _check_trainable(config, dataset: Dataset, train: Dataset, model_class: Any) -> None:
-    where, label = f"dataset {dataset.dataset_name!r}", config["LABEL_FIELD"]
-    rows = dataset.rows
-    if getattr(model_class, "trains_on_full_sequences", False) and not rows.positive[rows.phases == TRAIN].all():
+    Raises:
+        ConfigError: the model cannot leave out what is labelled 0.
+        DataError: nothing is left to train on, or for a phase that is asked for; or labels are missing.
+    """
+    _, rows = dataset.split_rows()
+    parts = [dataset.rows_of_part(rows, phase) for phase in (TRAIN, VALID, TEST)]
+    kept = [part[rows.positive[part] | (not only)] for part, only in zip(parts, _only_positives(config, model_class))]
+    if len(kept[TRAIN]) < len(parts[TRAIN]) and getattr(model_class, "trains_on_full_sequences", False):
         raise ConfigError(
-            f"{where}: training interactions are labelled 0, and a model that is trained on whole sequences takes "
-            "each as chosen; leave them out, as in val_interval: {rating: '[4,inf)'} instead of threshold"
+            f"dataset {dataset.dataset_name!r}: training interactions are labelled 0, and a model that is trained on "
+            "whole sequences takes each as chosen; leave them out, as in val_interval: {rating: '[4,inf)'} instead of "
+            "threshold"
         )
-    if len(train.inter_feat) == 0:
+    _check_trainable(config, dataset, len(kept[TRAIN]), model_class)
+    for phase, name in ((VALID, "validation"), (TEST, "test")):
+        if not len(kept[phase]) and (dataset.benchmark_filename_list or dataset.split.holds_out(phase)):
+            what = "no interaction labelled 1" if len(parts[phase]) else "no interaction"
+            where = f"dataset {dataset.dataset_name!r}: {what} is held out for {name} by"
+            raise DataError(f"{where} {_nothing_held_out(dataset, rows, phase)}")
+
+
+def _nothing_held_out(dataset: Dataset, rows: Rows, phase: int) -> str:
+    """Which split leaves a phase empty, and what to do about it."""
+    given = dataset.benchmark_filename_list
+    if given:
+        return f"benchmark_filename {given}; fill its file, or split anew: --benchmark_filename=~"
+    first = ", whose first ones never are" if rows.in_time else ""
+    without = "" if phase == TEST else ", or {LS: test_only} to go without validation"
+    return (
+        f"eval_args.split {dataset.config['eval_args']['split']}: there are {len(rows.users)} of "
+        f"{dataset.user_num - 1} users{first}; filter fewer, or give another split{without}"
+    )
+
+
+def _check_trainable(config, dataset: Dataset, targets: int, model_class: Any) -> None:
+    where, label = f"dataset {dataset.dataset_name!r}", config["LABEL_FIELD"]
+    if targets == 0:
         raise DataError(
             f"{where}: nothing is left to train on: eval_args.split {config['eval_args']['split']} holds out all there "
             "is, and a sequential model needs an item before each target; filter fewer, or give another split"
@@ -134,6 +135,27 @@ def _check_trainable(config, dataset: Dataset, train: Dataset, model_class: Any)
             ".inter, threshold: {rating: 3} to make one of a column, or train_neg_sample_args: {distribution: uniform, "
             "sample_num: 1} to sample items that count as not chosen"
         )
+
+
+def _learns_from_labels(config, model_class: Any) -> bool:
+    """Whether training reads each interaction's label; otherwise every one is a positive, beside sampled negatives."""
+    sampled = config["train_neg_sample_args"]["distribution"] != "none"
+    return reads_labels(model_class) and not sampled and config["MODEL_TYPE"] != ModelType.TRADITIONAL
+
+
+def _only_positives(config, model_class: Any) -> tuple[bool, bool, bool]:
+    """Of training, validation and test: whether what is labelled 0 is left out, neither chosen nor looked for."""
+    modes = config["eval_args"]["mode"]
+    return not _learns_from_labels(config, model_class), modes["valid"] != "labeled", modes["test"] != "labeled"
+
+
+def _positives(dataset: Dataset, part: Dataset) -> Dataset:
+    """A part without the interactions that are labelled 0; those of the past stay in users' histories."""
+    kept = dataset.rows.positive[part.own_rows]
+    if kept.all():
+        return part
+    logger.info("%d of %d interactions of a part of the data are labelled 0: no positives", (~kept).sum(), len(kept))
+    return dataset.part(part.own_rows[kept])
 
 
 def _training_loader(config, dataset: Dataset, train: Dataset, model_class: Any) -> Iterable[Interaction]:
