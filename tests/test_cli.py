@@ -238,7 +238,7 @@ def test_compare_refuses_an_unknown_experiment_and_a_negative_number_of_jobs(cap
     assert main(["compare", "--experiment=molar-table55", "--dataset=ml-100k"]) == 2
     assert "did you mean 'molar-table5'" in capsys.readouterr().err
     assert main(["compare", "--experiment=molar-table5", "--dataset=ml-100k", "--jobs=-1"]) == 2
-    assert capsys.readouterr().err == "error: --jobs=-1: give a number of at least 0\n"
+    assert capsys.readouterr().err == "error: --jobs=-1: give a number from 0 to 1000\n"
 
 
 def test_help_of_compare_lists_the_experiments(capsys):

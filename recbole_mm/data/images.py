@@ -113,7 +113,7 @@ class FolderImages:
         if not _is_inside(os.path.realpath(self.root), self._boundary):
             raise DataError(
                 f"image folder {self.root} leaves the dataset folder {self._boundary}; "
-                "if that is meant, give image_dir as an absolute path"
+                "if that is meant, give image_dir as an absolute path on the command line or in a config file"
             )
         self._left: list[str] = []
         self._index = _index_by_stem(self._list(), self.root)
