@@ -328,4 +328,5 @@ def _features(
         return encode_with_mllm(config, content, store, mllm or open_mllm(config, dataset), executor)
 
     compute = partial(vectors_through_store, store, show_progress=config["show_progress"], executor=executor)
-    return load_features(specs, dataset.content, compute, config["device"], with_mllm, summaries)
+    trust = bool(config["trust_remote_code"])
+    return load_features(specs, dataset.content, compute, config["device"], with_mllm, summaries, trust)

@@ -13,13 +13,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from PIL import Image
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTImageProcessorPil, ViTModel
 
 from recbole_mm.data import pretrained
 from recbole_mm.data.encoders import SentenceEncoder, TimmEncoder, VisionEncoder
+from recbole_mm.data.features import FeatureSpec
 from recbole_mm.data.pretrained import open_pretrained
 from recbole_mm.errors import ModelLoadError
 from recbole_mm.files import CHECKSUMS
@@ -190,7 +194,7 @@ def test_a_vision_encoder_that_needs_code(vit, poison, marker, changed):
         assert not marker.exists()
         return
     told = refused(lambda: VisionEncoder(str(load)), marker)
-    assert "it comes with Python code of its own, which is never run for an encoder (trust_remote_code is for" in told
+    assert "it comes with Python code of its own, which is not run; set trust_remote_code: True" in told
 
 
 def test_a_sentence_encoder(sentences, poison, marker):
@@ -205,7 +209,47 @@ def test_a_sentence_encoder_with_modules_of_its_own(sentences, poison, marker, m
     modules[1]["type"] = module
     (folder / "modules.json").write_text(json.dumps(modules))
     told = refused(lambda: SentenceEncoder(str(folder)), marker)
-    assert "it comes with Python code of its own, which is never run for an encoder" in told
+    assert "it comes with Python code of its own, which is not run; set trust_remote_code: True" in told
+
+
+OWN_CODE = """
+from pathlib import Path
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+Path({marker!r}).touch()
+class OwnConfig(PretrainedConfig):
+    model_type = "own"
+class OwnModel(PreTrainedModel):
+    config_class = OwnConfig
+    def __init__(self, config):
+        super().__init__(config)
+        self.scale = torch.nn.Parameter(torch.zeros(3))
+        self.post_init()
+    def _init_weights(self, module): pass
+    def forward(self, pixel_values):
+        return BaseModelOutputWithPooling(pooler_output=pixel_values.mean((2, 3)) * self.scale)
+"""
+
+
+def test_a_vision_encoder_whose_code_is_trusted(vit, tmp_path, marker, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "own.py").write_text(OWN_CODE.format(marker=str(marker)))
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}}
+    (folder / "config.json").write_text(json.dumps(own))
+    save_file({"scale": torch.full((3,), 2.0)}, folder / "model.safetensors", {"format": "pt"})
+    shutil.copy(vit / "preprocessor_config.json", folder / "preprocessor_config.json")
+    assert "set trust_remote_code: True" in refused(lambda: VisionEncoder(str(folder)), marker)
+    encoder = FeatureSpec("x", encoder=str(folder), on="image").open_encoder("cpu", trust_remote_code=True)
+    assert marker.exists()
+    assert np.allclose(encoder.encode([Image.new("RGB", (20, 30), "red")]), [[2.0, -2.0, -2.0]], atol=1e-6)
+    assert encoder.parameters["code"] == encoder.recipe.open("cpu").parameters["code"]
+    assert "code" not in VisionEncoder(str(vit), trust_remote_code=True).parameters, "it comes with none"
+    (folder / "own.py").write_text(OWN_CODE.format(marker=str(marker)) + "# another\n")
+    again = VisionEncoder(str(folder), trust_remote_code=True)
+    assert again.parameters["code"] != encoder.parameters["code"], "other code, other vectors"
 
 
 def test_timm_is_told_of_no_other_place(tmp_path, monkeypatch):

@@ -291,7 +291,10 @@ def test_a_hub_model_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch, tin
     loaded = load_mllm("someone/tiny", revision="main")
     assert (loaded.name, loaded.identity) == ("someone/tiny", "someone/tiny@0123abcd")
     assert [call[2][0] for call in calls] == ["config.json", "*.json"]
-    assert not any(pattern.endswith((".bin", ".pt")) for call in calls for pattern in call[2])
+    assert not any(pattern.endswith((".bin", ".pt", ".py")) for call in calls for pattern in call[2])
+    calls.clear()
+    load_mllm("someone/tiny", trust_remote_code=True)
+    assert calls[-1][2][-1] == "*.py", "the code that is trusted comes along"
     edit_json(Path(snapshot) / "config.json", model_type="llama")
     calls.clear()
     with pytest.raises(ModelLoadError, match="type 'llama'"):

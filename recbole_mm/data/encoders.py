@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from safetensors import SafetensorError
 
-from recbole_mm.data.pretrained import Pretrained, check_identity, locate, located, open_pretrained
+from recbole_mm.data.pretrained import Pretrained, check_identity, code_identity, locate, located, open_pretrained
 from recbole_mm.errors import ConfigError, ModelLoadError
 from recbole_mm.mllm.families import FAMILIES
 
@@ -89,21 +89,28 @@ class SentenceEncoder:
         device: where it runs.
         revision: of a hub model.
         normalize: scale every vector to length 1, beyond what the model itself does.
+        trust_remote_code: run Python code that comes with the model.
 
     Raises:
         ModelLoadError: the model cannot be found or loaded.
     """
 
     def __init__(
-        self, name: str, device: str | torch.device = "cpu", revision: str | None = None, normalize: bool = False
+        self,
+        name: str,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        normalize: bool = False,
+        trust_remote_code: bool = False,
     ):
-        found = locate(name, revision)
+        found = locate(name, revision, trust_remote_code)
         library = _library("sentence_transformers", "sentence-transformers")
-        self._model = _loading(name, lambda: _open_sentence_model(library, name, found, device))
+        self._model = _loading(name, lambda: _open_sentence_model(library, name, found, device, trust_remote_code))
         self.identity = found.identity
         self._normalize = normalize
-        self.parameters = {"kind": "sentence-transformers", "normalize": normalize}
-        self.recipe = EncoderRecipe.of(type(self), name, found.identity, normalize=normalize)
+        code = _trusted_code(found, trust_remote_code)
+        self.parameters = {"kind": "sentence-transformers", "normalize": normalize, **code}
+        self.recipe = EncoderRecipe.of(type(self), name, found.identity, normalize=normalize, **_trust(code))
 
     def encode(self, inputs: list[str]) -> np.ndarray:
         vectors = self._model.encode(
@@ -116,11 +123,13 @@ class SentenceEncoder:
         return np.asarray(vectors, dtype=np.float32)
 
 
-def _open_sentence_model(library: ModuleType, name: str, found: Pretrained, device: str | torch.device) -> Any:
+def _open_sentence_model(
+    library: ModuleType, name: str, found: Pretrained, device: str | torch.device, trust_remote_code: bool
+) -> Any:
     # A model's sentence_bert_config.json may ask for others; these win.
     weights = {"use_safetensors": True, "weights_only": True}
     return open_pretrained(
-        library.SentenceTransformer, name, found.folder, None, device=str(device), model_kwargs=weights
+        library.SentenceTransformer, name, found.folder, trust_remote_code, device=str(device), model_kwargs=weights
     )
 
 
@@ -134,6 +143,7 @@ class VisionEncoder:
         normalize: scale every vector to length 1.
         pooling: `pooler`: the model's pooled output; `cls`: its first token; `mean`: the mean over all patch tokens;
             `auto`: the pooled output, or the mean where the model has none or the checkpoint lacks its weights.
+        trust_remote_code: run Python code that comes with the model.
 
     Raises:
         ConfigError: `pooling` is unknown, or it is a model of timm, which is not installed.
@@ -147,16 +157,17 @@ class VisionEncoder:
         revision: str | None = None,
         normalize: bool = False,
         pooling: str = "auto",
+        trust_remote_code: bool = False,
     ):
         if pooling not in POOLINGS:
             raise ConfigError(f"pooling: {pooling!r} is none of {', '.join(POOLINGS)}")
-        found = locate(name, revision)
+        found = locate(name, revision, trust_remote_code)
         described = _described(found)
         if "architecture" in described and "model_type" not in described:  # of timm, which transformers then wraps
             _library("timm", "timm")
         if described.get("model_type") in FAMILIES:
             raise ModelLoadError(f"{name}: a multimodal LLM; have it encode with {{encoder: mllm}} and --mllm={name}")
-        self._processor, model, lacking = _loading(name, lambda: _open_vision_model(name, found))
+        self._processor, model, lacking = _loading(name, lambda: _open_vision_model(name, found, trust_remote_code))
         without_pooler = [weight for weight in lacking if "pooler" not in weight]
         if without_pooler or (lacking and pooling == "pooler"):
             shown = ", ".join((without_pooler or lacking)[:WEIGHTS_MISSING_SHOWN])
@@ -167,8 +178,10 @@ class VisionEncoder:
         self._pooling = "mean" if pooling == "auto" and lacking else pooling
         self.identity = found.identity
         self._normalize = normalize
-        self.parameters = {"kind": "huggingface", "pooling": self._pooling, "normalize": normalize}
-        self.recipe = EncoderRecipe.of(type(self), name, found.identity, normalize=normalize, pooling=pooling)
+        code = _trusted_code(found, trust_remote_code)
+        self.parameters = {"kind": "huggingface", "pooling": self._pooling, "normalize": normalize, **code}
+        options = {"normalize": normalize, "pooling": pooling, **_trust(code)}
+        self.recipe = EncoderRecipe.of(type(self), name, found.identity, **options)
 
     def encode(self, inputs: list[Image.Image]) -> np.ndarray:
         import torch
@@ -193,6 +206,17 @@ class VisionEncoder:
         return _pool_tokens(output.last_hidden_state, self._pooling, _prefix_tokens(model))
 
 
+def _trusted_code(found: Pretrained, trusted: bool) -> dict[str, str]:
+    """A parameter that tells the code that vectors depend on; none where no code is run."""
+    code = code_identity(found.folder) if trusted else None
+    return {} if code is None else {"code": code}
+
+
+def _trust(code: Mapping[str, str]) -> dict[str, bool]:
+    """An option of a recipe: the same code is run on another machine."""
+    return {"trust_remote_code": True} if code else {}
+
+
 def _described(found: Pretrained) -> dict[str, Any]:
     """A model's config.json; {} where it cannot be read, which is told when the model is loaded."""
     try:
@@ -202,16 +226,18 @@ def _described(found: Pretrained) -> dict[str, Any]:
     return described if isinstance(described, dict) else {}
 
 
-def _open_vision_model(name: str, found: Pretrained) -> tuple[Any, Any, list[str]]:
+def _open_vision_model(name: str, found: Pretrained, trust_remote_code: bool) -> tuple[Any, Any, list[str]]:
     """Image processor, model in evaluation mode, and the names of the weights that the checkpoint lacks."""
     import torch
     from transformers import AutoImageProcessor, AutoModel
 
-    processor = open_pretrained(AutoImageProcessor.from_pretrained, name, found.folder, None, backend="pil")
+    processor = open_pretrained(
+        AutoImageProcessor.from_pretrained, name, found.folder, trust_remote_code, backend="pil"
+    )
     # Weights that are lacking start at random; that must not advance the caller's generator.
     with torch.random.fork_rng(devices=[]):
         options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
-        model, report = open_pretrained(AutoModel.from_pretrained, name, found.folder, None, **options)
+        model, report = open_pretrained(AutoModel.from_pretrained, name, found.folder, trust_remote_code, **options)
     lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     return processor, model.eval(), lacking
 

@@ -19,6 +19,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,7 +28,7 @@ import numpy as np
 from recbole_mm.data.carried import ItemImage
 from recbole_mm.data.content import ItemContent
 from recbole_mm.data.content_source import MODALITIES, dataset_path
-from recbole_mm.data.encoders import KINDS, Encoder, EncoderRecipe, VisionEncoder
+from recbole_mm.data.encoders import KINDS, Encoder, EncoderRecipe, TimmEncoder, VisionEncoder
 from recbole_mm.data.feature_files import align, read_features
 from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError, DataError
@@ -142,8 +143,12 @@ class FeatureSpec:
             )
         return KINDS[kind, reads]
 
-    def open_encoder(self, device: str | torch.device) -> Encoder:
+    def open_encoder(self, device: str | torch.device, trust_remote_code: bool = False) -> Encoder:
         """Load the pretrained model.
+
+        Args:
+            device: where it runs.
+            trust_remote_code: run Python code that comes with it; models of timm have none.
 
         Raises:
             ModelLoadError: it cannot be found or loaded.
@@ -155,6 +160,8 @@ class FeatureSpec:
         options: dict[str, Any] = {"device": device, "revision": self.revision, "normalize": bool(self.normalize)}
         if self.pooling is not None:
             options["pooling"] = self.pooling
+        if trust_remote_code and kind is not TimmEncoder:
+            options["trust_remote_code"] = True
         return kind(self.encoder, **options)
 
 
@@ -170,6 +177,7 @@ def load_features(
     device: str | torch.device = "cpu",
     mllm_encoder: Callable[[ItemContent], np.ndarray] | None = None,
     summaries: Sequence[str | None] | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, np.ndarray]:
     """Load or compute every feature of `item_features`.
 
@@ -180,6 +188,7 @@ def load_features(
         device: where encoders run.
         mllm_encoder: encodes all items for `encoder: mllm`: items -> (len(items), d).
         summaries: of the items by RecBole's id, None where there is none; for `on: summary`.
+        trust_remote_code: run Python code that comes with an encoder.
 
     Returns:
         Name -> (len(content), d) float32. Row 0 (padding) and the rows of items without the modality are zeros, counted
@@ -196,14 +205,15 @@ def load_features(
         (1683, 384)
     """
     parsed = [FeatureSpec.parse(name, settings) for name, settings in specs.items()]
-    return {spec.name: _load(spec, content, compute, device, mllm_encoder, summaries) for spec in parsed}
+    open_encoder = partial(FeatureSpec.open_encoder, device=device, trust_remote_code=trust_remote_code)
+    return {spec.name: _load(spec, content, compute, open_encoder, mllm_encoder, summaries) for spec in parsed}
 
 
 def _load(
     spec: FeatureSpec,
     content: ItemContent,
     compute: ComputeVectors,
-    device: str | torch.device,
+    open_encoder: Callable[[FeatureSpec], Encoder],
     mllm_encoder: Callable[[ItemContent], np.ndarray] | None,
     summaries: Sequence[str | None] | None,
 ) -> np.ndarray:
@@ -213,7 +223,7 @@ def _load(
         file = dataset_path(root, spec.file, f"item_features.{spec.name}.file")
         return align(*read_features(file, ids), content.tokens, spec.name)
     if spec.encoder != MLLM:
-        return _encode(spec, content, compute, device, summaries)
+        return _encode(spec, content, compute, open_encoder, summaries)
     if mllm_encoder is None:
         raise ConfigError(f"item_features.{spec.name}: encoder: mllm needs a multimodal LLM; set mllm")
     vectors = np.asarray(mllm_encoder(content), dtype=np.float32)
@@ -226,14 +236,14 @@ def _encode(
     spec: FeatureSpec,
     content: ItemContent,
     compute: ComputeVectors,
-    device: str | torch.device,
+    open_encoder: Callable[[FeatureSpec], Encoder],
     summaries: Sequence[str | None] | None,
 ) -> np.ndarray:
     assert spec.on is not None
     items, hashes, load, carry = _inputs(spec, content, summaries)
     if not items:
         raise DataError(f"item_features.{spec.name}: no item has a usable {spec.on} for {spec.encoder}")
-    encoder = spec.open_encoder(device)
+    encoder = open_encoder(spec)
     vectors, failed = compute(
         stage=f"{spec.on}_vector",
         identity=encoder.identity,

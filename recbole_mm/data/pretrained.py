@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,13 @@ class Pretrained:
     identity: str
 
 
-def locate(name: str, revision: str | None = None) -> Pretrained:
+def locate(name: str, revision: str | None = None, with_code: bool = False) -> Pretrained:
     """Find a model folder, or download a hub model (once; later its cache is used when the hub cannot be reached).
 
     Args:
         name: a folder, or a hub id such as `sentence-transformers/all-MiniLM-L6-v2`.
         revision: branch, tag or commit of a hub model.
+        with_code: download the Python code that comes with a hub model, too.
 
     Raises:
         ModelLoadError: no such folder, no such hub model or revision, or the hub cannot be reached.
@@ -54,7 +55,8 @@ def locate(name: str, revision: str | None = None) -> Pretrained:
     )
 
     try:
-        snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES)))
+        patterns = [*MODEL_FILES, *(["*.py"] if with_code else [])]
+        snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except GatedRepoError as error:
         raise ModelLoadError(f"{name}: the hub asks you to accept its terms and log in (hf auth login)") from error
     except RevisionNotFoundError as error:
@@ -96,19 +98,30 @@ def files_identity(folder: Path) -> str:
     files = sorted({path for pattern in MODEL_FILES for path in folder.rglob(pattern) if path.is_file()})
     if not any(path.suffix == ".safetensors" for path in files):
         raise ModelLoadError(f"{folder}: no .safetensors weights there (pickled weights are never loaded)")
+    return f"files-sha256:{_digest(folder, files)}"
+
+
+def code_identity(folder: Path) -> str | None:
+    """Hash of the Python code that comes with a model; None where there is none."""
+    files = sorted(path for path in folder.rglob("*.py") if path.is_file())
+    return _digest(folder, files) if files else None
+
+
+def _digest(folder: Path, files: Iterable[Path]) -> str:
+    """SHA-256 of files, by their names inside the folder and their content."""
     total = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
             inner = hashlib.file_digest(file, "sha256").digest()
         total.update(f"{path.relative_to(folder).as_posix()}\0".encode() + inner)
-    return f"files-sha256:{total.hexdigest()}"
+    return total.hexdigest()
 
 
 # --- opening ---------------------------------------------------------------------------------------------------------
 
 
 def open_pretrained(
-    load: Callable[..., Any], name: str, folder: Path, trust_remote_code: bool | None = False, **options: Any
+    load: Callable[..., Any], name: str, folder: Path, trust_remote_code: bool = False, **options: Any
 ) -> Any:
     """Read a model's folder with a `from_pretrained` of transformers, or what works like one.
 
@@ -119,7 +132,7 @@ def open_pretrained(
         load: called with the folder, `trust_remote_code` and `options`.
         name: the model's, for errors.
         folder: that holds its files.
-        trust_remote_code: run Python code that comes with the model; None where none is ever run.
+        trust_remote_code: run Python code that comes with the model.
         options: for `load`.
 
     Raises:
@@ -131,16 +144,14 @@ def open_pretrained(
     for file, reason in _pickles(folder):
         raise ModelLoadError(f"{name}: {file.relative_to(folder)} {reason}; pickled weights are never loaded")
     try:
-        return load(str(folder), trust_remote_code=bool(trust_remote_code), **options)
+        return load(str(folder), trust_remote_code=trust_remote_code, **options)
     except (ValueError, ImportError) as error:
         if trust_remote_code or "trust_remote_code" not in str(error):
             raise
-        advice = (
-            "which is never run for an encoder (trust_remote_code is for mllm and text_model); take another model"
-            if trust_remote_code is None
-            else "which is not run; set trust_remote_code: True once you have read it and trust it"
-        )
-        raise ModelLoadError(f"{name}: it comes with Python code of its own, {advice}") from error
+        raise ModelLoadError(
+            f"{name}: it comes with Python code of its own, which is not run; set trust_remote_code: True once you "
+            "have read it and trust it"
+        ) from error
 
 
 def _pickles(folder: Path) -> Iterator[tuple[Path, str]]:

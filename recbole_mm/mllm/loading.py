@@ -71,9 +71,9 @@ def load_mllm(
     name = str(name_or_path)
     target = torch.device(device)
     own_dtype = weights_dtype(dtype, target)
-    source = locate(name, revision, supported_family)
+    source = locate(name, revision, supported_family, trust_remote_code)
     adapter = read_adapter(source) if source.is_adapter else None
-    base = source if adapter is None else _locate_base(adapter)
+    base = source if adapter is None else _locate_base(adapter, trust_remote_code)
     # Before anything of it is used: a file that is damaged is found here.
     parts = [base.identity, *(["nf4"] if load_in_4bit else []), *([] if adapter is None else [source.identity])]
     settings: dict[str, Any] = {"dtype": own_dtype, "attn_implementation": attention}
@@ -187,10 +187,10 @@ def _with_adapter(adapter: Adapter, family_type: type[Family], model: PreTrained
     return model
 
 
-def _locate_base(adapter: Adapter) -> Source:
+def _locate_base(adapter: Adapter, with_code: bool) -> Source:
     """The files of an adapter's base model."""
     try:
-        base = locate(adapter.base, adapter.base_revision, supported_family)
+        base = locate(adapter.base, adapter.base_revision, supported_family, with_code)
     except ModelLoadError as error:
         raise ModelLoadError(f"{adapter.name}: the adapter's base model is missing: {error}") from error
     if base.is_adapter:

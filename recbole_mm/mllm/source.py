@@ -98,7 +98,7 @@ def _settings_digest(path: Path) -> bytes | None:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()
 
 
-def locate(name: str, revision: str | None, accept: Callable[[str, Path], object]) -> Source:
+def locate(name: str, revision: str | None, accept: Callable[[str, Path], object], with_code: bool = False) -> Source:
     """Find a model's files. Downloads what the hub has and we do not.
 
     Args:
@@ -106,6 +106,7 @@ def locate(name: str, revision: str | None, accept: Callable[[str, Path], object
         revision: branch, tag or commit of a hub model.
         accept: called with the name and a folder that holds the model's config.json, before gigabytes of a model are
             downloaded that cannot be used; raises to refuse it. Not called for an adapter.
+        with_code: download the Python code that comes with a hub model, too.
 
     Raises:
         ModelLoadError: no such folder or hub model, or the hub cannot be reached.
@@ -119,7 +120,8 @@ def locate(name: str, revision: str | None, accept: Callable[[str, Path], object
         small = Path(snapshot_download(name, revision=revision, allow_patterns=["config.json", ADAPTER_CONFIG]))
         if not (small / ADAPTER_CONFIG).is_file():
             accept(name, small)
-        snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES)))
+        patterns = [*MODEL_FILES, *(["*.py"] if with_code else [])]
+        snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except GatedRepoError as error:
         raise ModelLoadError(
             f"{name}: the hub asks you to accept its terms and log in (hf auth login) first"

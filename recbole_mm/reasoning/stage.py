@@ -255,7 +255,8 @@ class Reasoning:
             note_rate(self.artifacts, name, work.units, seconds)
 
     def _encoder(self) -> Encoder:
-        return SentenceEncoder(self.settings.sentence_encoder, self.config["device"])
+        trust = bool(self.config["trust_remote_code"])
+        return SentenceEncoder(self.settings.sentence_encoder, self.config["device"], trust_remote_code=trust)
 
     def _vectors(self, texts: items.Texts, encoder: Encoder, what: str) -> np.ndarray:
         """(len(texts), d) float32."""

@@ -286,7 +286,7 @@ def open_hf(
     pixels = int(config["mllm_image_pixels"] or IMAGE_PIXELS)
     if model is None or model == config["mllm"]:
         return HfGenerator(lambda: multimodal_writer(load_run_mllm(), pixels), writing, batch_tokens, pixels)
-    source = locate(model, None, check_writes)
+    source = locate(model, None, check_writes, bool(config["trust_remote_code"]))
     device, trust = torch.device(config["device"]), bool(config["trust_remote_code"])
     dtype = config["mllm_dtype"] or ("bfloat16" if has_bfloat16(device) else "float32")
     multimodal = source.is_adapter or check_writes(model, source.folder)

@@ -72,7 +72,7 @@ class WriteRecipe:
     def _writer(self, device: str) -> Writer:
         trust = self.trust_remote_code
         if not self.multimodal:
-            source = locate(self.place, self.revision, check_writes)
+            source = locate(self.place, self.revision, check_writes, trust)
             return text_writer(source, torch.device(device), self.dtype, trust)
         mllm = load_mllm(self.place, device, self.dtype, trust, self.revision, with_head=True)
         return multimodal_writer(mllm, self.image_pixels)
@@ -213,7 +213,7 @@ def open_elsewhere(
 
     if model is None or model == config["mllm"]:
         return HfElsewhere(lambda: of_mllm(outline()), executor)
-    source = locate(model, None, check_writes)
+    source = locate(model, None, check_writes, bool(config["trust_remote_code"]))
     if source.is_adapter or check_writes(model, source.folder):
         load = partial(load_mllm, model, dtype=dtype, trust_remote_code=trust, with_head=True, without_weights=True)
         return HfElsewhere(lambda: of_mllm(load()), executor)
