@@ -22,7 +22,12 @@ def commands(data_path: str | None) -> list[list[str]]:
     """Scripts and arguments in order."""
     found = [["full_sequence.py", "--seeds", "1,2,3"], ["full_ranking.py"], ["second_run.py"], ["yes_no_answers.py"]]
     found += [["text_generation.py"], ["preference_summaries.py"], ["sft_memory.py"], ["graph_refinement.py"]]
-    found += [["graph_refinement.py", *LARGE_GRAPH], ["store_rate.py"], ["cluster_rate.py", "--workers", "1", "8"]]
+    found += [
+        ["graph_refinement.py", *LARGE_GRAPH],
+        ["store_rate.py"],
+        ["checksums.py"],
+        ["cluster_rate.py", "--workers", "1", "8"],
+    ]
     if data_path:
         found += [
             ["sequence_building.py", "--data_path", data_path, "--dataset", "microlens-50k"],

@@ -6,14 +6,17 @@ import os
 import re
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from recbole_mm.errors import ConfigError
+from recbole_mm.files import scratch_folder
 
 LOCAL = "local"
 """An address that stands for a Ray of one's own on this machine."""
@@ -24,6 +27,9 @@ LEAST_STORE_MB = 75
 
 STORE_MB = 100
 """Enough where what passes through Ray's object store are settings and scores."""
+
+LONGEST_PARENT = 20
+"""Of a path to Ray's folder: a socket's path may have 107 bytes, and Ray adds some eighty."""
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to anybody
@@ -106,11 +112,11 @@ def ray_session(asked: Resources) -> Iterator[int]:
     """
     import ray
 
-    with environment(_QUIET):
-        started = not ray.is_initialized()
+    started = not ray.is_initialized()
+    with environment(_QUIET), _folder_of_ray(started and asked.here) as folder:
         try:
             if started:
-                _start(asked)
+                _start(asked, folder)
             room = _check_room(asked, [node["Resources"] for node in ray.nodes() if node["Alive"]])
             yield asked.jobs or room
         finally:
@@ -144,7 +150,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start(asked: Resources) -> None:
+@contextmanager
+def _folder_of_ray(is_started: bool) -> Iterator[dict[str, str]]:
+    """Options that have Ray keep its sockets and logs in a folder that goes with it; Ray alone would leave them."""
+    parent = Path(tempfile.gettempdir())
+    if not is_started or len(str(parent)) > LONGEST_PARENT:
+        yield {}
+        return
+    with scratch_folder(parent, "rmm-ray-") as folder:
+        yield {"_temp_dir": str(folder)}
+
+
+def _start(asked: Resources, folder: Mapping[str, str]) -> None:
     import ray
 
     shared: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -158,6 +175,7 @@ def _start(asked: Resources) -> None:
                 num_gpus=torch.cuda.device_count(),
                 object_store_memory=(asked.store_mb or STORE_MB) * 2**20,
                 include_dashboard=False,
+                **folder,
                 **shared,
             )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -14,12 +15,15 @@ from recbole_mm.files import disk_errors, make_folder
 
 logger = logging.getLogger(__name__)
 
+_OURS = re.compile(r"\..+-[0-9a-f]{8,16}(-\d+)?(-beside)?\.lock")
+"""Locks of runs, of models made here and of values in the store: all of these are named by a digest."""
+
 
 @contextmanager
 def turn(folder: Path, work: str) -> Iterator[None]:
     """Hold the lock of a folder, `.<name>.lock` beside it, waiting for whoever has it.
 
-    The lock's file is removed afterwards. One that a killed process has left is nobody's, and the next one takes it.
+    The lock's file is removed afterwards, with those that killed processes have left in the same place.
 
     Args:
         folder: what is made; its parent is created.
@@ -36,11 +40,22 @@ def turn(folder: Path, work: str) -> Iterator[None]:
         except Timeout:
             logger.warning("%s is %s %s; waiting for it", holders(Path(lock.lock_file)), work, folder)
             lock.acquire()
+    _remove_stale_locks(folder.parent, Path(lock.lock_file))
     try:
         yield
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for it locks the file anew, or finds the work done
         lock.release()
+
+
+def _remove_stale_locks(parent: Path, mine: Path) -> None:
+    """Remove locks of ours that nobody holds; who waits for one, or is about to take it, makes it anew."""
+    for path in parent.glob(".*.lock"):
+        if path == mine or not _OURS.fullmatch(path.name):
+            continue
+        stale = FileLock(path)
+        with suppress(Timeout, OSError), stale.acquire(timeout=0):
+            path.unlink(missing_ok=True)
 
 
 def holders(path: Path) -> str:

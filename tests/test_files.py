@@ -9,6 +9,7 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +18,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from recbole_mm import files
+from recbole_mm import cluster, files
+from recbole_mm.cluster import _folder_of_ray
 from recbole_mm.errors import ConfigError, DiskError
 from recbole_mm.files import (
     CHECKSUMS,
@@ -190,6 +193,33 @@ def test_drafts_of_earlier_versions_are_removed_too(tmp_path: Path) -> None:
     (tmp_path / ".config.yaml.lock").touch()
     write_text(tmp_path / "config.yaml", "a: 1\n")
     assert sorted(os.listdir(tmp_path)) == [".config.yaml.lock", "config.yaml"]
+
+
+def test_locks_that_killed_processes_left_are_removed_and_others_are_not(tmp_path: Path) -> None:
+    ours = [
+        ".BPR-toy-1a2b3c4d.lock",
+        ".BPR-toy-1a2b3c4d-2.lock",
+        ".artifacts-0123456789abcdef.lock",
+        ".tiny-01234567.lock",
+    ]
+    for name in (*ours, ".thesis.lock", "thesis-1a2b3c4d.lock"):
+        (tmp_path / name).touch()
+    with FileLock(tmp_path / ".held-1a2b3c4d.lock"), turn(tmp_path / "model", "making"):
+        left = {".held-1a2b3c4d.lock", ".model.lock", ".thesis.lock", "thesis-1a2b3c4d.lock"}
+        assert set(os.listdir(tmp_path)) == left
+
+
+def test_rays_folder_goes_with_it_and_is_rays_own_where_sockets_could_not_be_named(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    with _folder_of_ray(True) as options:
+        assert options == {}, f"{tmp_path} is too long"
+    monkeypatch.setattr(cluster, "LONGEST_PARENT", 1000)
+    with _folder_of_ray(False) as options:
+        assert options == {}
+    with _folder_of_ray(True) as options:
+        assert Path(options["_temp_dir"]).parent == tmp_path
+        assert Path(options["_temp_dir"]).is_dir()
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_lock_is_removed_after_a_failure_too(tmp_path: Path) -> None:

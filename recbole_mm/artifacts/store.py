@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from recbole_mm.artifacts.values import DamagedValueError, Value, decode, encode
+from recbole_mm.artifacts.values import DamagedValueError, Value, check, decode, encode
 from recbole_mm.errors import StoreError
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class Store:
     def get_many(self, keys: Iterable[str]) -> dict[str, Value]:
         """Return the values of the keys that are present, in the order of `keys`. Damaged ones are removed."""
         wanted = list(dict.fromkeys(keys))
-        found = dict(self._values(wanted))
+        found = {key: decode(dtype, raw) for key, dtype, raw in self._sound(wanted)}
         return {key: found[key] for key in wanted if key in found}
 
     def get_matrix(self, keys: Sequence[str | None], dtype: np.dtype | type = np.float32) -> np.ndarray:
@@ -175,7 +175,8 @@ class Store:
                 rows.setdefault(key, []).append(row)
         matrix = np.zeros((len(keys), 0), dtype=dtype)
         found = 0
-        for key, vector in self._values(list(rows)):
+        for key, kind, raw in self._sound(list(rows)):
+            vector = decode(kind, raw)
             if isinstance(vector, str):
                 raise StoreError(f"{self.path}: artifact {key} is a text where a vector is expected")
             if found == 0:
@@ -196,7 +197,7 @@ class Store:
 
     def sound(self, keys: Iterable[str]) -> set[str]:
         """Return those of `keys` that have a value, each read and found to be what was written; others are removed."""
-        return {key for key, _ in self._values(list(dict.fromkeys(keys)))}
+        return {key for key, _, _ in self._sound(list(dict.fromkeys(keys)))}
 
     def count(self, stage: str | None = None) -> int:
         """Count the values of a stage, or of all stages."""
@@ -236,15 +237,17 @@ class Store:
         )
         self._write(lambda connection: connection.executemany(statement, rows))
 
-    def _values(self, keys: list[str]) -> Iterator[tuple[str, Value]]:
-        """Yield the values of `keys`; those that are damaged are removed afterwards, and the log says so."""
+    def _sound(self, keys: list[str]) -> Iterator[tuple[str, str, bytes]]:
+        """Yield (key, dtype, bytes) of `keys`; those that are damaged are removed afterwards, and the log says so."""
         damaged: dict[str, str] = {}
         # Neither a flipped bit of a text nor one of a type may stop the reading: texts are read as bytes.
         for key, dtype, raw, crc in self._select(f"key, dtype, CAST(value AS BLOB), {self._checksum_column()}", keys):
             try:
-                yield key, decode(key, dtype, raw, crc)
+                check(key, dtype, raw, crc)
             except DamagedValueError as error:
                 damaged[key] = str(error)
+            else:
+                yield key, dtype, raw
         if damaged:
             self._remove(damaged)
 

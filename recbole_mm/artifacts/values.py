@@ -45,27 +45,31 @@ def encode(stage: str, key: str, value: Value) -> tuple[str, str | bytes, int]:
     return dtype, raw, checksum(key, dtype, raw)
 
 
-def decode(key: str, dtype: str, raw: bytes, expected: int | None) -> Value:
-    """The value that `encode` gave.
+def check(key: str, dtype: str, raw: bytes, expected: int | None) -> None:
+    """Make sure that a value is the one that `encode` gave.
 
     Args:
         key, dtype, raw: as they are stored; a text in UTF-8.
-        expected: its checksum; None for a value of a version that had none.
+        expected: its checksum; None for a value of a version that had none, of which less can be said.
 
     Raises:
         DamagedValueError: it is another value than was written, or none.
     """
-    if expected is not None and checksum(key, dtype, raw) != expected:
-        raise DamagedValueError("its checksum does not match")
-    if dtype == TEXT:
-        try:
-            return raw.decode()
-        except UnicodeDecodeError as error:
-            raise DamagedValueError("it is not UTF-8") from error
-    vector_dtype = VECTOR_DTYPES.get(dtype)
-    if vector_dtype is None or len(raw) % vector_dtype.itemsize:
-        raise DamagedValueError(f"it is not a valid {dtype} value")
-    vector = np.frombuffer(raw, dtype=vector_dtype)
-    if not np.isfinite(vector).all():
+    if expected is not None:
+        if checksum(key, dtype, raw) != expected:
+            raise DamagedValueError("its checksum does not match")
+        return  # and it was a text, or a finite vector, when it was written
+    try:
+        value = decode(dtype, raw)
+    except (KeyError, ValueError) as error:
+        raise DamagedValueError(f"it is not a valid {dtype} value") from error
+    if not isinstance(value, str) and not np.isfinite(value).all():
         raise DamagedValueError(NOT_FINITE)
-    return vector.astype(vector_dtype.newbyteorder("="), copy=True)
+
+
+def decode(dtype: str, raw: bytes) -> Value:
+    """A value that was checked."""
+    if dtype == TEXT:
+        return raw.decode()
+    vector_dtype = VECTOR_DTYPES[dtype]
+    return np.frombuffer(raw, dtype=vector_dtype).astype(vector_dtype.newbyteorder("="), copy=True)

@@ -17,6 +17,7 @@ from recbole_mm.compare.summary import Table, TableRow, summarize
 from recbole_mm.compare.table import write_table
 from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError
+from recbole_mm.files import make_folder
 from recbole_mm.kinds import LARGEST_SEED, abridged
 from recbole_mm.paths import is_path
 
@@ -78,6 +79,7 @@ def compare_experiment(
     out = out or checkpoint_dir / f"compare-{experiment.name}-{dataset}"
     if not is_path(str(out)):
         raise ConfigError(f"--out is missing: a folder of this name cannot be made: {abridged(out.name, 50)}")
+    make_folder(out)  # found before the runs, not after them
     outcomes = Grid(planned, seeds, jobs, out / "failed", gpus).run()
     table = summarize(
         [_table_row(entry, outcome) for entry, outcome in zip(planned, outcomes)],

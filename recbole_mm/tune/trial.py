@@ -163,12 +163,17 @@ class _First:
     def __enter__(self) -> None:
         self.lock.acquire()
         if self.done.exists():
-            self.lock.release()
+            self._let_go()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.done.touch()
-        self.lock.release()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self.lock.is_locked:
+            Path(self.lock.lock_file).unlink(missing_ok=True)  # whoever waits for it locks the file anew
+            self.lock.release()
 
 
 def _seconds(timings: Mapping[str, float]) -> float:
