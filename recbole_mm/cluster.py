@@ -151,7 +151,7 @@ def cores() -> int:
 
 
 @contextmanager
-def _folder_of_ray(is_started: bool) -> Iterator[dict[str, str]]:
+def _folder_of_ray(is_started: bool) -> Iterator[dict[str, Any]]:
     """Options that have Ray keep its sockets and logs in a folder that goes with it; Ray alone would leave them."""
     parent = Path(tempfile.gettempdir())
     if not is_started or len(str(parent)) > LONGEST_PARENT:
@@ -161,7 +161,7 @@ def _folder_of_ray(is_started: bool) -> Iterator[dict[str, str]]:
         yield {"_temp_dir": str(folder)}
 
 
-def _start(asked: Resources, folder: Mapping[str, str]) -> None:
+def _start(asked: Resources, folder: Mapping[str, Any]) -> None:
     import ray
 
     shared: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
