@@ -276,14 +276,14 @@ LEAKS = [
 ]
 
 
-def leak_dataset(folder: Path, split: Split, other_held_out: bool) -> Path:
+def leak_dataset(folder: Path, other_held_out: bool, split: Split = SPLITS["leave-one-out"]) -> Path:
     """`toy` behind two users who have seen half of the items each, so that no item's number depends on held-out rows.
     The other users come one after the other, seven seconds apart, and take half a minute for each step.
 
     Args:
         folder: to be written to.
-        split: tells which rows are held out.
         other_held_out: replace the held-out items of every other user by items that the user never had.
+        split: tells which rows are held out.
     """
     write_toy(folder)
     path = folder / "toy" / "toy.inter"
@@ -318,7 +318,7 @@ def test_no_held_out_interaction_reaches_training(variant, kind, tmp_path):
     """Every held-out item replaced: artifacts, training batches and trained parameters stay what they were."""
     trained, held_out, keys, learnt = [], [], [], []
     for name, other in (("a", False), ("b", True)):
-        data, saved = leak_dataset(tmp_path / name, SPLITS[kind], other), tmp_path / name / "saved"
+        data, saved = leak_dataset(tmp_path / name, other, SPLITS[kind]), tmp_path / name / "saved"
         settings = {**TOY_SETTINGS, **QUICK, **MODELS[variant], "data_path": str(data), "eval_step": 0}
         outcome = run(variant, settings, checkpoint_dir=str(saved), eval_args=eval_args(SPLITS[kind]))
         held_out.append(outcome.phases.test.users.positives.items.tolist())

@@ -17,11 +17,11 @@ from recbole.data.interaction import Interaction
 from torch.nn import functional as F
 
 import recbole_mm
-from recbole_mm import provisions
+from recbole_mm import escaping, provisions
 from recbole_mm.artifacts.executor import Failure
 from recbole_mm.compare.command import compare_finished
 from recbole_mm.compare.summary import TableRow, summarize
-from recbole_mm.compare.table import escape, to_csv, to_latex, to_markdown
+from recbole_mm.compare.table import to_csv, to_latex, to_markdown
 from recbole_mm.config import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError
@@ -391,7 +391,7 @@ def test_every_table_marks_the_row_and_says_why_below_it(marked):
     latex = to_latex(table, "x")
     body, below = latex.split("\\bottomrule")
     assert r"leaky $^\ddagger$ &" in body
-    assert escape(told) in below
+    assert escaping.latex(told) in below
     assert r"50\% of \{everything\}" in below
 
 

@@ -26,7 +26,7 @@ from recbole_mm.texts.request import Request
 from recbole_mm.texts.template import TemplateGenerator
 from tests.conftest import TOY_SETTINGS
 from tests.reasoning import RuleWriter
-from tests.test_contract import leak_dataset
+from tests.test_contract import SPLITS, eval_args, leak_dataset
 
 NEEDS = ("item_texts", "user_preferences")
 SFT = {"sft_tuning": "lora", "sft_targets": 1, "item_text": "text"}
@@ -289,10 +289,10 @@ def test_of_two_places_where_a_history_may_end_it_is_the_first():
 # --- nothing held out -------------------------------------------------------------------------------------------------
 
 
-def told_in_training(folder, other: bool, generator, **settings):
+def told_in_training(folder, other: bool, generator, kind: str = "leave-one-out", **settings):
     """What training asks and reads, with half of the held-out items replaced if `other`; and what is held out."""
-    data = leak_dataset(folder, other)
-    given = {**TOY_SETTINGS, **SFT, "sft_targets": 2, **settings}
+    data = leak_dataset(folder, other, SPLITS[kind])
+    given = {**TOY_SETTINGS, **SFT, "sft_targets": 2, "eval_args": eval_args(SPLITS[kind]), **settings}
     config = Config("SASRec", "toy", config_dict={**given, "data_path": str(data), "checkpoint_dir": str(folder)})
     dataset = create_dataset(config)
     held_out = dataset.inter_feat["item_id"].tolist()
@@ -314,11 +314,12 @@ def told_in_training(folder, other: bool, generator, **settings):
     return held_out, told, lookups, evaluated, asked
 
 
+@pytest.mark.parametrize("kind", [kind for kind, split in SPLITS.items() if split.in_time])
 @pytest.mark.parametrize("way", ["recurrent", "direct"])
 @pytest.mark.parametrize("make", [RuleWriter, TemplateGenerator])
-def test_no_held_out_interaction_reaches_a_text_of_training(tmp_path, make, way):
-    a = told_in_training(tmp_path / "a", False, make(), preference=way)
-    b = told_in_training(tmp_path / "b", True, make(), preference=way)
+def test_no_held_out_interaction_reaches_a_text_of_training(tmp_path, make, way, kind):
+    a = told_in_training(tmp_path / "a", False, make(), kind, preference=way)
+    b = told_in_training(tmp_path / "b", True, make(), kind, preference=way)
     assert a[0] != b[0], "the replacement must have changed what is held out"
     assert a[1] == b[1]
     assert all(told for _, _, told in a[1])

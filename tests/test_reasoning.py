@@ -25,7 +25,7 @@ from recbole_mm.texts.request import Request
 from recbole_mm.texts.template import TemplateGenerator
 from tests.conftest import TOY_SETTINGS, write_toy
 from tests.reasoning import RuleWriter, WordEncoder
-from tests.test_contract import leak_dataset
+from tests.test_contract import SPLITS, eval_args, leak_dataset
 
 BOTH = ("item_text_features", "user_profiles")
 
@@ -332,9 +332,10 @@ def test_what_an_llm_did_is_measured_and_a_template_is_not(stage, tmp_path):
 # --- nothing held out -------------------------------------------------------------------------------------------------
 
 
-def written(folder, other: bool, generator, **settings):
+def written(folder, other: bool, generator, kind: str, **settings):
     """Everything that the stage asks and keeps, with half of the held-out items replaced if `other`."""
-    data = leak_dataset(folder, other)
+    data = leak_dataset(folder, other, SPLITS[kind])
+    settings["eval_args"] = eval_args(SPLITS[kind])
     config = Config(
         "MLLMRec",
         "toy",
@@ -351,13 +352,14 @@ def written(folder, other: bool, generator, **settings):
     return held_out, asked, by_user, provided["fused_vectors"].tobytes(), kept
 
 
+@pytest.mark.parametrize("kind", SPLITS)
 @pytest.mark.parametrize("make", [RuleWriter, TemplateGenerator])
-def test_no_held_out_interaction_reaches_a_text_a_key_or_a_vector(tmp_path, make):
-    a = written(tmp_path / "a", False, make())
-    b = written(tmp_path / "b", True, make())
+def test_no_held_out_interaction_reaches_a_text_a_key_or_a_vector(tmp_path, make, kind):
+    a = written(tmp_path / "a", False, make(), kind)
+    b = written(tmp_path / "b", True, make(), kind)
     assert a[0] != b[0], "the replacement must have changed what is held out"
     assert a[1:] == b[1:], "prompts and their order, profile vectors, item vectors, and the whole store"
-    leaking = written(tmp_path / "c", True, make(), profiles_see="all")
+    leaking = written(tmp_path / "c", True, make(), kind, profiles_see="all")
     assert leaking[2] != b[2], "the same comparison finds a leak where there is one"
 
 
