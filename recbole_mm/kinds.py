@@ -59,6 +59,15 @@ def _from_to(low: int, high: int) -> Kind:
     return Kind(lambda value: _is_whole(value, low) and value <= high, f"a whole number from {low} to {high}")
 
 
+def _up_to(high: int) -> Kind:
+    return Kind(lambda value: _is_whole(value, -high) and value <= high, f"a whole number, up to {high}")
+
+
+def _between(low: float, high: float) -> Kind:
+    words = f"a number of at least {low:g}" if low == 0 else "a number"
+    return Kind(lambda value: _is_number(value) and low <= value <= high, f"{words}, up to {high:g}")
+
+
 def _choice(*options: str | None) -> Kind:
     return Kind(
         lambda value: value in options, "one of " + ", ".join("null" if name is None else name for name in options)
@@ -109,6 +118,7 @@ _PATH = Kind(
 )
 _ABOVE_ZERO = Kind(lambda value: _is_number(value) and value > 0, "a number above 0")
 _NOT_NEGATIVE = Kind(lambda value: _is_number(value) and value >= 0, "a number of at least 0")
+_RATE = Kind(lambda value: _is_number(value) and 0 < value <= 1e6, "a number above 0, at most 1e6")
 _SHARE = Kind(lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
 _MAPPING = Kind(lambda value: isinstance(value, dict), "a mapping")
 _NAMES = _list_of(_is_name, "a name or a list of names")
@@ -180,8 +190,8 @@ KINDS: dict[str, Kind] = {
     "epochs": _whole(0),
     "train_batch_size": _whole(1),
     "eval_batch_size": _whole(1),
-    "learning_rate": _ABOVE_ZERO,
-    "weight_decay": _NOT_NEGATIVE,
+    "learning_rate": _RATE,
+    "weight_decay": _between(0.0, 1e6),
     "learner": Kind(
         lambda value: isinstance(value, str) and value.lower() in LEARNERS,
         f"one of {', '.join(LEARNERS)}",
@@ -195,7 +205,7 @@ KINDS: dict[str, Kind] = {
     ),
     "seed": _from_to(0, LARGEST_SEED),
     "worker": _whole(0),
-    "MAX_ITEM_LIST_LENGTH": _whole(1),
+    "MAX_ITEM_LIST_LENGTH": _from_to(1, 10**6),
     "topk": _not_empty(_list_of(lambda k: _is_whole(k, 1), _COUNTS)),
     "metrics": _not_empty(_list_of(lambda name: isinstance(name, str) and name.lower() in metric_types, _METRICS)),
     "metric_decimal_place": _from_to(0, 18),
@@ -271,7 +281,7 @@ KINDS: dict[str, Kind] = {
     "text_context_tokens": _whole(1),
     "text_temperature": Kind(lambda value: _is_number(value) and 0 <= value <= 2, "a number from 0 to 2"),
     "text_top_p": Kind(lambda value: _is_number(value) and 0 < value <= 1, "a number above 0, at most 1"),
-    "text_seed": _or_null(_whole(0)),
+    "text_seed": _or_null(_from_to(0, LARGEST_SEED)),
     "text_batch_tokens": _whole(1),
     "text_concurrency": _whole(1),
     "text_timeout": _ABOVE_ZERO,
@@ -355,6 +365,7 @@ OF_SOME_MODELS: dict[str, Kind] = {
     **dict.fromkeys(("content_features", "item_sources", "mirm_objectives", "lora_targets"), _NAMES),
     "selected_features": _or_null(_NAMES),
     **dict.fromkeys(("mllm_image_pixels", "max_text_tokens"), _or_null(_whole(1))),
+    **dict.fromkeys(("mirm_seed", "sft_seed"), _or_null(_from_to(0, LARGEST_SEED))),
     **dict.fromkeys(
         (
             *("id_model_path", "first_stage_path", "sentence_encoder", "pretrain_path", "mf_pretrain_path"),
@@ -364,7 +375,7 @@ OF_SOME_MODELS: dict[str, Kind] = {
     ),
     "pre_model_path": Kind(lambda value: value is None or isinstance(value, str), "a path", expanded, is_text=True),
     **dict.fromkeys(("collm_title_field", "tallrec_title_field", "tallrec_rating_field"), _or_null(_TEXT)),
-    **dict.fromkeys(("first_stage_config", "id_model_config", "dueg_config", "cf_config"), _or_null(_MAPPING)),
+    "first_stage_config": _or_null(_MAPPING),
 }
 """What settings accept that only some models have. They are unknown to the others."""
 
@@ -386,8 +397,14 @@ _REAL = re.compile(
 )
 """Names of parameters that are numbers though their default is a whole one."""
 
-_SIGNED = re.compile(r"threshold$|above$")
-"""Names of parameters that may be below 0 though their default is not: bounds of a cosine."""
+_REPEATED = re.compile(r"layer|hop|depth|head|n_iter|block_num|order$")
+"""Names of whole numbers for each of which something is built or computed anew."""
+
+LARGEST_SIZE, MOST_LAYERS, LARGEST_NUMBER = 10**9, 1000, 1e30
+"""Bounds of a model's parameters: beyond them nothing ends, or a float32 has no such number."""
+
+_NULL_TOO = frozenset({"rerank_k", "prompts_per_epoch", "comparative_instances", "sft_targets", "collapse_patience"})
+"""Whole numbers of ours that may be null though their default is not: all there are, or never."""
 
 
 def normalized(settings: Mapping[str, Any], parameters: Mapping[str, Kind] = {}) -> dict[str, Any]:
@@ -399,7 +416,7 @@ def normalized(settings: Mapping[str, Any], parameters: Mapping[str, Kind] = {})
 def parameter_kinds(of_recbole: Mapping[str, Any], of_ours: Mapping[str, Any] = {}) -> dict[str, Kind]:
     """Kinds of a model's own parameters, which its defaults tell: that of the default, not below 0 where that is not.
 
-    Null stands for no value of RecBole's; what it stands for with ours, a model's YAML says.
+    Models of ours say themselves what is too small.
 
     Args:
         of_recbole, of_ours: default of each, by RecBole's and by our property file.
@@ -408,28 +425,27 @@ def parameter_kinds(of_recbole: Mapping[str, Any], of_ours: Mapping[str, Any] = 
     'a number of at least 0'
     """
     theirs = {key: _kind_like(key, value) for key, value in of_recbole.items()}
-    ours = {key: _nullable(_kind_like(key, value)) for key, value in of_ours.items()}
+    ours = {key: _kind_like(key, value, bounded=False) for key, value in of_ours.items()}
     return {key: kind for key, kind in {**theirs, **ours}.items() if kind is not None and key not in ALL_KINDS}
 
 
-def _nullable(kind: Kind | None) -> Kind | None:
-    return None if kind is None else _or_null(kind)
-
-
-def _kind_like(name: str, default: Any) -> Kind | None:
+def _kind_like(name: str, default: Any, bounded: bool = True) -> Kind | None:
     """Kind of a parameter; None where its default, null or an empty list, tells none."""
+    if name in _NULL_TOO:
+        return _or_null(_up_to(LARGEST_SIZE))
     if isinstance(default, bool):
         return _FLAG
     if isinstance(default, int) and not _REAL.search(name):
-        return _whole(0) if default >= 0 else Kind(_is_whole, "a whole number")
+        high = MOST_LAYERS if _REPEATED.search(name) else LARGEST_SIZE
+        return _from_to(0, high) if bounded and default >= 0 else _up_to(high)
     if isinstance(default, (int, float)):
-        return _NOT_NEGATIVE if default >= 0 and not _SIGNED.search(name) else Kind(_is_number, "a number")
+        return _between(0.0 if bounded and default >= 0 else -LARGEST_NUMBER, LARGEST_NUMBER)
     if isinstance(default, str):
         return _or_null(Kind(lambda value: isinstance(value, str), "a text"))
     if isinstance(default, dict):
-        parts = {key: _nullable(_kind_like(key, value)) for key, value in default.items()}
+        parts = {key: _kind_like(key, value, bounded) for key, value in default.items()}
         return Kind(partial(_has_parts, parts), f"a mapping such as {shown(default)}")
-    entry = _kind_like(name, default[0]) if isinstance(default, list) and default else None
+    entry = _kind_like(name, default[0], bounded) if isinstance(default, list) and default else None
     return None if entry is None else _list_of(entry.accepts, f"a list, each entry {entry.words}")
 
 

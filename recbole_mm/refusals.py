@@ -40,6 +40,9 @@ def told_in_one_line(model: str) -> Iterator[None]:
     try:
         yield
     except _OF_SETTINGS as error:
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            told = " ".join(str(error).split()) or "there is none left"
+            raise ConfigError(f"{model}: not enough memory: {told}; lower its sizes or train_batch_size") from error
         frames = list(traceback.walk_tb(error.__traceback__))
         while frames and _is_of_a_library(frames[-1][0]):
             frames.pop()

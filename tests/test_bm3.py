@@ -156,7 +156,7 @@ def test_it_learns_what_users_choose(toy_settings):
         ({"dropout": -0.1}, "dropout must be a number from 0 to 1"),
         ({"n_layers": -1}, "n_layers must be a whole number of at least 0"),
         ({"embedding_size": 0}, "embedding_size must be a whole number of at least 1"),
-        ({"cl_weight": "much"}, "cl_weight must be a number of at least 0"),
+        ({"cl_weight": "much"}, "cl_weight: 'much' is not accepted; give a number"),
         ({"reg_weight": -1}, "reg_weight must be a number of at least 0"),
         (
             {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False}},

@@ -133,7 +133,11 @@ def test_without_contrasts_it_is_sasrec(built):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"loss_type": "BPR"}, "loss_type must be CE"), ({"sim": "l2"}, "sim must be"), ({"tau": 0}, "tau must be above")],
+    [
+        ({"loss_type": "BPR"}, "DuoRec with loss_type: BPR learns from pairs"),
+        ({"sim": "l2"}, "sim must be"),
+        ({"tau": 0}, "tau must be above"),
+    ],
 )
 def test_impossible_settings_are_refused(built, settings, message):
     with pytest.raises(ConfigError, match=message):

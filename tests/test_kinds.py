@@ -153,6 +153,13 @@ def test_a_name_that_no_file_can_have_is_refused_as_such():
         ({"unused_col": ["rating"]}, "unused_col"),
         ({"text_fields": {"title": 1}}, "text_fields"),
         ({"first_stage_config": []}, "first_stage_config: []"),
+        ({"learning_rate": 1e300}, "learning_rate: 1e+300"),
+        ({"n_layers": 10**7}, "a whole number from 0 to 1000"),
+        ({"hidden_size": 10**12}, "a whole number from 0 to 1000000000"),
+        ({"learner": "nadam"}, "give one of adam, adamw, sgd"),
+        ({"clip_grad_norm": {"max": 5}}, "clip_grad_norm"),
+        ({"clip_grad_norm": {"max_norm": "5"}}, "clip_grad_norm"),
+        ({"tail_ratio": 0}, "tail_ratio: 0"),
     ],
 )
 def test_a_value_of_another_kind_is_named_with_what_is_accepted(settings, told):
@@ -176,6 +183,61 @@ def test_the_parts_of_train_neg_sample_args_are_checked(given, told):
     assert told in refused("BPR", train_neg_sample_args=given)
 
 
+@pytest.mark.parametrize(
+    ("model", "settings", "told"),
+    [
+        ("CoLLM", {"collm_title_tokens": None}, "collm_title_tokens: None"),
+        ("CoLLM", {"cf_config": {"n_layers": "abc"}}, "cf_config: {'n_layers': 'abc'}"),
+        ("Molar", {"dueg_lora": {"r": None}}, "dueg_lora: {'r': None}"),
+        ("Molar", {"mirm_seed": -1}, "mirm_seed: -1"),
+        ("HLLM", {"temperature": "warm"}, "temperature: 'warm'"),
+        ("FREEDOM", {"knn_k": 2.5}, "knn_k: 2.5"),
+        ("MLLMRec", {"reasoning": 1}, "reasoning: 1"),
+        ("Molar", {"mirm_bottleneck": "yes"}, "mirm_bottleneck: 'yes' is not accepted; give True or False"),
+    ],
+)
+def test_our_models_defaults_tell_the_kinds_of_their_parameters(model, settings, told):
+    assert told in refused(model, **settings)
+
+
+def test_what_a_models_yaml_says_of_null_and_of_cosines_holds():
+    accepted = {
+        "comparative_instances": None,
+        "id_model_config": {"inner_size": None},
+        "clip_grad_norm": {"max_norm": 5},
+    }
+    assert Config("Molar", "ml-100k", config_dict=accepted)["comparative_instances"] is None
+    endless = {"clip_grad_norm": {"max_norm": 5, "norm_type": INF}}
+    assert Config("SASRec", "ml-100k", config_dict=endless)["clip_grad_norm"]["norm_type"] == INF
+    assert Config("MLLMRec", "ml-100k", config_dict={"similar_threshold": -0.5})["similar_threshold"] == -0.5
+    assert Config("TALLRec", "ml-100k", config_dict={"tallrec_liked_from": 3.5})["tallrec_liked_from"] == 3.5
+
+
+# ---------------------------------------------------------------- settings without effect
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "told"),
+    [
+        ("BPR", {"save_dataset": True}, "'save_dataset' has no effect: RecBole would pickle the data"),
+        ("BPR", {"dataset_save_path": "x.pth"}, "'dataset_save_path' has no effect"),
+        ("SASRec", {"save_dataloaders": True}, "'save_dataloaders' has no effect"),
+        ("SASRec", {"dataloaders_save_path": "x.pth"}, "'dataloaders_save_path' has no effect"),
+        ("BPR", {"enable_scaler": True}, "'enable_scaler' has no effect"),
+        ("BPR", {"world_size": 2}, "'world_size' has no effect: give train_workers"),
+        ("SASRec", {"full_sequence": True, "transform": "crop_itemseq"}, "'transform' has no effect"),
+        ("Molar", {"train_neg_sample_args": {"sample_num": 2}}, "'train_neg_sample_args' has no effect"),
+        ("BPR", {"save_dataset": False, "dataset_save_path": None, "POSITION_FIELD": "position_id"}, ""),
+        ("SASRec", {"transform": "crop_itemseq"}, ""),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_warned_about(caplog, model, settings, told):
+    Config(model, "ml-100k", config_dict=settings)
+    said = [record.getMessage() for record in caplog.records if "has no effect" in record.getMessage()]
+    assert len(said) == bool(told)
+    assert told in "".join(said)
+
+
 def test_a_long_value_is_not_repeated_whole():
     assert len(refused(n_layers=list(range(10_000)))) < 400
 
@@ -185,6 +247,8 @@ def test_recboles_defaults_tell_the_kinds_of_its_models_parameters():
     assert "x" not in kinds
     assert [kinds["n_layers"].accepts(value) for value in (0, 3, -1, 1.5, True, "3")] == [True, True] + [False] * 4
     assert kinds["n_facet_window"].accepts(-1)
+    assert not parameter_kinds({}, {"sft_epochs": 4})["sft_epochs"].accepts(None)
+    assert parameter_kinds({}, {"rerank_k": 50})["rerank_k"].accepts(None)
     assert [kinds["dropout_prob"].accepts(value) for value in (0.5, INF)] == [True, False]
     assert kinds["mlp_hidden_size"].normal(64) == [64]
     assert not kinds["mlp_hidden_size"].accepts([64, 0.5])

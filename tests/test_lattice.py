@@ -212,7 +212,7 @@ def test_the_graph_shows_what_content_tells(toy_settings):
         ({"lambda_coeff": 1.7}, "lambda_coeff must be a number from 0 to 1, not 1.7"),
         ({"feature_embedding_size": 0}, "feature_embedding_size must be a whole number of at least 1, not 0"),
         ({"item_graph": "frozen"}, "item_graph must be one of own, refined, not 'frozen'"),
-        ({"item_graph": "refined", "refined_co_k": 2.5}, "refined_co_k must be a whole number of at least 1, not 2.5"),
+        ({"item_graph": "refined", "refined_co_k": 2.5}, "refined_co_k: 2.5 is not accepted; give a whole number"),
     ],
 )
 def test_impossible_settings_are_refused(built, settings, message):

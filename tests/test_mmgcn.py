@@ -160,8 +160,8 @@ def test_it_learns_what_users_choose(toy_settings):
         ({"combination": "sum"}, "combination must be one of concat, elementwise"),
         ({"n_layers": 0}, "n_layers must be a whole number of at least 1"),
         ({"modality_size": -1}, "modality_size must be a whole number of at least 0"),
-        ({"embedding_size": 8.5}, "embedding_size must be a whole number of at least 1"),
-        ({"reg_weight": float("inf")}, "reg_weight must be a number of at least 0"),
+        ({"embedding_size": 8.5}, "embedding_size: 8.5 is not accepted; give a whole number"),
+        ({"reg_weight": float("inf")}, "reg_weight: inf is not accepted; give a number"),
     ],
 )
 def test_impossible_settings_are_refused(assembled, settings, message):

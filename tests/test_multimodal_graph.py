@@ -201,7 +201,6 @@ def test_features_are_normalised_as_asked(how, tmp_path, toy_settings):
     ("settings", "message"),
     [
         ({"content_features": []}, "content_features names no feature"),
-        ({"content_features": "text"}, "content_features names no feature"),
         ({"content_features": ["sound"]}, r"no item feature 'sound'; item_features has \['image', 'text'\]"),
         ({"content_features": ["text", "text"]}, "names a feature twice"),
         ({"feature_normalization": "max"}, "feature_normalization must be one of none, l2, standard"),

@@ -85,8 +85,8 @@ def test_content_tells_the_favourite_genre(toy_settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"content_embedding_size": 1.5}, "content_embedding_size must be a whole number of at least 1, not 1.5"),
-        ({"content_reg_weight": "much"}, "content_reg_weight must be a number of at least 0, not 'much'"),
+        ({"content_embedding_size": 1.5}, "content_embedding_size: 1.5 is not accepted; give a whole number"),
+        ({"content_reg_weight": "much"}, "content_reg_weight: 'much' is not accepted; give a number"),
     ],
 )
 def test_impossible_settings_are_refused(built, settings, message):
