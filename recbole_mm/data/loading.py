@@ -327,21 +327,26 @@ class LoadingMixin(Dataset):
 
         `candidates: catalogue` keeps those that `.item` and `.user` list.
         """
+        others = [feat_name for feat_name in self.feat_name_list if feat_name != "inter_feat"]
+        if not others:
+            return
         for name, field in (("item", self.iid_field), ("user", self.uid_field)):
             columns = {field, *(self.config[f"alias_of_{name}_id"] or ())}
             known = self._tokens(self.inter_feat, columns)
             own = getattr(self, f"{name}_feat")
             if self.config["candidates"] == "catalogue" and own is not None:
                 known |= set(own[field])
-            for feat_name in self.feat_name_list:
-                if feat_name != "inter_feat":
-                    self._keep_tokens(feat_name, columns, known)
+            for feat_name in others:
+                self._keep_tokens(feat_name, columns, known)
 
     def _tokens(self, table: pd.DataFrame, columns: set[str]) -> set[str]:
         found: set[str] = set()
         for column in columns & set(table):
             values = table[column]
-            found.update(np.concatenate(list(values)) if self.field2type[column] in SEQUENCES else values.dropna())
+            values = (
+                pd.Series(np.concatenate(list(values))) if self.field2type[column] in SEQUENCES else values.dropna()
+            )
+            found.update(values.unique())
         return found
 
     def _keep_tokens(self, feat_name: str, columns: set[str], known: set[str]) -> None:
