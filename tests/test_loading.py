@@ -85,6 +85,13 @@ def test_so_are_those_of_a_knowledge_graph(tmp_path, suffix, row, message):
     assert f"small.{suffix}, line 4: {message}" in refused(tmp_path, "CKE", load_col=load_col)
 
 
+def test_what_is_no_file(tmp_path):
+    with pytest.raises(DataError, match=r"x\.inter: no such file; RecBole calls it"):
+        read_atomic(tmp_path / "x.inter", "\t", lambda name: True)
+    with pytest.raises(DataError, match=r"cannot be read \(Is a directory\)"):
+        read_atomic(tmp_path, "\t", lambda name: True)
+
+
 def test_a_line_is_found_beyond_the_first_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(lines, "BLOCK_BYTES", 64)
     rows = [f"u{n}\ti{n}\t{n}" for n in range(100)]

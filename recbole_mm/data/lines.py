@@ -30,6 +30,8 @@ def open_file(path: Path) -> BinaryIO:
         return open(path, "rb")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; RecBole calls it <dataset>/<dataset>{path.suffix}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def checked_separator(separator: str) -> bytes:
