@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from recbole_mm.artifacts.store import Store
-from recbole_mm.errors import DataError
+from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.mllm.encode import STAGE, ItemEncoder, ahead, encode_items
 from recbole_mm.mllm.loading import load_mllm
 from recbole_mm.mllm.model import MLLM
@@ -192,7 +192,9 @@ def test_a_text_cannot_fake_the_special_tokens(encoder: ItemEncoder, mllm: MLLM)
 
 
 def test_impossible_bounds_are_refused(mllm: MLLM) -> None:
-    for settings in ({"image_pixels": 100}, {"max_text_tokens": 0}, {"tokens_per_batch": 0}):
+    with pytest.raises(ConfigError, match=r"mllm_image_pixels: 100 is less than the least image .* at least 784"):
+        ItemEncoder(mllm, image_pixels=100)
+    for settings in ({"max_text_tokens": 0}, {"tokens_per_batch": 0}):
         with pytest.raises(ValueError, match="at least"):
             ItemEncoder(mllm, **settings)
 

@@ -682,7 +682,7 @@ def test_nothing_is_written_unless_asked(one_weight, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"learner": "adamm"}, "learner: 'adamm' is not one of adam"),
+        ({"learner": "adamm"}, "learner: 'adamm' is not accepted; give one of adam"),
         ({"max_train_steps": 0}, "at least 1"),
         ({"warmup_ratio": 0.5, "warmup_steps": 3}, "not both"),
     ],

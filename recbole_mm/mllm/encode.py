@@ -136,13 +136,11 @@ class ItemEncoder:
     ) -> None:
         self.mllm = mllm
         self.prompt = prompt or ItemPrompt()
-        self.image_pixels = mllm.family.max_pixels if image_pixels is None else int(image_pixels)
+        self.image_pixels = mllm.family.bound(image_pixels)
         self.max_text_tokens = int(max_text_tokens)
         self.tokens_per_batch = int(tokens_per_batch)
         self.threads = threads or min(os.cpu_count() or 1, 8)
         self.autocast = autocast and runs_in_bfloat16(mllm.dtype, mllm.device)
-        if self.image_pixels < mllm.family.least_pixels:
-            raise ValueError(f"image_pixels must be at least {mllm.family.least_pixels}, not {image_pixels}")
         if self.max_text_tokens < 1 or self.tokens_per_batch < 1:
             raise ValueError("max_text_tokens and tokens_per_batch must be at least 1")
         self._instructions = {

@@ -18,6 +18,8 @@ from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel
 
+from recbole_mm.errors import ConfigError
+
 Side = Literal["right", "left"]
 
 
@@ -94,6 +96,21 @@ class Family(ABC):
         self.resample = Image.Resampling(int(image_processor.resample))
         scale, shift = _colour_scale(image_processor)
         self._scale, self._shift = scale.view(1, 3, 1), shift.view(1, 3, 1)
+
+    def bound(self, image_pixels: int | None) -> int:
+        """The bound on an image's area that `mllm_image_pixels` asks for; None: the checkpoint's own.
+
+        Raises:
+            ConfigError: the vision tower cannot go so low.
+        """
+        if image_pixels is None:
+            return self.max_pixels
+        if image_pixels < self.least_pixels:
+            raise ConfigError(
+                f"mllm_image_pixels: {image_pixels} is less than the least image of this model; give at least "
+                f"{self.least_pixels}"
+            )
+        return int(image_pixels)
 
     # --- one prompt --------------------------------------------------------------------------------------------------
 

@@ -84,9 +84,9 @@ class WordedPrompt(ABC):
         settings: wording and bounds, which make the identity.
     """
 
-    def __init__(self, mllm: MLLM, image_pixels: int, settings: dict[str, Any]) -> None:
+    def __init__(self, mllm: MLLM, image_pixels: int | None, settings: dict[str, Any]) -> None:
         self.mllm = mllm
-        self.image_pixels = image_pixels
+        self.image_pixels = image_pixels = mllm.family.bound(image_pixels)
         self._frame = Chat(mllm.tokenizer, mllm.token_ids, mllm.family.placeholder, mllm.name).frame()
         self._cue = CUE if self._frame.is_plain else CUE.rstrip()
         self.tail = _answerable(mllm, self._frame.tail(self._cue))

@@ -50,7 +50,7 @@ class PromptedExamples:
         self.max_answer_tokens = max_answer_tokens
         self.weights = weights or {}
         self.prompt = prompt or ItemPrompt()
-        self._image_cost = mllm.family.image_cost(image_pixels)
+        self._image_cost = mllm.family.image_cost(mllm.family.bound(image_pixels))
         self._texts: dict[str, np.ndarray] = {}
         self.lengths = np.array([self._cost(example) for example in examples], dtype=np.int64)
 
