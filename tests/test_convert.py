@@ -22,7 +22,7 @@ from recbole_mm.data.convert.assemble import Summary
 from recbole_mm.data.convert.atomic import clean_text, write_inter, write_item, write_table
 from recbole_mm.data.convert.images import index_images, is_safe_id, put_images, same_images
 from recbole_mm.data.convert.movielens import GENRES_100K
-from recbole_mm.errors import DataError
+from recbole_mm.errors import DataError, DiskError
 from recbole_mm.layers import properties_dir
 
 # ------------------------------------------------------------------------------------------------------ raw folders
@@ -774,7 +774,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_dataset(tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(DataError, match=r"hm.inter: cannot be written \(No space left on device\)"):
+    with pytest.raises(DiskError, match=r"hm.inter: cannot be written: No space left on device$"):
         prepare(tmp_path, "hm", force=True)
     assert tree(out) == before
     assert [path.name for path in out.parent.iterdir()] == ["hm"]

@@ -7,7 +7,6 @@ lines after it. Files are UTF-8 with `\\n` line ends, written under a temporary 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pandas as pd
 import yaml
 
 from recbole_mm.data.names import CONTROL
-from recbole_mm.errors import DataError
+from recbole_mm.files import atomic_write
 
 _LINES_AT_ONCE = 100_000
 _TYPES = ("token", "token_seq", "float", "float_seq")
@@ -47,7 +46,7 @@ def write_table(path: Path, table: pd.DataFrame, types: Mapping[str, str]) -> Pa
     """Write one atomic file. Missing numbers become empty fields; whole numbers are written without a decimal point.
 
     Raises:
-        DataError: the file cannot be written (disk full, no permission).
+        DiskError: the file cannot be written (disk full, no permission).
         ValueError: an unknown type, or an id that an atomic file cannot hold as it is.
     """
     unknown = [kind for kind in types.values() if kind not in _TYPES]
@@ -59,18 +58,11 @@ def write_table(path: Path, table: pd.DataFrame, types: Mapping[str, str]) -> Pa
         if len(changed):
             raise ValueError(f"{field} {changed.iloc[0]!r} cannot stand in an atomic file; its source must refuse it")
     columns = [_renderer(table[field]) for field in types]
-    temporary = path.with_name(f"{path.name}.partial")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write("\t".join(f"{field}:{kind}" for field, kind in types.items()) + "\n")
-            for start in range(0, len(table), _LINES_AT_ONCE):
-                block = zip(*(render(slice(start, start + _LINES_AT_ONCE)) for render in columns), strict=True)
-                file.writelines("\t".join(fields) + "\n" for fields in block)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as draft, draft.open("w", encoding="utf-8", newline="\n") as file:
+        file.write("\t".join(f"{field}:{kind}" for field, kind in types.items()) + "\n")
+        for start in range(0, len(table), _LINES_AT_ONCE):
+            block = zip(*(render(slice(start, start + _LINES_AT_ONCE)) for render in columns), strict=True)
+            file.writelines("\t".join(fields) + "\n" for fields in block)
     return path
 
 
@@ -78,18 +70,12 @@ def write_yaml(folder: Path, name: str, comment: Sequence[str], settings: Mappin
     """Write `<folder>/<name>.yaml`: `comment` as leading comment lines, then `settings` in their order.
 
     Raises:
-        DataError: the file cannot be written.
+        DiskError: the file cannot be written.
     """
     path = folder / f"{name}.yaml"
     text = yaml_text(comment, settings)
-    temporary = path.with_name(f"{path.name}.partial")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as draft:
+        draft.write_text(text, encoding="utf-8", newline="\n")
     return path
 
 

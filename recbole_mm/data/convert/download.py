@@ -23,6 +23,7 @@ from recbole_mm.data.convert.fetch import Fetcher, FetchFailed, Limits, Stopped,
 from recbole_mm.data.convert.images import index_images, is_safe_id
 from recbole_mm.data.decode import decode_image
 from recbole_mm.errors import DataError, ImageError
+from recbole_mm.files import atomic_write
 from recbole_mm.progress import duration, progress
 
 __all__ = ["DownloadReport", "Failure", "Limits", "download_images", "plan", "read_failures"]
@@ -274,9 +275,7 @@ def _row(failure: Failure) -> tuple[str, str, str, str]:
 
 
 def _write_failures(path: Path, failed: Mapping[str, Failure]) -> None:
-    temporary = path.with_name(f"{path.name}{_PARTIAL}")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(map(_row, failed.values()))
-    os.replace(temporary, path)
