@@ -116,6 +116,7 @@ _PATH = Kind(
     expanded,
     is_text=True,
 )
+_MODEL = replace(_PATH, words="a model's name, or the path of its folder")
 _ABOVE_ZERO = Kind(lambda value: _is_number(value) and value > 0, "a number above 0")
 _NOT_NEGATIVE = Kind(lambda value: _is_number(value) and value >= 0, "a number of at least 0")
 _RATE = Kind(lambda value: _is_number(value) and 0 < value <= 1e6, "a number above 0, at most 1e6")
@@ -151,12 +152,22 @@ _INTERVAL = Kind(
 )
 
 
+def _are_features(value: Any) -> bool:
+    """Whether it is a mapping whose files and folders, where they are texts, can be."""
+    specs = value.values() if isinstance(value, dict) else ()
+    given = [spec.get(key) for spec in specs if isinstance(spec, dict) for key in _FEATURE_PATHS]
+    return isinstance(value, dict) and all(is_path(path) for path in given if isinstance(path, str))
+
+
+_FEATURE_PATHS = ("file", "ids", "encoder")
+
+
 def _feature_paths(value: Any) -> Any:
     """Entries of `item_features`, whose files and folders are paths."""
     if not isinstance(value, dict):
         return value
     return {
-        name: {key: expanded(entry) if key in ("file", "ids", "encoder") else entry for key, entry in settings.items()}
+        name: {key: expanded(entry) if key in _FEATURE_PATHS else entry for key, entry in settings.items()}
         if isinstance(settings, dict)
         else settings
         for name, settings in value.items()
@@ -228,7 +239,9 @@ KINDS: dict[str, Kind] = {
     "lr_scheduler": _choice("constant", "cosine", "linear"),
     "gradient_accumulation_steps": _whole(1),
     "enable_amp": _FLAG,
-    "resume": Kind(lambda value: isinstance(value, bool) or _is_name(value), "True, False or a run's folder", expanded),
+    "resume": Kind(
+        lambda value: isinstance(value, bool) or _PATH.accepts(value), "True, False or a run's folder", expanded
+    ),
     "load_best_model": _FLAG,
     "show_progress": _FLAG,
     "state": Kind(
@@ -265,12 +278,12 @@ KINDS: dict[str, Kind] = {
     "image_zip": _or_null(_PATH),
     "max_image_pixels": _whole(1),
     "missing_modality": _choice("mask", "drop", "error"),
-    "item_features": replace(_MAPPING, normal=_feature_paths),
-    "mllm": replace(_TEXT, normal=expanded),
+    "item_features": Kind(_are_features, "a mapping such as {text: {encoder: MODEL, on: text}}", _feature_paths),
+    "mllm": _MODEL,
     "mllm_dtype": _choice("float32", "bfloat16", "float16", None),
     "trust_remote_code": _FLAG,
     "text_backend": _choice("template", "hf", "openai"),
-    "text_model": _or_null(replace(_TEXT, normal=expanded)),
+    "text_model": _or_null(_MODEL),
     "text_url": _or_null(_TEXT),
     "text_api_key_env": Kind(
         lambda value: value is None or (isinstance(value, str) and re.fullmatch(r"[A-Za-z_]\w*", value) is not None),

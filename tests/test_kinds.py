@@ -113,6 +113,9 @@ def test_a_name_that_no_file_can_have_is_refused_as_such():
     assert [is_path(path) for path in ("a" * 255, "a/" + "é" * 128, "a\0b")] == [True, False, False]
     for key in ("checkpoint_dir", "data_path", "artifact_dir", "image_dir"):
         assert "255 bytes" in refused(**{key: "x/" + "y" * 256})
+    for key in ("resume", "mllm", "text_model", "id_model_path", "first_stage_path", "sentence_encoder"):
+        assert refused(**{key: "y" * 256}).startswith(f"{key}: 'yyy")
+    assert "item_features: " in refused(item_features={"a": {"file": "y" * 256}})
     with pytest.raises(argparse.ArgumentTypeError, match="255 bytes"):
         given_path("y" * 256)
     with pytest.raises(ConfigError, match=r"^cannot read config file y+\.\.\.: File name too long$"):
