@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recbole.utils import dict2str, init_seed
+from recbole.utils import ModelType, dict2str, init_seed
 
 from recbole_mm.config import NOT_FROM_A_RUN, Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.distributed.workers import joined
-from recbole_mm.errors import CheckpointError, DiskError, RecboleMMError
+from recbole_mm.errors import CheckpointError, ConfigError, DiskError, RecboleMMError
 from recbole_mm.evaluation.per_user import FILE as PER_USER
 from recbole_mm.evaluation.per_user import per_user_table, write_per_user
 from recbole_mm.evaluation.phases import Phases, check_split, split
@@ -109,6 +109,8 @@ def run(
         RecboleMMError: something the user can mend; the message is one line.
     """
     config = Config(model, dataset, config_files, config_dict, command_line)
+    if config["epochs"] == 0 and config["load_best_model"] and config["MODEL_TYPE"] != ModelType.TRADITIONAL:
+        raise ConfigError("epochs: 0 leaves no best weights; give --load_best_model=False to test an untrained model")
     check_stages(config)
     if config["train_workers"] > 1:
         _on_workers().check_workers(config)

@@ -222,3 +222,31 @@ def test_a_list_alone_may_be_unused(toy_config):
 def test_unused_columns_that_are_needed_or_nowhere_are_refused(toy_config, model, given, told):
     with pytest.raises(ConfigError, match=told):
         create_dataset(toy_config(model, unused_col=given)).build()
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_no_epoch_leaves_no_best_weights(toy_settings):
+    with pytest.raises(ConfigError, match="epochs: 0 leaves no best weights"):
+        recbole_mm.run("BPR", "toy", config_dict={**toy_settings, "epochs": 0})
+    untrained = {**toy_settings, "epochs": 0, "load_best_model": False}
+    assert recbole_mm.run("BPR", "toy", config_dict=untrained).test_result["ndcg@10"] > 0
+    assert recbole_mm.run("EASE", "toy", config_dict={**toy_settings, "epochs": 0}).test_result["ndcg@10"] > 0
+
+
+def test_an_optimizer_for_other_gradients_is_told_in_one_line(toy_settings):
+    with pytest.raises(ConfigError, match=r"learner: sparse_adam: SparseAdam does not .*; give adam"):
+        recbole_mm.run("BPR", "toy", config_dict={**toy_settings, "learner": "sparse_adam"})
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_is_told_in_one_line_whoever_runs_out_of_it(error):
+    told = r"^BPR: not enough memory: .*; lower its sizes or train_batch_size$"
+    with pytest.raises(ConfigError, match=told), told_in_one_line("BPR"):
+        raise error
+
+
+def test_what_recbole_raises_in_training_is_told_in_one_line(toy_settings):
+    with pytest.raises(ConfigError, match="SASRec does not accept these settings or this data: IndexError"):
+        recbole_mm.run("SASRec", "toy", config_dict={**toy_settings, "n_layers": 0})

@@ -276,7 +276,12 @@ class TrainingLoop(Trainer):
             limit = self.clip_grad_norm
             arguments = limit if isinstance(limit, dict) else {"max_norm": float(limit)}
             nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], **arguments)
-        self.scaler.step(self.optimizer)
+        try:
+            self.scaler.step(self.optimizer)
+        except RuntimeError as error:
+            if not isinstance(self.optimizer, torch.optim.SparseAdam):
+                raise
+            raise ConfigError(f"learner: sparse_adam: {' '.join(str(error).split())}; give adam") from error
         self.scaler.update()
         if self.schedule is not None:
             self.schedule.step()
