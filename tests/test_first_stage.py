@@ -310,7 +310,7 @@ def test_a_breach_of_the_train_only_rule_is_handed_on(settings, toy_settings):
         ({"first_stage": "none"}, "first_stage: none leaves nobody to choose the rerank_k: 5 items"),
         ({"first_stage": None}, "ask about every item with rerank_k: ~"),
         ({"first_stage": "SASRek"}, "unknown model 'SASRek': did you mean SASRec"),
-        ({"first_stage_config": [3]}, r"first_stage_config: \[3\] is not a mapping"),
+        ({"first_stage_config": [3]}, r"first_stage_config: \[3\] is not accepted; give a mapping"),
         ({"first_stage_config": {"MAX_ITEM_LIST_LENGTH": 4}}, "first_stage_config: SASRec was run with MAX_ITEM"),
         ({"first_stage_config": {"eval_args": {"split": {"LS": "test_only"}}}}, "held out other interactions"),
         ({"first_stage_path": "/nowhere"}, "first_stage_config is for a first stage that is trained here"),
