@@ -29,7 +29,7 @@ from recbole_mm.artifacts.executor import Portable
 from recbole_mm.artifacts.fill import fill
 from recbole_mm.artifacts.ray_pool import NAMES, RayExecutor
 from recbole_mm.artifacts.store import Store
-from recbole_mm.cluster import Resources, cores
+from recbole_mm.distributed.cluster import Resources, cores
 
 ITEMS = 64
 """Of a batch."""

@@ -12,7 +12,7 @@ import recbole_mm  # noqa: F401  (applies the compatibility shims)
 
 def quiet_config(model: str, dataset: str, **settings):
     """A Config that logs warnings only; settings of None are left to their defaults."""
-    from recbole_mm.config import Config
+    from recbole_mm.config.resolved import Config
 
     given = {key: value for key, value in settings.items() if value is not None}
     return Config(model, dataset, config_dict={"state": "WARNING", "show_progress": False, **given})

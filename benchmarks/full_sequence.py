@@ -18,8 +18,8 @@ import torch
 import yaml
 from common import markdown_table, quiet_config
 
-from recbole_mm.pipeline import assemble, run
-from recbole_mm.stages import Stages
+from recbole_mm.runs.profiling import Stages
+from recbole_mm.runs.run import assemble, run
 from recbole_mm.training.trainer import make_trainer
 
 

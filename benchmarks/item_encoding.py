@@ -32,12 +32,12 @@ from transformers import AutoTokenizer, PreTrainedModel, Qwen2VLForConditionalGe
 
 from recbole_mm.artifacts.store import Store
 from recbole_mm.data.content import ContentSource, ItemContent
-from recbole_mm.mllm.encode import PARTS_PER_CORE, ItemEncoder, encode_items
-from recbole_mm.mllm.family import PreparedInput
-from recbole_mm.mllm.loading import add_cur_item, load_mllm
-from recbole_mm.mllm.model import MLLM
-from recbole_mm.mllm.prompts import CUR_ITEM
-from recbole_mm.mllm.tiny import build_tiny
+from recbole_mm.llm.encode import PARTS_PER_CORE, ItemEncoder, encode_items
+from recbole_mm.llm.family import PreparedInput
+from recbole_mm.llm.loading import add_cur_item, load_mllm
+from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.prompts import CUR_ITEM
+from recbole_mm.llm.tiny import build_tiny
 
 
 def read_content(folder: Path, items: int) -> Callable[[], ItemContent]:

@@ -26,12 +26,12 @@ from common import markdown_table, quiet_config
 from PIL import Image
 
 from recbole_mm.data.dataset import create_dataset
-from recbole_mm.mllm.finetune import Tuning, _arguments, _private_randomness, _train, add_lora
-from recbole_mm.mllm.loading import load_mllm
-from recbole_mm.mllm.model import MLLM
-from recbole_mm.mllm.sft import AnswerLoss, LengthGroupedBatches
-from recbole_mm.mllm.sft_trainer import AnswerTrainer
-from recbole_mm.mllm.tiny import build_tiny
+from recbole_mm.llm.finetune import Tuning, _arguments, _private_randomness, _train, add_lora
+from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.sft import AnswerLoss, LengthGroupedBatches
+from recbole_mm.llm.sft_trainer import AnswerTrainer
+from recbole_mm.llm.tiny import build_tiny
 from recbole_mm.models.molar.mirm import OBJECTIVES, Histories, ItemFacts, PromptedExamples, build_mixture
 
 PIXELS, TEXT_TOKENS, ANSWER_TOKENS = 112 * 112, 256, 128

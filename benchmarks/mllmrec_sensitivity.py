@@ -19,11 +19,11 @@ from common import markdown_table
 from line_plot import Point, line_plot
 
 from recbole_mm.cli import split_arguments
-from recbole_mm.compare.command import parse_seeds
-from recbole_mm.compare.grid import finished_run
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
 from recbole_mm.errors import ConfigError
-from recbole_mm.pipeline import read_result, run
+from recbole_mm.experiments.compare.command import parse_seeds
+from recbole_mm.experiments.compare.grid import finished_run
+from recbole_mm.runs.run import read_result, run
 
 VALUES: dict[str, tuple[float, ...]] = {
     "similar_threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),

@@ -29,8 +29,8 @@ from full_sequence import Part
 
 from recbole_mm.evaluation import padding
 from recbole_mm.evaluation.ranking import EvalUsers, RankingData
-from recbole_mm.pipeline import Run, assemble
-from recbole_mm.stages import Stages
+from recbole_mm.runs.profiling import Stages
+from recbole_mm.runs.run import Run, assemble
 from recbole_mm.training.trainer import make_trainer
 
 SASREC = {

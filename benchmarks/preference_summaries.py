@@ -23,14 +23,14 @@ import numpy as np
 from common import markdown_table
 
 from recbole_mm.artifacts.store import Store
-from recbole_mm.mllm.loading import load_mllm
-from recbole_mm.mllm.tiny import build_tiny
-from recbole_mm.reasoning.preference_prompts import PreferencePrompts
-from recbole_mm.reasoning.prompts import preference_prompt
-from recbole_mm.reasoning.recurrent import Chains, ChainWriter, Written, blocks_of_size
-from recbole_mm.texts.generator import Writing
-from recbole_mm.texts.hf import HfGenerator
-from recbole_mm.texts.writers import Writer, multimodal_writer
+from recbole_mm.inputs.reasoning.preference_prompts import PreferencePrompts
+from recbole_mm.inputs.reasoning.prompts import preference_prompt
+from recbole_mm.inputs.reasoning.recurrent import Chains, ChainWriter, Written, blocks_of_size
+from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.texts.generator import Writing
+from recbole_mm.llm.texts.hf import HfGenerator
+from recbole_mm.llm.texts.writers import Writer, multimodal_writer
+from recbole_mm.llm.tiny import build_tiny
 
 PIXELS = 112 * 112
 ITEMS = 400

@@ -22,8 +22,8 @@ from common import markdown_table, quiet_config
 
 from recbole_mm.cli import split_arguments
 from recbole_mm.data.dataset import create_dataset
+from recbole_mm.inputs.model_inputs import provide
 from recbole_mm.models.mllmrec.inputs import mean_of_items
-from recbole_mm.provisions import provide
 
 NEGATIVES = 100
 

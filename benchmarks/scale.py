@@ -100,8 +100,8 @@ def ours(arguments: argparse.Namespace) -> dict[str, Any]:
     from full_sequence import Part
     from molar_epoch import some_users
 
-    from recbole_mm.pipeline import assemble
-    from recbole_mm.stages import Stages
+    from recbole_mm.runs.profiling import Stages
+    from recbole_mm.runs.run import assemble
     from recbole_mm.training.trainer import make_trainer
 
     folder = Path(arguments.folder)

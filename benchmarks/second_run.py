@@ -18,7 +18,7 @@ from common import markdown_table
 
 def seconds_to_first_step(arguments: argparse.Namespace) -> float:
     """Run Molar for one optimizer step and time it; imports are done before the clock starts."""
-    from recbole_mm import pipeline
+    from recbole_mm.runs import run as pipeline
     from recbole_mm.training.loop import TrainingLoop
 
     first: list[float] = []

@@ -21,12 +21,12 @@ import numpy as np
 from common import markdown_table
 from PIL import Image
 
-from recbole_mm.mllm.loading import load_mllm
-from recbole_mm.mllm.tiny import build_tiny
-from recbole_mm.texts.generator import Writing
-from recbole_mm.texts.hf import HfGenerator
-from recbole_mm.texts.request import Request
-from recbole_mm.texts.writers import multimodal_writer
+from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.texts.generator import Writing
+from recbole_mm.llm.texts.hf import HfGenerator
+from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.texts.writers import multimodal_writer
+from recbole_mm.llm.tiny import build_tiny
 
 PIXELS = 112 * 112
 WORDS = ("film", "war", "love", "drama", "space", "comedy", "road", "city", "night", "family")

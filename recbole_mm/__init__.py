@@ -22,7 +22,7 @@ from recbole_mm import compat
 compat.apply()
 
 if TYPE_CHECKING:
-    from recbole_mm.pipeline import load, run
+    from recbole_mm.runs.run import load, run
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "run"]
@@ -31,7 +31,7 @@ __all__ = ["__version__", "load", "run"]
 def __getattr__(name: str) -> Any:
     """Import `run` and `load` on first use, so that `import recbole_mm` stays light."""
     if name in ("run", "load"):
-        from recbole_mm import pipeline
+        from recbole_mm.runs import run as pipeline
 
         return getattr(pipeline, name)
     raise AttributeError(f"module 'recbole_mm' has no attribute {name!r}")

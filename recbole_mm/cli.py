@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from recbole_mm import __version__
-from recbole_mm.data.convert import CONVERTERS
+from recbole_mm.datasets import CONVERTERS
 from recbole_mm.errors import ConfigError, DiskError, RecboleMMError
-from recbole_mm.escaping import printable
-from recbole_mm.files import disk_reason
-from recbole_mm.paths import expanded, given_path
 from recbole_mm.registry import list_models
-from recbole_mm.report import result_table
+from recbole_mm.utils.escaping import printable
+from recbole_mm.utils.files import disk_reason
+from recbole_mm.utils.paths import expanded, given_path
+from recbole_mm.utils.tables import result_table
 
 PROGRAM = "recbole-mm"
 DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -175,7 +175,7 @@ def run(arguments: Sequence[str]) -> int:
         print(_RUN_HELP, end="")
         return 0
     settings = _run_settings(arguments)
-    from recbole_mm import pipeline  # imports torch and transformers, which the other commands do without
+    from recbole_mm.runs import run as pipeline  # imports torch and transformers, which the other commands do without
 
     finished = pipeline.run(
         model=settings.pop("model", None),
@@ -195,9 +195,9 @@ def plan(arguments: Sequence[str]) -> int:
         print(_PLAN_HELP, end="")
         return 0
     settings = _run_settings(arguments)
-    from recbole_mm.log import init_logging  # these import torch and transformers
-    from recbole_mm.plan import plan as plan_run
-    from recbole_mm.plan import to_text
+    from recbole_mm.runs.plan import plan as plan_run
+    from recbole_mm.runs.plan import to_text
+    from recbole_mm.utils.log import init_logging  # these import torch and transformers
 
     init_logging(None, settings.get("state", "WARNING"))
     planned = plan_run(
@@ -231,9 +231,13 @@ def compare(arguments: Sequence[str]) -> int:
     if settings.get("config_files") is True:
         raise ConfigError("--config_files needs a value, as in --config_files=...")
     show = _names(parsed.show)
-    from recbole_mm.compare.command import compare_experiment, compare_finished, parse_seeds  # imports torch
-    from recbole_mm.compare.table import to_markdown, write_table
-    from recbole_mm.log import init_logging
+    from recbole_mm.experiments.compare.command import (  # imports torch
+        compare_experiment,
+        compare_finished,
+        parse_seeds,
+    )
+    from recbole_mm.experiments.compare.table import to_markdown, write_table
+    from recbole_mm.utils.log import init_logging
 
     if parsed.runs:
         given = [name for name in _OF_EXPERIMENTS if getattr(parsed, name) != parser.get_default(name)]
@@ -272,7 +276,7 @@ _OF_EXPERIMENTS = ("experiment", "dataset", "seeds", "rows", "var", "trials", "j
 
 
 def _compare_parser() -> argparse.ArgumentParser:
-    from recbole_mm.compare.experiment import experiment_names
+    from recbole_mm.experiments.compare.experiment import experiment_names
 
     parser = argparse.ArgumentParser(
         prog=f"{PROGRAM} compare",
@@ -306,12 +310,12 @@ def _compare_parser() -> argparse.ArgumentParser:
 
 def tune(arguments: Sequence[str]) -> int:
     """`recbole-mm tune`: a search, its best setting and that one's test."""
-    from recbole_mm.tune.arguments import tune_parser
+    from recbole_mm.experiments.tune.arguments import tune_parser
 
     parsed, others = tune_parser(f"{PROGRAM} tune").parse_known_args(arguments)
     settings = _run_settings(others)
-    from recbole_mm.log import init_logging
-    from recbole_mm.tune.command import report, tune_model  # imports torch
+    from recbole_mm.experiments.tune.command import report, tune_model  # imports torch
+    from recbole_mm.utils.log import init_logging
 
     init_logging(None, settings.get("state"))
     options = vars(parsed)
@@ -358,7 +362,7 @@ def prepare_dataset(parsed: argparse.Namespace) -> int:
     options = {
         key: value for key, value in vars(parsed).items() if key not in ("command", "source_name", "source", "out")
     }
-    from recbole_mm.log import init_logging
+    from recbole_mm.utils.log import init_logging
 
     init_logging(None, None)  # pictures are fetched for hours
     print(printable(str(CONVERTERS[parsed.source_name].convert(parsed.source, parsed.out, **options))))

@@ -1,6 +1,6 @@
 """Failures a user can mend. Each message is one line: what is wrong, where, and what to do about it."""
 
-from recbole_mm.escaping import one_line
+from recbole_mm.utils.escaping import one_line
 
 
 class RecboleMMError(Exception):

@@ -77,7 +77,7 @@ def toy_settings(toy_path, tmp_path) -> dict:
 @pytest.fixture
 def toy_config(toy_settings):
     """`toy_config(model, **settings)` -> Config on `toy`."""
-    from recbole_mm.config import Config
+    from recbole_mm.config.resolved import Config
 
     def build(model: str = "SASRec", **settings):
         return Config(model, "toy", config_dict={**toy_settings, **settings})

@@ -21,7 +21,7 @@ import torch._dynamo  # noqa: F401  (the first optimizer imports it otherwise, f
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import init_seed
 
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
 from recbole_mm.training.trainer import make_trainer
 
 KILLS = 4

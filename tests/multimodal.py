@@ -10,10 +10,10 @@ import torch
 from scipy.sparse import csr_array
 
 import recbole_mm
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
 from recbole_mm.graph import TokenOrder, refined_graph
-from recbole_mm.pipeline import Run, assemble
-from recbole_mm.stages import Stages
+from recbole_mm.runs.profiling import Stages
+from recbole_mm.runs.run import Run, assemble
 from tests.conftest import TOY_FEATURES, TOY_SETTINGS, write_toy
 
 MISSING = ("i3", "i17")

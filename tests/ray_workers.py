@@ -12,7 +12,7 @@ import numpy as np
 import ray
 
 from recbole_mm.artifacts.executor import Failure
-from recbole_mm.cluster import inside_ray
+from recbole_mm.distributed.cluster import inside_ray
 from recbole_mm.errors import ModelLoadError
 
 

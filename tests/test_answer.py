@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from recbole_mm.errors import ConfigError, ModelLoadError
-from recbole_mm.mllm.answer import (
+from recbole_mm.llm.answer import (
     AnswerReader,
     Block,
     Questions,
@@ -21,8 +21,8 @@ from recbole_mm.mllm.answer import (
     padded,
     resolve_yes_no,
 )
-from recbole_mm.mllm.loading import load_mllm
-from recbole_mm.mllm.tiny import build_tiny
+from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.tiny import build_tiny
 
 TAIL = "Answer:\n"
 PIXELS = 56 * 56

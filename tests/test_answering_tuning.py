@@ -10,22 +10,22 @@ import pytest
 import torch
 import yaml
 
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError, DataError, ModelLoadError
-from recbole_mm.mllm import finetune as finetune_module
-from recbole_mm.mllm import sft as sft_module
-from recbole_mm.mllm.answer import AnswerReader, ask, resolve_yes_no
-from recbole_mm.mllm.finetune import Tuning
-from recbole_mm.mllm.loading import load_mllm
-from recbole_mm.mllm.sft import AnswerLoss, LengthGroupedBatches, words_to_learn
-from recbole_mm.mllm.sft_trainer import AnswerTrainer
+from recbole_mm.inputs.model_inputs import provide, tiny_mllm
+from recbole_mm.llm import finetune as finetune_module
+from recbole_mm.llm import sft as sft_module
+from recbole_mm.llm.answer import AnswerReader, ask, resolve_yes_no
+from recbole_mm.llm.finetune import Tuning
+from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.sft import AnswerLoss, LengthGroupedBatches, words_to_learn
+from recbole_mm.llm.sft_trainer import AnswerTrainer
 from recbole_mm.models.answering import tuning as tuning_module
 from recbole_mm.models.answering.asking import PromptBlocks
 from recbole_mm.models.answering.examples import PromptedQuestions
 from recbole_mm.models.answering.prompt import PreferencePrompt
 from recbole_mm.models.answering.tuning import SftSettings, training_questions
-from recbole_mm.provisions import provide, tiny_mllm
 from tests.conftest import TOY_SETTINGS, write_toy
 from tests.test_mirm import rewrite
 
@@ -104,7 +104,7 @@ def test_a_run_tunes_once_and_reads_answers_of_the_tuned_model(toy, tmp_path, me
     assert notes["examples_of"] == {"yes": 6, "no": 6}
     monkeypatch.setattr(finetune_module, "finetune", lambda *args: pytest.fail("tuned again"))
     loaded = []
-    monkeypatch.setattr("recbole_mm.provisions.load_mllm", recorded(loaded))
+    monkeypatch.setattr("recbole_mm.inputs.model_inputs.load_mllm", recorded(loaded))
     again = provided(toy, tmp_path, **settings)
     assert [name for name, outline in loaded if not outline] == [str(folder)], "the base model's weights were loaded"
     found = [answers(mllm, dataset) for mllm in (untuned, dataset.mllm, again.mllm)]
@@ -307,7 +307,7 @@ def test_words_to_learn():
     ],
 )
 def test_settings_that_do_not_fit(toy, tmp_path, monkeypatch, settings, error, message):
-    monkeypatch.setattr("recbole_mm.mllm.loading.find_spec", lambda name: None)
+    monkeypatch.setattr("recbole_mm.llm.loading.find_spec", lambda name: None)
     with pytest.raises(error, match=message) as raised:
         provided(toy, tmp_path, **settings)
     assert "\n" not in str(raised.value)
@@ -315,7 +315,7 @@ def test_settings_that_do_not_fit(toy, tmp_path, monkeypatch, settings, error, m
 
 def test_answers_that_collide_are_refused_before_anything_is_trained(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(finetune_module, "finetune", lambda *args: pytest.fail("trained"))
-    monkeypatch.setattr("recbole_mm.mllm.answer.NO", "Yesterday")
+    monkeypatch.setattr("recbole_mm.llm.answer.NO", "Yesterday")
     with pytest.raises(ConfigError, match="begin with the same token"):
         provided(toy, tmp_path)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import recbole_mm
-from recbole_mm.mllm.families import FAMILIES
+from recbole_mm.llm.families import FAMILIES
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])

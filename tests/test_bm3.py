@@ -8,8 +8,8 @@ import torch
 
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.bm3 import BM3, distance
-from recbole_mm.pipeline import assemble
-from recbole_mm.stages import Stages
+from recbole_mm.runs.profiling import Stages
+from recbole_mm.runs.run import assemble
 from tests.conftest import TOY_FEATURES
 from tests.multimodal import beats_pop
 

@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-from recbole_mm import pipeline
-from recbole_mm.compare.command import compare_experiment, parse_seeds
-from recbole_mm.compare.experiment import load_experiment
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
+from recbole_mm.config.yaml_settings import canonical, plain, read_yaml
 from recbole_mm.errors import CheckpointError, ConfigError
-from recbole_mm.settings import canonical, plain, read_yaml
-from recbole_mm.tune.plan import plan_search
-from recbole_mm.tune.space import parse_space, read_space
+from recbole_mm.experiments.compare.command import compare_experiment, parse_seeds
+from recbole_mm.experiments.compare.experiment import load_experiment
+from recbole_mm.experiments.tune.plan import plan_search
+from recbole_mm.experiments.tune.space import parse_space, read_space
+from recbole_mm.runs import run as pipeline
 
 NESTED = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 20)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import doctest
 from concurrent.futures import ThreadPoolExecutor
 
-from recbole_mm import cache
-from recbole_mm.cache import ByteCache
+from recbole_mm.utils import cache
+from recbole_mm.utils.cache import ByteCache
 
 
 def test_the_example_of_the_docstring():

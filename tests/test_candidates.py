@@ -15,12 +15,12 @@ from recbole.data.interaction import Interaction
 from recbole.evaluator import Evaluator
 
 import recbole_mm
-from recbole_mm import pipeline
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.evaluation.candidates import FILES, Cases, candidates_digest, draw, read_candidates, write_candidates
 from recbole_mm.evaluation.per_user import _auc, per_user_values, ranked_digest, read_per_user
 from recbole_mm.evaluation.ranking import CSR, EvalUsers, RankingData
 from recbole_mm.evaluation.significance import compare_runs, require_same_candidates
+from recbole_mm.runs import run as pipeline
 from tests.conftest import write_toy
 
 SAMPLED = {"eval_args": {"mode": "uni20"}, "metrics": ["GAUC", "Hit", "MRR"], "topk": [5], "valid_metric": "GAUC"}

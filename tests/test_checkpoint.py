@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy import sparse
 
-from recbole_mm import files
 from recbole_mm.errors import CheckpointError, DiskError
 from recbole_mm.training import checkpoint
 from recbole_mm.training.checkpoint import (
@@ -24,6 +23,7 @@ from recbole_mm.training.checkpoint import (
     set_rng_state,
     without_pickles,
 )
+from recbole_mm.utils import files
 
 
 @pytest.fixture

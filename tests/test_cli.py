@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from recbole_mm.cli import main, split_arguments
-from recbole_mm.data.convert import CONVERTERS
+from recbole_mm.datasets import CONVERTERS
 from recbole_mm.errors import ConfigError, DataError
 
 
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
-    """A stand-in for `recbole_mm.pipeline` that keeps what `run` was called with, or raises `failure`."""
+    """A stand-in for `recbole_mm.runs.run` that keeps what `run` was called with, or raises `failure`."""
     seen = types.SimpleNamespace(calls=[], failure=None)
 
     def run(**arguments):
@@ -27,10 +27,10 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
         result = {"test_result": {"ndcg@5": 0.25}, "sees_held_out": []}
         return types.SimpleNamespace(config=names, run_dir=Path("saved/one"), **result)
 
-    module = types.ModuleType("recbole_mm.pipeline")
+    module = types.ModuleType("recbole_mm.runs.run")
     module.run = run
-    monkeypatch.setitem(sys.modules, "recbole_mm.pipeline", module)
-    monkeypatch.setattr("recbole_mm.pipeline", module, raising=False)
+    monkeypatch.setitem(sys.modules, "recbole_mm.runs.run", module)
+    monkeypatch.setattr("recbole_mm.runs.run", module, raising=False)
     return seen
 
 
@@ -158,8 +158,8 @@ def test_an_unknown_command_is_status_2(capsys):
 @pytest.fixture
 def compared(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     """A stand-in for the comparing itself that keeps what it was called with; its table has `failed` as set here."""
-    from recbole_mm.compare import command
-    from recbole_mm.compare.summary import Table
+    from recbole_mm.experiments.compare import command
+    from recbole_mm.experiments.compare.summary import Table
 
     seen = types.SimpleNamespace(calls=[], rows=[])
 
@@ -199,7 +199,7 @@ def test_compare_tells_its_own_options_from_settings(compared, capsys):
 
 
 def test_compare_has_three_seeds_by_default_and_fails_with_a_row(compared):
-    from recbole_mm.compare.summary import Line, TableRow
+    from recbole_mm.experiments.compare.summary import Line, TableRow
 
     compared.rows = [Line(TableRow("A", "", "x", "failed", "it broke"), {})]
     assert main(["compare", "--experiment=x", "--dataset=toy"]) == 1
@@ -275,7 +275,7 @@ def test_prepare_lists_every_source(capsys):
 
 
 def test_prepare_hands_its_options_to_the_converter(monkeypatch, capsys):
-    module = types.ModuleType("recbole_mm.data.convert.hm")
+    module = types.ModuleType("recbole_mm.datasets.hm")
     seen = {}
 
     def convert(source, out, **options):
@@ -283,7 +283,7 @@ def test_prepare_hands_its_options_to_the_converter(monkeypatch, capsys):
         return "12 users, 3 items"
 
     module.convert = convert
-    monkeypatch.setitem(sys.modules, "recbole_mm.data.convert.hm", module)
+    monkeypatch.setitem(sys.modules, "recbole_mm.datasets.hm", module)
     assert main(["prepare", "hm", "--source", "raw", "--out=made", "--link"]) == 0
     assert capsys.readouterr().out == "12 users, 3 items\n"
     assert (seen["source"], seen["out"]) == (Path("raw"), Path("made"))

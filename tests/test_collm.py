@@ -9,9 +9,9 @@ from recbole.data.interaction import Interaction
 
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError
-from recbole_mm.mllm.answer import AnswerReader
-from recbole_mm.mllm.loading import load_mllm
-from recbole_mm.mllm.tiny import build_tiny
+from recbole_mm.llm.answer import AnswerReader
+from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.tiny import build_tiny
 from recbole_mm.models.collm import CoLLM, prompt
 from recbole_mm.models.collm.filters import build_filter
 from recbole_mm.models.collm.model import FILTER, TEXT, VECTORS
@@ -45,7 +45,7 @@ def mllm(tmp_path_factory):
 @pytest.fixture
 def built(toy_path, tmp_path, mllm):
     """`built(stage, **settings)`: an untrained CoLLM on `toy` in one of its stages, its phases, and its config."""
-    from recbole_mm.config import Config
+    from recbole_mm.config.resolved import Config
     from recbole_mm.evaluation.phases import split
 
     def build(stage: int = VECTORS, **settings):

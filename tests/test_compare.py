@@ -22,21 +22,21 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from recbole_mm import pipeline
 from recbole_mm.cli import main
-from recbole_mm.compare import experiment as experiment_module
-from recbole_mm.compare import grid as grid_module
-from recbole_mm.compare.command import compare_experiment, compare_finished, parse_seeds
-from recbole_mm.compare.experiment import experiment_names, load_experiment
-from recbole_mm.compare.plan import plan_rows
-from recbole_mm.compare.processes import alone_in, failure
-from recbole_mm.compare.summary import TableRow, summarize
-from recbole_mm.compare.table import to_csv, to_latex, to_markdown
 from recbole_mm.errors import CheckpointError, ConfigError, DataError
 from recbole_mm.evaluation.per_user import write_per_user
 from recbole_mm.evaluation.significance import compare
-from recbole_mm.files import scratch_folder
-from recbole_mm.turns import holders
+from recbole_mm.experiments.compare import experiment as experiment_module
+from recbole_mm.experiments.compare import grid as grid_module
+from recbole_mm.experiments.compare.command import compare_experiment, compare_finished, parse_seeds
+from recbole_mm.experiments.compare.experiment import experiment_names, load_experiment
+from recbole_mm.experiments.compare.plan import plan_rows
+from recbole_mm.experiments.compare.processes import alone_in, failure
+from recbole_mm.experiments.compare.summary import TableRow, summarize
+from recbole_mm.experiments.compare.table import to_csv, to_latex, to_markdown
+from recbole_mm.runs import run as pipeline
+from recbole_mm.utils.file_lock import holders
+from recbole_mm.utils.files import scratch_folder
 from tests.conftest import TOY_FEATURES, TOY_SETTINGS
 from tests.processes import started
 

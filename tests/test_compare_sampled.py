@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 import recbole_mm
-from recbole_mm.compare.command import compare_finished
-from recbole_mm.compare.experiment import load_experiment
-from recbole_mm.compare.plan import plan_rows
-from recbole_mm.compare.summary import TableRow, summarize
-from recbole_mm.compare.table import to_csv, to_latex, to_markdown
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.evaluation.candidates import FILES
 from recbole_mm.evaluation.per_user import read_per_user
 from recbole_mm.evaluation.significance import both_have, compare
-from recbole_mm.first_stage import companion
-from recbole_mm.pipeline import first_run_dir, read_result
+from recbole_mm.experiments.compare.command import compare_finished
+from recbole_mm.experiments.compare.experiment import load_experiment
+from recbole_mm.experiments.compare.plan import plan_rows
+from recbole_mm.experiments.compare.summary import TableRow, summarize
+from recbole_mm.experiments.compare.table import to_csv, to_latex, to_markdown
+from recbole_mm.runs.first_stage import companion
+from recbole_mm.runs.run import first_run_dir, read_result
 from tests.conftest import write_toy
 
 METRICS = ["GAUC", "Hit@5", "MRR@5"]

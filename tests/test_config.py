@@ -15,11 +15,11 @@ from recbole.model.sequential_recommender.sasrec import SASRec
 from recbole.utils import InputType, ModelType
 from recbole.utils.argument_list import dataset_arguments
 
-from recbole_mm.config import Config, properties_dir
+from recbole_mm.config.layers import RECBOLE_PROPERTIES, keys_read_by, model_yaml
+from recbole_mm.config.resolved import Config, properties_dir
+from recbole_mm.config.schema import KINDS
+from recbole_mm.config.yaml_settings import parse_argument, read_yaml, write_yaml
 from recbole_mm.errors import ConfigError
-from recbole_mm.kinds import KINDS
-from recbole_mm.layers import RECBOLE_PROPERTIES, keys_read_by, model_yaml
-from recbole_mm.settings import parse_argument, read_yaml, write_yaml
 
 OVERALL = properties_dir() / "overall.yaml"
 LEAVE_ONE_OUT = {
@@ -163,7 +163,7 @@ def test_our_files_lie_over_recboles(tmp_path, monkeypatch):
     )
     write(ours / "model" / "SASRec.yaml", "n_layers: 7\nepochs: 3\n")
     write(ours / "dataset" / "ml-100k.yaml", "epochs: 4\nload_col: {item: [item_id, movie_title]}\n")
-    monkeypatch.setattr("recbole_mm.layers.properties_dir", lambda: ours)
+    monkeypatch.setattr("recbole_mm.config.layers.properties_dir", lambda: ours)
     config = Config("SASRec", "ml-100k")
     assert config["seed"] == 5
     assert config["n_heads"] == 2  # RecBole's model file lies over our overall.yaml
@@ -593,7 +593,7 @@ def test_a_saved_config_is_plain_yaml(tmp_path):
 def test_loading_consults_no_layer(tmp_path, monkeypatch):
     config = Config("SASRec", "ml-100k")
     config.save(tmp_path / "config.yaml")
-    monkeypatch.setattr("recbole_mm.layers.properties_dir", lambda: tmp_path / "nowhere")
+    monkeypatch.setattr("recbole_mm.config.layers.properties_dir", lambda: tmp_path / "nowhere")
     monkeypatch.setenv("RECBOLE_MM_DATA", str(tmp_path))
     assert Config.load(tmp_path / "config.yaml").final_config_dict == config.final_config_dict
 

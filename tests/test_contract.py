@@ -16,8 +16,8 @@ from recbole.data.interaction import Interaction
 
 import recbole_mm
 from recbole_mm.data.splits import TRAIN, Split
-from recbole_mm.pipeline import assemble
-from recbole_mm.stages import Stages
+from recbole_mm.runs.profiling import Stages
+from recbole_mm.runs.run import assemble
 from recbole_mm.training.checkpoint import load_tree
 from recbole_mm.training.trainer import make_trainer
 from tests.conftest import TOY_FEATURES, TOY_SETTINGS, write_toy

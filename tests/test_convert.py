@@ -16,14 +16,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from recbole_mm.data.convert import CONVERTERS, atomic
-from recbole_mm.data.convert import folder as folder_module
-from recbole_mm.data.convert.assemble import Summary
-from recbole_mm.data.convert.atomic import clean_text, write_inter, write_item, write_table
-from recbole_mm.data.convert.images import index_images, is_safe_id, put_images, same_images
-from recbole_mm.data.convert.movielens import GENRES_100K
+from recbole_mm.config.layers import properties_dir
+from recbole_mm.datasets import CONVERTERS, atomic
+from recbole_mm.datasets import folder as folder_module
+from recbole_mm.datasets.assemble import Summary
+from recbole_mm.datasets.atomic import clean_text, write_inter, write_item, write_table
+from recbole_mm.datasets.images import index_images, is_safe_id, put_images, same_images
+from recbole_mm.datasets.movielens import GENRES_100K
 from recbole_mm.errors import DataError, DiskError
-from recbole_mm.layers import properties_dir
 
 # ------------------------------------------------------------------------------------------------------ raw folders
 
@@ -223,7 +223,7 @@ class TestEveryLayout:
         assert theirs["load_col"]["inter"] == ours["load_col"]["inter"]
 
     def test_runs_as_a_dataset(self, tmp_path, name):
-        from recbole_mm.config import Config
+        from recbole_mm.config.resolved import Config
         from recbole_mm.data.dataset import create_dataset
 
         summary, out = prepare(tmp_path, name)
@@ -837,8 +837,8 @@ def test_options_are_the_keywords_of_convert(name):
 
 def test_nothing_heavy_is_imported_before_a_converter_runs():
     code = (
-        "import sys; from recbole_mm.data.convert import CONVERTERS; "
-        "print([m for m in sys.modules if m.startswith('recbole_mm.data.convert.')])"
+        "import sys; from recbole_mm.datasets import CONVERTERS; "
+        "print([m for m in sys.modules if m.startswith('recbole_mm.datasets.')])"
     )
     root = Path(__file__).parent.parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}

@@ -16,12 +16,12 @@ import yaml
 
 import recbole_mm
 from recbole_mm.cli import main
-from recbole_mm.data.convert import CONVERTERS, amazon_records
-from recbole_mm.data.convert.amazon import find_sources
-from recbole_mm.data.convert.amazon_items import category_paths, image_url, plain_text, price_of
-from recbole_mm.data.convert.amazon_reviews import iter_reviews, read_reviews
+from recbole_mm.config.layers import properties_dir
+from recbole_mm.datasets import CONVERTERS, amazon_records
+from recbole_mm.datasets.amazon import find_sources
+from recbole_mm.datasets.amazon_items import category_paths, image_url, plain_text, price_of
+from recbole_mm.datasets.amazon_reviews import iter_reviews, read_reviews
 from recbole_mm.errors import DataError
-from recbole_mm.layers import properties_dir
 from tests.picture_server import PictureServer
 
 USERS = [f"A{'XYZ'[place % 3]}{place:011d}" for place in range(12)]
@@ -545,7 +545,7 @@ def test_pictures_come_with_the_dataset_and_later_too(tmp_path, capsys):
         (ITEMS[0], "HTTP 404", "yes"),
         (ITEMS[1], "not a picture", "yes"),
     ]
-    from recbole_mm.config import Config
+    from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import create_dataset
 
     config = Config("BPR", "amazon-baby", config_dict={"data_path": str(out.parent), "show_progress": False})
@@ -570,7 +570,7 @@ def test_a_different_dataset_is_refused_before_a_picture_is_fetched(tmp_path):
 
 
 def test_an_interrupted_download_leaves_a_whole_dataset(tmp_path, monkeypatch):
-    from recbole_mm.data.convert import amazon
+    from recbole_mm.datasets import amazon
 
     with PictureServer() as server:
         source = raw_with_pictures(tmp_path / "raw", server, {})

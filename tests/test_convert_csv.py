@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 import recbole_mm
-from recbole_mm.data.convert import CONVERTERS
+from recbole_mm.datasets import CONVERTERS
 from recbole_mm.errors import DataError
 
 ORDERS = "user,item,time\nann,01,2024-01-02 10:00:00\nbob,02,2024-01-03 00:00\nann,02,2024-01-02 10:00:01.25\n"

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recbole_mm.config import Config
-from recbole_mm.data.convert import CONVERTERS
-from recbole_mm.data.convert.atomic import write_inter, write_item
-from recbole_mm.data.convert.ids import id_fault, written_twice
-from recbole_mm.data.convert.times import first_fault, read_time, settle, units_of
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
+from recbole_mm.datasets import CONVERTERS
+from recbole_mm.datasets.atomic import write_inter, write_item
+from recbole_mm.datasets.ids import id_fault, written_twice
+from recbole_mm.datasets.times import first_fault, read_time, settle, units_of
 from recbole_mm.errors import DataError
 from tests.test_convert import ARTICLES, PURCHASES, article, put
 

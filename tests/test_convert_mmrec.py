@@ -13,9 +13,9 @@ from PIL import Image
 
 import recbole_mm
 from recbole_mm.cli import main
-from recbole_mm.config import Config
-from recbole_mm.data.convert import CONVERTERS
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
+from recbole_mm.datasets import CONVERTERS
 from recbole_mm.errors import ConfigError, DataError
 
 USERS, ITEMS = 12, 9

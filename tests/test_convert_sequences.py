@@ -10,8 +10,8 @@ import yaml
 
 import recbole_mm
 from recbole_mm.cli import main
-from recbole_mm.data.convert import CONVERTERS
-from recbole_mm.data.convert.sequences import read_sequences
+from recbole_mm.datasets import CONVERTERS
+from recbole_mm.datasets.sequences import read_sequences
 from recbole_mm.errors import DataError
 
 TEXT = "007 12 5 12\n\n3\t5  9\t\n u-x 9\n"

@@ -10,14 +10,14 @@ import pytest
 import yaml
 from recbole.utils.argument_list import dataset_arguments
 
-from recbole_mm.config import Config
-from recbole_mm.data.convert import CONVERTERS
+from recbole_mm.config.layers import properties_dir
+from recbole_mm.config.resolved import Config
+from recbole_mm.config.schema import KINDS
+from recbole_mm.config.yaml_settings import read_yaml
 from recbole_mm.data.dataset import create_dataset
+from recbole_mm.datasets import CONVERTERS
 from recbole_mm.errors import DataError
-from recbole_mm.kinds import KINDS
-from recbole_mm.layers import properties_dir
 from recbole_mm.registry import find_model
-from recbole_mm.settings import read_yaml
 
 FILES = sorted((properties_dir() / "dataset").glob("*.yaml"))
 NAMES = {

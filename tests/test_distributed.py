@@ -9,8 +9,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 
-from recbole_mm import pipeline
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.loaders import TARGET_MASK
 from recbole_mm.distributed.batch import Rows, shared_random, whole_batch
 from recbole_mm.distributed.driver import cpus_each
@@ -20,7 +19,8 @@ from recbole_mm.distributed.workers import bounds, slice_of
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.models.full_sequence import full_sequence_class
 from recbole_mm.registry import find_model, list_models
-from recbole_mm.stages import Stages
+from recbole_mm.runs import run as pipeline
+from recbole_mm.runs.profiling import Stages
 from recbole_mm.training.checkpoint import load_tree
 from recbole_mm.training.loop import NanLossError
 from tests.conftest import TOY_SETTINGS

@@ -8,7 +8,7 @@ import torch
 from recbole.data import create_dataset
 from recbole.utils import ModelType, init_seed
 
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
 from recbole_mm.evaluation.collector import RANKS, RankingCollector
 from recbole_mm.evaluation.dot_product import ADAPTERS, ScoreBlocks, can_pack, dot_product_of
 from recbole_mm.evaluation.padding import IGNORE_RIGHT_PADDING, RowBatches, ignores_right_padding

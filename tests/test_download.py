@@ -18,12 +18,12 @@ import filelock
 import pytest
 import requests
 
-from recbole_mm.data.convert import connection
-from recbole_mm.data.convert.connection import is_public
-from recbole_mm.data.convert.download import Failure, Limits, download_images, plan, read_failures
-from recbole_mm.data.convert.fetch import Fetcher, FetchFailed, Stopped, check_url, open_session
+from recbole_mm.datasets import connection
+from recbole_mm.datasets.connection import is_public
+from recbole_mm.datasets.download import Failure, Limits, download_images, plan, read_failures
+from recbole_mm.datasets.fetch import Fetcher, FetchFailed, Stopped, check_url, open_session
 from recbole_mm.errors import DataError
-from recbole_mm.retry_after import retry_after
+from recbole_mm.utils.retry_after import retry_after
 from tests.picture_server import PictureServer
 
 QUICK = Limits(rate=1000, threads=4, connect_timeout=5, read_timeout=5, total_timeout=20, attempts=3, backoff=0.01)
@@ -331,9 +331,9 @@ def test_a_line_of_failures_cut_short_by_a_kill_is_passed_over(tmp_path):
 RUN = """
 import sys
 from pathlib import Path
-from recbole_mm.data.convert import connection
-from recbole_mm.data.convert.connection import is_public
-from recbole_mm.data.convert.download import Limits, download_images
+from recbole_mm.datasets import connection
+from recbole_mm.datasets.connection import is_public
+from recbole_mm.datasets.download import Limits, download_images
 base, folder, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 urls = {str(place): f"{base}good/{place}" for place in range(count)} | {"gone": f"{base}404/gone"}
 limits = Limits(rate=1000, threads=4, backoff=0.01, public_only=False)
@@ -374,7 +374,7 @@ def test_killed_at_any_time_it_fetches_only_what_is_missing(server, tmp_path):
 
 
 def test_ctrl_c_says_how_far_it_came(server, tmp_path, monkeypatch):
-    import recbole_mm.data.convert.download as module
+    import recbole_mm.datasets.download as module
 
     original = module.progress
 

@@ -15,7 +15,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 
-from recbole_mm.mllm.model import TextStack
+from recbole_mm.llm.model import TextStack
 from recbole_mm.models.molar.dueg import TextStackDUEG
 from recbole_mm.models.molar.prefix_attention import NAME, POSITION_ROWS, attend_to_prefixes
 

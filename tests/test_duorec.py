@@ -16,8 +16,8 @@ from recbole_mm.data.loaders import TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.dot_product import dot_product_of
 from recbole_mm.models.duorec import DuoRec, SameTarget, contrastive_loss
-from recbole_mm.pipeline import assemble
-from recbole_mm.stages import Stages
+from recbole_mm.runs.profiling import Stages
+from recbole_mm.runs.run import assemble
 
 SEQUENCES = {1: [1, 2, 3, 9], 2: [4, 9], 3: [5, 6, 9], 4: [7, 8]}
 """User -> items; three users lead to item 9, and one alone to item 8."""

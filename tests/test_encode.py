@@ -19,11 +19,11 @@ from PIL import Image
 
 from recbole_mm.artifacts.store import Store
 from recbole_mm.errors import ConfigError, DataError
-from recbole_mm.mllm.encode import STAGE, ItemEncoder, ahead, encode_items
-from recbole_mm.mllm.loading import load_mllm
-from recbole_mm.mllm.model import MLLM
-from recbole_mm.mllm.prompts import ItemPrompt
-from recbole_mm.mllm.tiny import build_tiny
+from recbole_mm.llm.encode import STAGE, ItemEncoder, ahead, encode_items
+from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.prompts import ItemPrompt
+from recbole_mm.llm.tiny import build_tiny
 
 WORDS = ["red", "green", "golden", "shoe", "ship", "garden", "lamp", "night", "river", "stone", "horse", "castle"]
 PIXELS = 112 * 112

@@ -10,9 +10,9 @@ import pytest
 
 from recbole_mm import cli
 from recbole_mm.errors import DataError
-from recbole_mm.escaping import csv_cell, latex, markdown, one_line, printable
-from recbole_mm.log import close_logging, init_logging
-from recbole_mm.reasoning.failures import list_failures
+from recbole_mm.inputs.reasoning.failures import list_failures
+from recbole_mm.utils.escaping import csv_cell, latex, markdown, one_line, printable
+from recbole_mm.utils.log import close_logging, init_logging
 
 
 @pytest.mark.parametrize("text", ["item 7", "Amélie (2001)", "東京物語", "a\tb\nc", "👍🏽", "نجيب", "x = -1"])

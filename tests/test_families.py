@@ -26,14 +26,14 @@ from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProce
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 
 from recbole_mm.errors import ModelLoadError
-from recbole_mm.mllm.encode import ItemEncoder
-from recbole_mm.mllm.families import FAMILIES, family_class
-from recbole_mm.mllm.family import Part, PreparedInput
-from recbole_mm.mllm.loading import load_mllm
-from recbole_mm.mllm.model import MLLM
-from recbole_mm.mllm.prompts import CUR_ITEM
-from recbole_mm.mllm.tiny import build_tiny
-from recbole_mm.mllm.vocabulary import add_cur_item, resize_vocabulary
+from recbole_mm.llm.encode import ItemEncoder
+from recbole_mm.llm.families import FAMILIES, family_class
+from recbole_mm.llm.family import Part, PreparedInput
+from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.prompts import CUR_ITEM
+from recbole_mm.llm.tiny import build_tiny
+from recbole_mm.llm.vocabulary import add_cur_item, resize_vocabulary
 
 WORDS = [
     "red",

@@ -9,7 +9,7 @@ import torch
 import recbole_mm
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError
-from recbole_mm.provisions import provide
+from recbole_mm.inputs.model_inputs import provide
 
 SMALL = {"hidden_size": 16, "inner_size": 16, "embedding_size": 16, "n_layers": 1, "n_heads": 1, "num_layers": 1}
 

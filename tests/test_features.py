@@ -43,7 +43,7 @@ from recbole_mm.data.images import FolderImages
 from recbole_mm.data.item_table import ItemTable
 from recbole_mm.data.item_text import TextLayout
 from recbole_mm.errors import ConfigError, DataError, ModelLoadError
-from recbole_mm.mllm.tiny import build_tiny
+from recbole_mm.llm.tiny import build_tiny
 
 WORDS = ["red", "green", "blue", "shoe", "hat", "coat", "long", "short", "title", ":"]
 IDS = ["10", "20", "30", "40"]

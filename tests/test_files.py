@@ -24,10 +24,14 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from recbole_mm import cluster, files
-from recbole_mm.cluster import _folder_of_ray
+from recbole_mm.config.yaml_settings import SEAL_LINE, read_yaml
+from recbole_mm.distributed import cluster
+from recbole_mm.distributed.cluster import _folder_of_ray
 from recbole_mm.errors import ConfigError, DiskError
-from recbole_mm.files import (
+from recbole_mm.training.tracking import TensorBoard
+from recbole_mm.utils import files
+from recbole_mm.utils.file_lock import holders, turn
+from recbole_mm.utils.files import (
     CHECKSUMS,
     ChecksumError,
     atomic_write,
@@ -43,10 +47,7 @@ from recbole_mm.files import (
     write_parquet,
     write_text,
 )
-from recbole_mm.log import close_logging, init_logging
-from recbole_mm.settings import SEAL_LINE, read_yaml
-from recbole_mm.training.tracking import TensorBoard
-from recbole_mm.turns import holders, turn
+from recbole_mm.utils.log import close_logging, init_logging
 
 
 def flip(path: Path, place: int, bit: int = 0) -> None:
@@ -155,8 +156,8 @@ def test_a_file_in_place_of_a_folder_is_one_line(tmp_path: Path) -> None:
 HOLDING = """
 import sys, time
 from pathlib import Path
-from recbole_mm.files import scratch_folder
-from recbole_mm.turns import turn
+from recbole_mm.utils.files import scratch_folder
+from recbole_mm.utils.file_lock import turn
 with turn(Path(sys.argv[1]) / "model", "making"), scratch_folder(Path(sys.argv[1]), ".tiny-") as folder:
     (folder / "half").write_text("x")
     print(folder.name, flush=True)

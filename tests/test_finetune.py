@@ -19,19 +19,19 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from recbole_mm.errors import CheckpointError, ConfigError, DiskError, ModelLoadError
-from recbole_mm.files import CHECKSUMS
-from recbole_mm.mllm import finetune as module
-from recbole_mm.mllm.finetune import Lora, Tuning, add_lora, check_tuning, finetune, last_checkpoint
-from recbole_mm.mllm.loading import load_mllm
-from recbole_mm.mllm.model import MLLM
-from recbole_mm.mllm.sft import (
+from recbole_mm.llm import finetune as module
+from recbole_mm.llm.finetune import Lora, Tuning, add_lora, check_tuning, finetune, last_checkpoint
+from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.sft import (
     AnswerLoss,
     Example,
     LengthGroupedBatches,
     bottleneck_mask,
 )
-from recbole_mm.mllm.sft_trainer import AnswerTrainer, warm_cosine
-from recbole_mm.mllm.tiny import build_tiny
+from recbole_mm.llm.sft_trainer import AnswerTrainer, warm_cosine
+from recbole_mm.llm.tiny import build_tiny
+from recbole_mm.utils.files import CHECKSUMS
 
 COLOURS = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200)}
 PIXELS = 56 * 56
@@ -512,6 +512,6 @@ def test_lora_targets_that_are_not_there(mllm):
 
 
 def test_four_bits_need_bitsandbytes(tiny, monkeypatch):
-    monkeypatch.setattr("recbole_mm.mllm.loading.find_spec", lambda name: None)
+    monkeypatch.setattr("recbole_mm.llm.loading.find_spec", lambda name: None)
     with pytest.raises(ModelLoadError, match="bitsandbytes"):
         load_mllm(tiny, with_head=True, load_in_4bit=True)

@@ -13,14 +13,15 @@ from recbole.data.interaction import Interaction
 from recbole.utils import InputType
 
 import recbole_mm
-from recbole_mm import first_stage, pipeline
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.csr import CSR
 from recbole_mm.evaluation.phases import split
-from recbole_mm.first_stage import companion, open_first_stage, results_beside
 from recbole_mm.models.reranking import RerankingRecommender
-from recbole_mm.stages import Stages
+from recbole_mm.runs import first_stage
+from recbole_mm.runs import run as pipeline
+from recbole_mm.runs.first_stage import companion, open_first_stage, results_beside
+from recbole_mm.runs.profiling import Stages
 from tests.conftest import write_toy
 
 QUICK = {"epochs": 2, "learning_rate": 3e-3, "train_batch_size": 64}
@@ -62,7 +63,7 @@ def settings(toy_settings) -> dict:
 @pytest.fixture
 def config(settings):
     """`config(**changed)` of a run that has a first stage."""
-    return lambda **changed: recbole_mm.config.Config(Echo, "toy", config_dict={**settings, **changed})
+    return lambda **changed: recbole_mm.config.resolved.Config(Echo, "toy", config_dict={**settings, **changed})
 
 
 @pytest.fixture

@@ -18,15 +18,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import recbole_mm
-from recbole_mm.compare.experiment import Experiment, load_experiment
-from recbole_mm.config import Config
+from recbole_mm.config.layers import properties_dir
+from recbole_mm.config.resolved import Config
+from recbole_mm.config.schema import KINDS
+from recbole_mm.config.yaml_settings import SettingsDumper, write_yaml
 from recbole_mm.data.atomic import SEQUENCES, read_atomic, split_sequences
 from recbole_mm.errors import RecboleMMError
-from recbole_mm.escaping import one_line
-from recbole_mm.kinds import KINDS
-from recbole_mm.layers import properties_dir
-from recbole_mm.settings import SettingsDumper, write_yaml
-from recbole_mm.tune.space import parse_space, read_space
+from recbole_mm.experiments.compare.experiment import Experiment, load_experiment
+from recbole_mm.experiments.tune.space import parse_space, read_space
+from recbole_mm.utils.escaping import one_line
 from tests import reference_reader
 from tests.conftest import write_toy
 

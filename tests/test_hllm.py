@@ -14,10 +14,10 @@ from torch.nn import functional as F
 import recbole_mm
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.dot_product import dot_product_of
-from recbole_mm.mllm.encode import ItemEncoder
-from recbole_mm.mllm.item_tokens import tokenize_items
-from recbole_mm.mllm.loading import load_mllm
-from recbole_mm.mllm.tiny import build_tiny
+from recbole_mm.llm.encode import ItemEncoder
+from recbole_mm.llm.item_tokens import tokenize_items
+from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.tiny import build_tiny
 from recbole_mm.models.hllm.llms import ItemLLM, UserLLM, content_groups, decoder_of
 from recbole_mm.models.hllm.loss import (
     WARN_AFTER,
@@ -27,8 +27,8 @@ from recbole_mm.models.hllm.loss import (
     exclude_similar,
     shared_infonce,
 )
-from recbole_mm.pipeline import assemble
-from recbole_mm.stages import Stages
+from recbole_mm.runs.profiling import Stages
+from recbole_mm.runs.run import assemble
 from recbole_mm.training.checkpoint import load_tree
 
 TRAINED = {"item_llm_tuning": "full", "learning_rate": 3e-4}

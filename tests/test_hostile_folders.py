@@ -26,11 +26,11 @@ from recbole_mm.data.encoders import SentenceEncoder, TimmEncoder, VisionEncoder
 from recbole_mm.data.features import FeatureSpec
 from recbole_mm.data.pretrained import open_pretrained
 from recbole_mm.errors import ModelLoadError
-from recbole_mm.files import CHECKSUMS
-from recbole_mm.mllm.loading import load_mllm
-from recbole_mm.mllm.source import Source
-from recbole_mm.mllm.tiny import build_tiny
-from recbole_mm.texts.writers import read_tokenizer, text_writer
+from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.source import Source
+from recbole_mm.llm.texts.writers import read_tokenizer, text_writer
+from recbole_mm.llm.tiny import build_tiny
+from recbole_mm.utils.files import CHECKSUMS
 from tests.encoders import write_sentence_encoder
 
 PACKAGE = Path(pretrained.__file__).parents[1]

@@ -75,7 +75,7 @@ def write_inter(tmp_path, lines, header="user_id:token\titem_id:token\ttimestamp
 
 
 def small_dataset(tmp_path, lines, model="SASRec", **settings):
-    from recbole_mm.config import Config
+    from recbole_mm.config.resolved import Config
 
     header = settings.pop("header", "user_id:token\titem_id:token\ttimestamp:float")
     settings = {**write_inter(tmp_path, lines, header), **settings}

@@ -78,8 +78,8 @@ def uninterrupted(data, tmp_path_factory) -> dict:
 @pytest.mark.parametrize(
     ("slow", "call"),
     [
-        ("recbole_mm.pipeline.create_dataset", 1),
-        ("recbole_mm.mllm.encode:ItemEncoder.compute", 1),
+        ("recbole_mm.runs.run.create_dataset", 1),
+        ("recbole_mm.llm.encode:ItemEncoder.compute", 1),
         ("recbole_mm.training.trainer:TrainerMixin._train_once", 1),
         ("recbole_mm.training.trainer:TrainerMixin._train_once", 4),
         ("recbole_mm.evaluation.ranking:RankingData.rank", 7),

@@ -7,12 +7,12 @@ import os
 
 import pytest
 
-from recbole_mm.config import Config
+from recbole_mm.config.layers import RECBOLE_PROPERTIES, properties_dir
+from recbole_mm.config.resolved import Config
+from recbole_mm.config.schema import ALL_KINDS, normalized, parameter_kinds
+from recbole_mm.config.yaml_settings import read_yaml
 from recbole_mm.errors import ConfigError
-from recbole_mm.kinds import ALL_KINDS, normalized, parameter_kinds
-from recbole_mm.layers import RECBOLE_PROPERTIES, properties_dir
-from recbole_mm.paths import given_path, is_path
-from recbole_mm.settings import read_yaml
+from recbole_mm.utils.paths import given_path, is_path
 
 HOME = os.path.expanduser("~")
 NAN, INF = float("nan"), float("inf")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import recbole_mm
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
 from recbole_mm.data import lines
 from recbole_mm.data.atomic import SEQUENCES, read_atomic, split_sequences
 from recbole_mm.data.dataset import create_dataset

@@ -8,8 +8,8 @@ import logging
 import pytest
 
 from recbole_mm.errors import ConfigError, DiskError
-from recbole_mm.log import close_logging, init_logging
-from recbole_mm.progress import progress
+from recbole_mm.utils.log import close_logging, init_logging
+from recbole_mm.utils.progress import progress
 
 
 class Terminal(io.StringIO):

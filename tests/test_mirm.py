@@ -13,17 +13,19 @@ import torch
 import yaml
 
 import recbole_mm
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.data.item_facts import in_prose
 from recbole_mm.errors import ConfigError, DataError, ModelLoadError
-from recbole_mm.mllm import finetune as finetune_module
-from recbole_mm.mllm.encode import ItemEncoder
-from recbole_mm.mllm.finetune import Tuning
-from recbole_mm.mllm.loading import load_mllm
-from recbole_mm.mllm.sft import AnswerLoss, LengthGroupedBatches, bottleneck_mask
-from recbole_mm.mllm.sft_trainer import AnswerTrainer
-from recbole_mm.mllm.tiny import build_tiny
+from recbole_mm.inputs.model_inputs import tiny_family
+from recbole_mm.inputs.tuned_mirm import MirmSettings
+from recbole_mm.llm import finetune as finetune_module
+from recbole_mm.llm.encode import ItemEncoder
+from recbole_mm.llm.finetune import Tuning
+from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.sft import AnswerLoss, LengthGroupedBatches, bottleneck_mask
+from recbole_mm.llm.sft_trainer import AnswerTrainer
+from recbole_mm.llm.tiny import build_tiny
 from recbole_mm.models.molar.mirm import (
     OBJECTIVES,
     Histories,
@@ -32,10 +34,8 @@ from recbole_mm.models.molar.mirm import (
     build_mixture,
     examples_digest,
 )
-from recbole_mm.pipeline import assemble
-from recbole_mm.provisions import tiny_family
-from recbole_mm.stages import Stages
-from recbole_mm.tuned_mirm import MirmSettings
+from recbole_mm.runs.profiling import Stages
+from recbole_mm.runs.run import assemble
 from tests.conftest import TOY_SETTINGS, write_toy
 
 PIXELS = 84 * 84
@@ -482,7 +482,7 @@ def test_a_whole_run_is_loaded_again(described, tmp_path):
     ],
 )
 def test_settings_that_do_not_fit(described, tmp_path, monkeypatch, settings, error, message):
-    monkeypatch.setattr("recbole_mm.mllm.loading.find_spec", lambda name: None)
+    monkeypatch.setattr("recbole_mm.llm.loading.find_spec", lambda name: None)
     config = config_of(described, tmp_path, **{**QUICK, **settings})
     with pytest.raises(error, match=message) as raised:
         assemble(config, tmp_path, Stages())

@@ -30,13 +30,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2VLModel
 
 from recbole_mm.errors import DiskError, ModelLoadError
-from recbole_mm.files import CHECKSUMS
-from recbole_mm.mllm import loading, source, tiny
-from recbole_mm.mllm.loading import load_mllm
-from recbole_mm.mllm.model import MLLM, TextStack
-from recbole_mm.mllm.prompts import CUR_ITEM, ItemPrompt
-from recbole_mm.mllm.source import files_identity
-from recbole_mm.mllm.tiny import SPECIAL_TOKENS, build_tiny
+from recbole_mm.llm import loading, source, tiny
+from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.model import MLLM, TextStack
+from recbole_mm.llm.prompts import CUR_ITEM, ItemPrompt
+from recbole_mm.llm.source import files_identity
+from recbole_mm.llm.tiny import SPECIAL_TOKENS, build_tiny
+from recbole_mm.utils.files import CHECKSUMS
 
 CORPUS = [
     f"Title: The {color} {thing} of number {i}\nPlot: {thing}s meet a {color} stranger."
@@ -104,7 +104,7 @@ def test_tiny_is_a_small_qwen2_vl_in_the_hugging_face_layout(tiny_folder: Path, 
 def test_same_corpus_and_seed_give_the_same_bytes(tiny_folder: Path, tmp_path: Path) -> None:
     script = tmp_path / "build.py"
     script.write_text(
-        "import json, sys\nfrom recbole_mm.mllm.tiny import build_tiny\n"
+        "import json, sys\nfrom recbole_mm.llm.tiny import build_tiny\n"
         "build_tiny(json.loads(sys.argv[1]), sys.argv[2], seed=3)\n"
     )
     other = tmp_path / "other"
@@ -122,7 +122,7 @@ def test_another_seed_or_corpus_gives_another_model(tiny_folder: Path, tmp_path:
 
 def test_runs_may_build_it_at_once(tmp_path: Path) -> None:
     target = tmp_path / "models" / "tiny"
-    code = f"from recbole_mm.mllm.tiny import build_tiny; build_tiny({CORPUS!r}, {str(target)!r}, seed=3)"
+    code = f"from recbole_mm.llm.tiny import build_tiny; build_tiny({CORPUS!r}, {str(target)!r}, seed=3)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     runs = [
         subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
@@ -135,7 +135,7 @@ def test_runs_may_build_it_at_once(tmp_path: Path) -> None:
 
 
 def test_losing_the_race_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from recbole_mm.mllm import tiny
+    from recbole_mm.llm import tiny
 
     write = tiny._write_model
 

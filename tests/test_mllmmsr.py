@@ -8,17 +8,17 @@ import torch
 from recbole.data.interaction import Interaction
 
 import recbole_mm
-from recbole_mm import provisions
 from recbole_mm.artifacts.executor import Failure
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.content_source import ContentSource
 from recbole_mm.errors import ConfigError
-from recbole_mm.mllm.answer import AnswerReader, resolve_yes_no
+from recbole_mm.inputs import model_inputs as provisions
+from recbole_mm.llm.answer import AnswerReader, resolve_yes_no
 from recbole_mm.models.answering.model import FROZEN
 from recbole_mm.models.mllmmsr import MLLMMSR
-from recbole_mm.pipeline import assemble
 from recbole_mm.registry import find_model
-from recbole_mm.stages import Stages
+from recbole_mm.runs.profiling import Stages
+from recbole_mm.runs.run import assemble
 from recbole_mm.training.trainer import make_trainer
 from tests.conftest import TOY_SETTINGS
 

@@ -17,28 +17,29 @@ from recbole.data.interaction import Interaction
 from torch.nn import functional as F
 
 import recbole_mm
-from recbole_mm import escaping, provisions
 from recbole_mm.artifacts.executor import Failure
-from recbole_mm.compare.command import compare_finished
-from recbole_mm.compare.summary import TableRow, summarize
-from recbole_mm.compare.table import to_csv, to_latex, to_markdown
-from recbole_mm.config import Config
+from recbole_mm.config.layers import properties_dir
+from recbole_mm.config.resolved import Config
+from recbole_mm.config.yaml_settings import read_yaml
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.dot_product import dot_product_of
 from recbole_mm.evaluation.phases import split
+from recbole_mm.experiments.compare.command import compare_finished
+from recbole_mm.experiments.compare.summary import TableRow, summarize
+from recbole_mm.experiments.compare.table import to_csv, to_latex, to_markdown
 from recbole_mm.graph import TokenOrder, refined_graph
-from recbole_mm.layers import properties_dir
+from recbole_mm.inputs import model_inputs as provisions
+from recbole_mm.llm.texts.request import Request
 from recbole_mm.models.mllmrec import MLLMRec
 from recbole_mm.models.mllmrec import model as mllmrec_model
 from recbole_mm.models.mllmrec.inputs import filled_in, mean_of_items, propagated
-from recbole_mm.pipeline import assemble
-from recbole_mm.protocol import held_out_seen
-from recbole_mm.report import result_table
-from recbole_mm.settings import read_yaml
-from recbole_mm.stages import Stages
-from recbole_mm.texts.request import Request
+from recbole_mm.runs.leakage import held_out_seen
+from recbole_mm.runs.profiling import Stages
+from recbole_mm.runs.run import assemble
 from recbole_mm.training.checkpoint import load_tree
+from recbole_mm.utils import escaping
+from recbole_mm.utils.tables import result_table
 from tests.conftest import TOY_SETTINGS, write_toy
 from tests.encoders import WORDS, write_sentence_encoder
 from tests.test_compare import write_run

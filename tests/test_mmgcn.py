@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.mmgcn import MMGCN, neighbour_means
-from recbole_mm.pipeline import assemble
-from recbole_mm.stages import Stages
+from recbole_mm.runs.profiling import Stages
+from recbole_mm.runs.run import assemble
 from tests.conftest import TOY_FEATURES
 from tests.multimodal import beats_pop
 

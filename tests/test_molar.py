@@ -7,18 +7,18 @@ import torch
 from torch.nn import functional as F
 
 import recbole_mm
-from recbole_mm import provisions
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
-from recbole_mm.finished_model import read_finished_model
-from recbole_mm.mllm.loading import load_mllm
-from recbole_mm.mllm.tiny import build_tiny
+from recbole_mm.inputs import model_inputs as provisions
+from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.tiny import build_tiny
 from recbole_mm.models.layers import standardise
 from recbole_mm.models.molar import Molar
 from recbole_mm.models.molar.dueg import TextStackDUEG, slot_layout
 from recbole_mm.models.molar.dueg_baselines import DEFAULTS, MarkovDUEG, RecurrentDUEG, TransformerDUEG
-from recbole_mm.pipeline import assemble
-from recbole_mm.stages import Stages
+from recbole_mm.runs.pretrained_run import read_finished_model
+from recbole_mm.runs.profiling import Stages
+from recbole_mm.runs.run import assemble
 from recbole_mm.training.trainer import make_trainer
 from tests.conftest import TOY_FEATURES
 

@@ -17,8 +17,8 @@ from recbole_mm.evaluation.padding import RowBatches, ignores_right_padding
 from recbole_mm.evaluation.ranking import rank_users
 from recbole_mm.models.duorec import DuoRec
 from recbole_mm.models.full_sequence import FullSequenceMixin, full_sequence_class
-from recbole_mm.pipeline import assemble
-from recbole_mm.stages import Stages
+from recbole_mm.runs.profiling import Stages
+from recbole_mm.runs.run import assemble
 from tests.conftest import TOY_FEATURES
 
 CPU = torch.device("cpu")

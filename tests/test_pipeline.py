@@ -15,14 +15,15 @@ import pytest
 import yaml
 
 import recbole_mm
-from recbole_mm import files, pipeline
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import CheckpointError, ConfigError, DataError, DiskError, RecboleMMError
 from recbole_mm.evaluation.per_user import read_per_user
 from recbole_mm.evaluation.phases import split
-from recbole_mm.finished_model import check_same_data
-from recbole_mm.mllm.encode import ItemEncoder
+from recbole_mm.llm.encode import ItemEncoder
+from recbole_mm.runs import run as pipeline
+from recbole_mm.runs.pretrained_run import check_same_data
+from recbole_mm.utils import files
 from tests.conftest import write_toy
 
 

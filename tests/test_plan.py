@@ -9,22 +9,22 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 import recbole_mm
-from recbole_mm import unloaded
 from recbole_mm.artifacts.store import Store
 from recbole_mm.cli import main
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError
-from recbole_mm.mllm import loading
-from recbole_mm.plan import Plan, plan, to_text
-from recbole_mm.provisions import artifact_dir, provide, tiny_mllm
-from recbole_mm.reasoning.estimate import PlannedStage
-from recbole_mm.reasoning.preferences import Cases
-from recbole_mm.reasoning.settings import PreferenceSettings
-from recbole_mm.reasoning.stage import Reasoning
-from recbole_mm.texts import hf
-from recbole_mm.texts.template import TemplateGenerator
-from recbole_mm.unloaded import UnknownWriter
+from recbole_mm.inputs.model_inputs import artifact_dir, provide, tiny_mllm
+from recbole_mm.inputs.reasoning.estimate import PlannedStage
+from recbole_mm.inputs.reasoning.preferences import Cases
+from recbole_mm.inputs.reasoning.settings import PreferenceSettings
+from recbole_mm.inputs.reasoning.stage import Reasoning
+from recbole_mm.llm import dry_run as unloaded
+from recbole_mm.llm import loading
+from recbole_mm.llm.dry_run import UnknownWriter
+from recbole_mm.llm.texts import hf
+from recbole_mm.llm.texts.template import TemplateGenerator
+from recbole_mm.runs.plan import Plan, plan, to_text
 from tests.conftest import TOY_FEATURES
 from tests.encoders import write_sentence_encoder
 from tests.reasoning import RuleWriter
@@ -139,7 +139,7 @@ def test_profiles_of_described_items_are_told_apart_from_the_others(toy_config, 
     """With half of the descriptions there, a profile is to do if it shows another item, or is not written itself."""
     given = {**settings, **NOWHERE}
     writer = RuleWriter(lambda prompt: "not yet" if "number 7." in prompt and "picture" in prompt else None)
-    monkeypatch.setattr("recbole_mm.plan.unloaded_generator", lambda *_: writer)
+    monkeypatch.setattr("recbole_mm.runs.plan.unloaded_generator", lambda *_: writer)
     config = Config("MLLMRec", "toy", config_dict=given)
     dataset = create_dataset(config)
     path = artifact_dir(config)
@@ -224,7 +224,7 @@ def test_a_planned_run_is_the_run(settings, no_weights, monkeypatch):
 
 def written_preferences(given: dict, monkeypatch, writer: RuleWriter):
     """Let a writer write what a run of MLLM-MSR asks it for, and plan with it; -> the dataset."""
-    monkeypatch.setattr("recbole_mm.plan.unloaded_generator", lambda *_: writer)
+    monkeypatch.setattr("recbole_mm.runs.plan.unloaded_generator", lambda *_: writer)
     config = Config("MLLMMSR", "toy", config_dict=given)
     dataset = create_dataset(config)
     path = artifact_dir(config)

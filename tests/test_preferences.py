@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 
 from recbole_mm.artifacts.store import Store
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError
+from recbole_mm.inputs.reasoning import recurrent
+from recbole_mm.inputs.reasoning.failures import failures_file
+from recbole_mm.inputs.reasoning.left_out import LeftOut
+from recbole_mm.inputs.reasoning.preferences import Cases, Preferences
+from recbole_mm.inputs.reasoning.rates import read_rates
+from recbole_mm.inputs.reasoning.settings import PreferenceSettings
+from recbole_mm.inputs.reasoning.stage import Reasoning
+from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.texts.template import TemplateGenerator
 from recbole_mm.models.answering.examples import draw_examples, training_targets
-from recbole_mm.reasoning import recurrent
-from recbole_mm.reasoning.failures import failures_file
-from recbole_mm.reasoning.left_out import LeftOut
-from recbole_mm.reasoning.preferences import Cases, Preferences
-from recbole_mm.reasoning.rates import read_rates
-from recbole_mm.reasoning.settings import PreferenceSettings
-from recbole_mm.reasoning.stage import Reasoning
-from recbole_mm.texts.request import Request
-from recbole_mm.texts.template import TemplateGenerator
 from tests.conftest import TOY_SETTINGS
 from tests.reasoning import RuleWriter
 from tests.test_contract import SPLITS, eval_args, leak_dataset
@@ -398,8 +398,8 @@ def test_prompts_are_not_kept(stage, monkeypatch, way):
         def generate(self, requests):
             return [self._answer(request) for request in requests]
 
-    monkeypatch.setattr("recbole_mm.reasoning.preference_prompts.Request", counted)
-    monkeypatch.setattr("recbole_mm.texts.stage.TEXTS_PER_BATCH", 8)
+    monkeypatch.setattr("recbole_mm.inputs.reasoning.preference_prompts.Request", counted)
+    monkeypatch.setattr("recbole_mm.llm.texts.stage.TEXTS_PER_BATCH", 8)
     monkeypatch.setattr(recurrent.ChainWriter.__init__, "__defaults__", ((), 8, 8))  # skipped, least, most
     monkeypatch.setattr(recurrent, "LOOKED_UP", 8)
     made = stage(Forgetful(), preference=way)

@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from recbole_mm import progress as module
-from recbole_mm.progress import duration, progress
+from recbole_mm.utils import progress as module
+from recbole_mm.utils.progress import duration, progress
 
 
 class Terminal(io.StringIO):

@@ -17,17 +17,17 @@ import pytest
 import torch
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
-from recbole_mm import pipeline
 from recbole_mm.artifacts.executor import Portable
 from recbole_mm.artifacts.fill import FillReport, fill
 from recbole_mm.artifacts.ray_pool import NAMES, RayExecutor, stage_resources
 from recbole_mm.artifacts.store import Store
-from recbole_mm.cluster import Resources, inside_ray
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
+from recbole_mm.distributed.cluster import Resources, inside_ray
 from recbole_mm.errors import ConfigError, ModelLoadError
-from recbole_mm.provisions import _from_texts, check_stages, open_executor, open_store, provide
-from recbole_mm.reasoning.left_out import LeftOut
+from recbole_mm.inputs.model_inputs import _from_texts, check_stages, open_executor, open_store, provide
+from recbole_mm.inputs.reasoning.left_out import LeftOut
+from recbole_mm.runs import run as pipeline
 from tests.conftest import TOY_SETTINGS, write_toy
 from tests.encoders import write_sentence_encoder
 from tests.ray_workers import Sines, sine
@@ -294,7 +294,7 @@ def test_descriptions_and_chains_are_written_as_here_by_workers_that_stay(cluste
             if executor is not None:
                 monkeypatch.setattr(executor, "_open_desk", noting(executor._open_desk, opened))
                 loaded = property(lambda _: pytest.fail("its weights are loaded here"))
-                monkeypatch.setattr("recbole_mm.texts.hf.HfGenerator.writer", loaded)
+                monkeypatch.setattr("recbole_mm.llm.texts.hf.HfGenerator.writer", loaded)
             needs = ("item_texts", "user_preferences")
             told.append(_from_texts(config, dataset, store, needs, LeftOut(None), executor))
     paths = [tmp_path / place / "artifacts" / "artifacts.sqlite" for place in ("here", "there")]
@@ -334,7 +334,7 @@ def noting(function: Callable[[Any], Any], told: list[Any]) -> Callable[[Any], A
     ],
 )
 def test_what_cannot_work_is_told_before_anything_is_spent(toy_settings, tmp_path, monkeypatch, changes, message):
-    monkeypatch.setattr("recbole_mm.cluster.cores", lambda: 4)
+    monkeypatch.setattr("recbole_mm.distributed.cluster.cores", lambda: 4)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     settings = {**toy_settings, "ray_address": "local", "ray_cpus_per_worker": 1, **changes}
     features = {"both": {"encoder": "mllm"}}

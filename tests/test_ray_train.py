@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import recbole_mm
-from recbole_mm import pipeline
-from recbole_mm.cluster import ray_session
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
+from recbole_mm.distributed.cluster import ray_session
 from recbole_mm.distributed.driver import LostWorkerError, _asked
 from recbole_mm.errors import ConfigError, RecboleMMError
 from recbole_mm.evaluation.per_user import read_per_user
+from recbole_mm.experiments.tune.plan import plan_search
+from recbole_mm.runs import run as pipeline
 from recbole_mm.training.checkpoint import load_tree
-from recbole_mm.tune.plan import plan_search
 from tests.conftest import TOY_SETTINGS
 from tests.two_workers import Mortal
 
@@ -103,7 +103,7 @@ def test_more_workers_than_cores_are_refused(settings):
 def test_more_workers_than_gpus_are_refused(settings, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr("recbole_mm.cluster.cores", lambda: 8)
+    monkeypatch.setattr("recbole_mm.distributed.cluster.cores", lambda: 8)
     told = refused(settings, train_workers=3, use_gpu=True, gpu_id="0")
     assert "--train_workers=3: this machine has room for 1 workers of 1 CPUs and 1 GPUs" in told
 

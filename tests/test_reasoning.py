@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 
 from recbole_mm.artifacts.store import Store
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError, DataError
-from recbole_mm.provisions import required
-from recbole_mm.reasoning import items, profiles, vectors
-from recbole_mm.reasoning.failures import failures_file
-from recbole_mm.reasoning.profiles import Histories, newest_within, profile_requests
-from recbole_mm.reasoning.rates import FILE, note_rate, read_rates
-from recbole_mm.reasoning.settings import ReasoningSettings
-from recbole_mm.reasoning.stage import Reasoning
-from recbole_mm.texts.request import Request
-from recbole_mm.texts.template import TemplateGenerator
+from recbole_mm.inputs.model_inputs import required
+from recbole_mm.inputs.reasoning import items, profiles, vectors
+from recbole_mm.inputs.reasoning.failures import failures_file
+from recbole_mm.inputs.reasoning.profiles import Histories, newest_within, profile_requests
+from recbole_mm.inputs.reasoning.rates import FILE, note_rate, read_rates
+from recbole_mm.inputs.reasoning.settings import ReasoningSettings
+from recbole_mm.inputs.reasoning.stage import Reasoning
+from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.texts.template import TemplateGenerator
 from tests.conftest import TOY_SETTINGS, write_toy
 from tests.reasoning import RuleWriter, WordEncoder
 from tests.test_contract import SPLITS, eval_args, leak_dataset
@@ -399,7 +399,7 @@ def test_prompts_are_made_when_they_are_needed_and_not_kept(stage, monkeypatch):
             return [self._answer(request) for request in requests]
 
     monkeypatch.setattr(profiles, "Request", counted)
-    monkeypatch.setattr("recbole_mm.texts.stage.TEXTS_PER_BATCH", 8)
+    monkeypatch.setattr("recbole_mm.llm.texts.stage.TEXTS_PER_BATCH", 8)
     made = stage(Forgetful(), item_text="text")
     assert sum(text is not None for text in made.profiles(made.item_texts())) == 60
     assert alive == 0

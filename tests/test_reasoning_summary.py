@@ -10,7 +10,7 @@ from recbole_mm.data.content import ItemContent
 from recbole_mm.data.content_source import ContentSource
 from recbole_mm.data.item_table import ItemTable
 from recbole_mm.data.item_text import TextLayout
-from recbole_mm.reasoning.summary import HistorySummary
+from recbole_mm.inputs.reasoning.summary import HistorySummary
 
 HEAD = "item_id:token\tname:token_seq\tgenre:token_seq\tactors:token_seq\tcode:token\tprice:float\tplot:token_seq"
 GENRES = ("Drama", "Crime", "Comedy", "Drama Crime", "Comedy Drama", "Crime Comedy", "Drama Crime Comedy")

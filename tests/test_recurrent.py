@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from recbole_mm.artifacts.store import Store
-from recbole_mm.reasoning.preference_prompts import PreferencePrompts
-from recbole_mm.reasoning.prompts import preference_prompt
-from recbole_mm.reasoning.recurrent import Chains, ChainWriter, blocks_of_size, sessions
+from recbole_mm.inputs.reasoning.preference_prompts import PreferencePrompts
+from recbole_mm.inputs.reasoning.prompts import preference_prompt
+from recbole_mm.inputs.reasoning.recurrent import Chains, ChainWriter, blocks_of_size, sessions
 from tests.reasoning import RuleWriter
 
 TEXTS = [None, *(f"Title: thing {n}\nColour: c{n}" for n in range(1, 200))]
@@ -48,7 +48,7 @@ def writer_of(store, generator, lengths, size=3, items=None, **options) -> Chain
 
 
 def answer(prompt: str) -> str:
-    from recbole_mm.texts.request import Request
+    from recbole_mm.llm.texts.request import Request
 
     return RuleWriter()._answer(Request(prompt, None))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import doctest
 from pathlib import Path
 
-from recbole_mm import report
+from recbole_mm.utils import tables as report
 
 
 def test_the_example_of_the_docstring():

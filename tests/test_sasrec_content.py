@@ -14,8 +14,8 @@ from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.dot_product import dot_product_of
 from recbole_mm.models.layers import standardise
 from recbole_mm.models.sasrec_content import ContentEmbedding
-from recbole_mm.pipeline import assemble
-from recbole_mm.stages import Stages
+from recbole_mm.runs.profiling import Stages
+from recbole_mm.runs.run import assemble
 from tests.conftest import TOY_FEATURES
 
 

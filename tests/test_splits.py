@@ -10,12 +10,12 @@ import torch
 from recbole.data.dataset import Dataset, SequentialDataset
 
 import recbole_mm
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.data.splits import TEST, TRAIN, VALID, Split, split_by_ratio, split_by_time
 from recbole_mm.errors import ConfigError, DataError, RecboleMMError
 from recbole_mm.evaluation.phases import split
-from recbole_mm.plan import plan
+from recbole_mm.runs.plan import plan
 
 HEAD = "user_id:token\titem_id:token\ttimestamp:float"
 RATIOS = [0.8, 0.1, 0.1]
@@ -283,7 +283,7 @@ def test_whole_sequences_and_histories_refuse_labels_of_0(tmp_path):
 
 def test_nothing_is_computed_for_a_split_that_cannot_be(toy_settings, monkeypatch):
     computed = []
-    monkeypatch.setattr("recbole_mm.pipeline.provide", lambda *_: computed.append("artifacts"))
+    monkeypatch.setattr("recbole_mm.runs.run.provide", lambda *_: computed.append("artifacts"))
     columns = {"inter": ["user_id", "item_id", "rating", "timestamp"], "item": ["item_id", "class"]}
     for settings, message in (
         ({"threshold": {"rating": 3}, "load_col": columns}, "labelled 0.*instead of threshold"),

@@ -9,12 +9,12 @@ import pytest
 
 import recbole_mm
 from recbole_mm.artifacts.store import Store
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.data.encoders import SentenceEncoder
 from recbole_mm.data.features import FeatureSpec, load_features, reads_summaries
 from recbole_mm.errors import ConfigError, DataError
-from recbole_mm.provisions import artifact_dir, needed, provide
+from recbole_mm.inputs.model_inputs import artifact_dir, needed, provide
 from tests.encoders import write_sentence_encoder
 from tests.reasoning import RuleWriter
 
@@ -38,7 +38,7 @@ def provided(settings: dict, model: str = "SASRecContent"):
 
 def test_they_are_vectors_of_the_item_texts(settings, encoder, monkeypatch):
     writer = RuleWriter()
-    monkeypatch.setattr("recbole_mm.provisions.open_generator", lambda *_: writer)
+    monkeypatch.setattr("recbole_mm.inputs.model_inputs.open_generator", lambda *_: writer)
     config, dataset = provided({**settings, "text_backend": "openai", "text_model": "m", "text_url": "http://x/v1"})
     assert len(writer.asked) == 40, "every picture is described"
     assert writer.closed

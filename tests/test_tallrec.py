@@ -7,15 +7,15 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.content_source import ContentSource
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.phases import split
-from recbole_mm.mllm.answer import resolve_yes_no
+from recbole_mm.llm.answer import resolve_yes_no
 from recbole_mm.models.tallrec import TALLRec, likes_of
-from recbole_mm.pipeline import assemble
-from recbole_mm.stages import Stages
+from recbole_mm.runs.profiling import Stages
+from recbole_mm.runs.run import assemble
 from tests.conftest import TOY_SETTINGS
 
 QUICK = {"sft_tuning": "none", "first_stage_config": {"epochs": 1}, "rerank_k": 6}

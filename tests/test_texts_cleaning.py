@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 
 from recbole_mm.artifacts.executor import Failure
-from recbole_mm.texts import cleaning
-from recbole_mm.texts.cleaning import clean_answer, count_words, cut_words
-from recbole_mm.texts.yes_no import parse_yes_no
+from recbole_mm.llm.texts import cleaning
+from recbole_mm.llm.texts.cleaning import clean_answer, count_words, cut_words
+from recbole_mm.llm.texts.yes_no import parse_yes_no
 
 SHOE = "A red leather shoe with white laces."
 

@@ -17,17 +17,17 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from recbole_mm.artifacts.executor import Failure
 from recbole_mm.artifacts.store import Store
 from recbole_mm.errors import ImageError, ModelLoadError
-from recbole_mm.mllm.loading import load_mllm
-from recbole_mm.mllm.model import MLLM
-from recbole_mm.mllm.prompts import CUR_ITEM
-from recbole_mm.mllm.tiny import build_tiny
-from recbole_mm.mllm.tiny_tokenizers import deepseek_tokenizer
-from recbole_mm.texts.chat import Chat
-from recbole_mm.texts.generator import Writing, open_generator
-from recbole_mm.texts.hf import IMAGE_PIXELS, NO_PICTURE, Draw, HfGenerator
-from recbole_mm.texts.request import Request
-from recbole_mm.texts.stage import texts_through_store
-from recbole_mm.texts.writers import Writer, multimodal_writer, plain_token_ids
+from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.prompts import CUR_ITEM
+from recbole_mm.llm.texts.chat import Chat
+from recbole_mm.llm.texts.generator import Writing, open_generator
+from recbole_mm.llm.texts.hf import IMAGE_PIXELS, NO_PICTURE, Draw, HfGenerator
+from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.texts.stage import texts_through_store
+from recbole_mm.llm.texts.writers import Writer, multimodal_writer, plain_token_ids
+from recbole_mm.llm.tiny import build_tiny
+from recbole_mm.llm.tiny_tokenizers import deepseek_tokenizer
 
 CORPUS = [
     f"The {kind} film number {number} is about love and war." for kind in ("action", "drama") for number in range(9)
@@ -409,7 +409,7 @@ def test_the_runs_own_model_writes_unless_another_is_named(toy_config, qwen: MLL
 
 
 def test_a_named_model_is_known_before_its_weights_are_read(toy_config, folders, monkeypatch) -> None:
-    monkeypatch.setattr("recbole_mm.texts.hf.load_mllm", lambda *_, **__: pytest.fail("weights are read"))
+    monkeypatch.setattr("recbole_mm.llm.texts.hf.load_mllm", lambda *_, **__: pytest.fail("weights are read"))
     named = open_generator(toy_config(text_backend="hf", text_model=str(folders["llava_next"])), pytest.fail)
     plain = load_mllm(folders["llava_next"])
     assert named.identity == plain.identity

@@ -29,13 +29,13 @@ from PIL import Image
 from recbole_mm.artifacts.executor import Failure
 from recbole_mm.artifacts.store import Store
 from recbole_mm.errors import ConfigError, ImageError
-from recbole_mm.retry_after import retry_after
-from recbole_mm.texts.generator import Writing
-from recbole_mm.texts.openai import LARGEST_ANSWER, OpenAIGenerator
-from recbole_mm.texts.request import Request
-from recbole_mm.texts.server import Server, TextServerError
-from recbole_mm.texts.stage import texts_through_store
-from recbole_mm.texts.wire import IMAGE_SIDE
+from recbole_mm.llm.texts.generator import Writing
+from recbole_mm.llm.texts.openai import LARGEST_ANSWER, OpenAIGenerator
+from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.texts.server import Server, TextServerError
+from recbole_mm.llm.texts.stage import texts_through_store
+from recbole_mm.llm.texts.wire import IMAGE_SIDE
+from recbole_mm.utils.retry_after import retry_after
 
 KEY = "sk-hush"
 
@@ -335,7 +335,7 @@ def test_pauses_double_and_differ(serve, monkeypatch) -> None:
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    monkeypatch.setattr("recbole_mm.texts.openai.asyncio.sleep", sleep)
+    monkeypatch.setattr("recbole_mm.llm.texts.openai.asyncio.sleep", sleep)
     server = serve(lambda *_: (500, {}, b""))
     random.seed(1)
     state = random.getstate()
@@ -525,11 +525,11 @@ def test_leaving_a_stream_ends_the_requests_under_way(serve) -> None:
 PROGRAM = """
 import sys
 from recbole_mm.artifacts.store import Store
-from recbole_mm.texts.generator import Writing
-from recbole_mm.texts.openai import OpenAIGenerator
-from recbole_mm.texts.request import Request
-from recbole_mm.texts.server import Server
-from recbole_mm.texts.stage import texts_through_store
+from recbole_mm.llm.texts.generator import Writing
+from recbole_mm.llm.texts.openai import OpenAIGenerator
+from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.texts.server import Server
+from recbole_mm.llm.texts.stage import texts_through_store
 generator = OpenAIGenerator(Server(sys.argv[1], "m", concurrency=2), Writing())
 requests = {number: Request(str(number), None) for number in range(40)}
 texts_through_store(Store(sys.argv[2]), "stage", generator, requests, show_progress=False)

@@ -20,13 +20,13 @@ from transformers.utils.import_utils import is_serve_available
 
 from recbole_mm.artifacts.executor import Failure
 from recbole_mm.artifacts.store import Store
-from recbole_mm.mllm.loading import load_mllm
-from recbole_mm.mllm.tiny import build_tiny
-from recbole_mm.mllm.tiny_tokenizers import deepseek_tokenizer
-from recbole_mm.texts.generator import open_generator
-from recbole_mm.texts.request import Request
-from recbole_mm.texts.server import TextServerError
-from recbole_mm.texts.stage import texts_through_store
+from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.texts.generator import open_generator
+from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.texts.server import TextServerError
+from recbole_mm.llm.texts.stage import texts_through_store
+from recbole_mm.llm.tiny import build_tiny
+from recbole_mm.llm.tiny_tokenizers import deepseek_tokenizer
 
 pytestmark = pytest.mark.skipif(not is_serve_available(), reason="transformers[serving] is not installed")
 

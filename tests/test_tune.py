@@ -16,22 +16,20 @@ import pytest
 import yaml
 from PIL import Image
 
-from recbole_mm import cluster as cluster_module
-from recbole_mm import pipeline
 from recbole_mm import registry as registry_module
 from recbole_mm.cli import main
-from recbole_mm.cluster import check_resources
-from recbole_mm.compare.plan import known_keys
-from recbole_mm.config import Config
+from recbole_mm.config.layers import properties_dir
+from recbole_mm.config.resolved import Config
+from recbole_mm.distributed import cluster as cluster_module
+from recbole_mm.distributed.cluster import check_resources
 from recbole_mm.errors import CheckpointError, ConfigError, RecboleMMError
-from recbole_mm.layers import properties_dir
-from recbole_mm.registry import OWN_MODELS, find_model, register_model
-from recbole_mm.tune import space as space_module
-from recbole_mm.tune.cluster import Trials
-from recbole_mm.tune.command import tune_model, write_best
-from recbole_mm.tune.draws import Draws, scheduler
-from recbole_mm.tune.plan import Search, plan_search
-from recbole_mm.tune.records import (
+from recbole_mm.experiments.compare.plan import known_keys
+from recbole_mm.experiments.tune import space as space_module
+from recbole_mm.experiments.tune.cluster import Trials
+from recbole_mm.experiments.tune.command import tune_model, write_best
+from recbole_mm.experiments.tune.draws import Draws, scheduler
+from recbole_mm.experiments.tune.plan import Search, plan_search
+from recbole_mm.experiments.tune.records import (
     DONE,
     FAILED,
     OUTCOME,
@@ -45,9 +43,11 @@ from recbole_mm.tune.records import (
     write_json,
     write_record,
 )
-from recbole_mm.tune.space import default_space, parse_space, read_space
-from recbole_mm.tune.table import write_tables
-from recbole_mm.tune.trial import Job, run_trial
+from recbole_mm.experiments.tune.space import default_space, parse_space, read_space
+from recbole_mm.experiments.tune.table import write_tables
+from recbole_mm.experiments.tune.trial import Job, run_trial
+from recbole_mm.registry import OWN_MODELS, find_model, register_model
+from recbole_mm.runs import run as pipeline
 
 SPACE = {"learning_rate": {"loguniform": [1e-4, 1e-1]}, "embedding_size": {"choice": [8, 16, 32]}}
 CLASSIC = ("BPR", "LightGCN", "FPMC", "GRU4Rec", "SASRec", "BERT4Rec", "SASRecF", "GRU4RecF", "NARM", "Caser")
@@ -283,7 +283,7 @@ def test_searches_that_cannot_work(plan, settings, message):
 
 
 def test_optuna_that_is_not_installed(plan, monkeypatch):
-    monkeypatch.setattr("recbole_mm.tune.plan.has_optuna", lambda: False)
+    monkeypatch.setattr("recbole_mm.experiments.tune.plan.has_optuna", lambda: False)
     with pytest.raises(ConfigError, match="needs the package optuna: pip install"):
         plan(search="optuna")
     assert plan().search == "random"
@@ -341,7 +341,7 @@ def test_a_cluster_that_cannot_be_reached_is_told_at_once(form):
 
 
 def test_the_command_line_refuses_before_it_writes_or_starts_anything(toy_path, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("recbole_mm.tune.command.search_session", lambda _: pytest.fail("Ray was started"))
+    monkeypatch.setattr("recbole_mm.experiments.tune.command.search_session", lambda _: pytest.fail("Ray was started"))
     space = write_space(tmp_path, {"embeding_size": {"choice": [8]}})
     where = [f"--data_path={toy_path}", f"--checkpoint_dir={tmp_path / 'saved'}", "--topk=[5,10]"]
     command = ["tune", "--model", "BPR", "--dataset", "toy", "--space", str(space), *where]
@@ -666,7 +666,7 @@ def test_the_best_setting_is_a_config_file_of_what_was_given_and_drawn(plan, tmp
 
 @pytest.fixture
 def no_ray(monkeypatch):
-    monkeypatch.setattr("recbole_mm.tune.command.search_session", lambda _: pytest.fail("Ray was started"))
+    monkeypatch.setattr("recbole_mm.experiments.tune.command.search_session", lambda _: pytest.fail("Ray was started"))
 
 
 def test_a_folder_is_of_one_search(no_ray, tmp_path, toy_settings):
@@ -693,8 +693,8 @@ def test_a_search_of_which_every_trial_fails_ends_with_one_line(monkeypatch, tmp
         for number in (1, 2):
             write_record(search.out, record(number, status=FAILED, reason=f"reason {number}"))
 
-    monkeypatch.setattr("recbole_mm.tune.command._fit", fit)
-    monkeypatch.setattr("recbole_mm.tune.command.search_session", lambda _: nullcontext(1))
+    monkeypatch.setattr("recbole_mm.experiments.tune.command._fit", fit)
+    monkeypatch.setattr("recbole_mm.experiments.tune.command.search_session", lambda _: nullcontext(1))
     settings = write_space(tmp_path, toy_settings, "settings.yaml")
     given = {"space": write_space(tmp_path, SPACE), "out": tmp_path / "out", "config_files": [settings], "trials": 2}
     for resume in (False, True):  # with nothing left to try, too

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recbole_mm import pipeline
 from recbole_mm import registry as registry_module
 from recbole_mm.cli import main
 from recbole_mm.errors import ConfigError
+from recbole_mm.experiments.tune.cluster import Trials, search_session
+from recbole_mm.experiments.tune.command import Found, tune_model
+from recbole_mm.experiments.tune.records import DONE, FAILED, STOPPED
 from recbole_mm.registry import register_model
-from recbole_mm.tune.cluster import Trials, search_session
-from recbole_mm.tune.command import Found, tune_model
-from recbole_mm.tune.records import DONE, FAILED, STOPPED
+from recbole_mm.runs import run as pipeline
 from tests.conftest import TOY_SETTINGS
 from tests.processes import started
 
@@ -129,7 +129,7 @@ def test_a_trial_that_fails_is_tried_once_more_and_then_told_and_the_search_goes
 
 
 def test_a_running_ray_without_room_is_refused(scripted, tmp_path, monkeypatch):
-    monkeypatch.setattr("recbole_mm.cluster.cores", lambda: 64)  # a machine with more than this Ray has
+    monkeypatch.setattr("recbole_mm.distributed.cluster.cores", lambda: 64)  # a machine with more than this Ray has
     with pytest.raises(ConfigError, match=r"--cpus_per_trial=32: .* has \d+ CPUs; give at most as many"):
         scripted({"learning_rate": {"choice": [0.1]}}, cpus_per_trial=32)
     assert not list(tmp_path.glob("out/trials/*"))

@@ -14,14 +14,14 @@ import pytest
 import yaml
 
 import recbole_mm
-from recbole_mm.config import NOT_FROM_A_RUN, Config
+from recbole_mm.config.resolved import NOT_FROM_A_RUN, Config
+from recbole_mm.config.yaml_settings import NOBODY
 from recbole_mm.data.content_source import ContentSource
 from recbole_mm.data.images import ZipImages
 from recbole_mm.errors import CheckpointError, ConfigError, DataError, ImageError, RecboleMMError
-from recbole_mm.finished_model import read_finished_model
-from recbole_mm.settings import NOBODY
-from recbole_mm.texts.generator import open_generator
-from recbole_mm.texts.request import Request
+from recbole_mm.llm.texts.generator import open_generator
+from recbole_mm.llm.texts.request import Request
+from recbole_mm.runs.pretrained_run import read_finished_model
 from tests.conftest import TOY_SETTINGS
 
 MEANT = "if it is meant, give it on the command line or in a file of --config_files"

@@ -16,12 +16,12 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 import recbole_mm  # noqa: F401  (applies the compatibility shims before RecBole's models are used)
-from recbole_mm import pipeline
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
 from recbole_mm.distributed.batch import Part, Rows, part_of_batch, whole_batch
 from recbole_mm.distributed.workers import OwnStream, Workers, working_with
 from recbole_mm.evaluation.collector import RANKS
-from recbole_mm.stages import Stages
+from recbole_mm.runs import run as pipeline
+from recbole_mm.runs.profiling import Stages
 from recbole_mm.training.checkpoint import rng_state, set_rng_state
 from recbole_mm.training.trainer import make_trainer
 

@@ -17,8 +17,8 @@ from recbole_mm.artifacts.executor import Executor, Failure, Portable
 from recbole_mm.artifacts.store import READ_ONLY, Store
 from recbole_mm.artifacts.values import NOT_FINITE, Value
 from recbole_mm.errors import DataError, StoreError
-from recbole_mm.progress import progress
-from recbole_mm.turns import turn
+from recbole_mm.utils.file_lock import turn
+from recbole_mm.utils.progress import progress
 
 logger = logging.getLogger(__name__)
 

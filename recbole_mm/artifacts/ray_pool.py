@@ -18,7 +18,7 @@ import torch
 from recbole_mm.artifacts.executor import Failure, Portable, Recipe
 from recbole_mm.artifacts.values import Value
 from recbole_mm.artifacts.wire import Done, from_table
-from recbole_mm.cluster import Names, Resources, check_resources, ray_session
+from recbole_mm.distributed.cluster import Names, Resources, check_resources, ray_session
 from recbole_mm.errors import ConfigError, RecboleMMError
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from recbole_mm.data.images import (
 from recbole_mm.data.item_table import ItemTable, did_you_mean
 from recbole_mm.data.item_text import TextLayout, parse_template
 from recbole_mm.errors import ConfigError, DataError, ImageError
-from recbole_mm.progress import progress
+from recbole_mm.utils.progress import progress
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from recbole_mm.data.pretrained import Pretrained, check_identity, code_identity, locate, located, open_pretrained
 from recbole_mm.errors import ConfigError, ModelLoadError
-from recbole_mm.mllm.families import FAMILIES
+from recbole_mm.llm.families import FAMILIES
 
 if TYPE_CHECKING:
     import torch

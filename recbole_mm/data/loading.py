@@ -18,6 +18,7 @@ import pandas as pd
 from recbole.data.dataset import Dataset, KnowledgeBasedDataset
 from recbole.utils import FeatureSource, FeatureType
 
+from recbole_mm.config.layers import properties_dir
 from recbole_mm.data.atomic import (
     SEQUENCES,
     check_ids,
@@ -29,7 +30,6 @@ from recbole_mm.data.atomic import (
 )
 from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError, DataError
-from recbole_mm.layers import properties_dir
 
 logger = logging.getLogger(__name__)
 

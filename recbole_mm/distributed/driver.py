@@ -18,16 +18,16 @@ from typing import Any
 
 import torch
 
-from recbole_mm import pipeline
-from recbole_mm.cluster import Names, Resources, check_resources, environment, ray_session
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
+from recbole_mm.distributed.cluster import Names, Resources, check_resources, environment, ray_session
 from recbole_mm.distributed.support import adapt, check_supported
 from recbole_mm.distributed.worker import Job, read_verdict, train_worker
 from recbole_mm.errors import RecboleMMError
-from recbole_mm.log import LOG_FILE
 from recbole_mm.models.full_sequence import full_sequence_class
-from recbole_mm.stages import Stages
+from recbole_mm.runs import run as pipeline
+from recbole_mm.runs.profiling import Stages
 from recbole_mm.training.trainer import make_trainer
+from recbole_mm.utils.log import LOG_FILE
 
 logger = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from recbole_mm import pipeline
-from recbole_mm.config import Config
+from recbole_mm.config.resolved import Config
 from recbole_mm.distributed.process import settle
 from recbole_mm.distributed.workers import Workers, working_with
 from recbole_mm.errors import RecboleMMError
-from recbole_mm.files import read_json, write_json
-from recbole_mm.log import close_logging, init_logging
-from recbole_mm.stages import Stages
+from recbole_mm.runs import run as pipeline
+from recbole_mm.runs.profiling import Stages
+from recbole_mm.utils.files import read_json, write_json
+from recbole_mm.utils.log import close_logging, init_logging
 
 VERDICT = "failure.json"
 """File in the run's folder by which a worker says that training again would fail again, and why."""

@@ -21,7 +21,7 @@ import pyarrow as pa
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.evaluation.csr import CSR
 from recbole_mm.evaluation.sampled import SampledCandidates
-from recbole_mm.files import read_parquet, write_parquet
+from recbole_mm.utils.files import read_parquet, write_parquet
 
 FILES = {"valid": "candidates-valid.parquet", "test": "candidates-test.parquet"}
 SAMPLED_MODE = re.compile(r"(uni|pop)([1-9]\d*)")

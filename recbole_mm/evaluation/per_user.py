@@ -20,7 +20,7 @@ from recbole_mm.errors import DataError
 from recbole_mm.evaluation.collector import RANKS
 from recbole_mm.evaluation.csr import CSR
 from recbole_mm.evaluation.ranking import EvalUsers
-from recbole_mm.files import read_parquet, write_parquet
+from recbole_mm.utils.files import read_parquet, write_parquet
 
 FILE = "per_user.parquet"
 

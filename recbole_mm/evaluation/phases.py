@@ -20,12 +20,12 @@ from recbole.data.utils import create_samplers, get_dataloader
 from recbole.sampler import KGSampler, RepeatableSampler, Sampler
 from recbole.utils import EvaluatorType, ModelType
 
+from recbole_mm.config.layers import reads_labels
 from recbole_mm.data.loaders import FullSequenceLoader
 from recbole_mm.data.splits import TEST, TRAIN, VALID, Rows
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.evaluation.ranking import CSR, EvalUsers, RankingData, TrainCounts
-from recbole_mm.first_stage import has_first_stage
-from recbole_mm.layers import reads_labels
+from recbole_mm.runs.first_stage import has_first_stage
 
 logger = logging.getLogger(__name__)
 

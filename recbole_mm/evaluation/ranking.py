@@ -28,7 +28,7 @@ from recbole_mm.evaluation.collector import RankingCollector, TrainCounts
 from recbole_mm.evaluation.csr import CSR
 from recbole_mm.evaluation.sampled import SampledCandidates
 from recbole_mm.evaluation.scoring import Scorer
-from recbole_mm.progress import progress
+from recbole_mm.utils.progress import progress
 
 logger = logging.getLogger(__name__)
 

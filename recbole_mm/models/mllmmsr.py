@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from recbole_mm.errors import ConfigError
-from recbole_mm.mllm.encode import DEFAULT_TEXT_TOKENS
-from recbole_mm.mllm.model import MLLM
+from recbole_mm.inputs.reasoning.settings import DEFAULT_DOMAIN
+from recbole_mm.llm.encode import DEFAULT_TEXT_TOKENS
+from recbole_mm.llm.model import MLLM
 from recbole_mm.models.answering.model import AnsweringRecommender
 from recbole_mm.models.answering.prompt import PreferencePrompt
-from recbole_mm.reasoning.settings import DEFAULT_DOMAIN
 
 
 class MLLMMSR(AnsweringRecommender):

@@ -25,8 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from recbole_mm.errors import CheckpointError
-from recbole_mm.files import CHECKSUM, UNSEALED, ChecksumError, atomic_write, check_seal, seal
 from recbole_mm.training.tree import Decoder, Encoder
+from recbole_mm.utils.files import CHECKSUM, UNSEALED, ChecksumError, atomic_write, check_seal, seal
 
 SKELETON = "recbole_mm.tree"
 """Metadata key of the JSON skeleton."""

@@ -20,14 +20,14 @@ from recbole.trainer import trainer as upstream
 from recbole.utils import ModelType
 from torch import Tensor, nn
 
+from recbole_mm.config.schema import LEARNERS
 from recbole_mm.data.loaders import TARGET_MASK
 from recbole_mm.errors import ConfigError, RecboleMMError
 from recbole_mm.evaluation.collector import catalogue_facts
-from recbole_mm.kinds import LEARNERS
-from recbole_mm.progress import progress
 from recbole_mm.training.checkpoint import swapped
 from recbole_mm.training.schedule import LearningRateSchedule
 from recbole_mm.training.tracking import TensorBoard, check_wandb
+from recbole_mm.utils.progress import progress
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from recbole_mm.errors import CheckpointError
-from recbole_mm.files import atomic_write, make_folder
 from recbole_mm.training.checkpoint import (
     PathLike,
     load_tree,
@@ -30,6 +29,7 @@ from recbole_mm.training.state import (
     loader_state,
     model_tree,
 )
+from recbole_mm.utils.files import atomic_write, make_folder
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from recbole_mm.errors import ConfigError
-from recbole_mm.files import disk_errors, disk_reason
+from recbole_mm.utils.files import disk_errors, disk_reason
 
 
 class TensorBoard:

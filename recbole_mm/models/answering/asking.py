@@ -1,4 +1,4 @@
-"""Prompts on their way to the model: laid out, items' parts kept, and asked about as `recbole_mm.mllm.answer` wants."""
+"""Prompts on their way to the model: laid out, items' parts kept, and asked about as `recbole_mm.llm.answer` wants."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_mm.cache import ByteCache
-from recbole_mm.mllm.answer import Block, Questions
-from recbole_mm.mllm.family import PreparedInput
-from recbole_mm.mllm.model import MLLM
+from recbole_mm.llm.answer import Block, Questions
+from recbole_mm.llm.family import PreparedInput
+from recbole_mm.llm.model import MLLM
 from recbole_mm.models.answering.wording import Prompt
+from recbole_mm.utils.cache import ByteCache
 
 KEPT_BYTES = 1 << 29
 """Of items' parts: candidates of one user are candidates of the next."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recbole_mm.errors import DataError
-from recbole_mm.mllm import sft
+from recbole_mm.llm import sft
 from recbole_mm.models.answering.wording import Prompt
 
 YES_KIND, NO_KIND = "yes", "no"
@@ -130,7 +130,7 @@ def _draw_others(population: np.ndarray, known: set[int], count: int, rng: np.ra
 
 
 class PromptedQuestions:
-    """`recbole_mm.mllm.sft.Examples` of questions: prompt and first token of the answer.
+    """`recbole_mm.llm.sft.Examples` of questions: prompt and first token of the answer.
 
     The token that is learnt is the one whose probability ranks; what a model would write behind it ranks nothing.
 

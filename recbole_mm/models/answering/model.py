@@ -15,13 +15,13 @@ from recbole.utils import InputType
 from torch import Tensor
 
 from recbole_mm.errors import ConfigError
-from recbole_mm.mllm.answer import AnswerReader, ask
-from recbole_mm.mllm.model import MLLM
+from recbole_mm.llm.answer import AnswerReader, ask
+from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.texts.yes_no import parse_yes_no
 from recbole_mm.models.answering.asking import PromptBlocks
 from recbole_mm.models.answering.prompt import CUE, WordedPrompt
 from recbole_mm.models.reranking import RerankingRecommender
-from recbole_mm.texts.request import Request
-from recbole_mm.texts.yes_no import parse_yes_no
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from recbole_mm.errors import ConfigError
-from recbole_mm.mllm.encode import DEFAULT_TEXT_TOKENS
-from recbole_mm.mllm.model import MLLM
+from recbole_mm.llm.encode import DEFAULT_TEXT_TOKENS
+from recbole_mm.llm.model import MLLM
 from recbole_mm.models.answering.wording import CUE, Prompt, WordedPrompt, cut_to_tokens
 
 __all__ = ["CUE", "PreferencePrompt", "Prompt", "TitlesPrompt", "WordedPrompt", "cut_to_tokens"]
@@ -19,7 +19,7 @@ PREFERENCE_TOKENS = 512
 
 
 class Preferences(Protocol):
-    """What has been written of users (`recbole_mm.reasoning.preferences.Preferences`)."""
+    """What has been written of users (`recbole_mm.inputs.reasoning.preferences.Preferences`)."""
 
     def of(self, user: int, history: Sequence[int]) -> str | None: ...
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from recbole_mm.errors import DataError
-from recbole_mm.mllm.answer import resolve_yes_no
-from recbole_mm.mllm.model import MLLM
-from recbole_mm.mllm.tuned import (
+from recbole_mm.llm.answer import resolve_yes_no
+from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.tuned import (
     ACCEPTED_TUNING,
     WHOLE,
     Accepted,

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
-from recbole_mm.cache import ByteCache
 from recbole_mm.errors import ConfigError
-from recbole_mm.mllm.answer import resolve_yes_no
-from recbole_mm.mllm.family import CutImage, Part
-from recbole_mm.mllm.model import MLLM
-from recbole_mm.texts.chat import Chat
+from recbole_mm.llm.answer import resolve_yes_no
+from recbole_mm.llm.family import CutImage, Part
+from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.texts.chat import Chat
+from recbole_mm.utils.cache import ByteCache
 
 TOKENIZED = 4096
 """Texts whose token ids are kept: a user's is asked for again right away, an item's by the next user."""
@@ -34,7 +34,7 @@ class Prompt(Protocol):
     """A prompt is a prefix that depends on the user alone and a suffix that depends on the item alone.
 
     Attributes:
-        tail: the text right before the answer, for `recbole_mm.mllm.answer.resolve_yes_no`.
+        tail: the text right before the answer, for `recbole_mm.llm.answer.resolve_yes_no`.
         identity: of the wording and its bounds, for digests.
         shares_prefix: whether a prefix may be read once for several suffixes; where not, prompts are read whole.
         image_pixels: bound on an image's area.

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
 from recbole_mm.distributed.batch import Rows, shared_random, whole_batch
 from recbole_mm.errors import ConfigError
-from recbole_mm.mllm.answer import AnswerReader, Block, Questions, ask, fill_placeholders, padded
+from recbole_mm.llm.answer import AnswerReader, Block, Questions, ask, fill_placeholders, padded
 from recbole_mm.models.collm.filters import build_filter
 from recbole_mm.models.collm.parts import VectorMapper
 from recbole_mm.models.collm.prompt import CUE, Prompt

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from recbole_mm.errors import ConfigError
-from recbole_mm.mllm.model import MLLM
+from recbole_mm.llm.model import MLLM
 
 OPENING = "A person chose, in this order:\n"
 ENTRY = "- "

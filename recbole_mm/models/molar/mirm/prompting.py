@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from recbole_mm.mllm import sft
-from recbole_mm.mllm.encode import SPECIAL_TOKENS, Content
-from recbole_mm.mllm.family import Part
-from recbole_mm.mllm.model import MLLM
-from recbole_mm.mllm.prompts import ItemPrompt
+from recbole_mm.llm import sft
+from recbole_mm.llm.encode import SPECIAL_TOKENS, Content
+from recbole_mm.llm.family import Part
+from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.prompts import ItemPrompt
 from recbole_mm.models.molar.mirm.examples import Example, ShownItem
 
 
 class PromptedExamples:
-    """`recbole_mm.mllm.sft.Examples` of a mixture.
+    """`recbole_mm.llm.sft.Examples` of a mixture.
 
     Every item ends in `[Cur_Item]`, as when it is encoded, and nothing stands before the first one: what follows is
     predicted from the very states that are read as item vectors.

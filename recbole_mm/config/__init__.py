@@ -1,0 +1,1 @@
+"""The settings of a run: declarations, layers, YAML files, and the resolved configuration."""

@@ -1,0 +1,140 @@
+"""Sequence files: a line per user, `user item item item ...`, items in chronological order.
+
+The form in which many public datasets of sequential recommendation are handed around. Raw layout: one text file, or a
+folder that holds one.
+
+    *.txt, *.tsv, *.seq, *.dat     (or .gz of these) ids separated by spaces or tabs, no header line
+
+There are no times in it: an interaction's timestamp is its position in its user's line, 0, 1, 2, ...
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from recbole_mm.datasets.assemble import RawDataset, Summary, Table, write_dataset
+from recbole_mm.datasets.files import check_source, explained, find_file, open_text
+from recbole_mm.datasets.ids import id_fault
+from recbole_mm.datasets.images import ImageFolder
+from recbole_mm.datasets.lines import no_end
+from recbole_mm.errors import DataError
+
+PATTERNS = tuple(f"*{suffix}{packed}" for suffix in (".txt", ".tsv", ".seq", ".dat") for packed in ("", ".gz"))
+ENCODING = "utf-8-sig"
+
+_BLANKS = " \t\r\n"
+
+
+def convert(
+    source: Path,
+    out: Path,
+    interactions: str | None = None,
+    name: str | None = None,
+    link: bool = False,
+    force: bool = False,
+) -> Summary:
+    """Convert the raw layout of this module.
+
+    Args:
+        source: the file, or the folder that holds it.
+        out: dataset folder to write.
+        interactions: the file in the folder, when it holds several.
+        name: dataset name, the name of `out` by default.
+        link: as for every source; there are no images to link here.
+        force: replace a different dataset in `out`.
+
+    Raises:
+        DataError: there is no such file, it is empty, or a line is malformed.
+    """
+    path = _find(source, interactions)
+    notes = [f"{path.name} gives the order only: timestamp is the position in the user's line"]
+    raw = RawDataset(
+        inter=Table(read_sequences(path, notes), {"user_id": "token", "item_id": "token", "timestamp": "float"}),
+        item=None,
+        user=None,
+        images=ImageFolder(),
+        text_fields=[],
+        features=[],
+        source=path.parent,
+        converter="sequences",
+        files=(path.name,),
+        notes=notes,
+    )
+    return write_dataset(raw, out, name, link, force)
+
+
+def _find(source: Path, interactions: str | None) -> Path:
+    if source.is_file():
+        if interactions is not None:
+            raise DataError(f"{source}: is the file itself; --interactions chooses one in a folder, so leave it out")
+        return source
+    check_source(source)
+    path = find_file(source, interactions, PATTERNS, "--interactions")
+    if path is None:
+        raise DataError(
+            f"{source}: no sequence file (a line per user: user item item ...); looked for *.txt, *.tsv, *.seq, *.dat; "
+            "name the file itself as --source"
+        )
+    return path
+
+
+def read_sequences(path: Path, notes: list[str]) -> pd.DataFrame:
+    """A sequence file as interactions, in the order of the file.
+
+    Args:
+        path: the file.
+        notes: gets a line where the file may have been cut off.
+
+    Returns:
+        `user_id` and `item_id` (categories of str, in order of appearance) and `timestamp` (int64, the position).
+
+    Raises:
+        DataError: the file is missing, damaged or empty; a user has no items or a second line; an id cannot be one
+            (`id_fault`). The message names the line.
+    """
+    first_line: dict[str, int] = {}
+    codes: dict[str, int] = {}
+    items, lengths = array("q"), array("q")
+    ended = True
+    for number, line in _lines(path):
+        ended = line.endswith(("\n", "\r"))
+        user, *sequence = filter(None, line.strip(_BLANKS).replace("\t", " ").split(" "))
+        for token in (user, *sequence):
+            if token not in codes and (reason := id_fault(token)):
+                raise DataError(f"{path}, line {number}: id {token!r} {reason}")
+        if not sequence:
+            raise DataError(f"{path}, line {number}: user {user!r} has no items")
+        if user in first_line:
+            raise DataError(
+                f"{path}, line {number}: user {user!r} was already listed on line {first_line[user]}; a user's items "
+                "stand on one line, in order"
+            )
+        first_line[user] = number
+        items.extend(codes.setdefault(item, len(codes)) for item in sequence)
+        lengths.append(len(sequence))
+    if not lengths:
+        raise DataError(f"{path}: the file is empty")
+    if not ended:
+        notes.append(no_end(path))
+    counts = np.asarray(lengths)
+    starts = np.cumsum(counts) - counts
+    return pd.DataFrame(
+        {
+            "user_id": pd.Categorical.from_codes(np.repeat(np.arange(len(counts)), counts), list(first_line)),
+            "item_id": pd.Categorical.from_codes(np.asarray(items), list(codes)),
+            "timestamp": np.arange(counts.sum()) - np.repeat(starts, counts),
+        }
+    )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of every line that is not blank."""
+    with explained(path), open_text(path, ENCODING) as text:
+        for number, line in enumerate(text, start=1):
+            if line.strip(_BLANKS):
+                yield number, line

@@ -1,0 +1,1 @@
+"""Many runs: tables of models and searches for settings."""

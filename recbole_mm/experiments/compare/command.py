@@ -1,0 +1,148 @@
+"""What `recbole-mm compare` does: an experiment from its name to its table, or the table of finished runs."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_mm.config.schema import LARGEST_SEED, abridged
+from recbole_mm.data.item_table import did_you_mean
+from recbole_mm.errors import ConfigError
+from recbole_mm.experiments.compare.experiment import load_experiment
+from recbole_mm.experiments.compare.grid import Grid, Outcome
+from recbole_mm.experiments.compare.plan import PlannedRow, plan_rows
+from recbole_mm.experiments.compare.runs import rows_of_runs
+from recbole_mm.experiments.compare.summary import Table, TableRow, summarize
+from recbole_mm.experiments.compare.table import write_table
+from recbole_mm.runs import run as pipeline
+from recbole_mm.utils.files import make_folder
+from recbole_mm.utils.paths import is_path
+
+logger = logging.getLogger(__name__)
+
+MOST_SEEDS, MOST_JOBS = 1000, 1000
+
+
+def compare_experiment(
+    name: str,
+    dataset: str,
+    seeds: Sequence[int] = (1, 2, 3),
+    *,
+    rows: Sequence[str] | None = None,
+    reference: str | None = None,
+    variables: Mapping[str, str] | None = None,
+    metrics: Sequence[str] | None = None,
+    trials: int | None = None,
+    jobs: int = 1,
+    gpus: Sequence[str] = (),
+    out: Path | None = None,
+    config_files: Sequence[str | Path] = (),
+    command_line: Mapping[str, Any] | None = None,
+) -> tuple[Table, Path]:
+    """Run what an experiment lacks on a dataset, and write its table.
+
+    Args:
+        name: of a shipped experiment, or a YAML file's path.
+        dataset: its name.
+        seeds: distinct; the first one decides between trials.
+        rows: names of the rows to run; None for all.
+        reference: row that the others are tested against; None for the experiment's.
+        variables: for `${name}` in the file.
+        metrics: columns in place of the experiment's.
+        trials: how many of each row's trials are run, the first ones; 0: none is tuned; None: all.
+        jobs: runs at the same time; 0 makes the table of what is finished.
+        gpus: CUDA_VISIBLE_DEVICES of the runs at the same time.
+        out: folder of the table; by default `<checkpoint_dir>/compare-<experiment>-<dataset>`.
+        config_files, command_line: settings for every row.
+
+    Returns:
+        The table and its folder.
+
+    Raises:
+        RecboleMMError: something the user can mend, found before any run. A run that fails is a row that failed.
+    """
+    if len(seeds) > MOST_SEEDS:
+        raise ConfigError(f"seeds: {len(seeds)} of them; give at most {MOST_SEEDS}, each is a run of every row")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds: {', '.join(map(str, seeds))} are not distinct; give each one once")
+    if not 0 <= jobs <= MOST_JOBS:
+        raise ConfigError(f"--jobs={jobs}: give a number from 0 to {MOST_JOBS}")
+    experiment = load_experiment(name, variables)
+    experiment = experiment if rows is None else experiment.select(rows)
+    experiment = experiment if reference is None else experiment.against(reference)
+    experiment = experiment if trials is None else experiment.tuned_by(trials)
+    planned = plan_rows(experiment, dataset, seeds, config_files, command_line, metrics)
+    checkpoint_dir = Path(planned[0].config(0, seeds[0])["checkpoint_dir"])
+    out = out or checkpoint_dir / f"compare-{experiment.name}-{dataset}"
+    if not is_path(str(out)):
+        raise ConfigError(f"--out is missing: a folder of this name cannot be made: {abridged(out.name, 50)}")
+    make_folder(out)  # found before the runs, not after them
+    outcomes = Grid(planned, seeds, jobs, out / "failed", gpus).run()
+    table = summarize(
+        [_table_row(entry, outcome) for entry, outcome in zip(planned, outcomes)],
+        metrics or experiment.metrics,
+        experiment.reference,
+        seeds,
+        experiment.published.get(dataset),
+        f"{experiment.title} on {dataset}",
+        experiment.shows,
+        experiment.paper,
+    )
+    write_table(table, out, f"{experiment.name}-{dataset}")
+    return table, out
+
+
+def compare_finished(
+    run_dirs: Sequence[Path], *, metrics: Sequence[str] | None = None, reference: str | None = None
+) -> Table:
+    """The table of finished runs, whose first row is the reference unless another is named.
+
+    Raises:
+        RecboleMMError: a folder is no finished run, or the runs cannot be compared.
+    """
+    rows = rows_of_runs(run_dirs)
+    names = [row.name for row in rows]
+    if reference is not None and reference not in names:
+        raise ConfigError(f"--reference: there is no row {reference!r}{did_you_mean(reference, names)}")
+    folders = [folder for row in rows for folder in row.runs.values()]
+    shared = [metric for metric in pipeline.read_result(folders[0])["test_result"] if _all_report(metric, folders)]
+    if not metrics and not shared:
+        raise ConfigError("--runs: there is no metric that all of them report")
+    seeds = sorted({seed for row in rows for seed in row.runs})
+    title = f"{len(folders)} runs"
+    return summarize(rows, metrics or shared, reference or names[0], seeds, title=title, strict=True)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`1,2,3` as numbers.
+
+    Raises:
+        ConfigError: something in it is not a whole number of at least 0, or stands there twice.
+    """
+    seeds: dict[int, None] = {}
+    given = f"--seeds={abridged(text, 50)}"
+    for part in text.split(","):
+        if not re.fullmatch(r"\s*[0-9]{1,10}\s*", part) or int(part) > LARGEST_SEED:
+            raise ConfigError(
+                f"{given}: {abridged(part.strip(), 50)!r} is not a whole number up to {LARGEST_SEED}; give them as in "
+                "--seeds=1,2,3"
+            )
+        if int(part) in seeds:
+            raise ConfigError(f"{given}: {int(part)} is given twice")
+        seeds[int(part)] = None
+    return list(seeds)
+
+
+def _table_row(entry: PlannedRow, outcome: Outcome) -> TableRow:
+    row = entry.row
+    chosen = row.trials[outcome.trial] if outcome.runs else {}
+    return TableRow(
+        row.name, row.group, row.model, outcome.status, outcome.reason, outcome.runs, len(row.trials), chosen
+    )
+
+
+def _all_report(metric: str, folders: Sequence[Path]) -> bool:
+    return all(metric in pipeline.read_result(folder)["test_result"] for folder in folders)

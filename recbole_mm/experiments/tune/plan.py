@@ -1,0 +1,205 @@
+"""A search before anything is spent: its settings, its space and the resources of a trial, checked."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recbole.utils import ModelType
+
+from recbole_mm.config.layers import merge
+from recbole_mm.config.resolved import Config
+from recbole_mm.data.splits import VALID, Split
+from recbole_mm.errors import ConfigError
+from recbole_mm.experiments.compare.experiment import PROTOCOL
+from recbole_mm.experiments.compare.plan import check_dataset, known_keys
+from recbole_mm.experiments.tune.space import Space, default_space, read_space
+from recbole_mm.inputs.model_inputs import artifact_dir
+from recbole_mm.runs import run as pipeline
+
+NOT_TUNED = {
+    **{key: "trials that are ranked differently cannot be told apart by their scores" for key in PROTOCOL},
+    **{key: "it decides what a score is" for key in ("metrics", "topk", "valid_metric", "load_best_model")},
+    **{key: "it changes no result" for key in pipeline.NO_EFFECT_ON_RESULT},
+    **{key: "the resources of a trial are given as --gpus_per_trial" for key in ("gpu_id", "use_gpu")},
+    "model": "it is given as --model",
+    "seed": "a good seed is luck, not a setting",
+}
+"""Settings that no space may hold, and why."""
+
+MOST_TRIALS = 10_000
+SEARCHES, SCHEDULERS = ("optuna", "random"), ("asha", "none")
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that may start.
+
+    Attributes:
+        config: of a run with the settings that all trials share.
+        space: what the trials draw from.
+        trials: how many.
+        search, scheduler: one of `SEARCHES` and `SCHEDULERS`.
+        grace_epochs: no trial of fewer epochs is stopped by the scheduler.
+        most_epochs: that a trial may have.
+        out: folder of the search, absolute.
+    """
+
+    config: Config
+    space: Space
+    trials: int
+    search: str
+    scheduler: str
+    grace_epochs: int
+    most_epochs: int
+    out: Path
+
+    @property
+    def metric(self) -> str:
+        return str(self.config["valid_metric"])
+
+    @property
+    def bigger(self) -> bool:
+        """Whether a larger score is a better one."""
+        return bool(self.config["valid_metric_bigger"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed"])
+
+    def shared(self) -> dict[str, Any]:
+        """What every trial is given over the defaults, with folders that do not hang on the working directory."""
+        config = self.config
+        folders = {
+            "data_path": str(Path(config.as_dict()["data_path"]).absolute()),
+            "checkpoint_dir": str(Path(config["checkpoint_dir"]).absolute()),
+            "artifact_dir": str(artifact_dir(config).absolute()),
+        }
+        return merge(config.external_config_dict, folders, {"resume": False, "show_progress": False})
+
+    def identity(self) -> dict[str, Any]:
+        """What makes it this search: a folder of trials is continued only by the same one."""
+        return {
+            "model": self.config["model"],
+            "dataset": self.config["dataset"],
+            "search": self.search,
+            "scheduler": self.scheduler,
+            "grace_epochs": self.grace_epochs,
+            "space": self.space.as_dict(),
+            "files": self.config.current_files(),
+            "settings": pipeline.result_settings(
+                {k: v for k, v in self.shared().items() if k not in ("model", "dataset")}
+            ),
+        }
+
+
+def plan_search(
+    model: str | None,
+    dataset: str | None,
+    *,
+    space: Path | None = None,
+    trials: int = 20,
+    search: str | None = None,
+    scheduler: str = "asha",
+    grace_epochs: int | None = None,
+    out: Path | None = None,
+    config_files: Sequence[str | Path] = (),
+    command_line: Mapping[str, Any] | None = None,
+) -> Search:
+    """Check a search; the arguments are those of `recbole_mm.experiments.tune.command.tune_model`.
+
+    Raises:
+        ConfigError: something does not fit together.
+        DataError: the dataset is not there.
+    """
+    if not 1 <= trials <= MOST_TRIALS:
+        raise ConfigError(f"--trials={trials}: give a number from 1 to {MOST_TRIALS}")
+    search = _chosen("search", search or ("optuna" if has_optuna() else "random"), SEARCHES)
+    if search == "optuna" and not has_optuna():
+        raise ConfigError(
+            "--search=optuna needs the package optuna: pip install 'recbole_mm[tune]', or --search=random"
+        )
+    _chosen("scheduler", scheduler, SCHEDULERS)
+    config = Config(model, dataset, config_files, None, command_line)
+    if config["train_workers"] > 1:
+        raise ConfigError("train_workers: a trial is one process; leave it at 1, and run the best setting with more")
+    _check_validates(config)
+    found = default_space(config["model"]) if space is None else read_space(space)
+    _check_space(found, config)
+    check_dataset(config)
+    epochs = found.ranges["epochs"].extremes() if "epochs" in found.ranges else (config["epochs"],)
+    grace = _default_grace(config, max(epochs)) if grace_epochs is None else grace_epochs
+    if grace < 1:
+        raise ConfigError(f"--grace_epochs={grace}: give a number of at least 1")
+    folder = out or Path(config["checkpoint_dir"]) / f"tune-{config['model']}-{config['dataset']}"
+    fewer = int(min(trials, found.size))
+    return Search(config, found, fewer, search, scheduler, grace, max(epochs), Path(os.path.abspath(folder)))
+
+
+def has_optuna() -> bool:
+    """Whether Optuna is installed."""
+    from importlib.util import find_spec
+
+    return find_spec("optuna") is not None
+
+
+def _chosen(option: str, value: str, options: Sequence[str]) -> str:
+    if value not in options:
+        raise ConfigError(f"--{option}={value}: give one of {', '.join(options)}")
+    return value
+
+
+def _default_grace(config: Config, epochs: int) -> int:
+    """A tenth of the epochs, at least one validation: enough that a slow start is not taken for a bad setting."""
+    return max(1, config["eval_step"], epochs // 10)
+
+
+def _check_validates(config: Config) -> None:
+    """A search chooses by validation, so every trial must have one.
+
+    Raises:
+        ConfigError: a run of these settings would have none.
+    """
+    if config["MODEL_TYPE"] == ModelType.DECISIONTREE:
+        raise ConfigError(f"{config['model']} is trained by a library that saves with pickle; choose another model")
+    if config["train_stage"] not in (None, "finetune"):
+        raise ConfigError(f"train_stage: {config['train_stage']} is not validated, and a search chooses by validation")
+    if config["eval_step"] < 1 or config["epochs"] < 1:
+        key = "eval_step" if config["eval_step"] < 1 else "epochs"
+        raise ConfigError(f"{key}: 0 leaves out validation, which a search chooses by; give at least 1")
+    if not Split.of(config).holds_out(VALID):
+        split = config["eval_args"]["split"]
+        raise ConfigError(f"eval_args: split: {split} holds out nothing for validation, which a search needs")
+
+
+def _check_space(space: Space, config: Config) -> None:
+    known, typed, given = known_keys(config), config.cmd_config_dict, config.external_config_dict
+    for key in space.ranges:
+        at = f"{space.where}: {key}"
+        if key in NOT_TUNED:
+            raise ConfigError(f"{at}: cannot be searched: {NOT_TUNED[key]}")
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{at}: this setting is unknown to {config['model']}{hint}")
+        if key in typed:
+            raise ConfigError(f"{at}: --{key} is also given; take it out of the space or leave the option out")
+    ranges = {key: range_.extremes() for key, range_ in space.ranges.items()}
+    for place in range(max(map(len, ranges.values()))):  # the first values of all, then the second ones, ...
+        drawn = {key: values[place % len(values)] for key, values in ranges.items()}
+        try:
+            _check_validates(Config(config.model_class, config["dataset"], config_dict=merge(given, drawn)))
+        except ConfigError as error:
+            raise ConfigError(f"{space.where}: {error}") from error
+
+
+def written(value: Any) -> str:
+    """A setting on one line, as in a table or a file's name."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,219 @@
+"""What users prefer, in words, after each history that a model is asked about (MLLM-MSR, 2408.09698).
+
+Asked about are the histories before the items that fine-tuning answers with Yes, and before each held-out item. They
+are beginnings of one and the same sequence, so a text of the training items is the same whoever asks for it, and
+nothing of a held-out item can stand in a text that training reads.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from recbole_mm.artifacts.fill import OnDemand
+from recbole_mm.data.content import ItemContent
+from recbole_mm.data.histories import Timelines
+from recbole_mm.data.splits import TRAIN
+from recbole_mm.errors import ConfigError
+from recbole_mm.inputs.reasoning.preference_prompts import PreferencePrompts, Shown
+from recbole_mm.inputs.reasoning.recurrent import Chains, Node, blocks_of_size, sessions
+from recbole_mm.inputs.reasoning.settings import PreferenceSettings
+from recbole_mm.inputs.reasoning.summary import HistorySummary
+from recbole_mm.llm.texts.request import Request
+
+SECONDS_PER_HOUR = 3600
+EARLIEST = 1e8
+"""Unix seconds of March 1973: a column that ends before holds positions, not times."""
+MILLISECONDS = 1e11
+"""Unix seconds of the year 5138: a column that goes beyond counts in milliseconds."""
+
+
+@dataclass(frozen=True)
+class Cases:
+    """The histories that are asked about.
+
+    Attributes:
+        timelines: of all users.
+        lengths: RecBole's user id -> how many items each history has, ascending; users in the order of their tokens.
+    """
+
+    timelines: Timelines
+    lengths: dict[int, list[int]]
+
+    @classmethod
+    def of(cls, config: Any, dataset: Any) -> Cases:
+        """The cases of a run: before the training targets, unless nothing is fine-tuned, and before held-out items.
+
+        Args:
+            config: of the run; its `sft_*` name the targets, `answers: written` fine-tunes nothing.
+            dataset: loaded and not yet split.
+
+        Raises:
+            ConfigError: the split is one whose training rows are not known yet, or an `sft_*` that is not accepted.
+        """
+        # Imported here: what fine-tuning is made of reads the texts of this module in turn.
+        from recbole_mm.models.answering.examples import training_targets
+        from recbole_mm.models.answering.tuning import SftSettings
+
+        tuned = SftSettings.of(config)
+        timelines = dataset.user_timelines()
+        lengths: dict[int, set[int]] = {int(user): set() for user in timelines.users}
+        if tuned.tuning != "none" and config["answers"] != "written":
+            users, _, offsets = dataset.user_histories()
+            for target in training_targets(offsets, tuned.targets, tuned.examples, tuned.seed):
+                lengths[int(users[target.place])].add(target.position)
+        for place, user in enumerate(timelines.users.tolist()):
+            phases = timelines.phases[timelines.offsets[place] : timelines.offsets[place + 1]]
+            lengths[user] |= set(np.flatnonzero(phases != TRAIN).tolist()) - {0}
+        return cls(timelines, {user: sorted(found) for user, found in lengths.items()})
+
+    def __len__(self) -> int:
+        return sum(map(len, self.lengths.values()))
+
+    def nodes(self) -> list[Node]:
+        """User and length of each."""
+        return [(user, length) for user, lengths in self.lengths.items() for length in lengths]
+
+    def sequences(self) -> dict[int, np.ndarray]:
+        """User -> the items of the longest history, oldest first: no item that is only ever asked for."""
+        return {user: self._rows(self.timelines.items, place) for place, user in self._places()}
+
+    def chains(self, settings: PreferenceSettings) -> Chains:
+        """The texts of `preference: recurrent`, block by block.
+
+        Raises:
+            ConfigError: sessions are wanted of data without times.
+        """
+        chains = Chains()
+        gap = 0.0 if settings.preference_blocks == "size" else self._gap(settings.preference_gap_hours)
+        for place, user in self._places():
+            if settings.preference_blocks == "size":
+                cuts = blocks_of_size(max(self.lengths[user], default=0), settings.preference_block_size)
+            else:
+                assert self.timelines.times is not None
+                cuts = sessions(self._rows(self.timelines.times, place), gap)
+            chains.add(user, cuts, self.lengths[user])
+        return chains
+
+    def _places(self) -> list[tuple[int, int]]:
+        return list(enumerate(self.timelines.users.tolist()))
+
+    def _rows(self, column: np.ndarray, place: int) -> np.ndarray:
+        start = self.timelines.offsets[place]
+        return column[start : start + max(self.lengths[int(self.timelines.users[place])], default=0)]
+
+    def _gap(self, hours: float) -> float:
+        """Hours in the unit of the time column."""
+        times = self.timelines.times
+        if times is None:
+            raise ConfigError(
+                "preference_blocks: gap needs times: name their column in load_col, or set preference_blocks: size"
+            )
+        latest = times[self.timelines.phases == TRAIN].max(initial=0.0)
+        if latest < EARLIEST:
+            raise ConfigError(
+                f"preference_blocks: gap needs times in Unix seconds or milliseconds; these end at {latest:,.0f}, as "
+                "positions do: set preference_blocks: size"
+            )
+        return hours * SECONDS_PER_HOUR * (1000 if latest > MILLISECONDS else 1)
+
+
+def requests_at_once(
+    cases: Cases, prompts: PreferencePrompts
+) -> tuple[Mapping[Node, Request], Mapping[Node, set[int]], int]:
+    """The requests of `preference: direct`: each history as a whole, its newest items within the budget.
+
+    Returns:
+        Case -> request, where anything is known of its items; case -> items shown; how many histories are cut. The
+        first two are made on demand.
+    """
+    sequences = cases.sequences()
+
+    def shown_of(node: Node) -> Shown | None:
+        return prompts.of(sequences[node[0]][: node[1]].tolist())
+
+    def made(node: Node) -> Shown:
+        shown = shown_of(node)
+        assert shown is not None
+        return shown
+
+    cut = {node: shown.cut > 0 for node in cases.nodes() if (shown := shown_of(node)) is not None}
+    requests = OnDemand(cut, lambda node: made(node).request)
+    return requests, OnDemand(cut, lambda node: set(made(node).items)), sum(cut.values())
+
+
+def requests_of_template(cases: Cases, content: ItemContent, words: int) -> dict[Node, Request]:
+    """What the template says of each history, which needs no text before it; none where the metadata says nothing."""
+    summary, sequences = HistorySummary(content, words), cases.sequences()
+    told = {node: summary.of(sequences[node[0]][: node[1]].tolist()) for node in cases.nodes()}
+    return {node: Request("", text) for node, text in told.items() if text is not None}
+
+
+class Preferences:
+    """What has been written of each user after each history that is asked about.
+
+    Args:
+        sequences: RecBole's user id -> item ids (n,), oldest first.
+        texts: user and number of items -> text.
+        max_length: items of the longest history that is asked with (`MAX_ITEM_LIST_LENGTH`): one of so many may be the
+            end of a longer one. None: histories are always whole.
+
+    Example:
+        >>> told = Preferences({1: np.array([5, 6, 7])}, {(1, 2): "Likes five and six."})
+        >>> told.of(1, [5, 6, 7])
+        'Likes five and six.'
+    """
+
+    def __init__(
+        self, sequences: Mapping[int, np.ndarray], texts: Mapping[Node, str], max_length: int | None = None
+    ) -> None:
+        self._sequences = sequences
+        self._max_length = max_length
+        self._written: dict[int, tuple[list[int], list[str]]] = {}
+        for (user, length), text in sorted(texts.items()):
+            lengths, told = self._written.setdefault(user, ([], []))
+            lengths.append(length)
+            told.append(text)
+
+    def __len__(self) -> int:
+        return sum(len(lengths) for lengths, _ in self._written.values())
+
+    def of(self, user: int, history: Sequence[int]) -> str | None:
+        """The text of the longest beginning of this history that one was written after; None where there is none.
+
+        Args:
+            user: RecBole's id.
+            history: RecBole's item ids, oldest first; or the last `max_length` of them.
+        """
+        if user not in self._written:
+            return None
+        lengths, told = self._written[user]
+        place = bisect_right(lengths, self._seen(user, np.asarray(history, dtype=np.int64)))
+        return told[place - 1] if place else None
+
+    def _seen(self, user: int, history: np.ndarray) -> int:
+        """How many of the user's known items a history has seen.
+
+        Of several places where the end of a history may stand in the sequence it is the first: a text must never know
+        more than the history that it stands for.
+        """
+        own = self._sequences[user]
+        shared = min(len(own), len(history))
+        differs = np.flatnonzero(own[:shared] != history[:shared])
+        common = int(differs[0]) if len(differs) else shared
+        if common == len(history) or len(history) != self._max_length:
+            return common
+        if len(history) <= len(own):
+            windows = np.flatnonzero((sliding_window_view(own, len(history)) == history).all(axis=1))
+            if len(windows):
+                return int(windows[0]) + len(history)
+        for start in range(1, len(own)):  # all that is known, and more that is not
+            rest = own[start:]
+            if len(rest) < len(history) and (rest == history[: len(rest)]).all():
+                return len(own)
+        return common

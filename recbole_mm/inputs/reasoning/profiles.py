@@ -1,0 +1,178 @@
+"""Users in words: a preference profile out of what each has chosen, in time order (MLLMRec, section 4.1)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from recbole_mm.artifacts.fill import OnDemand
+from recbole_mm.data.content import ItemContent
+from recbole_mm.inputs.reasoning.items import Texts
+from recbole_mm.inputs.reasoning.prompts import history_line, profile_prompt
+from recbole_mm.inputs.reasoning.settings import ReasoningSettings
+from recbole_mm.inputs.reasoning.summary import HistorySummary
+from recbole_mm.llm.texts.generator import Generator
+from recbole_mm.llm.texts.request import Request
+
+logger = logging.getLogger(__name__)
+
+STAGE = "user_profile"
+MARKUP_TOKENS = 64
+"""Room for a chat template around a prompt."""
+
+
+@dataclass(frozen=True)
+class Histories:
+    """What users have chosen.
+
+    Attributes:
+        users: (U,) RecBole's ids, in the order of the users' tokens.
+        items: (M,) item ids, users one after the other, in time order within a user.
+        offsets: (U + 1,) start of each user's items, with M at the end.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of(cls, dataset, settings: ReasoningSettings) -> Histories:
+        """The histories that profiles may see; all of them, with a warning, for `profiles_see: all`.
+
+        Raises:
+            ConfigError: the split is one whose training rows are not known yet.
+        """
+        if settings.profiles_see == "all":
+            logger.warning(
+                "profiles_see: all: user profiles are written from EVERY interaction, those held out for validation "
+                "and test included; results are not comparable with those of any other model"
+            )
+        return cls(*dataset.user_histories(held_out=settings.profiles_see == "all"))
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def __getitem__(self, place: int) -> list[int]:
+        """Items of the user at this place, oldest first."""
+        if not 0 <= place < len(self):
+            raise IndexError(f"history {place} of {len(self)}")
+        return self.items[self.offsets[place] : self.offsets[place + 1]].tolist()
+
+
+@dataclass
+class ProfileRequests:
+    """What is to be written of users.
+
+    Attributes:
+        requests: user id -> request, users in the order of their tokens. An LLM's are made on demand.
+        shown: user id -> items that the request shows, oldest first.
+        cut: users whose older items are left out.
+        without: users of whose items nothing is known.
+    """
+
+    requests: Mapping[int, Request] = field(default_factory=dict)
+    shown: Mapping[int, list[int]] = field(default_factory=dict)
+    cut: list[int] = field(default_factory=list)
+    without: list[int] = field(default_factory=list)
+
+
+def profile_requests(
+    content: ItemContent,
+    histories: Histories,
+    texts: Texts,
+    settings: ReasoningSettings,
+    generator: Generator,
+    context_tokens: int | None = None,
+) -> ProfileRequests:
+    """One request for each user of whose items something is known.
+
+    An LLM is shown the newest items within `profile_history_tokens`, one at least. The template, which costs nothing,
+    looks at all of them; older ones count less.
+
+    Args:
+        content: the items.
+        histories: of the users.
+        texts: of the items; an item without one is not shown.
+        settings: words and budget of the prompts.
+        generator: counts tokens, and says whether an LLM or the template writes.
+        context_tokens: a whole prompt's bound, which the history's share is kept within.
+    """
+    made = ProfileRequests()
+    place_of = {int(user): place for place, user in enumerate(histories.users)}
+    if generator.makes == "templates":
+        summary, told = HistorySummary(content, settings.profile_words), {}
+        for user, place in place_of.items():
+            text = summary.of(histories[place])
+            if text is None:
+                made.without.append(user)
+            else:
+                told[user] = Request("", text)
+        made.requests, made.shown = told, OnDemand(told, lambda user: histories[place_of[user]])
+        return made
+    budget = _budget(settings, generator, context_tokens)
+    costs = {
+        int(item): generator.count_tokens(history_line(100, texts[item] or "") + "\n")
+        for item in sorted(np.unique(histories.items).tolist(), key=content.tokens.__getitem__)
+        if texts[item] is not None
+    }
+
+    def known_of(user: int) -> list[int]:
+        return [item for item in histories[place_of[user]] if item in costs]
+
+    omitted: dict[int, int] = {}
+    for user in place_of:
+        if known := known_of(user):
+            omitted[user] = newest_within([costs[item] for item in known], budget)
+        else:
+            made.without.append(user)
+
+    def shown_of(user: int) -> list[int]:
+        return known_of(user)[omitted[user] :]
+
+    def request_of(user: int) -> Request:
+        words = [texts[item] or "" for item in shown_of(user)]
+        return Request(profile_prompt(settings.item_domain, words, omitted[user], settings.profile_words), None)
+
+    made.cut = [user for user, count in omitted.items() if count]
+    made.requests, made.shown = OnDemand(omitted, request_of), OnDemand(omitted, shown_of)
+    return made
+
+
+def _budget(settings: ReasoningSettings, generator: Generator, context_tokens: int | None) -> int:
+    """Tokens for the items of a prompt."""
+    if context_tokens is None:
+        return settings.profile_history_tokens
+    frame = generator.count_tokens(profile_prompt(settings.item_domain, [], 1_000_000, settings.profile_words))
+    return min(settings.profile_history_tokens, context_tokens - frame - MARKUP_TOKENS)
+
+
+def newest_within(costs: Sequence[int], budget: int) -> int:
+    """Place of the oldest item that is kept: the newest ones whose costs add up to at most `budget`, one at least.
+
+    >>> newest_within([5, 1, 2, 2], budget=5)
+    1
+    """
+    first = len(costs) - 1
+    left = budget - costs[first]
+    while first > 0 and costs[first - 1] <= left:
+        first -= 1
+        left -= costs[first]
+    return first
+
+
+def log_requests(made: ProfileRequests, budget: int, tokens: Mapping[int, str] | Sequence[str]) -> None:
+    """Say how many histories were cut, and of whom nothing can be said."""
+    if made.cut:
+        logger.info(
+            "user profiles: %d of %d histories are cut to their newest items within %d tokens",
+            *(len(made.cut), len(made.requests), budget),
+        )
+    if made.without:
+        shown = ", ".join(tokens[user] for user in made.without[:5]) + (", ..." if len(made.without) > 5 else "")
+        logger.warning(
+            "user profiles: nothing is known of the items of %d users, who have no profile (%s)",
+            *(len(made.without), shown),
+        )

@@ -1,0 +1,150 @@
+"""The fine-tuned MIRM of a run (Molar, section 3.3): from settings and training interactions to a model's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recbole_mm.errors import ConfigError, DataError
+from recbole_mm.llm.encode import DEFAULT_TEXT_TOKENS
+from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.prompts import ItemPrompt
+from recbole_mm.llm.tuned import (
+    ACCEPTED_TUNING,
+    FLAG,
+    WHOLE,
+    Accepted,
+    TunedModel,
+    TuningSettings,
+    is_number,
+    read_settings,
+    tuning_of,
+)
+from recbole_mm.models.molar.mirm import (
+    OBJECTIVES,
+    Histories,
+    ItemFacts,
+    PromptedExamples,
+    build_mixture,
+    examples_digest,
+)
+
+RECIPE = 1
+"""Part of every folder's name: raise it whenever the same examples and settings would give another model."""
+
+NOTES = "mirm.yaml"
+"""File beside a tuned model that says what it was tuned on."""
+
+
+@dataclass(frozen=True)
+class MirmSettings(TuningSettings):
+    """The `mirm_*` keys, as `properties/model/Molar.yaml` explains them."""
+
+    objectives: tuple[str, ...] = OBJECTIVES
+    examples: int = 10_000
+    weights: Mapping[str, float] = field(default_factory=dict)
+    description_field: str | None = None
+    history: int = 10
+    answer_tokens: int = 128
+    bottleneck: bool = False
+
+    @classmethod
+    def of(cls, config: Any) -> MirmSettings:
+        """The settings of a run; a key that is null keeps the default given here, `mirm_seed` that of the run.
+
+        Raises:
+            ConfigError: naming the first key whose value is not accepted, and what it accepts.
+        """
+        settings = read_settings(cls, config, "mirm_{}".format, ACCEPTED)
+        if settings.tuning != "none" and not settings.objectives:
+            raise ConfigError(
+                f"mirm_objectives is empty: name some of {', '.join(OBJECTIVES)}, or set mirm_tuning: none"
+            )
+        return settings
+
+
+_NAMES = ", ".join(OBJECTIVES)
+ACCEPTED: Accepted = {
+    **ACCEPTED_TUNING,
+    "objectives": (
+        lambda value: (
+            isinstance(value, (list, tuple))
+            and all(name in OBJECTIVES for name in value)
+            and len(set(value)) == len(value)
+        ),
+        f"a list out of {_NAMES}",
+    ),
+    "weights": (
+        lambda value: (
+            isinstance(value, dict)
+            and all(name in OBJECTIVES and is_number(weight) and weight > 0 for name, weight in value.items())
+        ),
+        f"a mapping from names out of {_NAMES} to numbers above 0",
+    ),
+    "description_field": (lambda value: value is None or (isinstance(value, str) and bool(value)), "a column's name"),
+    "bottleneck": FLAG,
+    **dict.fromkeys(("examples", "history", "answer_tokens"), WHOLE),
+}
+
+
+def tuned_mirm(
+    config: Any, dataset: Any, settings: MirmSettings, base: str, load: Callable[..., MLLM], artifacts: Path
+) -> Path:
+    """Folder of the MIRM that these settings ask for; fine-tuned now if it was not before.
+
+    Its name holds a digest of the base model, the settings and the very examples: other training interactions, images
+    or texts make another MIRM, other held-out interactions do not.
+
+    Args:
+        config: of the run.
+        dataset: loaded and not yet split; examples come from its `training_sequences`.
+        settings: with a tuning other than none.
+        base: folder or hub id of the model to tune.
+        load: `load_mllm` for the run's device.
+        artifacts: where the folder is kept.
+
+    Raises:
+        ConfigError, DataError, ModelLoadError: settings that do not fit together, the data, the model or the machine.
+    """
+    tuning = tuning_of(settings, config["mllm_image_pixels"])
+    tuned = TunedModel("mirm", "MIRM", "mirm_tuning", base, tuning, artifacts, NOTES)
+    tuned.check()
+    content = dataset.content
+    facts = ItemFacts(content, _description_column(settings, content))
+    histories = Histories(*dataset.training_sequences())
+    mixture = build_mixture(facts, histories, settings.objectives, settings.examples, settings.history, settings.seed)
+    content.fingerprints(sorted({shown.item for example in mixture for shown in example.items if shown.image}))
+    text_tokens = config["max_text_tokens"] or DEFAULT_TEXT_TOKENS
+    weights = {name: float(settings.weights.get(name, 1)) for name in settings.objectives}
+    parts = {
+        "recipe": RECIPE,
+        "prompt": ItemPrompt().identity,
+        "tokens": [text_tokens, settings.answer_tokens],
+        "weights": weights,
+        "examples": examples_digest(mixture, content.fingerprint),
+    }
+    counts = {name: sum(example.objective == name for example in mixture) for name in settings.objectives}
+
+    def examples(mllm: MLLM) -> PromptedExamples:
+        return PromptedExamples(
+            mixture,
+            content,
+            mllm,
+            image_pixels=tuning.image_pixels,
+            max_text_tokens=text_tokens,
+            max_answer_tokens=settings.answer_tokens,
+            weights=weights,
+        )
+
+    return tuned.find_or_make(config, parts, {"examples_of": counts}, load, examples)
+
+
+def _description_column(settings: MirmSettings, content: Any) -> str | None:
+    column = settings.description_field
+    if column is not None:
+        if content.source.table is None:
+            raise DataError(f"mirm_description_field names the column {column!r}, but there is no .item file")
+        content.source.table.require(column, "mirm_description_field")
+    return column

@@ -1,0 +1,347 @@
+"""Yes or no: what a multimodal LLM would answer right behind a prompt, in one forward pass and without generating.
+
+The score of a prompt is p(yes) / (p(yes) + p(no)) at the first answer position, which is the sigmoid of
+logit(yes) - logit(no). Ranking asks about many candidates of one user, and their prompts begin alike: history and
+instruction first, the candidate last. `AnswerReader` runs that shared prefix once and reads every candidate's suffix
+against its keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from recbole_mm.errors import ConfigError, ModelLoadError
+from recbole_mm.llm.family import Family, PreparedInput
+from recbole_mm.llm.masks import as_attention_wants
+from recbole_mm.llm.model import MLLM
+
+YES, NO = "Yes", "No"
+
+CROSS_ATTENTION = "cross_attention_mask"
+"""Input of a model that keeps images out of the sequence of tokens."""
+
+
+def resolve_yes_no(mllm: MLLM, prompt_tail: str) -> tuple[int, int]:
+    """The token with which the model would begin to answer "Yes", and the one for "No".
+
+    Tokenizers differ in what they make of a word: it may be cut in pieces, or be another token behind a space than
+    behind a line break. So both words are encoded where they will stand, behind the end of the prompt.
+
+    Args:
+        mllm: whose tokenizer decides.
+        prompt_tail: the last words of every prompt, best ended by a line break. A blank at its end is the answer's:
+            it is no part of the prompt, and the word takes it into its token.
+
+    Returns:
+        (id of yes, id of no).
+
+    Raises:
+        ConfigError: an answer does not begin a token of its own behind this tail, or both begin with the same one.
+    """
+    stem = prompt_tail.removesuffix(" ")
+    tail = mllm.token_ids(stem)
+    found = []
+    for word in (YES, NO):
+        ids = mllm.token_ids(prompt_tail + word)
+        if ids[: len(tail)] != tail or len(ids) == len(tail):
+            raise ConfigError(
+                f"{mllm.name}: behind {prompt_tail!r} the answer {word!r} is no token of its own; "
+                "let the prompt end in a line break"
+            )
+        found.append(ids[len(tail)])
+    if found[0] == found[1]:
+        raise ConfigError(
+            f"{mllm.name}: behind {prompt_tail!r} {YES!r} and {NO!r} begin with the same token {found[0]}; "
+            "let the prompt end differently"
+        )
+    return found[0], found[1]
+
+
+def answer_contrast(mllm: MLLM, yes: int, no: int) -> Tensor:
+    """What a last hidden state is multiplied with to give logit(yes) - logit(no): (hidden,) float32.
+
+    Raises:
+        ModelLoadError: the model was loaded without the head that gives logits.
+    """
+    head = mllm.model.get_output_embeddings()
+    if head is None:
+        raise ModelLoadError(f"{mllm.name}: loaded without its language-model head, which answering needs")
+    weight = head.weight.detach()
+    return weight[yes].float() - weight[no].float()
+
+
+@dataclass(frozen=True)
+class Block:
+    """B prompts, or the like piece of B prompts, padded on the right to L columns.
+
+    Attributes:
+        inputs: keyword arguments of the model: `inputs_embeds` (B, L, hidden), or `input_ids` (B, L) with what its
+            images need.
+        lengths: (B,) int64, at least 1.
+        positions: rope positions counted from the piece's own start, (B, L) or (3, B, L); None: 0 .. L - 1.
+    """
+
+    inputs: Mapping[str, Any]
+    lengths: Tensor
+    positions: Tensor | None = None
+
+    @classmethod
+    def of_vectors(cls, vectors: Tensor, lengths: Tensor) -> Block:
+        """Input vectors (B, L, hidden), one behind the other."""
+        return cls({"inputs_embeds": vectors}, lengths)
+
+    @classmethod
+    def of_prepared(cls, family: Family, inputs: Sequence[PreparedInput], device: torch.device) -> Block:
+        """Prompts of words and images, for an `AnswerReader` around the base model."""
+        batch = family.collate(inputs, device)
+        positions = batch.pop("position_ids", None)
+        return cls(batch, torch.tensor([len(item.ids) for item in inputs], device=device), positions)
+
+    @classmethod
+    def of_seen(
+        cls, family: Family, model: nn.Module, inputs: Sequence[PreparedInput], seen: Sequence[Tensor]
+    ) -> Block:
+        """Prompts whose images the vision tower has read before.
+
+        Args:
+            family, model: of the prompts.
+            inputs: B of them.
+            seen: of all their images in reading order, from `Family.image_vectors`.
+        """
+        embed = family.base(model).get_input_embeddings()
+        block = cls.of_prepared(family, [replace(item, images=()) for item in inputs], embed.weight.device)
+        ids = block.inputs["input_ids"]
+        vectors = torch.cat(list(seen)) if seen else embed.weight[:0]
+        filled = fill_placeholders(embed(ids), ids == family.config.image_token_id, vectors)
+        return cls({"inputs_embeds": filled}, block.lengths, block.positions)
+
+    def all_positions(self) -> Tensor:
+        """(B, L) or (3, B, L)."""
+        if self.positions is not None:
+            return self.positions
+        main = next(value for name, value in self.inputs.items() if name in ("inputs_embeds", "input_ids"))
+        batch, width = main.shape[:2]
+        return torch.arange(width, device=main.device).expand(batch, width)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What the model remembers of the beginnings of U prompts, P columns wide.
+
+    Attributes:
+        layers: keys and values of each layer, each (U, heads, P, head size).
+        lengths: (U,) real columns.
+        following: (U,) the rope position right behind each.
+    """
+
+    layers: list[tuple[Tensor | None, Tensor | None]]
+    lengths: Tensor
+    following: Tensor
+
+    def rows(self, owners: Tensor) -> DynamicCache:
+        """A cache to go on from, its row r a copy of prefix `owners[r]`."""
+        taken = [(k if k is None else k[owners], v if v is None else v[owners]) for k, v in self.layers]
+        return DynamicCache(taken)
+
+    def seen(self, owners: Tensor, width: int) -> Tensor:
+        """bool (R, 1, width, P + width): a suffix's token sees its own prefix, what is before it, and itself."""
+        columns = next(keys.shape[2] for keys, _ in self.layers if keys is not None)
+        device = self.lengths.device
+        behind = torch.arange(columns, device=device) < self.lengths[owners, None]
+        own = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+        shape = (len(owners), 1, width)
+        return torch.cat([behind[:, None, None].expand(*shape, -1), own.expand(*shape, -1)], dim=-1)
+
+
+class AnswerReader(nn.Module):
+    """Reads logit(yes) - logit(no) behind prompts. Its sigmoid is p(yes) / (p(yes) + p(no)).
+
+    Gradients flow through both ways of reading, so that it serves training too.
+
+    Args:
+        model: the decoder, for prompts given as vectors, or the whole base model, for images. It is held, not copied.
+        contrast: (hidden,), from `answer_contrast`.
+
+    Example:
+        >>> reader = AnswerReader.of(mllm, prompt_tail="Answer:\\n")
+        >>> prefix = reader.read_prefix(history)                          # U users
+        >>> reader.read_behind(prefix, owners, candidates).sigmoid()      # R candidates, owners (R,) in 0 .. U - 1
+    """
+
+    contrast: Tensor
+
+    def __init__(self, model: nn.Module, contrast: Tensor) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.register_buffer("contrast", contrast, persistent=False)
+
+    @classmethod
+    def of(cls, mllm: MLLM, prompt_tail: str, model: nn.Module | None = None) -> AnswerReader:
+        """A reader of an MLLM whose prompts end in `prompt_tail`.
+
+        Args:
+            mllm: loaded with its head.
+            prompt_tail: see `resolve_yes_no`.
+            model: what runs the prompts; None takes the MLLM's base model.
+
+        Raises:
+            ConfigError, ModelLoadError: see `resolve_yes_no` and `answer_contrast`.
+        """
+        contrast = answer_contrast(mllm, *resolve_yes_no(mllm, prompt_tail))
+        return cls(mllm.family.base(mllm.model) if model is None else model, contrast)
+
+    def read(self, prompts: Block) -> Tensor:
+        """Answers of B whole prompts: (B,) float32."""
+        return self._answers(self._run(prompts, prompts.all_positions(), None, None), prompts.lengths)
+
+    def read_prefix(self, prefixes: Block) -> Prefix:
+        """Run the beginnings of U prompts.
+
+        Raises:
+            ValueError: they hold images that the model reads through cross-attention (Mllama): what goes on from them
+                would have to be told again where those are. `read` such prompts whole.
+        """
+        if CROSS_ATTENTION in prefixes.inputs:
+            raise ValueError(
+                "prompts whose images are read through cross-attention cannot be gone on from; read them whole"
+            )
+        cache = DynamicCache()
+        positions = prefixes.all_positions()
+        self._run(prefixes, positions, cache, None)
+        inside = torch.arange(positions.shape[-1], device=positions.device) < prefixes.lengths[:, None]
+        last = positions.masked_fill(~inside, -1).amax(-1)
+        following = (last if last.ndim == 1 else last.amax(0)) + 1
+        layers = [(layer.keys, layer.values) for layer in cache.layers]
+        return Prefix(layers, prefixes.lengths, following)
+
+    def read_behind(self, prefix: Prefix, owners: Tensor, suffixes: Block) -> Tensor:
+        """Answers of R prompts that go on from a prefix; the same numbers as `read` gives of the whole prompts.
+
+        Args:
+            prefix: the beginnings.
+            owners: (R,) which beginning each prompt has.
+            suffixes: the rest of each prompt.
+
+        Returns:
+            (R,) float32.
+        """
+        positions = suffixes.all_positions()
+        mask = prefix.seen(owners, positions.shape[-1])
+        states = self._run(suffixes, positions + prefix.following[owners, None], prefix.rows(owners), mask)
+        return self._answers(states, suffixes.lengths)
+
+    def _run(self, block: Block, positions: Tensor, cache: DynamicCache | None, mask: Tensor | None) -> Tensor:
+        """(B, L, hidden) last-layer states. Without a mask the model's own causal one holds; padding is behind all."""
+        if mask is not None:
+            implementation = self.model.config.get_text_config()._attn_implementation
+            mask = as_attention_wants(mask, next(self.model.parameters()).dtype, implementation)
+        output = self.model(
+            **block.inputs,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state
+
+    def _answers(self, states: Tensor, lengths: Tensor) -> Tensor:
+        last = states[torch.arange(len(states), device=states.device), lengths - 1]
+        return last.float() @ self.contrast
+
+
+def fill_placeholders(words: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
+    """Input vectors with others in place of the placeholder tokens.
+
+    Args:
+        words: (B, L, hidden) word embeddings.
+        places: bool (B, L), True at each of the n placeholders.
+        vectors: (n, hidden), in reading order, row by row.
+
+    Raises:
+        ValueError: there are more or fewer vectors than placeholders.
+    """
+    if int(places.sum()) != len(vectors):
+        raise ValueError(f"{len(vectors)} vectors for {int(places.sum())} placeholders")
+    return words.masked_scatter(places.unsqueeze(-1), vectors.to(words.dtype))
+
+
+def padded(rows: Sequence[np.ndarray], fill: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as one table: int64 (B, L) filled up on the right, and their lengths (B,)."""
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    table = np.full((len(rows), int(lengths.max())), fill, dtype=np.int64)
+    table[np.arange(table.shape[1]) < lengths[:, None]] = np.concatenate(rows)
+    return torch.from_numpy(table).to(device), torch.from_numpy(lengths).to(device)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Many candidates for each of U users: prompts that share a prefix per user.
+
+    Attributes:
+        prefix_lengths: (U,) tokens of each user's prefix.
+        suffix_lengths: (n,) tokens of each candidate's suffix.
+        owners: (n,) the user of each candidate.
+        prefixes, suffixes: make the block of given users or candidates, when their turn has come.
+        whole: makes the block of whole prompts of given candidates, for models whose prefixes cannot be shared
+            (`Family.images_reach_back`); None: they can.
+    """
+
+    prefix_lengths: np.ndarray
+    suffix_lengths: np.ndarray
+    owners: np.ndarray
+    prefixes: Callable[[np.ndarray], Block] = field(repr=False)
+    suffixes: Callable[[np.ndarray], Block] = field(repr=False)
+    whole: Callable[[np.ndarray], Block] | None = field(repr=False, default=None)
+
+
+def ask(reader: AnswerReader, questions: Questions, tokens_per_batch: int) -> Tensor:
+    """Answer all candidates: every prefix once, or prompts as a whole; those of like length together.
+
+    Args:
+        reader: of the model.
+        questions: n of them.
+        tokens_per_batch: bound on the tokens, padding included, whose keys and values are held at once: those of the
+            prefixes in work, and as many again for the candidates that are read against them.
+
+    Returns:
+        (n,) float32 logit(yes) - logit(no).
+    """
+    answers = torch.zeros(len(questions.owners), device=reader.contrast.device)
+    if questions.whole is not None:
+        lengths = questions.prefix_lengths[questions.owners] + questions.suffix_lengths
+        for batch in batches_of_like_length(lengths, tokens_per_batch):
+            answers[torch.from_numpy(batch).to(answers.device)] = reader.read(questions.whole(batch))
+        return answers
+    by_owner = np.argsort(questions.owners, kind="stable")
+    asking, starts, counts = np.unique(questions.owners[by_owner], return_index=True, return_counts=True)
+    for batch in batches_of_like_length(questions.prefix_lengths[asking], tokens_per_batch):
+        prefix = reader.read_prefix(questions.prefixes(asking[batch]))
+        place = np.repeat(np.arange(len(batch)), counts[batch])
+        mine = np.concatenate([by_owner[starts[user] : starts[user] + counts[user]] for user in batch])
+        longest = int(questions.prefix_lengths[asking[batch]].max())
+        for some in batches_of_like_length(questions.suffix_lengths[mine], tokens_per_batch, longest):
+            owners = torch.from_numpy(place[some]).to(answers.device)
+            read = reader.read_behind(prefix, owners, questions.suffixes(mine[some]))
+            answers[torch.from_numpy(mine[some]).to(answers.device)] = read
+    return answers
+
+
+def batches_of_like_length(lengths: np.ndarray, tokens: int, extra: int = 0) -> Iterator[np.ndarray]:
+    """Cut rows into batches whose count times (`extra` + their longest) is at most `tokens`; longest rows first.
+
+    Yields:
+        Indices into `lengths`; a row that alone is longer is a batch of its own.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        size = max(1, tokens // (extra + int(lengths[order[start]])))
+        yield order[start : start + size]
+        start += size

@@ -1,0 +1,395 @@
+"""Items to vectors: the last-layer hidden state at `[Cur_Item]` (Molar, Eq. 1), fast, computed once, resumable."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from recbole_mm.artifacts.executor import Executor, Portable
+from recbole_mm.artifacts.fill import fill, require_finite
+from recbole_mm.artifacts.store import Store, artifact_key
+from recbole_mm.llm.ahead import ahead
+from recbole_mm.llm.family import Part, PreparedInput
+from recbole_mm.llm.loading import has_bfloat16
+from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.prompts import ItemPrompt
+
+logger = logging.getLogger(__name__)
+
+STAGE = "item_vector"
+RECIPE = 1
+"""Part of every key: raise it whenever the same item, model and settings would give another vector."""
+
+DEFAULT_TEXT_TOKENS = 256
+DEFAULT_BATCH_TOKENS = 8192
+PARTS_PER_CORE = 4
+"""Parts of a batch for each core. Several, so that a core that is held up leaves little for the others to wait for."""
+LOOKAHEAD = 4
+"""Batches of items that are prepared ahead of the model."""
+PARTS_PER_UNIT = 32
+"""A GPU's batches end with a unit of so many times the items that fit into one whatever their size. Who gets a unit can
+cut its batches without knowing the others: on another machine as here."""
+SHOWN_IDS = 5
+
+SPECIAL_TOKENS = 2
+"""What opens a prompt, and `[Cur_Item]`."""
+
+Pending = PreparedInput | None | Callable[[], PreparedInput | None]
+"""A prepared item, None for one with neither image nor text, or a function that prepares one."""
+
+Given = TypeVar("Given")
+
+
+class Record(Protocol):
+    """What an item is made of."""
+
+    @property
+    def item_id(self) -> str: ...
+    @property
+    def text(self) -> str | None: ...
+    @property
+    def image(self) -> Image.Image | None: ...
+
+
+class Content(Protocol):
+    """Items aligned to RecBole's ids; index 0 is padding. Its methods are called from several threads."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Record: ...
+    def text(self, index: int, /) -> str | None: ...
+    def fingerprint(self, index: int, /) -> str: ...
+
+
+Carry = Callable[[Any, "ItemEncoder"], Portable]
+"""Items and an encoder -> the work of encoding them, to be sent elsewhere."""
+
+
+def runs_in_bfloat16(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether weights of this dtype are computed with in bfloat16: float32 ones, on a GPU that has it."""
+    return dtype == torch.float32 and has_bfloat16(device)
+
+
+def vector_parameters(image_pixels: int, max_text_tokens: int, dtype: torch.dtype, autocast: bool) -> dict[str, Any]:
+    """The settings that an item's vector depends on, for `vector_key`.
+
+    Args:
+        image_pixels: bound on a resized image's area.
+        max_text_tokens: bound on an item's text.
+        dtype: of the weights.
+        autocast: whether they are computed with in bfloat16.
+    """
+    return {
+        "recipe": RECIPE,
+        "image_pixels": image_pixels,
+        "max_text_tokens": max_text_tokens,
+        "precision": "bfloat16 autocast" if autocast else str(dtype).removeprefix("torch."),
+    }
+
+
+def vector_key(identity: str, prompt: ItemPrompt, parameters: Mapping[str, Any], fingerprint: str) -> str:
+    """Artifact key of the vector of an item with this content fingerprint, by the MLLM of this identity."""
+    return artifact_key(STAGE, identity, prompt.identity, parameters, fingerprint)
+
+
+class ItemEncoder:
+    """Turns items into vectors with a multimodal LLM.
+
+    An item's vector does not depend on the batch it is computed in, so batches may be cut as suits the machine.
+
+    Args:
+        mllm: the loaded model.
+        prompt: the wording behind an item's image and text.
+        image_pixels: bound on an image's area after resizing; cost grows with it. None takes the checkpoint's own.
+        max_text_tokens: longer texts are cut; the instruction and `[Cur_Item]` never are.
+        tokens_per_batch: decoder tokens (with padding) plus image patches of a batch. Bounds memory.
+        autocast: compute float32 weights in bfloat16 on a GPU that has it.
+        threads: that read, decode and tokenize items ahead of the model; None takes one per core, at most 8.
+
+    Raises:
+        ValueError: a bound is too small to hold anything.
+
+    Example:
+        >>> encoder = ItemEncoder(load_mllm(build_tiny(texts, folder)), image_pixels=112 * 112)
+        >>> encoder.encode([record, another]).shape
+        (2, 128)
+    """
+
+    def __init__(
+        self,
+        mllm: MLLM,
+        prompt: ItemPrompt | None = None,
+        image_pixels: int | None = None,
+        max_text_tokens: int = DEFAULT_TEXT_TOKENS,
+        tokens_per_batch: int = DEFAULT_BATCH_TOKENS,
+        autocast: bool = True,
+        threads: int | None = None,
+    ) -> None:
+        self.mllm = mllm
+        self.prompt = prompt or ItemPrompt()
+        self.image_pixels = mllm.family.bound(image_pixels)
+        self.max_text_tokens = int(max_text_tokens)
+        self.tokens_per_batch = int(tokens_per_batch)
+        self.threads = threads or min(os.cpu_count() or 1, 8)
+        self.autocast = autocast and runs_in_bfloat16(mllm.dtype, mllm.device)
+        if self.max_text_tokens < 1 or self.tokens_per_batch < 1:
+            raise ValueError("max_text_tokens and tokens_per_batch must be at least 1")
+        self._instructions = {
+            (image, text): mllm.token_ids(f"\n{self.prompt.instruction(image, text)}")
+            for image, text in ((True, True), (True, False), (False, True))
+        }
+        self.texts_cut = 0
+        """Texts that were longer than `max_text_tokens` and so were cut."""
+        self._counting = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._pool_of = (0, 0)
+
+    # --- what a vector depends on ------------------------------------------------------------------------------------
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The settings that a vector depends on, for artifact keys."""
+        return vector_parameters(self.image_pixels, self.max_text_tokens, self.mllm.dtype, self.autocast)
+
+    def key(self, fingerprint: str) -> str:
+        """Artifact key of the vector of an item with this content fingerprint."""
+        return vector_key(self.mllm.identity, self.prompt, self.parameters, fingerprint)
+
+    # --- one batch ---------------------------------------------------------------------------------------------------
+
+    def prepare(self, record: Record) -> PreparedInput | None:
+        """Tokenize an item and cut its image into patches; None for an item with neither. Safe to call from threads."""
+        text = (record.text or "").strip()
+        if record.image is None and not text:
+            return None
+        words = self.mllm.token_ids(text) if text else []
+        if len(words) > self.max_text_tokens:
+            with self._counting:
+                self.texts_cut += 1
+        words = [*words[: self.max_text_tokens], *self._instructions[record.image is not None, bool(text)]]
+        parts: list[Part] = [] if record.image is None else [record.image]
+        return self.mllm.family.prepare([*parts, [*words, self.mllm.cur_item_id]], self.image_pixels)
+
+    def compute(self, items: Sequence[Pending]) -> list[np.ndarray]:
+        """Vectors of one batch, in order.
+
+        On a CPU, parts of the batch are shared out over the cores, which then wait for each other once per batch.
+        torch's own way, sharing out every operation, waits at each of them: where the cores also decode images, or
+        other programs use them, most of the time goes into waiting.
+
+        Args:
+            items: prepared items, or functions that prepare them.
+
+        Returns:
+            (hidden,) float32 each; zeros for an item with neither image nor text.
+        """
+        cores = torch.get_num_threads()
+        on_cpu = self.mllm.device.type == "cpu"
+        count = max(PARTS_PER_CORE * cores, -(-len(items) // self._items_per_part)) if on_cpu else 1
+        count = min(count, len(items))
+        parts = [items[i * len(items) // count : (i + 1) * len(items) // count] for i in range(count)]
+        if count == 1 or cores == 1:
+            return [vector for part in parts for vector in self._compute_part(part)]
+        try:
+            return [vector for part in self._workers(cores).map(self._compute_part, parts) for vector in part]
+        finally:
+            torch.set_num_threads(cores)  # threads born later take the number that was set last, by whichever thread
+
+    def _compute_part(self, items: Sequence[Pending]) -> np.ndarray:
+        """(items, hidden) float32."""
+        ready = [item() if callable(item) else item for item in items]
+        vectors = np.zeros((len(ready), self.mllm.hidden_size), dtype=np.float32)
+        present = [item for item in ready if item is not None]
+        if present:
+            vectors[[item is not None for item in ready]] = self._forward(present)
+        return vectors
+
+    def _workers(self, cores: int) -> ThreadPoolExecutor:
+        """Single-threaded workers, kept between batches: torch's start in a new thread costs milliseconds."""
+        if self._pool is None or self._pool_of != (os.getpid(), cores):  # threads do not survive a fork
+            self._pool = ThreadPoolExecutor(cores, "encode", initializer=torch.set_num_threads, initargs=(1,))
+            self._pool_of = (os.getpid(), cores)
+        return self._pool
+
+    @torch.inference_mode()
+    def _forward(self, items: Sequence[PreparedInput]) -> np.ndarray:
+        """(items, hidden) float32, in one pass; in two halves if that is too much for the GPU's memory."""
+        context: AbstractContextManager = nullcontext()
+        if self.autocast:
+            context = torch.autocast(self.mllm.device.type, dtype=torch.bfloat16)
+        try:
+            with context:
+                return self.mllm.last_hidden_states(items).float().cpu().numpy()
+        except torch.cuda.OutOfMemoryError:
+            if len(items) == 1:
+                raise
+        torch.cuda.empty_cache()
+        half = len(items) // 2
+        return np.concatenate([self._forward(items[:half]), self._forward(items[half:])])
+
+    # --- many items --------------------------------------------------------------------------------------------------
+
+    @property
+    def _items_per_part(self) -> int:
+        """So many items are within `tokens_per_batch`, however long their texts and large their images."""
+        image = self.mllm.family.image_cost(self.image_pixels)
+        longest = self.max_text_tokens + max(map(len, self._instructions.values())) + image + SPECIAL_TOKENS
+        return max(1, self.tokens_per_batch // longest)
+
+    def batches(
+        self, load: Callable[[Given], Record], lengths: Mapping[Given, int]
+    ) -> Iterator[Mapping[Given, Pending]]:
+        """Cut items into batches of similar length, for `compute`.
+
+        For a GPU, threads load and prepare the items ahead of the model. On a CPU the cores have no time to spare:
+        there each prepares its own items right before it runs the model on them.
+
+        Args:
+            load: gives the record of an item; called in threads.
+            lengths: item -> a number that grows with its text's length.
+
+        Yields:
+            Batches that let `compute` run at most `tokens_per_batch` at once; an item that alone is longer is a batch
+            of its own.
+        """
+        if self.mllm.device.type == "cpu":
+            for unit in self.units(lengths):
+                yield {item: partial(self._load, load, item) for item in unit}
+        else:
+            yield from self._prepared_batches(load, [item for unit in self.units(lengths) for item in unit])
+
+    def units(self, lengths: Mapping[Given, int]) -> list[list[Given]]:
+        """Items in the order in which they are encoded, cut where no batch goes across.
+
+        Args:
+            lengths: as for `batches`.
+        """
+        order = sorted(lengths, key=lengths.__getitem__, reverse=True)  # longest first: a batch too big shows at once
+        return [order[start : start + self._unit] for start in range(0, len(order), self._unit)]
+
+    @property
+    def _unit(self) -> int:
+        on_cpu = self.mllm.device.type == "cpu"
+        return self._items_per_part * (PARTS_PER_CORE * torch.get_num_threads() if on_cpu else PARTS_PER_UNIT)
+
+    def _load(self, load: Callable[[Given], Record], item: Given) -> PreparedInput | None:
+        return self.prepare(load(item))
+
+    def _prepared_batches(
+        self, load: Callable[[Given], Record], order: Sequence[Given]
+    ) -> Iterator[Mapping[Given, PreparedInput | None]]:
+        """Batches of prepared items, as full as their actual lengths allow."""
+        depth = max(2 * self.threads, min(LOOKAHEAD * self._items_per_part, 512))
+        batch: dict[Given, PreparedInput | None] = {}
+        longest = patches = 0
+        with closing(ahead(partial(self._load, load), order, self.threads, depth)) as stream:
+            for place, (item, prepared) in enumerate(zip(order, stream)):
+                tokens, more = (len(prepared.ids), prepared.patches) if prepared else (0, 0)
+                size = (len(batch) + 1) * max(longest, tokens) + patches + more
+                if batch and (size > self.tokens_per_batch or place % self._unit == 0):
+                    yield batch
+                    batch, longest, patches = {}, 0, 0
+                batch[item] = prepared
+                longest, patches = max(longest, tokens), patches + more
+        if batch:
+            yield batch
+
+    def encode(self, records: Sequence[Record]) -> np.ndarray:
+        """Encode records without a store.
+
+        Returns:
+            (n, hidden) float32; zeros for a record with neither image nor text.
+        """
+        vectors = np.zeros((len(records), self.mllm.hidden_size), dtype=np.float32)
+        lengths = {row: len(record.text or "") for row, record in enumerate(records)}
+        for batch in self.batches(records.__getitem__, lengths):
+            vectors[list(batch)] = self.compute(list(batch.values()))
+        return vectors
+
+
+def encode_items(
+    content: Content,
+    encoder: ItemEncoder,
+    store: Store,
+    show_progress: bool = True,
+    executor: Executor | None = None,
+    carry: Carry | None = None,
+) -> np.ndarray:
+    """Encode every item through the artifact store: each distinct content once, ever; resumable at any point.
+
+    Args:
+        content: the items; index 0 is padding.
+        encoder: the model and its settings.
+        store: what was computed before is taken from it, every finished batch is added at once.
+        show_progress: show a progress display.
+        executor: encodes elsewhere; None encodes here.
+        carry: how the work is sent there (`encode_elsewhere.carried_encoding`).
+
+    Returns:
+        (items, hidden) float32: row 0 and the rows of items with neither image nor text are zeros.
+
+    Raises:
+        StoreError: the store cannot be read or written.
+        DataError: a vector holds NaN or infinity.
+    """
+    keys: list[str | None] = [None]
+    keys += [encoder.key(fingerprint) for fingerprint in fingerprints(content, encoder.threads)]
+    indexes: dict[str, int] = {}
+    for index, key in enumerate(keys):
+        if key is not None:
+            indexes.setdefault(key, index)
+
+    def batches(missing: Mapping[str, int]) -> Iterator[Mapping[str, Pending]]:
+        lengths = {key: len(content.text(index) or "") for key, index in missing.items()}
+        return encoder.batches(lambda key: content[missing[key]], lengths)
+
+    cut = encoder.texts_cut
+    portable = None if carry is None else carry(content, encoder)
+    report = fill(
+        *(store, STAGE, indexes, encoder.compute, batches, show_progress, "Encoding items"),
+        executor=executor,
+        portable=portable,
+    )
+    mllm = f"the multimodal LLM {encoder.mllm.name}"
+    require_finite(report, mllm, lambda key: f"item {content[indexes[key]].item_id!r}")
+    keys = [None if key in report.reasons else key for key in keys]
+    matrix = store.get_matrix(keys)
+    if matrix.shape[1] == 0:
+        matrix = np.zeros((len(content), encoder.mllm.hidden_size), dtype=np.float32)
+    logger.info(
+        "Item vectors: %d items, %d distinct, %d computed in %.1f s, %d texts cut to %d tokens",
+        *(
+            len(content) - 1,
+            len(indexes),
+            report.computed,
+            report.seconds,
+            encoder.texts_cut - cut,
+            encoder.max_text_tokens,
+        ),
+    )
+    empty = [index for index, key in enumerate(keys) if key is not None and not matrix[index].any()]
+    if empty:
+        shown = ", ".join(content[index].item_id for index in empty[:SHOWN_IDS])
+        more = ", ..." if len(empty) > SHOWN_IDS else ""
+        logger.warning("%d items have neither image nor text: their vectors are zeros (%s%s)", len(empty), shown, more)
+    return matrix
+
+
+def fingerprints(content: Content, threads: int, per_task: int = 256) -> Iterator[str]:
+    """Yield the fingerprints of items 1, 2, ...; reading their images' bytes in threads."""
+    starts = range(1, len(content), per_task)
+
+    def some(start: int) -> list[str]:
+        return [content.fingerprint(index) for index in range(start, min(start + per_task, len(content)))]
+
+    for part in ahead(some, starts, threads, 2 * threads):
+        yield from part

@@ -1,0 +1,147 @@
+"""A loaded multimodal LLM: the model, its tokenizer, how its inputs are built, and its text stack on its own."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from recbole_mm.llm.family import Family, PreparedInput
+from recbole_mm.llm.masks import as_attention_wants
+
+
+@dataclass
+class MLLM:
+    """A multimodal LLM with `[Cur_Item]` in its vocabulary. Made by `recbole_mm.llm.loading.load_mllm`.
+
+    Attributes:
+        name: the id or path it was asked for by.
+        identity: the model and its revision, or a hash of its files: the same weights, the same identity.
+        model: in eval mode; the base model (vision tower and decoder), or the one with a head if that was asked for.
+        tokenizer: the Hugging Face tokenizer.
+        image_processor: the Hugging Face image processor.
+        family: how prompts become inputs of this family of models.
+        cur_item_id: token id of `[Cur_Item]`.
+    """
+
+    name: str
+    identity: str
+    model: PreTrainedModel
+    tokenizer: Any
+    image_processor: Any
+    family: Family
+    cur_item_id: int
+
+    def __post_init__(self) -> None:
+        # A copy of its own, so that reading untrusted text neither depends on nor changes the shared tokenizer: special
+        # tokens spelled in an item's text are plain characters here, and nothing is cut or padded. Some checkpoints do
+        # not call the token of an image special.
+        settings = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        reserved = {self.cur_item_id, *self.family.reserved_ids, *self.tokenizer.all_special_ids}
+        for token in settings["added_tokens"]:
+            token["special"] = token["special"] or token["id"] in reserved
+        self._plain = Tokenizer.from_str(json.dumps(settings))
+        self._plain.encode_special_tokens = True
+        self._plain.no_truncation()
+        self._plain.no_padding()
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the decoder, and of every item vector."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return next(self.model.parameters()).dtype
+
+    def token_ids(self, text: str) -> list[int]:
+        """Token ids of a plain text. Whatever it spells, it yields no special token. Safe to call from threads."""
+        # A lone surrogate (a broken file's bytes read as text) has no UTF-8 form, which the tokenizer needs.
+        return self._plain.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
+
+    def last_hidden_states(self, inputs: Sequence[PreparedInput]) -> torch.Tensor:
+        """Run the model on a batch.
+
+        Args:
+            inputs: B prepared prompts.
+
+        Returns:
+            (B, hidden) last-layer hidden state, after the final norm, of each prompt's last token.
+        """
+        return self.family.last_hidden_states(self.model, inputs, self.device)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model as it is in memory, with its tokenizer and image settings; `load_mllm(folder)` reads it."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+
+    def text_stack(self) -> TextStack:
+        """Return an independent copy of the decoder without its word embeddings (Molar's DUEG).
+
+        Training the copy leaves the encoder, and so the item vectors, as they are.
+        """
+        decoder = self.family.decoder(self.model)
+        return TextStack(decoder, self.family.layers_for_images(decoder))
+
+
+class TextStack(nn.Module):
+    """A decoder without its word-embedding layer, its pretrained weights kept: vectors in, vectors out.
+
+    Args:
+        decoder: the language model to copy; it is left as it is.
+        without: its layers that text alone never enters, and that the copy does without.
+
+    Example:
+        >>> stack = mllm.text_stack()
+        >>> allowed = torch.ones(L, L, dtype=torch.bool).tril().expand(B, 1, L, L)
+        >>> positions = torch.arange(L).expand(B, L)
+        >>> stack(inputs_embeds, allowed, positions).last_hidden_state   # (B, L, stack.hidden_size)
+    """
+
+    def __init__(self, decoder: PreTrainedModel, without: Sequence[nn.Module] = ()) -> None:
+        super().__init__()
+        # The memo stands in for what is left out, so that hundreds of megabytes are never copied.
+        left_out = [decoder.embed_tokens, *without]
+        self.decoder: PreTrainedModel = copy.deepcopy(decoder, {id(module): nn.Identity() for module in left_out})
+        self.hidden_size = int(decoder.config.hidden_size)
+
+    def forward(
+        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, **kwargs: Any
+    ) -> BaseModelOutputWithPast:
+        """Run the decoder.
+
+        Args:
+            inputs_embeds: (B, L, hidden) input vectors.
+            attention_mask: (B, 1, L, L), row = who looks, column = at whom. bool: True where it may look; floating
+                point: added to the attention scores. It is used as it is: nothing causal is added to it. Every row of
+                a bool mask has to allow something, if only itself.
+            position_ids: (B, L) rope positions, the same in all three dimensions, as for text.
+            kwargs: handed on to transformers' decoder.
+
+        Returns:
+            transformers' output; its `last_hidden_state` (B, L, hidden) is the last layer's after the final norm.
+        """
+        if attention_mask.ndim != 4:
+            raise ValueError(f"the attention mask has shape (B, 1, L, L), not {tuple(attention_mask.shape)}")
+        if attention_mask.dtype == torch.bool:
+            implementation = self.decoder.config._attn_implementation
+            mask = as_attention_wants(attention_mask, inputs_embeds.dtype, implementation)
+        else:
+            mask = attention_mask.to(inputs_embeds.dtype)
+        inputs = {"inputs_embeds": inputs_embeds, "attention_mask": mask, "position_ids": position_ids}
+        return self.decoder(**{"use_cache": False, **kwargs, **inputs})

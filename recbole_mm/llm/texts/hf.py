@@ -1,0 +1,305 @@
+"""Texts by a model that transformers runs here: batched, images and words, any supported multimodal or text LLM."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from recbole_mm.artifacts.executor import Failure
+from recbole_mm.errors import ImageError
+from recbole_mm.llm.ahead import ahead
+from recbole_mm.llm.family import PreparedInput
+from recbole_mm.llm.loading import has_bfloat16, load_mllm
+from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.source import locate
+from recbole_mm.llm.texts.cleaning import clean_answer
+from recbole_mm.llm.texts.generator import Writing, collected
+from recbole_mm.llm.texts.request import NO_PICTURE, Request
+from recbole_mm.llm.texts.writers import (
+    Writer,
+    check_writes,
+    multimodal_writer,
+    plain_token_ids,
+    read_tokenizer,
+    text_writer,
+)
+
+logger = logging.getLogger(__name__)
+
+RECIPE = 1
+"""Part of every key: raise it whenever the same prompt, model and settings would give another text."""
+
+IMAGE_PIXELS = 401_408
+"""A picture's area where `mllm_image_pixels` is not set: 512 tokens of Qwen2-VL. Its own bound would be 16,384."""
+
+UNIT = 64
+"""No batch goes across so many requests, in the order in which they are written: whoever gets a unit, here or on other
+machines, makes the same batches of it."""
+
+LOOKAHEAD = 2
+"""Prompts that are prepared ahead of the model, per thread."""
+
+
+class HfGenerator:
+    """Writes with transformers' `generate`.
+
+    Greedy by default: the same prompt gives the same text, whatever shares its batch, as far as the arithmetic of the
+    machine is the same for every batch shape: in float32 nearly always, in bfloat16 two nearly equal words may trade
+    places. With a temperature each word is drawn with a number that follows from the seed, the request and the word's
+    place alone, so sampled texts depend on the batch no more than greedy ones do.
+
+    Args:
+        load: loads the writer; called when it is first needed.
+        writing: how texts are written.
+        batch_tokens: bound on a batch: its prompts and answers with padding, plus image patches. Bounds memory.
+        image_pixels: for the keys; the writer holds to it.
+        identity: of the model, where it is known without loading it.
+        precision: dtype of its weights, where that is known without loading it.
+        count: counts tokens without the weights, where that can be done.
+
+    Raises:
+        ModelLoadError: when the writer is first needed.
+    """
+
+    makes: Literal["answers"] = "answers"
+
+    def __init__(
+        self,
+        load: Callable[[], Writer],
+        writing: Writing,
+        batch_tokens: int = 8192,
+        image_pixels: int = IMAGE_PIXELS,
+        identity: str | None = None,
+        precision: str | None = None,
+        count: Callable[[str], int] | None = None,
+    ) -> None:
+        self._load = load
+        self.writing = writing
+        self.batch_tokens = batch_tokens
+        self.image_pixels = image_pixels
+        self._identity, self._precision, self._count = identity, precision, count
+        self.threads = min(os.cpu_count() or 1, 8)
+
+    @cached_property
+    def writer(self) -> Writer:
+        """The model, loaded on first use."""
+        return self._load()
+
+    # --- what a text depends on --------------------------------------------------------------------------------------
+
+    @property
+    def identity(self) -> str:
+        """The model's commit, or a hash of its files."""
+        return self._identity or self.writer.identity
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The settings that a text depends on, for artifact keys."""
+        precision = self._precision or str(self.writer.model.dtype).removeprefix("torch.")
+        return text_parameters(self.writing, precision, self.image_pixels)
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a prompt's words, without the chat template's markup."""
+        return self._count(text) if self._count else len(self.writer.token_ids(text))
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def generate(self, requests: list[Request]) -> list[str | Failure]:
+        """As many texts, in the same order; a `Failure` with its reason where there is none."""
+        return collected(self.stream({str(place): each for place, each in enumerate(requests)}), len(requests))
+
+    def stream(self, requests: Mapping[str, Request]) -> Iterator[Mapping[str, str | Failure]]:
+        """Write in batches of like length, longest first: a batch that is too big for the machine shows at once."""
+        order = longest_first(requests)
+        room = self.writing.max_new_tokens
+        batch: dict[str, PreparedInput] = {}
+        failed: dict[str, str | Failure] = {}
+        longest = patches = 0
+        stream = ahead(lambda key: self._prepared(requests[key]), order, self.threads, LOOKAHEAD * self.threads)
+        with closing(stream):
+            for place, (key, item) in enumerate(zip(order, stream)):
+                if batch and place % UNIT == 0:
+                    yield failed | self._written(requests, batch)
+                    batch, failed, longest, patches = {}, {}, 0, 0
+                if isinstance(item, Failure):
+                    failed[key] = item
+                    continue
+                size = (len(batch) + 1) * (max(longest, len(item.ids)) + room) + patches + item.patches
+                if batch and size > self.batch_tokens:
+                    yield failed | self._written(requests, batch)
+                    batch, failed, longest, patches = {}, {}, 0, 0
+                batch[key] = item
+                longest, patches = max(longest, len(item.ids)), patches + item.patches
+        if batch or failed:
+            yield failed | (self._written(requests, batch) if batch else {})
+
+    def _prepared(self, request: Request) -> PreparedInput | Failure:
+        """Tokenize one prompt and cut its picture. Called in threads."""
+        image = None
+        if request.image is not None:
+            if not self.writer.reads_images:
+                return Failure(f"{self.writer.name} reads no pictures")
+            try:
+                image = request.image()
+            except (ImageError, OSError) as error:
+                return Failure(f"{NO_PICTURE}: {error}")
+            if image is None:
+                return Failure(NO_PICTURE)
+        item = self.writer.prepare(self.writer.chat.parts(request.prompt, image))
+        if len(item.ids) > self.writing.context_tokens:
+            return Failure(
+                f"the prompt has {len(item.ids)} tokens, more than text_context_tokens ({self.writing.context_tokens})"
+            )
+        longest = self.writer.longest
+        if longest is not None and len(item.ids) + self.writing.max_new_tokens > longest:
+            room = f"{len(item.ids)} tokens and {self.writing.max_new_tokens} new ones"
+            return Failure(f"the prompt's {room} are more than the {longest} that {self.writer.name} can hold")
+        return item
+
+    def _written(self, requests: Mapping[str, Request], batch: Mapping[str, PreparedInput]) -> dict[str, str | Failure]:
+        answers = self._answers(list(batch.values()), [requests[key] for key in batch])
+        return {key: self._text(answer) for key, answer in zip(batch, answers)}
+
+    def _text(self, ids: list[int]) -> str | Failure:
+        """The text of an answer, which may hold the token that ended it."""
+        end = next((place for place, token in enumerate(ids) if token in self.writer.ends), None)
+        answer = self.writer.tokenizer.decode(ids[:end], skip_special_tokens=True)
+        return clean_answer(answer, self.writing.max_words, ended=end is not None)
+
+    @torch.inference_mode()
+    def _answers(self, items: Sequence[PreparedInput], requests: Sequence[Request]) -> list[list[int]]:
+        """Token ids of the answers, in one go; in two halves if that is too much for the GPU's memory."""
+        writer, model = self.writer, self.writer.model
+        batch = writer.collate(items)
+        width = batch["input_ids"].shape[1]
+        processors = LogitsProcessorList()
+        if self.writing.temperature > 0:
+            numbers = np.stack([self._numbers(request) for request in requests])
+            processors.append(Draw(numbers, width, self.writing.temperature, self.writing.top_p))
+        own, model.generation_config = model.generation_config, self._settings()
+        try:
+            return model.generate(**batch, logits_processor=processors)[:, width:].tolist()
+        except torch.cuda.OutOfMemoryError:
+            if len(items) == 1:
+                raise
+        finally:
+            model.generation_config = own
+        torch.cuda.empty_cache()
+        half = len(items) // 2
+        return self._answers(items[:half], requests[:half]) + self._answers(items[half:], requests[half:])
+
+    def _settings(self) -> GenerationConfig:
+        """Greedy, and nothing of the checkpoint's own settings but its ends: those differ between checkpoints."""
+        return GenerationConfig(
+            max_new_tokens=self.writing.max_new_tokens,
+            do_sample=False,
+            eos_token_id=list(self.writer.ends) or None,
+            pad_token_id=self.writer.pad_token_id,
+            suppress_tokens=list(self.writer.never) or None,
+        )
+
+    def _numbers(self, request: Request) -> np.ndarray:
+        """(max_new_tokens,) numbers from 0 to 1, a function of the seed and the request alone."""
+        text = f"{self.writing.seed}\0{request.image_hash}\0{request.prompt}"
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little"))).random(
+            self.writing.max_new_tokens
+        )
+
+    def close(self) -> None:
+        """Let go of the model; it is loaded anew if another text is wanted."""
+        if "writer" in self.__dict__:
+            on_gpu = self.writer.model.device.type == "cuda"
+            del self.writer
+            gc.collect()
+            if on_gpu:
+                torch.cuda.empty_cache()
+
+
+def text_parameters(writing: Writing, precision: str, image_pixels: int) -> dict[str, Any]:
+    """The settings that a text depends on, for artifact keys."""
+    others = {"backend": "hf", "recipe": RECIPE, "precision": precision, "image_pixels": image_pixels}
+    return writing.parameters | others
+
+
+def longest_first(requests: Mapping[str, Request]) -> list[str]:
+    """Keys in the order in which they are written."""
+    return sorted(requests, key=lambda key: len(requests[key].prompt), reverse=True)
+
+
+class Draw(LogitsProcessor):
+    """Draws the next word of each row with a number of its own, and leaves nothing else for `generate` to choose.
+
+    Drawing inside a greedy search keeps rows apart: torch's own drawing takes the numbers of all rows from one
+    generator, so that a text would depend on what shares its batch.
+
+    Args:
+        numbers: (B, new tokens) from 0 to 1.
+        width: columns of the prompts.
+        temperature, top_p: as everywhere.
+    """
+
+    def __init__(self, numbers: np.ndarray, width: int, temperature: float, top_p: float) -> None:
+        self.numbers, self.width, self.temperature, self.top_p = numbers, width, temperature, top_p
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> Any:
+        """(B, vocabulary) scores -> 0 for the word that is drawn, minus infinity for the others."""
+        shares = (scores.double() / self.temperature).softmax(-1)
+        words = None
+        if self.top_p < 1:
+            shares, words = shares.sort(dim=-1, descending=True, stable=True)
+            shares = shares.masked_fill(shares.cumsum(-1) - shares >= self.top_p, 0)
+        sums = shares.cumsum(-1)
+        numbers = torch.from_numpy(self.numbers[:, input_ids.shape[1] - self.width]).to(sums.device)
+        # The first place at which the sum is above the number: never one of share 0.
+        place = torch.searchsorted(sums, (numbers * sums[:, -1])[:, None], right=True)
+        place = place.clamp(max=sums.shape[1] - 1)
+        chosen = place if words is None else words.gather(1, place)
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
+
+
+def open_hf(
+    config, model: str | None, load_run_mllm: Callable[[], MLLM], writing: Writing, batch_tokens: int
+) -> HfGenerator:
+    """The generator of `text_backend: hf`.
+
+    Args:
+        config: of the run: device, `mllm_dtype`, `trust_remote_code`, `mllm_image_pixels`.
+        model: `text_model`; null, or the same as `mllm`, is the run's own multimodal LLM.
+        load_run_mllm: loads that one with its head.
+        writing: how texts are written.
+        batch_tokens: bound on a batch.
+
+    Raises:
+        ModelLoadError: there is no such model, or it writes no texts.
+    """
+    pixels = int(config["mllm_image_pixels"] or IMAGE_PIXELS)
+    if model is None or model == config["mllm"]:
+        return HfGenerator(lambda: multimodal_writer(load_run_mllm(), pixels), writing, batch_tokens, pixels)
+    source = locate(model, None, check_writes, bool(config["trust_remote_code"]))
+    device, trust = torch.device(config["device"]), bool(config["trust_remote_code"])
+    dtype = config["mllm_dtype"] or ("bfloat16" if has_bfloat16(device) else "float32")
+    multimodal = source.is_adapter or check_writes(model, source.folder)
+
+    def load() -> Writer:
+        if not multimodal:
+            return text_writer(source, device, dtype, trust)
+        mllm = load_mllm(model, device=device, dtype=dtype, trust_remote_code=trust, with_head=True)
+        return multimodal_writer(mllm, pixels)
+
+    if source.is_adapter:  # what its base model is, is known when it is loaded
+        return HfGenerator(load, writing, batch_tokens, pixels)
+    token_ids = plain_token_ids(read_tokenizer(source, trust))
+    return HfGenerator(
+        load, writing, batch_tokens, pixels, source.identity, dtype, count=lambda text: len(token_ids(text))
+    )

@@ -1,0 +1,196 @@
+"""Models that write: a multimodal LLM of a supported family, or a plain text LLM, behind one face."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from recbole_mm.data.pretrained import open_pretrained
+from recbole_mm.errors import ModelLoadError
+from recbole_mm.llm.families import FAMILIES
+from recbole_mm.llm.family import Part, PreparedInput, opening_token
+from recbole_mm.llm.loading import DTYPES, LOAD_ERRORS, _read_model, require_words
+from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.source import Source, first_line
+from recbole_mm.llm.texts.chat import Chat
+
+
+@dataclass
+class Writer:
+    """A loaded model and how its prompts are laid out.
+
+    Attributes:
+        name: what it was asked for by.
+        identity: the model and its revision, or a hash of its files.
+        model: with its language-model head, in eval mode.
+        tokenizer: the Hugging Face tokenizer.
+        token_ids: plain text -> token ids, none of them special whatever the text spells.
+        chat: how a prompt becomes a turn of a chat.
+        prepare: parts of a prompt -> input of the model; called in threads.
+        collate: prepared inputs -> keyword arguments of `generate`, every prompt ending in the last column.
+        pad_token_id: fills rows that have ended.
+        never: token ids that no answer may hold.
+        reads_images: whether prompts may hold pictures.
+    """
+
+    name: str
+    identity: str
+    model: Any
+    tokenizer: Any
+    token_ids: Callable[[str], list[int]]
+    chat: Chat
+    prepare: Callable[[Sequence[Part]], PreparedInput]
+    collate: Callable[[Sequence[PreparedInput]], dict[str, torch.Tensor]]
+    pad_token_id: int
+    never: tuple[int, ...]
+    reads_images: bool
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Token ids that end an answer."""
+        configured = self.model.generation_config.eos_token_id
+        several = configured if isinstance(configured, (list, tuple)) else [configured]
+        return tuple(dict.fromkeys(int(end) for end in [*several, self.tokenizer.eos_token_id] if end is not None))
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest prompt and answer together that the model was made for, if it says so."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return None if limit is None else int(limit)
+
+
+def multimodal_writer(mllm: MLLM, image_pixels: int) -> Writer:
+    """A multimodal LLM as a writer.
+
+    Args:
+        mllm: loaded with its head.
+        image_pixels: bound on a resized picture's area; the checkpoint's own bounds hold beside it.
+
+    Raises:
+        ModelLoadError: the model has no head.
+    """
+    head = mllm.model.get_output_embeddings()
+    if head is None:
+        raise ModelLoadError(f"{mllm.name}: loaded without its language-model head, which writing needs")
+    family = mllm.family
+    pixels = max(min(image_pixels, family.max_pixels), family.least_pixels)
+    unwanted = {mllm.cur_item_id, *family.reserved_ids}
+    return Writer(
+        name=mllm.name,
+        identity=mllm.identity,
+        model=mllm.model,
+        tokenizer=mllm.tokenizer,
+        token_ids=mllm.token_ids,
+        chat=Chat(mllm.tokenizer, mllm.token_ids, family.placeholder, mllm.name),
+        prepare=partial(family.prepare, max_pixels=pixels),
+        collate=partial(family.collate, device=mllm.device, side="left"),
+        pad_token_id=family.pad_token_id,
+        never=tuple(sorted(token for token in unwanted if token < len(head.weight))),
+        reads_images=True,
+    )
+
+
+def text_writer(source: Source, device: torch.device, dtype: str, trust_remote_code: bool = False) -> Writer:
+    """A text LLM that transformers' AutoModelForCausalLM loads.
+
+    Args:
+        source: its files.
+        device: where it goes.
+        dtype: of its weights: float32, bfloat16 or float16.
+        trust_remote_code: allow a tokenizer that ships its own Python code.
+
+    Raises:
+        ModelLoadError: damaged or missing files.
+    """
+    tokenizer = read_tokenizer(source, trust_remote_code)
+    model: Any = _read_model(source, AutoModelForCausalLM, {"dtype": DTYPES[dtype], "attn_implementation": "sdpa"})
+    model = model.to(device).eval()
+    token_ids = plain_token_ids(tokenizer)
+    bos = opening_token(tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+    def prepare(parts: Sequence[Part]) -> PreparedInput:
+        ids = [token for part in parts if not hasattr(part, "size") for token in part]  # type: ignore[union-attr]
+        return PreparedInput(np.array([bos] * (bos is not None and ids[:1] != [bos]) + ids, dtype=np.int64))
+
+    def collate(inputs: Sequence[PreparedInput]) -> dict[str, torch.Tensor]:
+        width = max(len(item.ids) for item in inputs)
+        ids, real = np.full((len(inputs), width), pad), np.zeros((len(inputs), width), dtype=np.int64)
+        for row, item in enumerate(inputs):
+            ids[row, width - len(item.ids) :] = item.ids
+            real[row, width - len(item.ids) :] = 1
+        batch = {"input_ids": ids, "attention_mask": real}
+        return {name: torch.from_numpy(values).to(device) for name, values in batch.items()}
+
+    return Writer(
+        name=source.name,
+        identity=source.identity,
+        model=model,
+        tokenizer=tokenizer,
+        token_ids=token_ids,
+        chat=Chat(tokenizer, token_ids, None, source.name),
+        prepare=prepare,
+        collate=collate,
+        pad_token_id=int(pad),
+        never=(),
+        reads_images=False,
+    )
+
+
+def read_tokenizer(source: Source, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model's files.
+
+    Raises:
+        ModelLoadError: it cannot be read, has no words, or no fast version.
+    """
+    try:
+        tokenizer = open_pretrained(AutoTokenizer.from_pretrained, source.name, source.folder, trust_remote_code)
+    except LOAD_ERRORS as error:
+        raise ModelLoadError(f"{source.name}: its tokenizer cannot be loaded: {first_line(error)}") from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ModelLoadError(f"{source.name}: its tokenizer has no fast version (tokenizer.json), which is needed")
+    require_words(source.name, tokenizer)
+    return tokenizer
+
+
+def plain_token_ids(tokenizer: Any) -> Callable[[str], list[int]]:
+    """What turns plain text into token ids, none of them special whatever the text spells. Safe for threads."""
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in settings["added_tokens"]:
+        token["special"] = True  # what a tokenizer was given beside its words is markup, whether or not it says so
+    plain = Tokenizer.from_str(json.dumps(settings))
+    plain.encode_special_tokens = True
+    plain.no_truncation()
+    plain.no_padding()
+
+    def token_ids(text: str) -> list[int]:
+        return plain.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
+
+    return token_ids
+
+
+def check_writes(name: str, folder: Path) -> bool:
+    """Whether a model is a multimodal one of a supported family; else it is a text LLM.
+
+    Raises:
+        ModelLoadError: neither, or no config.json that can be read.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = config["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelLoadError(f"{name}: no model there: its config.json cannot be read") from error
+    if kind not in FAMILIES and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        supported = ", ".join(sorted(FAMILIES))
+        raise ModelLoadError(f"{name}: a model of type {kind!r} writes no texts; give a text LLM or one of {supported}")
+    return kind in FAMILIES

@@ -1,0 +1,218 @@
+"""The sizes of the tiny models: each family's real architecture with two or three layers a tower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import (
+    CLIPVisionConfig,
+    DeepseekVLConfig,
+    DeepseekVLForConditionalGeneration,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    LlamaConfig,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    MistralConfig,
+    MllamaConfig,
+    MllamaForConditionalGeneration,
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    SiglipVisionConfig,
+)
+from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import DeepseekVLImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from recbole_mm.llm import tiny_tokenizers as tokenizers
+
+HIDDEN = 128
+PATCH = 14
+TILE = 56
+"""Side of a tile: four patches of 14 pixels."""
+TEXT = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": tokenizers.LONGEST,
+}
+QWEN_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}}
+VISION = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": TILE,
+    "patch_size": PATCH,
+}
+SQUARE = {"height": TILE, "width": TILE}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the tiny model of one family is made.
+
+    Attributes:
+        tokenizer: trains one on texts.
+        config: gives the configuration around a tokenizer.
+        model_class: with a head, as published checkpoints are.
+        image_processor: makes one.
+    """
+
+    tokenizer: Callable[[Iterable[str]], Any]
+    config: Callable[[Any], Any]
+    model_class: type[PreTrainedModel]
+    image_processor: Callable[[], Any]
+
+
+def _words(tokenizer: Any, missing: int = 0) -> dict[str, Any]:
+    """What a decoder's configuration says of its vocabulary."""
+    return {
+        "vocab_size": len(tokenizer) - missing,
+        "bos_token_id": tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _qwen_tokens(tokenizer: Any) -> dict[str, int]:
+    names = ("vision_start", "vision_end", "image_pad", "video_pad")
+    roles = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+    return {role: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for role, name in zip(roles, names)}
+
+
+def _qwen2_vl(tokenizer: Any) -> Qwen2VLConfig:
+    vision = {"depth": 2, "embed_dim": 64, "hidden_size": HIDDEN, "num_heads": 2, "mlp_ratio": 2, "patch_size": PATCH}
+    return Qwen2VLConfig(
+        text_config={**TEXT, **QWEN_ROPE, **_words(tokenizer)},
+        vision_config=vision,
+        tie_word_embeddings=True,
+        **_qwen_tokens(tokenizer),
+    )
+
+
+def _qwen2_5_vl(tokenizer: Any) -> Qwen2_5_VLConfig:
+    """Windows of one token in the first layer, the whole image in the second. Untied, as the larger ones are."""
+    vision = {
+        "depth": 2,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "out_hidden_size": HIDDEN,
+        "num_heads": 2,
+        "patch_size": PATCH,
+        "window_size": 2 * PATCH,
+        "fullatt_block_indexes": [1],
+    }
+    return Qwen2_5_VLConfig(
+        text_config={**TEXT, **QWEN_ROPE, **_words(tokenizer)},
+        vision_config=vision,
+        tie_word_embeddings=False,
+        **_qwen_tokens(tokenizer),
+    )
+
+
+def _internvl(tokenizer: Any) -> InternVLConfig:
+    """Four tokens a tile: sixteen patches, merged two by two."""
+    return InternVLConfig(
+        text_config=Qwen2Config(**TEXT, **_words(tokenizer)).to_dict(),
+        vision_config={**VISION, "image_size": [TILE, TILE], "patch_size": [PATCH, PATCH]},
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+        tie_word_embeddings=False,
+    )
+
+
+def _deepseek_vl(tokenizer: Any) -> DeepseekVLConfig:
+    text = {**TEXT, "num_key_value_heads": 4}
+    return DeepseekVLConfig(
+        text_config=LlamaConfig(**text, **_words(tokenizer)).to_dict(),
+        vision_config=SiglipVisionConfig(**VISION).to_dict(),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image_placeholder>"),
+        tie_word_embeddings=False,
+    )
+
+
+def _mllama(tokenizer: Any) -> MllamaConfig:
+    """Three decoder layers, the middle one for images; up to four tiles an image."""
+    vision = {
+        **{key: value for key, value in VISION.items() if key != "num_attention_heads"},
+        "attention_heads": 2,
+        "num_global_layers": 1,
+        "intermediate_layers_indices": [0],
+        "vision_output_dim": 128,  # the last layer's and layer 0's
+    }
+    text = {**TEXT, "num_hidden_layers": 3, "cross_attention_layers": [1]}
+    return MllamaConfig(
+        text_config={**text, **_words(tokenizer, missing=1)},
+        vision_config=vision,
+        image_token_index=tokenizer.convert_tokens_to_ids("<|image|>"),
+    )
+
+
+def _llava_next(tokenizer: Any) -> LlavaNextConfig:
+    """A Mistral that reads the layer before the tower's last."""
+    return LlavaNextConfig(
+        text_config=MistralConfig(**TEXT, **_words(tokenizer), sliding_window=None).to_dict(),
+        vision_config=CLIPVisionConfig(**{**VISION, "num_hidden_layers": 3}).to_dict(),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=_grids(),
+        image_seq_length=(TILE // PATCH) ** 2,
+        tie_word_embeddings=False,
+    )
+
+
+def _grids() -> list[list[int]]:
+    return [[rows * TILE, columns * TILE] for rows, columns in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
+
+
+RECIPES = {
+    "qwen2_vl": Recipe(
+        tokenizers.qwen_tokenizer,
+        _qwen2_vl,
+        Qwen2VLForConditionalGeneration,
+        lambda: Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=112 * 112),
+    ),
+    "qwen2_5_vl": Recipe(
+        tokenizers.qwen_tokenizer,
+        _qwen2_5_vl,
+        Qwen2_5_VLForConditionalGeneration,
+        lambda: Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=112 * 112),
+    ),
+    "internvl": Recipe(
+        tokenizers.internvl_tokenizer,
+        _internvl,
+        InternVLForConditionalGeneration,
+        lambda: GotOcr2ImageProcessorPil(size=SQUARE, max_patches=4),
+    ),
+    "deepseek_vl": Recipe(
+        tokenizers.deepseek_tokenizer,
+        _deepseek_vl,
+        DeepseekVLForConditionalGeneration,
+        lambda: DeepseekVLImageProcessorPil(size=SQUARE),
+    ),
+    "mllama": Recipe(
+        tokenizers.llama_tokenizer,
+        _mllama,
+        MllamaForConditionalGeneration,
+        lambda: MllamaImageProcessorPil(size=SQUARE, max_image_tiles=4),
+    ),
+    "llava_next": Recipe(
+        tokenizers.llava_tokenizer,
+        _llava_next,
+        LlavaNextForConditionalGeneration,
+        lambda: LlavaNextImageProcessorPil(
+            size={"shortest_edge": TILE}, crop_size=SQUARE, image_grid_pinpoints=_grids()
+        ),
+    ),
+}
+"""`model_type` -> how its tiny model is made."""

@@ -1,0 +1,226 @@
+"""Fine-tuned models of runs: settings checked, a folder named by all that the model depends on, found again or made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import yaml
+
+from recbole_mm.errors import ConfigError
+from recbole_mm.llm.loading import supported_family
+from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.sft import Examples
+from recbole_mm.llm.source import locate
+
+if TYPE_CHECKING:
+    from recbole_mm.llm.finetune import Tuning
+
+logger = logging.getLogger(__name__)
+
+Settings = TypeVar("Settings", bound="TuningSettings")
+Accepted = Mapping[str, tuple[Callable[[Any], bool], str]]
+"""Setting -> what is accepted, and that in words."""
+
+METHODS = ("none", "lora", "full")
+NO_EFFECT = ("checkpoint_steps", "gradient_checkpointing")
+"""What changes neither the examples nor what is learnt from them."""
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def is_number(value: Any, low: float = 0, high: float = float("inf")) -> bool:
+    """Whether it is a number in these bounds."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+LORA_KEYS: dict[str, Callable[[Any], bool]] = {
+    "r": is_whole,
+    "alpha": is_number,
+    "dropout": lambda value: is_number(value, 0, 1) and value < 1,
+    "targets": lambda value: (
+        value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+    ),
+}
+WHOLE = (is_whole, "a whole number of at least 1")
+FLAG = (lambda value: isinstance(value, bool), "True or False")
+ACCEPTED_TUNING: Accepted = {
+    "tuning": (lambda value: value in METHODS, f"one of {', '.join(METHODS)}"),
+    "lora": (
+        lambda value: (
+            isinstance(value, dict)
+            and all(name in LORA_KEYS and LORA_KEYS[name](entry) for name, entry in value.items())
+        ),
+        "a mapping such as {r: 16, alpha: 32, dropout: 0.05, targets: null}",
+    ),
+    "learning_rate": (lambda value: is_number(value) and value > 0, "a number above 0"),
+    "warmup_ratio": (lambda value: is_number(value, 0, 1), "a number from 0 to 1"),
+    "gradient_checkpointing": FLAG,
+    "load_in_4bit": FLAG,
+    "seed": (lambda value: value == 0 or is_whole(value), "a whole number of at least 0"),
+    **dict.fromkeys(("epochs", "batch_tokens", "accumulation", "checkpoint_steps"), WHOLE),
+}
+"""Of the settings that every fine-tuning has."""
+
+
+@dataclass(frozen=True)
+class TuningSettings:
+    """The keys that every fine-tuning has, under its own prefix; a subclass adds its own and changes defaults."""
+
+    tuning: str = "none"
+    epochs: int = 1
+    learning_rate: float = 1e-4
+    warmup_ratio: float = 0.05
+    batch_tokens: int = 8192
+    accumulation: int = 1
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    gradient_checkpointing: bool = False
+    load_in_4bit: bool = False
+    checkpoint_steps: int = 200
+    seed: int = 0
+
+
+def read_settings(
+    settings: type[Settings],
+    config: Any,
+    key_of: Callable[[str], str],
+    accepted: Accepted,
+) -> Settings:
+    """The settings of a run; a key that is null keeps the default, `seed` that of the run.
+
+    Args:
+        settings: their class.
+        config: of the run.
+        key_of: name of a setting -> its key.
+        accepted: for its settings; those without an entry are taken as they are.
+
+    Raises:
+        ConfigError: naming the first key whose value is not accepted, and what it accepts.
+    """
+    names = settings.__dataclass_fields__
+    given = {name: config[key_of(name)] for name in names}
+    if given["seed"] is None:
+        given["seed"] = config["seed"]
+    made = settings(**{name: value for name, value in given.items() if value is not None})
+    for name, (accepts, words) in accepted.items():
+        value = getattr(made, name)
+        if not accepts(value):
+            raise ConfigError(f"{key_of(name)}: {value!r} is not accepted; give {words}")
+    return made
+
+
+def tuning_of(settings: TuningSettings, image_pixels: int) -> Tuning:
+    """How `finetune` is to go about it.
+
+    Args:
+        settings: of the run, perhaps with more of `Tuning`'s.
+        image_pixels: bound on an image's area.
+    """
+    from recbole_mm.llm.finetune import Lora, Tuning  # takes seconds to import
+
+    adapter = {name: value for name, value in settings.lora.items() if value is not None}
+    shared = set(Tuning.__dataclass_fields__) & set(settings.__dataclass_fields__) - {"lora"}
+    return Tuning(
+        method=settings.tuning,
+        image_pixels=image_pixels,
+        lora=Lora(**adapter),
+        **{name: getattr(settings, name) for name in shared},
+    )
+
+
+# --- the folder ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """A model to be fine-tuned, and where it is kept.
+
+    Attributes:
+        kind: begins the folder's name.
+        label: of the model in the log.
+        key: that chose the tuning, for errors.
+        base: folder or hub id of the model to tune.
+        tuning: how.
+        artifacts: where the folder is kept.
+        notes: name of the file beside the model that says what it was tuned on.
+    """
+
+    kind: str
+    label: str
+    key: str
+    base: str
+    tuning: Tuning
+    artifacts: Path
+    notes: str
+
+    def check(self) -> None:
+        """Stop before anything is computed.
+
+        Raises:
+            ConfigError, ModelLoadError: settings that do not fit together, or the base model.
+        """
+        from recbole_mm.llm.finetune import check_tuning
+
+        check_tuning(self.tuning)
+        if locate(self.base, None, supported_family).is_adapter and self.tuning.method == "lora":
+            raise ConfigError(
+                f"{self.key}: {self.base} is an adapter itself: set none to use it as it is, or full to go on"
+            )
+
+    def dtype(self, config: Any) -> str:
+        """Of the weights: a full tuning updates them in float32; an adapter's base stays in the dtype of the run."""
+        return "float32" if self.tuning.method == "full" else config["mllm_dtype"] or "auto"
+
+    def find_or_make(
+        self,
+        config: Any,
+        parts: Mapping[str, Any],
+        about: Mapping[str, Any],
+        load: Callable[..., MLLM],
+        examples: Callable[[MLLM], Examples],
+    ) -> Path:
+        """The model's folder, fine-tuned now if it was not before.
+
+        Args:
+            config: of the run.
+            parts: what the model depends on beside base, precision and tuning, as JSON takes it; the folder's name
+                holds a digest of all.
+            about: what the notes say beside that.
+            load: `load_mllm` for the run's device.
+            examples: what is learnt, by the loaded model.
+
+        Raises:
+            ConfigError, CheckpointError, ModelLoadError: the machine, an old checkpoint, the model; or it diverged.
+        """
+        from recbole_mm.llm.finetune import finetune, is_finetuned
+
+        dtype = self.dtype(config)
+        parts = {
+            **parts,
+            "model": locate(self.base, None, supported_family).identity,
+            "precision": [config["device"].type, dtype],
+            "tuning": {name: value for name, value in asdict(self.tuning).items() if name not in NO_EFFECT},
+        }
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        folder = self.artifacts / f"{self.kind}-{digest}"
+        if is_finetuned(folder):
+            logger.info("%s: fine-tuned before, in %s", self.label, folder)
+            return folder
+        mllm = load(self.base, dtype=dtype, with_head=True, load_in_4bit=self.tuning.load_in_4bit)
+        counted = ", ".join(f"{count} examples of {name}" for name, count in about["examples_of"].items())
+        logger.info("%s: fine-tuning on %s", self.label, counted)
+        notes = yaml.safe_dump({"base": self.base, **about, **parts}, sort_keys=False)
+        finetune(mllm, examples(mllm), self.tuning, folder, config["show_progress"], {self.notes: notes})
+        logger.info("%s: fine-tuned, in %s", self.label, folder)
+        return folder

@@ -1,0 +1,147 @@
+"""What a run would compute before it trains: calls, tokens and time, told before anything is spent.
+
+`recbole-mm plan --model=MLLMRec --dataset=D` reads the data and the artifact store. It loads no weights, asks no
+server, downloads nothing larger than a tokenizer, and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recbole_mm.artifacts.store import Store
+from recbole_mm.config.resolved import Config
+from recbole_mm.data.dataset import create_dataset
+from recbole_mm.evaluation.phases import check_split
+from recbole_mm.inputs.model_inputs import OF_THE_MLLM, artifact_dir, needed
+from recbole_mm.inputs.reasoning.estimate import TEMPLATE, Estimate, PlannedStage
+from recbole_mm.inputs.reasoning.stage import NEEDS as OF_REASONING
+from recbole_mm.llm.dry_run import feature_stages, mllm_stages, unloaded_generator
+from recbole_mm.utils.progress import duration
+
+WIDEST = 40
+"""Characters of a model's name; of a longer one, a path, the end is shown."""
+COLUMNS = ("STAGE", "BY", "DONE", "TO DO", "PROMPT TOKENS", "NEW TOKENS", "TIME")
+
+
+@dataclass
+class Plan:
+    """What is to be computed.
+
+    Attributes:
+        config: of the run.
+        stages: in the order in which the run computes them; empty where the model asks for nothing.
+        notes: what a reader must know beside the numbers.
+    """
+
+    config: Config
+    stages: list[PlannedStage] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def to_do(self) -> int:
+        """Texts and vectors that are not in the store."""
+        return sum(stage.to_do for stage in self.stages)
+
+
+class NoStore:
+    """Stands for an artifact store that is not there yet, without making it."""
+
+    def contains(self, keys) -> set[str]:
+        return set()
+
+    def get_many(self, keys) -> dict[str, Any]:
+        return {}
+
+    def failures(self, stage: str | None = None) -> dict[str, str]:
+        return {}
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def plan(
+    model: str | type | None = None,
+    dataset: str | None = None,
+    config_files: Sequence[str | Path] = (),
+    config_dict: Mapping[str, Any] | None = None,
+    command_line: Mapping[str, str] | None = None,
+) -> Plan:
+    """Plan the run that `recbole_mm.run` of the same arguments would be.
+
+    Raises:
+        RecboleMMError: what would stop the run, too: settings, the data, a model of another kind.
+    """
+    config = Config(model, dataset, config_files, config_dict, command_line)
+    needs = needed(config, config.model_class)
+    planned = Plan(config)
+    specs = config["item_features"] or {}
+    if not needs and not specs:
+        return planned
+    data = create_dataset(config)
+    check_split(config, data, config.model_class)
+    path = artifact_dir(config) / "artifacts.sqlite"
+    store: Any = Store(path) if path.is_file() else NoStore()
+    try:
+        if set(needs) & set(OF_THE_MLLM):
+            planned.stages += mllm_stages(config, data, store, needs, planned.notes)
+        estimate = None
+        if set(needs) & set(OF_REASONING):
+            generator = unloaded_generator(config, data, planned.notes)
+            estimate = Estimate(config, data, store, artifact_dir(config), generator, planned.notes)
+            planned.stages += estimate.stages(needs)
+        if "answering_mllm" in needs and config["sft_tuning"] != "none":
+            planned.notes.append("the MLLM is fine-tuned after that (sft_tuning), which is not estimated here")
+        planned.stages += feature_stages(config, data, store, specs, planned.notes, estimate)
+    finally:
+        store.close()
+    return planned
+
+
+def to_text(planned: Plan) -> str:
+    """The plan as a table with its notes, for a terminal."""
+    config = planned.config
+    title = f"{config['model']} on {config['dataset']}"
+    if not planned.stages:
+        return "\n".join([f"{title}: nothing to compute before training", *planned.notes]) + "\n"
+    rows = [COLUMNS, *(_cells(stage) for stage in planned.stages)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    lines += ["", f"in all: {planned.to_do:,} to do, {_all_time(planned.stages)}"]
+    lines += [f"- {note}" for note in dict.fromkeys(planned.notes)]
+    return "\n".join([f"{title}, before training (nothing has been computed)", "", *lines]) + "\n"
+
+
+def _cells(stage: PlannedStage) -> tuple[str, ...]:
+    """One row of the table."""
+    done = "?" if stage.done is None else f"{stage.done:,}"
+    to_do = f"at most {stage.to_do:,}" if stage.at_most else f"{stage.to_do:,}"
+    prompt, new = "", ""
+    if stage.work is not None and stage.work.calls:
+        images = f" + {stage.work.images:,} images" if stage.work.images else ""
+        prompt = f"{'' if stage.exact else 'about '}{stage.work.prompt_tokens:,}{images}"
+        new = f"at most {stage.work.new_tokens:,}"
+    if not stage.to_do:
+        time = ""
+    elif stage.by == TEMPLATE:
+        time = "no LLM"
+    elif stage.seconds is None:
+        time = "not estimated"
+    else:
+        time = f"{_about(stage.seconds)} ({'measured' if stage.measured else 'assumed'} rate)"
+    by = stage.by if len(stage.by) <= WIDEST else f"...{stage.by[3 - WIDEST :]}"
+    return stage.name, by, done, to_do, prompt, new, time
+
+
+def _all_time(stages: Sequence[PlannedStage]) -> str:
+    known = [stage.seconds for stage in stages if stage.to_do and stage.seconds is not None]
+    unknown = any(stage.to_do and stage.seconds is None for stage in stages)
+    if unknown:
+        return f"{_about(sum(known))} and what is not estimated" if known else "time not estimated"
+    return _about(sum(known))
+
+
+def _about(seconds: float) -> str:
+    return f"about {duration(seconds)}" if seconds >= 1 else "less than a second"

@@ -1,0 +1,390 @@
+"""One run, from a configuration to a folder with its result: config -> dataset -> artifacts -> model -> train ->
+evaluate."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recbole.utils import ModelType, dict2str, init_seed
+
+from recbole_mm.config.resolved import NOT_FROM_A_RUN, Config
+from recbole_mm.config.yaml_settings import canonical, read_yaml
+from recbole_mm.data.dataset import create_dataset
+from recbole_mm.distributed.workers import joined
+from recbole_mm.errors import CheckpointError, ConfigError, DiskError, RecboleMMError
+from recbole_mm.evaluation.per_user import FILE as PER_USER
+from recbole_mm.evaluation.per_user import per_user_table, write_per_user
+from recbole_mm.evaluation.phases import Phases, check_split, split
+from recbole_mm.evaluation.ranking import RankingData
+from recbole_mm.inputs.model_inputs import check_stages, provide
+from recbole_mm.models.full_sequence import full_sequence_class
+from recbole_mm.runs.first_stage import has_first_stage, open_first_stage, results_beside
+from recbole_mm.runs.leakage import held_out_seen
+from recbole_mm.runs.profiling import Stages, versions
+from recbole_mm.runs.recbole_errors import told_in_one_line
+from recbole_mm.training.checkpoint import without_pickles
+from recbole_mm.training.trainer import load_weights, make_trainer
+from recbole_mm.utils.file_lock import turn
+from recbole_mm.utils.files import disk_errors, make_folder, read_json, write_json
+from recbole_mm.utils.log import close_logging, init_logging
+from recbole_mm.utils.paths import expanded
+from recbole_mm.utils.tables import beside_table
+
+logger = logging.getLogger(__name__)
+
+CONFIG, RESULT, WEIGHTS, CHECKPOINT = "config.yaml", "result.json", "model.safetensors", "checkpoint.safetensors"
+PROTOCOL = ("eval_args", "mask_history", "candidates", "positives", "valid_metric")
+NO_EFFECT_ON_RESULT = {
+    "resume",
+    "show_progress",
+    "state",
+    "checkpoint_dir",
+    "artifact_dir",
+    "data_path",
+    "worker",
+    "log_wandb",
+    "train_workers",
+    "ray_address",
+    "ray_workers",
+    "ray_cpus_per_worker",
+    "ray_gpus_per_worker",
+    "ray_object_store_mb",
+}
+
+MAY_CHANGE = {
+    *("use_gpu", "gpu_id", "device", "eval_memory_mb", "eval_batch_size"),
+    *("text_url", "text_api_key_env", "text_concurrency", "text_timeout", "text_retries"),
+}
+"""Settings that an interrupted run may go on with others of: where it runs, and how it asks."""
+
+
+@dataclass
+class Run:
+    """A finished or reloaded run.
+
+    Attributes:
+        config, dataset, model: ready to score: `model.full_sort_predict(...)`.
+        phases: training, validation and test data.
+        run_dir: the run's folder.
+        test_result, best_valid_result: metric -> value, as RecBole names them.
+        sees_held_out: how its training saw held-out interactions, one text each; empty where it did not.
+        beside: test metrics of other models that a result of this one is printed beside, by name.
+    """
+
+    config: Config
+    dataset: Any
+    model: Any
+    phases: Phases
+    run_dir: Path
+    test_result: dict[str, float] = field(default_factory=dict)
+    best_valid_result: dict[str, float] = field(default_factory=dict)
+    sees_held_out: list[str] = field(default_factory=list)
+    beside: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def run(
+    model: str | type | None = None,
+    dataset: str | None = None,
+    config_files: Sequence[str | Path] = (),
+    config_dict: Mapping[str, Any] | None = None,
+    command_line: Mapping[str, str] | None = None,
+) -> Run:
+    """Train a model, rank its test users, and write the run's folder under `checkpoint_dir`.
+
+    Args:
+        model: name (case, hyphens and underscores do not matter) or class of any model, ours or RecBole's.
+        dataset: name of the dataset.
+        config_files, config_dict, command_line: settings over the defaults, later ones win.
+
+    Raises:
+        RecboleMMError: something the user can mend; the message is one line.
+    """
+    config = Config(model, dataset, config_files, config_dict, command_line)
+    if config["epochs"] == 0 and config["load_best_model"] and config["MODEL_TYPE"] != ModelType.TRADITIONAL:
+        raise ConfigError("epochs: 0 leaves no best weights; give --load_best_model=False to test an untrained model")
+    check_stages(config)
+    if config["train_workers"] > 1:
+        _on_workers().check_workers(config)
+    run_dir, resumed = choose_run_dir(config)
+    with turn(run_dir, "running"):
+        if is_finished(run_dir):
+            logger.info("%s is a finished run of these settings; it is loaded", run_dir)
+            return load(run_dir, config.model_class)
+        make_folder(run_dir)  # whoever had the turn before may have failed and taken it away
+        return _run_in(run_dir, config, resumed and (run_dir / CHECKPOINT).is_file())
+
+
+def _run_in(run_dir: Path, config: Config, resumed: bool) -> Run:
+    new = not (run_dir / CONFIG).exists()
+    try:
+        init_logging(run_dir, config["state"])
+        config.save(run_dir / CONFIG)
+        logger.info("%s on %s -> %s%s", config["model"], config["dataset"], run_dir, " (resumed)" if resumed else "")
+        return _train_and_test(config, run_dir)
+    except KeyboardInterrupt:
+        logger.warning("interrupted; continue with the same command and --resume")
+        raise
+    except RecboleMMError:
+        if new and not (run_dir / CHECKPOINT).exists():  # nothing was gained, and nothing is left behind
+            close_logging()
+            shutil.rmtree(run_dir, ignore_errors=True)  # why it failed is to be told, not that it cannot be removed
+        raise
+
+
+def _train_and_test(config: Config, run_dir: Path) -> Run:
+    stages = Stages()
+    sees_held_out = held_out_seen(config, config.model_class)
+    for text in sees_held_out:
+        logger.warning("SEES HELD-OUT DATA: %s; no result of this run is one of the train-only protocol", text)
+    beside = results_beside(config, run_dir, stages) if has_first_stage(config.model_class) else {}
+    if config["train_workers"] > 1:
+        _on_workers().train_on_workers(config, run_dir, stages, sees_held_out, beside)
+        init_logging(run_dir, "ERROR")  # the log has said what loading would say again
+        finished = load(run_dir, config.model_class)
+        init_logging(run_dir, config["state"])
+        return finished
+    assembled = assemble(config, run_dir, stages)
+    assembled.sees_held_out[:0] = sees_held_out
+    assembled.beside = beside
+    return train_and_test(assembled, stages)
+
+
+def _on_workers() -> Any:
+    """The module that trains on several workers; it imports this one, and Ray when it is used."""
+    from recbole_mm.distributed import driver
+
+    return driver
+
+
+def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -> Run:
+    """Train a run that is assembled, test it and write its folder. Of several workers the first one writes.
+
+    Args:
+        assembled: the run; its results are set.
+        stages: measures training and test.
+        resume: see `TrainerMixin.fit`.
+    """
+    config, run_dir, workers = assembled.config, assembled.run_dir, joined()
+    trainer = make_trainer(config, assembled.model, run_dir)
+    phases, show_progress = assembled.phases, config["show_progress"]
+    with stages("training"), told_in_one_line(config["model"]):
+        _, best_valid_result = trainer.fit(phases.train, phases.valid, show_progress=show_progress, resume=resume)
+    with stages("test"), told_in_one_line(config["model"]):
+        test_result = trainer.evaluate(phases.test, config["load_best_model"], show_progress=show_progress)
+    assembled.test_result = dict(test_result or {})
+    assembled.best_valid_result = dict(best_valid_result or {})
+    if workers is not None and not workers.first:
+        return assembled
+    if config["save_per_user"] and isinstance(phases.test, RankingData):
+        table = per_user_table(config, phases.test.users, trainer.last_struct, assembled.dataset.item_tokens())
+        write_per_user(run_dir / PER_USER, table)
+    write_result(assembled, stages, trainer.timings)
+    logger.info("best valid: %s", dict2str(assembled.best_valid_result))
+    logger.info("test:       %s", dict2str(assembled.test_result))
+    if assembled.beside:
+        logger.info("beside:\n%s", beside_table({config["model"]: assembled.test_result, **assembled.beside}))
+    return assembled
+
+
+def load(run_dir: str | os.PathLike, model: type | None = None, changed: Mapping[str, Any] | None = None) -> Run:
+    """A finished run, its config, dataset and trained model, ready to score.
+
+    The folder may have come from anybody: what it says of data, features and models is followed, but it runs no code,
+    asks no server and joins no cluster. Who wants that says so: see `NOT_FROM_A_RUN`.
+
+    Args:
+        run_dir: its folder.
+        model: the model's class, needed only where it was never registered.
+        changed: settings that are others here, such as `{"text_url": "http://localhost:8000/v1"}`.
+
+    Raises:
+        CheckpointError: the folder is not a finished run.
+    """
+    run_dir = Path(expanded(os.fspath(run_dir)))
+    for name in (CONFIG, RESULT, WEIGHTS):
+        if not (run_dir / name).is_file():
+            raise CheckpointError(f"{run_dir}: no {name}; give the folder of a finished run")
+    config = Config.load(run_dir / CONFIG, model, {**NOT_FROM_A_RUN, **(changed or {})})
+    if other := _changed_files(config):
+        logger.warning("%s has changed since %s was run: its model may now score other items", other[0], run_dir)
+    loaded = assemble(config, run_dir, Stages())
+    load_weights(loaded.model, run_dir / WEIGHTS)
+    loaded.model.eval()
+    result = read_result(run_dir)
+    loaded.test_result, loaded.best_valid_result = result["test_result"], result["best_valid_result"]
+    loaded.sees_held_out, loaded.beside = result.get("sees_held_out", []), result.get("beside", {})
+    return loaded
+
+
+def assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
+    """Dataset, artifacts, split and an untrained model: everything that `run` and `load` share.
+
+    Raises:
+        RecboleMMError: the data, the settings or both do not fit the model.
+    """
+    with told_in_one_line(config["model"]):
+        return _assemble(config, run_dir, stages)
+
+
+def _assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
+    init_seed(config["seed"], config["reproducibility"])
+    with stages("dataset"):
+        dataset = create_dataset(config)
+        logger.info("%s", dataset)
+    model_class = full_sequence_class(config.model_class) if config["full_sequence"] else config.model_class
+    check_split(config, dataset, model_class)
+    first = None
+    with stages("artifacts"):
+        if has_first_stage(model_class):
+            first = open_first_stage(config, dataset, run_dir)
+        provide(config, dataset, model_class, run_dir)
+    if first is not None:
+        dataset.hand_over({**dataset.provided, "first_stage": first})
+    with stages("split"):
+        phases = split(config, dataset, model_class, run_dir)
+    init_seed(config["seed"], config["reproducibility"])
+    with without_pickles():
+        model = model_class(config, phases.train_dataset).to(config["device"])
+    logger.info("%s", model)
+    return Run(config, dataset, model, phases, run_dir, sees_held_out=[] if first is None else first.sees_held_out)
+
+
+def choose_run_dir(config: Config) -> tuple[Path, bool]:
+    """Folder of this run: a new one, or the folder that `resume` names, or with `resume: True` the newest unfinished
+    folder of the same settings, or else the newest finished one, since a kill may have come when all was done.
+
+    Returns:
+        The folder, which exists, and whether there is something in it to resume.
+
+    Raises:
+        CheckpointError: the folder that `resume` names is not that of a run, or of one with other settings or data.
+        DiskError: no folder can be made.
+    """
+    if isinstance(config["resume"], str):
+        named = Path(config["resume"])
+        if not (named / CONFIG).is_file():
+            raise CheckpointError(f"--resume={named}: not a run folder (it has no {CONFIG})")
+        _require_same_run(named, config)
+        return named, (named / CHECKPOINT).is_file()
+    first, earlier = first_run_dir(config), earlier_run_dirs(config)
+    if config["resume"]:
+        unfinished = [path for path in earlier if not is_finished(path)]
+        if unfinished:
+            return unfinished[-1], (unfinished[-1] / CHECKPOINT).is_file()
+        if earlier:
+            return earlier[-1], False
+        logger.warning("nothing to resume: no run of these settings under %s", config["checkpoint_dir"])
+    make_folder(first.parent)
+    taken = [first, *(first.with_name(f"{first.name}-{n}") for n in range(2, 10_000))]
+    return next(path for path in taken if _make(path)), False
+
+
+def _make(folder: Path) -> bool:
+    """Make a folder; False if it is there already, perhaps since a moment."""
+    try:
+        with disk_errors(folder):
+            folder.mkdir()
+    except DiskError:
+        if not folder.exists():
+            raise
+        return False
+    return True
+
+
+def _require_same_run(folder: Path, config: Config) -> None:
+    """Refuse to go on with a run under settings or on data that are not its own: its result would be of neither.
+
+    Raises:
+        CheckpointError: naming the first setting that differs.
+    """
+    theirs, ours = (result_settings(every) for every in (read_yaml(folder / CONFIG), config.as_dict()))
+    for key in sorted({*theirs, *ours} - MAY_CHANGE):
+        if key not in theirs or key not in ours or canonical(theirs[key]) != canonical(ours[key]):
+            raise CheckpointError(
+                f"--resume={folder} was run with {key}: {theirs.get(key)!r}, not {ours.get(key)!r}; go on with its own "
+                "settings, or start a new run"
+            )
+
+
+def _changed_files(config: Config) -> list[str]:
+    """Files of the dataset that are not what they were when the run of this config began."""
+    changed: set[str] = set()
+    for kind, now in config.current_files().items():
+        if config[kind] is not None:  # a config that is older than this says nothing
+            changed.update(name for name, _ in set(now.items()) ^ set(config[kind].items()))
+    return sorted(changed)
+
+
+def first_run_dir(config: Config) -> Path:
+    """Folder of the first run of these settings, named by model, dataset and a hash of every setting that can change
+    the result; those of later runs have -2, -3, ... behind it."""
+    digest = hashlib.sha256(canonical(result_settings(config.as_dict())).encode())
+    return Path(config["checkpoint_dir"]) / f"{config['model']}-{config['dataset']}-{digest.hexdigest()[:8]}"
+
+
+def earlier_run_dirs(config: Config) -> list[Path]:
+    """Folders of the runs of these settings so far, finished or not, in the order of their numbers."""
+    first = first_run_dir(config)
+    numbered = {}
+    for path in first.parent.glob(f"{glob.escape(first.name)}*"):
+        suffix = re.fullmatch(r"(?:-(\d+))?", path.name.removeprefix(first.name))
+        if suffix and path.is_dir():
+            numbered[int(suffix[1] or 1)] = path
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether the folder is that of a complete run: its result is the last file that is written."""
+    return (run_dir / RESULT).is_file()
+
+
+def result_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a run's settings that can change its result."""
+    return {key: value for key, value in settings.items() if key not in NO_EFFECT_ON_RESULT}
+
+
+def read_result(run_dir: Path) -> dict[str, Any]:
+    """`result.json` of a run.
+
+    Raises:
+        CheckpointError: it is not there, damaged or cannot be read.
+    """
+    try:
+        return read_json(run_dir / RESULT)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{run_dir}: no {RESULT}; give the folder of a finished run") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{run_dir / RESULT} cannot be read ({error}); run the model again") from error
+
+
+def write_result(finished: Run, stages: Stages, timings: Mapping[str, Any]) -> None:
+    """Write `result.json`, the last file of a run: its presence says that the run is complete.
+
+    Raises:
+        DiskError: it cannot be written.
+    """
+    config = finished.config
+    result = {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "test_result": {key: float(value) for key, value in finished.test_result.items()},
+        "best_valid_result": {key: float(value) for key, value in finished.best_valid_result.items()},
+        "seed": config["seed"],
+        **({"train_workers": config["train_workers"]} if config["train_workers"] > 1 else {}),
+        "sees_held_out": list(finished.sees_held_out),
+        **({"beside": finished.beside} if finished.beside else {}),
+        "protocol": {key: config[key] for key in PROTOCOL},
+        "stages": stages.as_dict(),
+        "timings": dict(timings),
+        "versions": versions(),
+    }
+    write_json(finished.run_dir / RESULT, result, indent=2, default=str)

@@ -1,0 +1,1 @@
+"""Logging, progress, locks, caches and tables of text."""

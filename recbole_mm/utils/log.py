@@ -1,0 +1,148 @@
+"""Where log lines go: the console, in color on a terminal, and `run.log` in the run's folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from recbole_mm.errors import ConfigError
+from recbole_mm.utils.escaping import printable
+from recbole_mm.utils.files import disk_errors, disk_reason
+
+LOG_FILE = "run.log"
+
+_COLORS = {
+    logging.DEBUG: "\x1b[2m",
+    logging.WARNING: "\x1b[33m",
+    logging.ERROR: "\x1b[31m",
+    logging.CRITICAL: "\x1b[31m",
+}
+_RESET = "\x1b[0m"
+_RECBOLE_COLORS = re.compile(r"(\x1b\[(?:(?:[01];)?3[0-7]|0)m)")
+
+
+class _OwnFilter(logging.Filter):
+    """Lets through our lines and RecBole's (it logs to the root logger), and other packages' from WARNING on.
+
+    Setting the root logger to INFO, as RecBole needs, would otherwise print every HTTP request and font lookup.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        package = record.name.split(".")[0]
+        return record.levelno >= logging.WARNING or package in ("root", "recbole", "recbole_mm")
+
+
+class _PlainFormatter(logging.Formatter):
+    """Text without the colors RecBole puts into its messages, and without control characters that data may hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(_RECBOLE_COLORS.sub("", super().format(record)))
+
+
+class _ColorFormatter(logging.Formatter):
+    """Text for a terminal: the line in the color of its level, RecBole's own colors kept."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        parts = _RECBOLE_COLORS.split(super().format(record))
+        text = "".join(part if place % 2 else printable(part) for place, part in enumerate(parts))
+        color = _COLORS.get(record.levelno)
+        return f"{color}{text}{_RESET}" if color else text
+
+
+class _ConsoleHandler(logging.StreamHandler):
+    """Writes above a progress bar instead of into it; follows `sys.stderr` where that is replaced later."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:  # logging's own convention: a line that cannot be written must not end the run
+            self.handleError(record)
+
+
+class _FileHandler(logging.FileHandler):
+    """Goes on without the file once a disk has given up, and says so in a line instead of a traceback per line."""
+
+    _gave_up = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        reason = None if error is None else disk_reason(error)
+        if reason is None:
+            super().handleError(record)
+        elif not self._gave_up:
+            self._gave_up = True
+            tqdm.write(f"{self.baseFilename}: cannot be written: {reason}", file=sys.stderr)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError:  # what it could not write before, it tries again
+            self.handleError(logging.makeLogRecord({}))
+
+
+_installed: list[logging.Handler] = []
+
+
+def init_logging(run_dir: str | os.PathLike | None, level: str | int | None = None) -> None:
+    """Send log lines of `level` and above to standard error and to `<run_dir>/run.log`.
+
+    Calling it again moves the log to the new folder; lines are never written twice. A log that exists is continued, so
+    that a resumed run tells its whole story in one file.
+
+    Args:
+        run_dir: the run's folder, which exists; None logs to the console only.
+        level: a level's number or name in any case (RecBole's setting `state`); None is INFO.
+
+    Raises:
+        ConfigError: there is no such level.
+        DiskError: the file cannot be written.
+    """
+    number = _level_number(level)
+    handlers: list[logging.Handler] = [_console_handler()]
+    if run_dir is not None:
+        path = Path(run_dir) / LOG_FILE
+        with disk_errors(path):
+            file_handler = _FileHandler(path, mode="a", encoding="utf-8")
+        file_handler.setFormatter(_PlainFormatter("%(asctime)s %(levelname)-7s %(message)s"))
+        handlers.append(file_handler)
+    close_logging()
+    root = logging.getLogger()
+    for handler in handlers:
+        handler.setLevel(number)
+        handler.addFilter(_OwnFilter())
+        root.addHandler(handler)
+        _installed.append(handler)
+    root.setLevel(number)
+
+
+def close_logging() -> None:
+    """Remove and close what `init_logging` installed."""
+    while _installed:
+        handler = _installed.pop()
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+def _level_number(level: str | int | None) -> int:
+    """A level's number; names as in `logging`, in any case."""
+    if level is None:
+        return logging.INFO
+    if isinstance(level, int):
+        return level
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        raise ConfigError(f"state: {level!r} is not accepted; give DEBUG, INFO, WARNING, ERROR or CRITICAL")
+    return number
+
+
+def _console_handler() -> logging.Handler:
+    handler = _ConsoleHandler()
+    colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    text, clock = "%(asctime)s %(message)s", "%H:%M:%S"
+    handler.setFormatter(_ColorFormatter(text, clock) if colored else _PlainFormatter(text, clock))
+    return handler
