@@ -19,7 +19,7 @@ if find_spec("recbole") is None:
 
 from recbole_mm import compat
 
-compat.apply()
+compat.apply_before_recbole()
 
 if TYPE_CHECKING:
     from recbole_mm.runs.run import load, run

@@ -6,10 +6,10 @@ here changes what RecBole computes.
 
 from __future__ import annotations
 
+import sys
 import warnings
-
-import numpy as np
-from scipy.sparse import dok_matrix
+from importlib.abc import MetaPathFinder
+from typing import Any
 
 
 def restore_numpy_aliases() -> None:
@@ -18,6 +18,8 @@ def restore_numpy_aliases() -> None:
     recbole/evaluator/metrics.py:90 (`np.float`), recbole/data/interaction.py:31 (`np.float`),
     recbole/trainer/hyper_tuning.py:386 (`np.str`), recbole/model/layers.py:1408 (`np.long` before numpy 2).
     """
+    import numpy as np
+
     aliases = {"float": np.float64, "int": np.int64, "object": np.object_, "str": np.str_, "complex": np.complex128}
     aliases |= {"long": np.int64, "bool": np.bool_, "unicode": np.str_}
     for name, target in aliases.items():
@@ -30,6 +32,8 @@ def restore_dok_update() -> None:
 
     recbole/model/general_recommender/lightgcn.py:111 and its copies in ngcf, ncl, gcmc, spectralcf, kgin, mcclk.
     """
+    from scipy.sparse import dok_matrix
+
     if not hasattr(dok_matrix, "_update"):
         dok_matrix._update = lambda self, entries: self._dict.update(entries)
 
@@ -44,7 +48,25 @@ def quiet_upstream_warnings() -> None:
 
 
 def apply() -> None:
-    """Apply every shim. Idempotent; called once by `import recbole_mm`."""
+    """Apply every shim. Idempotent."""
     restore_numpy_aliases()
     restore_dok_update()
     quiet_upstream_warnings()
+
+
+class _BeforeRecbole(MetaPathFinder):
+    """Finds no module: applies the shims when RecBole is looked for, so that a command without it does without numpy
+    and scipy."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        if fullname == "recbole":
+            sys.meta_path.remove(self)
+            apply()
+
+
+def apply_before_recbole() -> None:
+    """Apply every shim before RecBole is imported, or now if it is; called once by `import recbole_mm`."""
+    if "recbole" in sys.modules:
+        apply()
+    else:
+        sys.meta_path.insert(0, _BeforeRecbole())

@@ -4,7 +4,7 @@
     'SASRec'
     >>> register_model("MyModel", "my_package.my_module:MyModel", paper="Me et al. 2026")   # doctest: +SKIP
 
-Nothing is imported until a model is loaded: RecBole's models are found by reading their source files.
+Nothing is imported until a model is loaded: a model of RecBole's is found by reading its source file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import difflib
 import functools
 import importlib
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -182,7 +181,7 @@ def register_model(
         raise ConfigError(f"model {name}: {target!r} is not of the form module:Class")
     if type not in MODEL_TYPES:
         raise ConfigError(f"model {name}: type {type!r} is not one of {', '.join(MODEL_TYPES)}")
-    taken = _known().get(_spelled(name))
+    taken = _entry(_spelled(name))
     if taken is not None and not (replaces_recbole and taken.origin == "RecBole"):
         raise ConfigError(
             f"model {name} is already registered, as {taken.target} ({taken.origin}); choose another name"
@@ -198,9 +197,9 @@ def find_model(name: str) -> ModelEntry:
     Raises:
         ConfigError: there is none; the message names the nearest ones.
     """
-    known = _known()
-    entry = known.get(_spelled(name))
+    entry = _entry(_spelled(name))
     if entry is None:
+        known = _known()
         near = [known[key].name for key in difflib.get_close_matches(_spelled(name), known, n=3)]
         hint = f"did you mean {' or '.join(near)}?" if near else "none is spelled like it;"
         raise ConfigError(f"unknown model {name!r}: {hint} `recbole-mm models` lists them all")
@@ -215,8 +214,13 @@ def list_models() -> list[ModelEntry]:
     )
 
 
+def _entry(spelled: str) -> ModelEntry | None:
+    return _registered.get(spelled) or _recbole_model(spelled)
+
+
 def _known() -> dict[str, ModelEntry]:
-    return {**_recbole_models(), **_registered}
+    theirs = {spelled: _recbole_model(spelled) for spelled in _recbole_files()}
+    return {**{spelled: entry for spelled, entry in theirs.items() if entry is not None}, **_registered}
 
 
 def _spelled(name: str) -> str:
@@ -225,25 +229,27 @@ def _spelled(name: str) -> str:
 
 
 @functools.cache
-def _recbole_models() -> dict[str, ModelEntry]:
-    """RecBole's models by spelled name."""
-    return {_spelled(entry.name): entry for entry in _scan_recbole()}
-
-
-def _scan_recbole() -> Iterator[ModelEntry]:
-    """Read `recbole/model/*_recommender/*.py`: a model is the class that is named as its file, apart from case."""
+def _recbole_files() -> dict[str, Path]:
+    """`recbole/model/*_recommender/*.py` by spelled name."""
     spec = find_spec("recbole")
-    roots = list(spec.submodule_search_locations or []) if spec is not None else []
-    for root in map(Path, roots):
-        for folder, kind in _RECBOLE_FOLDERS.items():
-            for path in sorted((root / "model" / folder).glob("*.py")):
-                tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-                for node in tree.body:
-                    if isinstance(node, ast.ClassDef) and node.name.lower() == path.stem:
-                        paper = _reference(ast.get_docstring(tree)) or _reference(ast.get_docstring(node))
-                        yield ModelEntry(
-                            node.name, kind, "RecBole", paper, f"recbole.model.{folder}.{path.stem}:{node.name}"
-                        )
+    roots = map(Path, (spec.submodule_search_locations or []) if spec is not None else [])
+    folders = [root / "model" / folder for root in roots for folder in _RECBOLE_FOLDERS]
+    return {_spelled(path.stem): path for folder in folders for path in sorted(folder.glob("*.py"))}
+
+
+@functools.cache
+def _recbole_model(spelled: str) -> ModelEntry | None:
+    """RecBole's model of that name: the class that is named as its file, apart from case; None if there is none."""
+    path = _recbole_files().get(spelled)
+    if path is None:
+        return None
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name.lower() == path.stem:
+            paper = _reference(ast.get_docstring(tree)) or _reference(ast.get_docstring(node))
+            target = f"recbole.model.{path.parent.name}.{path.stem}:{node.name}"
+            return ModelEntry(node.name, _RECBOLE_FOLDERS[path.parent.name], "RecBole", paper, target)
+    return None
 
 
 def _reference(docstring: str | None) -> str:
@@ -255,4 +261,4 @@ def _reference(docstring: str | None) -> str:
 
 
 for _name, _target, _type, _paper in OWN_MODELS:
-    register_model(_name, _target, paper=_paper, type=_type, replaces_recbole=True)
+    _registered[_spelled(_name)] = ModelEntry(_name, _type, "recbole_mm", _paper, _target)

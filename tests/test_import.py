@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,3 +29,26 @@ def test_nothing_happens_to_the_working_directory(tmp_path):
     program = f"import sys; sys.path.insert(0, {str(root)!r}); import recbole_mm; recbole_mm.run"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def printed_by(program: str, *arguments: str, **environment: str | None) -> dict:
+    """What a new Python prints, as JSON in its last line; a variable that is None is not set."""
+    env = {key: value for key, value in {**os.environ, **environment}.items() if value is not None}
+    command = [sys.executable, "-c", program, *arguments]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=root, env=env, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+HELP = """
+import json, sys
+from recbole_mm.cli import main
+for arguments in (["--help"], ["run", "--help"], ["prepare", "--help"]):
+    assert main(arguments) == 0
+heavy = {"torch", "numpy", "scipy", "pandas", "recbole", "yaml", "requests", "ray"}
+print(json.dumps({"heavy": sorted(heavy & set(sys.modules))}))
+"""
+
+
+def test_help_needs_none_of_the_libraries():
+    assert printed_by(HELP) == {"heavy": []}
