@@ -52,3 +52,27 @@ print(json.dumps({"heavy": sorted(heavy & set(sys.modules))}))
 
 def test_help_needs_none_of_the_libraries():
     assert printed_by(HELP) == {"heavy": []}
+
+
+RUNS = """
+import json, sys
+import recbole_mm
+from recbole_mm.cli import main
+
+def imported():
+    packages = {"transformers", "tokenizers", "peft", "accelerate", "ray", "sentence_transformers", "huggingface_hub"}
+    rooms = {name for name in sys.modules if name.startswith(("recbole_mm.llm", "recbole_mm.artifacts"))}
+    return sorted(packages & set(sys.modules) | rooms)
+
+settings = json.loads(sys.argv[1])
+for model in ("Pop", "BPR", "SASRec"):
+    recbole_mm.run(model=model, dataset="toy", config_dict={**settings, "epochs": 1})
+runs = imported()
+assert main(["run", "--model=Molar", "--dataset=nothere", "--data_path=" + settings["data_path"]]) == 2
+print(json.dumps({"runs": runs, "missing dataset": imported()}))
+"""
+
+
+def test_models_of_interactions_and_missing_datasets_import_no_llm_code(toy_settings):
+    printed = printed_by(RUNS, json.dumps(toy_settings))
+    assert printed == {"runs": [], "missing dataset": []}

@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 
 from recbole_mm.data.pretrained import Pretrained, check_identity, code_identity, locate, located, open_pretrained
 from recbole_mm.errors import ConfigError, ModelLoadError
-from recbole_mm.llm.families import FAMILIES
 
 if TYPE_CHECKING:
     import torch
@@ -161,6 +160,8 @@ class VisionEncoder:
     ):
         if pooling not in POOLINGS:
             raise ConfigError(f"pooling: {pooling!r} is none of {', '.join(POOLINGS)}")
+        from recbole_mm.llm.families import FAMILIES  # a run on interactions alone knows this module, and no LLM
+
         found = locate(name, revision, trust_remote_code)
         described = _described(found)
         if "architecture" in described and "model_type" not in described:  # of timm, which transformers then wraps

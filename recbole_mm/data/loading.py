@@ -45,6 +45,26 @@ _SOURCES = ("inter", "item", "user", "kg", "link")
 """Suffixes of files that are not additional ones."""
 
 
+def check_dataset(config: Any) -> list[Path]:
+    """The dataset's files of interactions, found without reading them.
+
+    Raises:
+        DataError: one is not there; the message says where to get it, the nearest name, or where to put it.
+    """
+    token, folder = config["dataset"], Path(config["data_path"])
+    parts = config["benchmark_filename"]
+    files = [folder / f"{token}.{part}.inter" for part in parts] if parts else [folder / f"{token}.inter"]
+    for file in files:
+        if not file.is_file():
+            hint = "; ".join(config[key] for key in ("source_url", "prepare_hint") if config[key])
+            if not hint:
+                known = {path.stem for path in (properties_dir() / "dataset").glob("*.yaml")}
+                known |= {path.name for path in folder.parent.glob("*") if (path / f"{path.name}.inter").is_file()}
+                hint = f"Put it there, or point --data_path at the folder above it{did_you_mean(token, sorted(known))}"
+            raise DataError(f"dataset {token!r}: {file} does not exist. {hint}")
+    return files
+
+
 class LoadingMixin(Dataset):
     """Reads the files of a dataset; mixed in front of one of RecBole's dataset classes."""
 
@@ -55,9 +75,8 @@ class LoadingMixin(Dataset):
     def _load_data(self, token: str, dataset_path: str) -> None:
         path = Path(dataset_path)
         self._owners: dict[str, str] = {}
-        parts = self.benchmark_filename_list
-        files = [path / f"{token}.inter"] if parts is None else [path / f"{token}.{part}.inter" for part in parts]
-        self._check_files(token, path, files)
+        files = check_dataset(self.config)
+        self._check_more_files(token, path)
         self._check_inter_columns(files)
         super()._load_data(token, dataset_path)
         if self.inter_feat.empty:
@@ -73,13 +92,8 @@ class LoadingMixin(Dataset):
 
     # ------------------------------------------------------------- before
 
-    def _check_files(self, token: str, path: Path, files: list[Path]) -> None:
-        """The files that the settings ask for are there."""
-        for file in files:
-            if not file.is_file():
-                raise DataError(
-                    f"dataset {token!r}: {file} does not exist. {self._where_to_get_it(token, path.parent)}"
-                )
+    def _check_more_files(self, token: str, path: Path) -> None:
+        """The files beside those of interactions that the settings ask for are there."""
         more = list(self.config["additional_feat_suffix"] or ())
         for suffix in more:
             if suffix in ("inter", "item", "user"):
@@ -92,15 +106,6 @@ class LoadingMixin(Dataset):
                 raise DataError(f"{path / f'{token}.{suffix}'}: no such file, which {asks} asks for")
             if self._get_load_and_unload_col(suffix)[0] == set():
                 raise ConfigError(f'load_col: nothing is loaded of .{suffix}; add {{{suffix}: "*"}}, or its columns')
-
-    def _where_to_get_it(self, token: str, folder: Path) -> str:
-        """What to do about a dataset that is not there: where it comes from, the nearest name, or where to put it."""
-        hints = [self.config[key] for key in ("source_url", "prepare_hint") if self.config[key]]
-        if hints:
-            return "; ".join(hints)
-        known = {path.stem for path in (properties_dir() / "dataset").glob("*.yaml")}
-        known |= {path.name for path in folder.glob("*") if (path / f"{path.name}.inter").is_file()}
-        return f"Put it there, or point --data_path at the folder above it{did_you_mean(token, sorted(known))}"
 
     def _check_inter_columns(self, files: list[Path]) -> None:
         """The columns of users, items and times are there, and loaded; files of a given split agree."""

@@ -39,10 +39,11 @@ from recbole_mm.artifacts.ray_pool import RayExecutor, stage_resources
 from recbole_mm.artifacts.store import Store
 from recbole_mm.artifacts.vectors import vectors_through_store
 from recbole_mm.data.content import ItemContent
-from recbole_mm.data.features import load_features, reads_summaries
+from recbole_mm.data.features import load_features
 from recbole_mm.data.pretrained import locate
 from recbole_mm.distributed.cluster import check_resources, inside_ray
 from recbole_mm.errors import ConfigError, ModelLoadError
+from recbole_mm.inputs.needs import needed
 from recbole_mm.inputs.reasoning import stage as reasoning
 from recbole_mm.inputs.reasoning.left_out import LeftOut
 from recbole_mm.inputs.reasoning.settings import ReasoningSettings
@@ -298,21 +299,6 @@ def _from_texts(
     generator = open_generator(config, load, executor, partial(load, without_weights=True))
     stage = reasoning.Reasoning(config, dataset, store, artifact_dir(config), generator, left_out, executor)
     return stage.provide(needs)
-
-
-def required(config, model_class: type) -> tuple[str, ...]:
-    """What a class needs: its `requirements(config)`, where settings decide, else its `requires`."""
-    if hasattr(model_class, "requirements"):
-        return tuple(model_class.requirements(config))
-    return tuple(getattr(model_class, "requires", ()))
-
-
-def needed(config, model_class: type) -> tuple[str, ...]:
-    """What a class needs, and the item texts where a feature of `item_features` is made of them."""
-    needs = required(config, model_class)
-    if reads_summaries(config["item_features"] or {}) and "item_texts" not in needs:
-        return (*needs, "item_texts")
-    return needs
 
 
 def _features(

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Sequence
 from itertools import chain
 
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from recbole_mm.errors import ConfigError
@@ -31,6 +30,8 @@ def with_lora(
     Raises:
         ConfigError: no linear map of the decoder has such a name, or the rank is below 1.
     """
+    from peft import LoraConfig, inject_adapter_in_model  # it imports transformers, which most variants do without
+
     shared = {id(tensor): tensor for tensor in chain(decoder.parameters(), decoder.buffers())}
     adapted: nn.Module = copy.deepcopy(decoder, shared).requires_grad_(False)
     linear = (name for name, part in decoder.named_modules() if isinstance(part, nn.Linear))

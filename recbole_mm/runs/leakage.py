@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from recbole_mm.inputs.model_inputs import required
+from recbole_mm.inputs.needs import required
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,14 @@ from recbole.utils import ModelType, dict2str, init_seed
 from recbole_mm.config.resolved import NOT_FROM_A_RUN, Config
 from recbole_mm.config.yaml_settings import canonical, read_yaml
 from recbole_mm.data.dataset import create_dataset
+from recbole_mm.data.loading import check_dataset
 from recbole_mm.distributed.workers import joined
 from recbole_mm.errors import CheckpointError, ConfigError, DiskError, RecboleMMError
 from recbole_mm.evaluation.per_user import FILE as PER_USER
 from recbole_mm.evaluation.per_user import per_user_table, write_per_user
 from recbole_mm.evaluation.phases import Phases, check_split, split
 from recbole_mm.evaluation.ranking import RankingData
-from recbole_mm.inputs.model_inputs import check_stages, provide
+from recbole_mm.inputs.needs import asks_for_inputs
 from recbole_mm.models.full_sequence import full_sequence_class
 from recbole_mm.runs.first_stage import has_first_stage, open_first_stage, results_beside
 from recbole_mm.runs.leakage import held_out_seen
@@ -111,7 +112,9 @@ def run(
     config = Config(model, dataset, config_files, config_dict, command_line)
     if config["epochs"] == 0 and config["load_best_model"] and config["MODEL_TYPE"] != ModelType.TRADITIONAL:
         raise ConfigError("epochs: 0 leaves no best weights; give --load_best_model=False to test an untrained model")
-    check_stages(config)
+    check_dataset(config)
+    if config["ray_address"] and asks_for_inputs(config, config.model_class):
+        _model_inputs().check_stages(config)
     if config["train_workers"] > 1:
         _on_workers().check_workers(config)
     run_dir, resumed = choose_run_dir(config)
@@ -163,6 +166,13 @@ def _on_workers() -> Any:
     from recbole_mm.distributed import driver
 
     return driver
+
+
+def _model_inputs() -> Any:
+    """The module that computes what models ask for; it imports LLMs, which a run on interactions alone does without."""
+    from recbole_mm.inputs import model_inputs
+
+    return model_inputs
 
 
 def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -> Run:
@@ -246,7 +256,8 @@ def _assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
     with stages("artifacts"):
         if has_first_stage(model_class):
             first = open_first_stage(config, dataset, run_dir)
-        provide(config, dataset, model_class, run_dir)
+        if asks_for_inputs(config, model_class):
+            _model_inputs().provide(config, dataset, model_class, run_dir)
     if first is not None:
         dataset.hand_over({**dataset.provided, "first_stage": first})
     with stages("split"):

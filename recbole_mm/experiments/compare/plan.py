@@ -15,6 +15,7 @@ from recbole_mm.config.resolved import DERIVED_KEYS, Config
 from recbole_mm.config.schema import KINDS
 from recbole_mm.config.yaml_settings import canonical, parse_argument, read_yaml
 from recbole_mm.data.content_source import ContentSource
+from recbole_mm.data.loading import check_dataset
 from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.experiments.compare.experiment import ALIKE, GIVEN_ELSEWHERE, Experiment, Row
@@ -166,18 +167,6 @@ def _check_metrics(metrics: Sequence[str], config: Config) -> None:
             )
     if not config["save_per_user"]:
         raise ConfigError("save_per_user: False leaves no values per user to test; leave it at True")
-
-
-def check_dataset(config: Config) -> None:
-    """Make sure that a dataset is there, without reading it.
-
-    Raises:
-        DataError: it is not; the message says where to get it.
-    """
-    path = Path(config["data_path"]) / f"{config['dataset']}.inter"
-    if not path.is_file() and not config["benchmark_filename"]:
-        hint = config["prepare_hint"] or "point --data_path at the folder above the dataset's own"
-        raise DataError(f"dataset {config['dataset']!r}: {path} does not exist; {hint}")
 
 
 def _not_applicable(row: Row, config: Config) -> str:

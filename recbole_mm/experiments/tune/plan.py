@@ -14,10 +14,11 @@ from recbole.utils import ModelType
 
 from recbole_mm.config.layers import merge
 from recbole_mm.config.resolved import Config
+from recbole_mm.data.loading import check_dataset
 from recbole_mm.data.splits import VALID, Split
 from recbole_mm.errors import ConfigError
 from recbole_mm.experiments.compare.experiment import PROTOCOL
-from recbole_mm.experiments.compare.plan import check_dataset, known_keys
+from recbole_mm.experiments.compare.plan import known_keys
 from recbole_mm.experiments.tune.space import Space, default_space, read_space
 from recbole_mm.inputs.model_inputs import artifact_dir
 from recbole_mm.runs import run as pipeline
