@@ -8,8 +8,15 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+if "GOMP_SPINCOUNT" not in os.environ:
+    # torch's threads wait for each other after every operation, by default in a busy loop. Where another process wants
+    # the core, the loop takes it from the very thread that is waited for, and training is ten times slower. OpenMP
+    # reads this when torch is loaded: it has no effect on a program that has imported torch before.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if find_spec("recbole") is None:
     raise ImportError(

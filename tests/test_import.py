@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """
 import importlib.util, sys
 real = importlib.util.find_spec
@@ -38,6 +40,23 @@ def printed_by(program: str, *arguments: str, **environment: str | None) -> dict
     root = Path(__file__).parents[1]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=root, env=env, check=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+WAITING = """
+import json, os, sys
+import recbole_mm.cli
+names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+print(json.dumps({**{name: os.environ.get(name) for name in names}, "torch": "torch" in sys.modules}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("policy", "spins", "expected"),
+    [(None, None, "PASSIVE"), ("ACTIVE", None, "ACTIVE"), (None, "1000", None), ("PASSIVE", "0", "PASSIVE")],
+)
+def test_threads_wait_passively_unless_the_user_says_otherwise(policy, spins, expected):
+    printed = printed_by(WAITING, OMP_WAIT_POLICY=policy, GOMP_SPINCOUNT=spins)
+    assert printed == {"OMP_WAIT_POLICY": expected, "GOMP_SPINCOUNT": spins, "torch": False}
 
 
 HELP = """
