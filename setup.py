@@ -62,6 +62,7 @@ setup(
             "hypothesis>=6.100",
             "optuna>=4.0",
             "pytest>=8.2",
+            "pytest-cov>=6.0",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "ruff>=0.8",
