@@ -45,6 +45,7 @@ setup(
         "sentence-transformers>=5.0",
         "tokenizers>=0.21",
         "filelock>=4.2",
+        "matplotlib>=3.9",
         "httpx2>=2.0,<3",
         "requests>=2.32",
         "urllib3>=2.3",

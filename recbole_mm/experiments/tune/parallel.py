@@ -1,4 +1,4 @@
-"""Trials as lines over parallel axes, one per setting and one for the score: a PNG, drawn with Pillow.
+"""Trials as lines over parallel axes, one per setting and one for the score: a PNG, drawn with matplotlib.
 
 A line is a trial, from dark blue (worst) to yellow (best); the better ones are drawn last. Logarithmic ranges have
 logarithmic axes, choices stand apart equally.
@@ -9,16 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from PIL import Image, ImageDraw, ImageFont
+from typing import Any
 
 from recbole_mm.experiments.tune.plan import written
 from recbole_mm.experiments.tune.space import Range, Space
 
-OVERSAMPLED = 2
-STEP, LEFT, RIGHT, TOP, HEIGHT, BOTTOM = 150, 90, 90, 84, 320, 40
-INK, AXIS = "#222222", "#888888"
-COLORS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))  # of viridis, told apart in grey
+AXIS = "#888888"
 MOST_TICKS = 6
 LONGEST = 18
 
@@ -41,36 +37,30 @@ def parallel_coordinates(
         metric: name of the scores.
         bigger: whether a larger score is better.
     """
+    from matplotlib import colormaps  # half a second, which a search without a picture to draw does without
+    from matplotlib.figure import Figure
+
     names = [*space.ranges, metric]
-    size = LEFT + RIGHT + STEP * (len(names) - 1), TOP + HEIGHT + BOTTOM
-    image = Image.new("RGB", (size[0] * OVERSAMPLED, size[1] * OVERSAMPLED), "white")
-    draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(13 * OVERSAMPLED)
+    figure = Figure(figsize=(max(6, 1.8 * len(names)), 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot(xlim=(-0.6, len(names) - 0.8), ylim=(-0.03, 1.03), frame_on=False)
+    axes.set_title(title, loc="left", pad=14)
     scores = [score for _, score in trials]
     low, high = min(scores), max(scores)
-
-    def at(column: int, share: float) -> tuple[float, float]:
-        return (LEFT + STEP * column) * OVERSAMPLED, (TOP + HEIGHT * (1 - share)) * OVERSAMPLED
-
-    def text(x: float, y: float, words: str, anchor: str) -> None:
-        draw.text((x, y), words, INK, font=font, anchor=anchor, stroke_width=2 * OVERSAMPLED, stroke_fill="white")
-
     for point, score in sorted(trials, key=lambda trial: trial[1] if bigger else -trial[1]):
         rank = _share(score, low, high)
         shares = [*(_place(range_, point[key]) for key, range_ in space.ranges.items()), rank]
-        line = [at(column, share) for column, share in enumerate(shares)]
-        draw.line(line, _color(rank if bigger else 1 - rank), 2 * OVERSAMPLED, joint="curve")
+        axes.plot(shares, color=colormaps["viridis"](rank if bigger else 1 - rank), linewidth=1.8)
+    behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
     for column, name in enumerate(names):
-        ticks = _ticks(space.ranges[name]) if name in space.ranges else _score_ticks(low, high)
-        draw.line([at(column, 0), at(column, 1)], AXIS, OVERSAMPLED)
-        x, top = at(column, 1)
-        text(x, top - 26 * OVERSAMPLED, _short(name), "mm")
-        for share, words in ticks:
-            x, y = at(column, share)
-            draw.line([(x - 4 * OVERSAMPLED, y), (x, y)], AXIS, OVERSAMPLED)
-            text(x - 7 * OVERSAMPLED, y, _short(words), "rm")
-    text(16 * OVERSAMPLED, 20 * OVERSAMPLED, title, "lm")
-    image.resize(size, Image.Resampling.LANCZOS).save(path, optimize=True)
+        axes.plot([column, column], [0, 1], color=AXIS, linewidth=1)
+        for share, words in _ticks(space.ranges[name]) if name in space.ranges else _score_ticks(low, high):
+            axes.plot(column, share, marker="_", color=AXIS)
+            beside: dict[str, Any] = {"xytext": (-6, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+            axes.annotate(_short(words), (column, share), fontsize="small", bbox=behind, zorder=3, **beside)
+    axes.set_xticks(range(len(names)), [_short(name) for name in names])
+    axes.tick_params(top=False, bottom=False, labeltop=True, labelbottom=False)
+    axes.set_yticks([])
+    figure.savefig(path)
 
 
 def _place(range_: Range, drawn: float | int) -> float:
@@ -105,15 +95,6 @@ def _score_ticks(low: float, high: float) -> list[tuple[float, str]]:
     if low == high:
         return [(0.5, f"{low:.4f}")]
     return [(share, f"{low + share * (high - low):.4f}") for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
-
-
-def _color(share: float) -> tuple[int, int, int]:
-    """Between the colors, by how good a trial is from 0 to 1."""
-    place = share * (len(COLORS) - 1)
-    below = min(int(place), len(COLORS) - 2)
-    part = place - below
-    red, green, blue = (round(a + (b - a) * part) for a, b in zip(COLORS[below], COLORS[below + 1]))
-    return red, green, blue
 
 
 def _short(text: str) -> str:
