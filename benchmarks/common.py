@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 
 import psutil
+from tabulate import tabulate
 
 import recbole_mm  # noqa: F401  (applies the compatibility shims)
 
@@ -64,7 +65,4 @@ class PeakMemory:
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table with padded cells."""
-    cells = [[str(cell) for cell in row] for row in [head, *rows]]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in cells]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)

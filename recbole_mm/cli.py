@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tabulate import tabulate
+
 from recbole_mm import __version__
 from recbole_mm.datasets import CONVERTERS
 from recbole_mm.errors import ConfigError, DiskError, RecboleMMError
@@ -349,10 +351,8 @@ def show_models(parsed: argparse.Namespace) -> int:
     rows = [row for row in rows if parsed.filter.lower() in " ".join(row).lower()]
     if not rows:
         raise ConfigError(f"no model's line contains {parsed.filter!r}; `{PROGRAM} models` lists them all")
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(3)]
     limit = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for row in [header, *rows]:
-        line = "  ".join([*(text.ljust(width) for text, width in zip(row[:3], widths, strict=True)), row[3]])
+    for line in tabulate([header, *rows], tablefmt="plain", disable_numparse=True).splitlines():
         print(line.rstrip()[:limit])
     return 0
 

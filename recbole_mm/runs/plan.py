@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 from recbole_mm.artifacts.store import Store
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
@@ -106,9 +108,7 @@ def to_text(planned: Plan) -> str:
     title = f"{config['model']} on {config['dataset']}"
     if not planned.stages:
         return "\n".join([f"{title}: nothing to compute before training", *planned.notes]) + "\n"
-    rows = [COLUMNS, *(_cells(stage) for stage in planned.stages)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    lines = [tabulate([COLUMNS, *map(_cells, planned.stages)], tablefmt="plain", disable_numparse=True)]
     lines += ["", f"in all: {planned.to_do:,} to do, {_all_time(planned.stages)}"]
     lines += [f"- {note}" for note in dict.fromkeys(planned.notes)]
     return "\n".join([f"{title}, before training (nothing has been computed)", "", *lines]) + "\n"

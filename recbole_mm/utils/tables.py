@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tabulate import tabulate
+
 SEES_HELD_OUT = "SEES HELD-OUT DATA, not comparable"
 
 
@@ -20,9 +22,9 @@ def result_table(
     Example:
         >>> result = {"ndcg@5": 0.1, "ndcg@10": 0.2, "hit@5": 0.3, "hit@10": 0.4}
         >>> print(result_table("Pop", "toy", result, Path("saved/x")))
-        Pop on toy, test       @5      @10
-        ndcg               0.1000   0.2000
-        hit                0.3000   0.4000
+        Pop on toy, test        @5     @10
+        ndcg                0.1000  0.2000
+        hit                 0.3000  0.4000
         saved/x
     """
     rows: dict[str, dict[str, float]] = {}
@@ -30,14 +32,10 @@ def result_table(
         metric, _, k = name.partition("@")
         rows.setdefault(metric, {})[k] = value
     ks = sorted({k for row in rows.values() for k in row}, key=lambda k: int(k) if k else 0)
-    title = f"{model} on {dataset}, test"
-    width = max(len(title), *map(len, rows), 0)
-    lines = [title.ljust(width) + "".join((f"@{k}" if k else "").rjust(9) for k in ks)]
-    for metric, row in rows.items():
-        cells = [f"{row[k]:.4f}" if k in row else "" for k in ks]
-        lines.append(metric.ljust(width) + "".join(cell.rjust(9) for cell in cells))
+    header = [f"{model} on {dataset}, test", *(f"@{k}" if k else "" for k in ks)]
+    table = _in_columns(header, [[metric, *map(row.get, ks)] for metric, row in rows.items()])
     warnings = [f"{SEES_HELD_OUT}: {text}" for text in sees_held_out]
-    return "\n".join([*lines, *warnings, str(run_dir)])
+    return "\n".join([table, *warnings, str(run_dir)])
 
 
 def beside_table(results: Mapping[str, Mapping[str, float]]) -> str:
@@ -48,16 +46,12 @@ def beside_table(results: Mapping[str, Mapping[str, float]]) -> str:
 
     Example:
         >>> print(beside_table({"X": {"hit@5": 0.25}, "Pop": {"hit@5": 0.125}}))
-                    X       Pop
-        hit@5  0.2500    0.1250
+                    X     Pop
+        hit@5  0.2500  0.1250
     """
-    first = next(iter(results.values()))
-    rows = [["", *results]]
-    rows += [[metric, *(f"{of[metric]:.4f}" if metric in of else "" for of in results.values())] for metric in first]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    widths[2:] = [max(8, width) for width in widths[2:]]
-    lines = (
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
-        for row in rows
-    )
-    return "\n".join(lines)
+    metrics = next(iter(results.values()))
+    return _in_columns(["", *results], [[metric, *(of.get(metric) for of in results.values())] for metric in metrics])
+
+
+def _in_columns(header: Sequence[str], rows: Sequence[Sequence[str | float | None]]) -> str:
+    return tabulate(rows, header, tablefmt="plain", floatfmt=".4f", missingval="")
