@@ -278,7 +278,7 @@ _OF_EXPERIMENTS = ("experiment", "dataset", "seeds", "rows", "var", "trials", "j
 
 
 def _compare_parser() -> argparse.ArgumentParser:
-    from recbole_mm.experiments.compare.experiment import experiment_names
+    from recbole_mm.experiments.compare import experiment_names
 
     parser = argparse.ArgumentParser(
         prog=f"{PROGRAM} compare",

@@ -62,7 +62,7 @@ def test_threads_wait_passively_unless_the_user_says_otherwise(policy, spins, ex
 HELP = """
 import json, sys
 from recbole_mm.cli import main
-for arguments in (["--help"], ["run", "--help"], ["prepare", "--help"]):
+for arguments in (["--help"], *([command, "--help"] for command in ("run", "plan", "compare", "tune", "prepare"))):
     assert main(arguments) == 0
 heavy = {"torch", "numpy", "scipy", "pandas", "recbole", "yaml", "requests", "ray"}
 print(json.dumps({"heavy": sorted(heavy & set(sys.modules))}))

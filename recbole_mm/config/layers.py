@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from recbole.model import abstract_recommender
 from recbole.utils import ModelType
 
 import recbole_mm
+from recbole_mm.config import properties_dir
 from recbole_mm.config.yaml_settings import plain, read_yaml
 
 DATA_ENV = "RECBOLE_MM_DATA"
@@ -24,12 +24,6 @@ DATA_ENV = "RECBOLE_MM_DATA"
 RECBOLE_DIR = Path(recbole.__file__).parent
 RECBOLE_PROPERTIES = RECBOLE_DIR / "properties"
 _NOT_DATASETS = ("sample", "url", "kg_url")  # files of RecBole's properties/dataset/ that describe no dataset
-
-
-def properties_dir() -> Path:
-    """The folder of our YAML files: package data of a wheel, or `properties/` of a source tree."""
-    packaged = Path(str(files(recbole_mm) / "properties"))
-    return packaged if packaged.is_dir() else Path(recbole_mm.__file__).parent.parent / "properties"
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from recbole_mm.config.yaml_settings import MOST_BYTES, canonical, parse_argumen
 from recbole_mm.data.content_source import MODALITIES
 from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError
+from recbole_mm.experiments.compare import experiment_names
 from recbole_mm.utils.paths import expanded
 
 KEYS = (
@@ -147,11 +148,6 @@ class Experiment:
         if trials < 0:
             raise ConfigError(f"--trials={trials}: give a number of at least 0")
         return replace(self, rows=[replace(row, trials=row.trials[:trials] or [{}]) for row in self.rows])
-
-
-def experiment_names() -> list[str]:
-    """Names of the shipped experiments."""
-    return sorted(path.stem for path in (properties_dir() / "experiments").glob("*.yaml"))
 
 
 def load_experiment(name: str, variables: Mapping[str, str] | None = None) -> Experiment:
