@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 import os
 import subprocess
 import sys
@@ -70,6 +71,7 @@ def train_in_turns(arguments: argparse.Namespace) -> None:
     from recbole_mm.runs.run import assemble
     from recbole_mm.training.trainer import make_trainer
 
+    logging.disable(logging.WARNING)  # that `tiny` is untrained, four times
     folder = Path(arguments.folder)
     settings = {"mllm": "tiny", "modalities": ["text"], "checkpoint_dir": str(folder), "data_path": arguments.data_path}
     config = quiet_config("Molar", arguments.dataset, **settings)
