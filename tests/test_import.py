@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_nothing_happens_to_the_working_directory(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def printed_by(program: str, *arguments: str, **environment: str | None) -> dict:
+def printed_by(program: str, *arguments: str, **environment: str | None) -> Any:
     """What a new Python prints, as JSON in its last line; a variable that is None is not set."""
     env = {key: value for key, value in {**os.environ, **environment}.items() if value is not None}
     command = [sys.executable, "-c", program, *arguments]
@@ -95,3 +96,8 @@ print(json.dumps({"runs": runs, "missing dataset": imported()}))
 def test_models_of_interactions_and_missing_datasets_import_no_llm_code(toy_settings):
     printed = printed_by(RUNS, json.dumps(toy_settings))
     assert printed == {"runs": [], "missing dataset": []}
+
+
+@pytest.mark.parametrize("order", ["recbole_mm, recbole", "recbole, recbole_mm"])
+def test_recbole_finds_its_shims_whichever_is_imported_first(order):
+    assert printed_by(f"import {order}, json, numpy; print(json.dumps(numpy.dtype(numpy.float).name))") == "float64"
