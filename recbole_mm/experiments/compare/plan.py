@@ -15,8 +15,8 @@ from recbole_mm.config.resolved import DERIVED_KEYS, Config
 from recbole_mm.config.schema import KINDS
 from recbole_mm.config.yaml_settings import canonical, parse_argument, read_yaml
 from recbole_mm.data.content_source import ContentSource
-from recbole_mm.data.loading import check_dataset
 from recbole_mm.data.item_table import did_you_mean
+from recbole_mm.data.loading import check_dataset
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.experiments.compare.experiment import ALIKE, GIVEN_ELSEWHERE, Experiment, Row
 
