@@ -86,14 +86,13 @@ def some_users(data: RankingData, count: int) -> RankingData:
 
 def padded_rate(side: Side, data: RankingData) -> float:
     """`users_per_second` with padded histories and batches of `eval_batch_size`."""
-    budget = padding.CPU_BATCH_TOKENS
+    budget, model = padding.CPU_BATCH_TOKENS, side.run.model
     padding.CPU_BATCH_TOKENS = 2**62
-    side.run.model.ignores_right_padding = False
+    kind, model.__class__ = type(model), type(type(model).__name__, (type(model),), {"ignores_right_padding": False})
     try:
         return side.users_per_second(data)
     finally:
-        padding.CPU_BATCH_TOKENS = budget
-        del side.run.model.ignores_right_padding
+        padding.CPU_BATCH_TOKENS, model.__class__ = budget, kind
 
 
 def print_epochs(sides: dict[str, Side], arguments: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ from common import markdown_table, quiet_config
 from recbole_mm.cli import split_arguments
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.inputs.model_inputs import provide
+from recbole_mm.models.hooks import hooks_of
 from recbole_mm.models.mllmrec.inputs import mean_of_items
 
 NEGATIVES = 100
@@ -61,7 +62,7 @@ def main() -> None:
     given, others = parser.parse_known_args()
     config = quiet_config("MLLMRec", given.dataset, **split_arguments(others))
     dataset = create_dataset(config)
-    provide(config, dataset, config.model_class)
+    provide(config, dataset, hooks_of(config.model_class))
     users, items, offsets = dataset.user_histories()
     owners = np.repeat(users, np.diff(offsets))
     means = mean_of_items(dataset.fused_vectors, owners, items, dataset.user_num)

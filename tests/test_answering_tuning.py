@@ -26,6 +26,7 @@ from recbole_mm.models.answering.asking import PromptBlocks
 from recbole_mm.models.answering.examples import PromptedQuestions
 from recbole_mm.models.answering.prompt import PreferencePrompt
 from recbole_mm.models.answering.tuning import SftSettings, training_questions
+from recbole_mm.models.base import ModelHooks
 from tests.conftest import TOY_SETTINGS, write_toy
 from tests.test_mirm import rewrite
 
@@ -44,7 +45,7 @@ QUICK = {
 }
 
 
-class Titled:
+class Titled(ModelHooks):
     """A model that is asked by item texts; what is said of users is the genre of their last item."""
 
     requires = ("answering_mllm",)

@@ -427,8 +427,8 @@ def test_the_best_epoch_is_one_of_the_last_stage(built, tmp_path):
 
 def test_the_filter_alone_is_a_run_of_its_own(built):
     model, _, _ = built(FILTER, epochs=3, cf_epochs=3)
-    assert not model.pretraining
-    assert built(FILTER)[0].pretraining
+    assert not model.is_pretraining()
+    assert built(FILTER)[0].is_pretraining()
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ from recbole_mm.config.resolved import Config
 from recbole_mm.data.loaders import TARGET_MASK
 from recbole_mm.distributed.batch import Rows, shared_random, whole_batch
 from recbole_mm.distributed.driver import cpus_each
-from recbole_mm.distributed.support import ROW_WISE, adapt, check_supported, splits_batches
+from recbole_mm.distributed.support import adapt, check_supported
 from recbole_mm.distributed.worker import read_verdict, write_verdict
 from recbole_mm.distributed.workers import bounds, slice_of
 from recbole_mm.errors import ConfigError, DataError
-from recbole_mm.models.full_sequence import full_sequence_class
+from recbole_mm.models.hooks import full_sequence_class, hooks_of
+from recbole_mm.models.recbole_models import RECBOLE
 from recbole_mm.registry import find_model, list_models
 from recbole_mm.runs import run as pipeline
 from recbole_mm.runs.profiling import Stages
@@ -196,7 +197,7 @@ def test_a_step_has_the_loss_and_the_gradients_of_one_process(two, variant):
 def test_steps_of_every_model_that_is_said_to_be_supported(base, tmp_path):
     left_out = ("MLLMMSR", "TALLRec", "MLLMRec")  # two that learn nothing here; one whose encoder is not on this disk
     variants = {name: {**base, **settings} for name, settings in MODELS.items() if not name.startswith(left_out)}
-    variants |= {name: dict(base) for name in ROW_WISE}
+    variants |= {name: dict(base) for name, answers in RECBOLE.items() if "supports_ddp" in answers}
     for found in together(tmp_path, steps_compared, variants, str(tmp_path / "steps")):
         apart = {name: max(max(pair) for pair in pairs) for name, pairs in found.items()}
         assert {name: value for name, value in apart.items() if value > 1e-5} == {}
@@ -271,17 +272,17 @@ def find_type(model: str) -> ModelType:
 def test_all_models_of_ours_can_be_trained_so():
     for entry in list_models():
         model_class = entry.load() if entry.origin == "recbole_mm" else None
-        if model_class is not None and getattr(model_class, "learns", True) and entry.name != "Pop":
-            assert splits_batches(model_class), entry.name
+        if model_class is not None and hooks_of(model_class).is_trainable and entry.name != "Pop":
+            assert hooks_of(model_class).supports_ddp, entry.name
 
 
 def test_a_loss_of_its_own_must_be_vouched_for():
     known = find_model("SASRec").load()
     same = type("Same", (known,), {})
     other = type("Other", (known,), {"calculate_loss": lambda self, interaction: None})
-    vouched = type("Vouched", (other,), {"splits_batches": True})
-    assert [splits_batches(one) for one in (same, other, vouched)] == [True, False, True]
-    assert splits_batches(full_sequence_class(known))
+    vouched = type("Vouched", (other,), {"supports_ddp": True})
+    assert [hooks_of(one).supports_ddp for one in (same, other, vouched)] == [True, False, True]
+    assert hooks_of(full_sequence_class(known)).supports_ddp
 
 
 def test_a_model_that_normalises_over_its_batch_is_refused():

@@ -10,9 +10,11 @@ from recbole.utils import ModelType, init_seed
 
 from recbole_mm.config.resolved import Config
 from recbole_mm.evaluation.collector import RANKS, RankingCollector
-from recbole_mm.evaluation.dot_product import ADAPTERS, ScoreBlocks, can_pack, dot_product_of
-from recbole_mm.evaluation.padding import IGNORE_RIGHT_PADDING, RowBatches, ignores_right_padding
+from recbole_mm.evaluation.dot_product import ScoreBlocks, can_pack, dot_product_of
+from recbole_mm.evaluation.padding import RowBatches
 from recbole_mm.evaluation.ranking import CSR, EvalUsers, rank_users
+from recbole_mm.models.hooks import hooks_of
+from recbole_mm.models.recbole_models import RECBOLE
 from recbole_mm.registry import find_model
 
 SETTINGS = {
@@ -66,7 +68,7 @@ def build(graph_path):
     return make
 
 
-@pytest.mark.parametrize("name", sorted(ADAPTERS))
+@pytest.mark.parametrize("name", sorted(name for name, said in RECBOLE.items() if "user_vectors" in said))
 def test_adapter_gives_the_scores_of_full_sort_predict(build, name):
     model, interaction = build(name)
     with torch.no_grad():
@@ -77,11 +79,11 @@ def test_adapter_gives_the_scores_of_full_sort_predict(build, name):
     torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(IGNORE_RIGHT_PADDING))
+@pytest.mark.parametrize("name", sorted(name for name, said in RECBOLE.items() if "ignores_right_padding" in said))
 def test_models_named_there_score_alike_without_padding(build, name):
     model, interaction = build(name, part="train")
     lengths = interaction[model.ITEM_SEQ_LEN].numpy()
-    assert ignores_right_padding(model)
+    assert hooks_of(type(model)).ignores_right_padding
     assert set(lengths) == {1, 2, 3, 4, 5}
     rows = RowBatches(model, interaction, torch.device("cpu"))
     with torch.no_grad():

@@ -10,6 +10,7 @@ import recbole_mm
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.model_inputs import provide
+from recbole_mm.models.base import ModelHooks
 
 SMALL = {"hidden_size": 16, "inner_size": 16, "embedding_size": 16, "n_layers": 1, "n_heads": 1, "num_layers": 1}
 
@@ -42,7 +43,7 @@ def test_the_matrix_product_is_recboles_sum(pooling, features, toy_config):
     """The same layer, asked to treat the field as any other `float_seq` field, gives the same vectors."""
     config = toy_config("SASRecF", item_features=features, selected_features=["visual"], pooling_mode=pooling, **SMALL)
     dataset = create_dataset(config)
-    provide(config, dataset, object)
+    provide(config, dataset, ModelHooks)
     train = dataset.build()[0]
     layer = config.model_class(config, train).feature_embed_layer
     items = torch.tensor([[1, 2, 3], [4, 0, 0]])
@@ -56,7 +57,7 @@ def test_the_matrix_product_is_recboles_sum(pooling, features, toy_config):
 def test_features_are_aligned_and_asked_by_name(features, toy_config):
     config = toy_config("SASRec", item_features=features)
     dataset = create_dataset(config)
-    provide(config, dataset, object)
+    provide(config, dataset, ModelHooks)
     matrix = dataset.item_feature("visual")
     assert matrix.dtype == np.float32
     assert matrix.shape == (dataset.item_num, 3)

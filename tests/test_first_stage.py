@@ -31,7 +31,7 @@ class Echo(RerankingRecommender):
     """Ranks exactly as its first stage does."""
 
     input_type = InputType.POINTWISE
-    learns = False
+    is_trainable = False
     has_first_stage = True
 
     def __init__(self, config, dataset) -> None:

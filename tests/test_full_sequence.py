@@ -7,7 +7,7 @@ import torch
 
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
-from recbole_mm.models.full_sequence import full_sequence_class
+from recbole_mm.models.hooks import full_sequence_class
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.runs.run import assemble
 

@@ -132,8 +132,7 @@ def test_vectors_are_kept_in_evaluation_until_a_weight_changes(model, tmp_path, 
 def test_checkpoints_hold_the_weights_and_nothing_that_follows_from_them(model, tmp_path, toy_settings):
     run = assembled(model, tmp_path, toy_settings)
     watch = AttributeWatch(run.model)
-    if hasattr(run.model, "start_epoch"):
-        run.model.start_epoch(0)
+    run.model.start_epoch(0)
     run.model.train()
     run.model.calculate_loss(first_batch(run)).backward()
     scores = scores_of(run)

@@ -13,10 +13,11 @@ from recbole.model.sequential_recommender import STAMP, GRU4Rec, SASRec
 
 from recbole_mm.evaluation import padding
 from recbole_mm.evaluation.collector import RANKS, RankingCollector
-from recbole_mm.evaluation.padding import RowBatches, ignores_right_padding
+from recbole_mm.evaluation.padding import RowBatches
 from recbole_mm.evaluation.ranking import rank_users
 from recbole_mm.models.duorec import DuoRec
-from recbole_mm.models.full_sequence import FullSequenceMixin, full_sequence_class
+from recbole_mm.models.full_sequence import FullSequenceMixin
+from recbole_mm.models.hooks import full_sequence_class, hooks_of
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.runs.run import assemble
 from tests.conftest import TOY_FEATURES
@@ -25,11 +26,14 @@ CPU = torch.device("cpu")
 WIDTH = 8
 
 
-class Reader:
+class Reader(SequentialRecommender):
     """Names a sequential model has."""
 
     ITEM_ID, ITEM_SEQ, ITEM_SEQ_LEN = "item_id", "item_id_list", "item_length"
     ignores_right_padding = True
+
+    def __init__(self):
+        pass
 
 
 def histories(lengths) -> Interaction:
@@ -93,7 +97,7 @@ def test_a_gpu_has_a_limit_of_its_own(monkeypatch):
 
 def test_whether_padding_is_ignored_follows_the_class():
     def answer(kind):
-        return ignores_right_padding(object.__new__(kind))
+        return hooks_of(kind).ignores_right_padding
 
     own_forward = {"forward": lambda self, item_seq, item_seq_len: item_seq}
     assert answer(SASRec)

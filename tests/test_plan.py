@@ -24,6 +24,7 @@ from recbole_mm.llm import loading
 from recbole_mm.llm.dry_run import UnknownWriter
 from recbole_mm.llm.texts import hf
 from recbole_mm.llm.texts.template import TemplateGenerator
+from recbole_mm.models.hooks import hooks_of
 from recbole_mm.runs.plan import Plan, plan, to_text
 from tests.conftest import TOY_FEATURES
 from tests.encoders import write_sentence_encoder
@@ -63,7 +64,7 @@ def fill(settings: dict, model: str = "MLLMRec", **changed):
     """Compute what a run computes before it trains; -> config and dataset."""
     config = Config(model, "toy", config_dict={**settings, **changed})
     dataset = create_dataset(config)
-    provide(config, dataset, config.model_class)
+    provide(config, dataset, hooks_of(config.model_class))
     return config, dataset
 
 

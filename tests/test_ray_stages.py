@@ -27,6 +27,7 @@ from recbole_mm.distributed.cluster import Resources, inside_ray
 from recbole_mm.errors import ConfigError, ModelLoadError
 from recbole_mm.inputs.model_inputs import _from_texts, check_stages, open_executor, open_store, provide
 from recbole_mm.inputs.reasoning.left_out import LeftOut
+from recbole_mm.models.hooks import hooks_of
 from recbole_mm.runs import run as pipeline
 from tests.conftest import TOY_SETTINGS, write_toy
 from tests.encoders import write_sentence_encoder
@@ -241,7 +242,7 @@ def provided(settings: Mapping[str, Any]) -> tuple[Any, Path]:
     """A dataset with all that the stages give it, and the file of the store."""
     config = Config("SASRec", "toy", config_dict=settings)
     dataset = create_dataset(config)
-    provide(config, dataset, config.model_class)
+    provide(config, dataset, hooks_of(config.model_class))
     return dataset, Path(settings["checkpoint_dir"]) / "artifacts" / "artifacts.sqlite"
 
 

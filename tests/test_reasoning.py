@@ -14,7 +14,6 @@ from recbole_mm.artifacts.store import Store
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError, DataError
-from recbole_mm.inputs.model_inputs import required
 from recbole_mm.inputs.reasoning import items, profiles, vectors
 from recbole_mm.inputs.reasoning.failures import failures_file
 from recbole_mm.inputs.reasoning.profiles import Histories, newest_within, profile_requests
@@ -217,7 +216,7 @@ def test_the_needs_become_vectors(stage):
 def test_without_profiles_no_user_is_written_about(stage):
     writer = RuleWriter()
     made = stage(writer, reasoning=False)
-    provided = made.provide(required(made.config, made.config.model_class), WordEncoder)
+    provided = made.provide(made.config.model_class.requirements(made.config), WordEncoder)
     assert set(provided) == {"fused_vectors"}
     assert made.store.count(profiles.STAGE) == 0
 

@@ -15,6 +15,7 @@ from recbole_mm.data.encoders import SentenceEncoder
 from recbole_mm.data.features import FeatureSpec, load_features, reads_summaries
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.inputs.model_inputs import artifact_dir, needed, provide
+from recbole_mm.models.hooks import hooks_of
 from tests.encoders import write_sentence_encoder
 from tests.reasoning import RuleWriter
 
@@ -32,7 +33,7 @@ def settings(toy_settings, encoder) -> dict:
 def provided(settings: dict, model: str = "SASRecContent"):
     config = Config(model, "toy", config_dict={**settings, "content_features": ["told"]})
     dataset = create_dataset(config)
-    provide(config, dataset, config.model_class)
+    provide(config, dataset, hooks_of(config.model_class))
     return config, dataset
 
 
@@ -75,9 +76,9 @@ def test_the_settings_of_item_texts_are_known_to_every_model(settings, caplog):
 
 def test_only_such_features_need_item_texts(toy_config, settings):
     plain = toy_config("GRU4RecF")
-    assert needed(plain, plain.model_class) == ()
+    assert needed(plain, hooks_of(plain.model_class)) == ()
     told = toy_config("GRU4RecF", item_features=settings["item_features"])
-    assert needed(told, told.model_class) == ("item_texts",)
+    assert needed(told, hooks_of(told.model_class)) == ("item_texts",)
     assert not reads_summaries({"a": {"file": "x.npy"}, "b": None})
 
 

@@ -517,18 +517,26 @@ def test_frozen_parameters_are_left_out(one_weight):
 
 
 def test_a_model_may_choose_its_parameter_groups(one_weight):
-    model = OneWeight()
-    model.slow = torch.nn.Parameter(torch.zeros(1))
-    model.parameter_groups = lambda config: [
-        {"params": [model.weight, model.frozen]},
-        {"params": [model.slow], "lr": config["learning_rate"] / 10},
-        {"params": [model.frozen], "lr": 5.0},
-    ]
-    rates = [(len(group["params"]), group["lr"]) for group in one_weight(model).optimizer.param_groups]
+    class Slow(OneWeight):
+        def __init__(self):
+            super().__init__()
+            self.slow = torch.nn.Parameter(torch.zeros(1))
+
+        def parameter_groups(self, config):
+            return [
+                {"params": [self.weight, self.frozen]},
+                {"params": [self.slow], "lr": config["learning_rate"] / 10},
+                {"params": [self.frozen], "lr": 5.0},
+            ]
+
+    class Forgetful(Slow):
+        def parameter_groups(self, config):
+            return [{"params": [self.weight]}]
+
+    rates = [(len(group["params"]), group["lr"]) for group in one_weight(Slow()).optimizer.param_groups]
     assert rates == [(1, 1.0), (1, 0.1)]
-    model.parameter_groups = lambda config: [{"params": [model.weight]}]
     with pytest.raises(ConfigError, match="leaves out the trainable parameter slow"):
-        one_weight(model)
+        one_weight(Forgetful())
 
 
 def test_the_rate_follows_the_schedule_step_by_step(one_weight):

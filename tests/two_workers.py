@@ -31,7 +31,7 @@ SIZE = 2
 class Mortal(BPR):
     """BPR whose second worker is killed once, in the middle of its second epoch; a file says that it was."""
 
-    splits_batches = True
+    supports_ddp = True
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -164,8 +164,7 @@ def _step_compared(workers: Workers, config: Any, model: Any, run_dir: Path, bat
 
 
 def _step(trainer: Any, model: Any, batch: Any) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
-    if hasattr(model, "start_epoch"):
-        model.start_epoch(0)
+    trainer.hooks.start_epoch(model, 0)
     model.train()
     model.zero_grad()
     losses = trainer._backward(model.calculate_loss, batch, 0, 1, True)

@@ -23,7 +23,7 @@ from recbole_mm.distributed.cluster import Names, Resources, check_resources, en
 from recbole_mm.distributed.support import adapt, check_supported
 from recbole_mm.distributed.worker import Job, read_verdict, train_worker
 from recbole_mm.errors import RecboleMMError
-from recbole_mm.models.full_sequence import full_sequence_class
+from recbole_mm.models.hooks import full_sequence_class
 from recbole_mm.runs import run as pipeline
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.training.trainer import make_trainer

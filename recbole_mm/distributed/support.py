@@ -12,50 +12,21 @@ from torch import nn
 
 from recbole_mm.distributed.batch import whole_batch
 from recbole_mm.errors import ConfigError
+from recbole_mm.models.hooks import hooks_of
 
 ONE = "; train it with train_workers: 1"
-
-ROW_WISE = frozenset(
-    {"BPR", "DMF", "FISM", "LightGCN", "MultiDAE", "NAIS", "NGCF", "NNCF", "NeuMF", "SimpleX", "SpectralCF"}
-    | {
-        "CORE",
-        "Caser",
-        "FDSA",
-        "FOSSIL",
-        "FPMC",
-        "GCSAN",
-        "GRU4Rec",
-        "GRU4RecF",
-        "HGN",
-        "HRM",
-        "LightSANs",
-        "NARM",
-        "NPE",
-        "NextItNet",
-        "RepeatNet",
-        "SASRec",
-        "SASRecF",
-        "SINE",
-        "SRGNN",
-        "STAMP",
-        "TransRec",
-    }
-)
-"""RecBole's models whose loss is a mean over the rows of a batch, apart from terms of `WHOLE` and of the weights alone;
-a test holds their gradients equal to those of one process."""
 
 
 def check_supported(config: Any, model_class: type) -> None:
     """Make sure that a model's training can be shared by workers.
 
-    A class of ours says so by `splits_batches = True`: `calculate_loss` is a mean over the targets of a batch, or calls
-    `distributed.batch.whole_batch` where it is not. Of RecBole's there is the list above.
+    A class says so by `supports_ddp = True` (see `models/base.py`); of RecBole's `models/recbole_models.py` says it.
 
     Raises:
         ConfigError: it cannot, or nothing is known of it.
     """
-    name = config["model"]
-    if not getattr(model_class, "learns", True) or config["MODEL_TYPE"] == ModelType.TRADITIONAL:
+    name, hooks = config["model"], hooks_of(model_class)
+    if not hooks.is_trainable or config["MODEL_TYPE"] == ModelType.TRADITIONAL:
         return
     if config["MODEL_TYPE"] == ModelType.DECISIONTREE:
         raise ConfigError(f"{name} is trained by a library of its own, which takes one process{ONE}")
@@ -64,24 +35,11 @@ def check_supported(config: Any, model_class: type) -> None:
         raise ConfigError(f"{name} is trained in a way of its own ({base.__name__}), which takes one process{ONE}")
     if (config["train_neg_sample_args"] or {}).get("dynamic"):
         raise ConfigError(f"train_neg_sample_args: dynamic draws negatives by the scores of one process{ONE}")
-    if not splits_batches(model_class):
+    if not hooks.supports_ddp:
         raise ConfigError(
             f"{name}: nothing says that its loss is a mean over the rows of a batch, of which each worker would take a "
-            f"part{ONE}, or set splits_batches = True in its class if it is"
+            f"part{ONE}, or set supports_ddp = True in its class if it is"
         )
-
-
-def splits_batches(model_class: type) -> bool:
-    """Whether the loss of a class may be computed in parts: who wrote it says so, or it is one of RecBole's `ROW_WISE`.
-
-    A class derived from one that may counts as that one unless it has a `calculate_loss` of its own.
-    """
-    for base in model_class.__mro__:
-        if "splits_batches" in vars(base):
-            return bool(vars(base)["splits_batches"])
-        if "calculate_loss" in vars(base):
-            return base.__module__.startswith("recbole.model.") and base.__name__ in ROW_WISE
-    return False
 
 
 def adapt(model: nn.Module) -> None:

@@ -12,14 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
 
-IGNORE_RIGHT_PADDING = frozenset(
-    {"BERT4Rec", "CORE", "FDSA", "GCSAN", "GRU4Rec", "GRU4RecF", "NARM", "S3Rec", "SASRec", "SASRecF", "SRGNN"}
-)
-"""RecBole's models whose scores do not depend on how far a history is padded: causal ones that read the last real
-position, and those that mask padding wherever they sum over positions."""
-
-FORWARD_METHODS = ("forward", "full_sort_predict", "get_attention_mask")
+from recbole_mm.models.hooks import hooks_of
 
 CPU_BATCH_TOKENS = 4096
 GPU_BATCH_TOKENS = 1 << 16
@@ -28,29 +23,12 @@ be taken from and given back to the system for every operation; a GPU should be 
 should fit."""
 
 
-def ignores_right_padding(model: Any) -> bool:
-    """Whether a model scores alike with and without the padding behind the last item of every history.
-
-    A class says so by `ignores_right_padding = True` or `False`. A subclass of a RecBole model counts as that model
-    unless it defines one of `FORWARD_METHODS` anew.
-    """
-    stated = getattr(model, "ignores_right_padding", None)
-    if stated is not None:
-        return bool(stated)
-    for base in type(model).__mro__:
-        if base.__module__.startswith("recbole.model."):
-            return base.__name__ in IGNORE_RIGHT_PADDING
-        if any(method in vars(base) for method in FORWARD_METHODS):
-            return False
-    return False
-
-
 class RowBatches:
     """Cuts rows into batches for a model and hands out their `Interaction`, on the model's device.
 
     Args:
-        model: names of the history field and its length come from RecBole's `ITEM_SEQ`, `ITEM_SEQ_LEN` and `ITEM_ID`;
-            a model without them has no histories.
+        model: names of the history field and its length come from RecBole's `ITEM_SEQ`, `ITEM_SEQ_LEN` and `ITEM_ID` of
+            a sequential model; another one has no histories.
         interaction: what the model is given; indexing it with a numpy array of rows gives an `Interaction`.
         device: where the model is.
     """
@@ -58,11 +36,12 @@ class RowBatches:
     def __init__(self, model: Any, interaction: Any, device: torch.device) -> None:
         self.interaction = interaction
         self.device = device
-        self._list_field: str | None = getattr(model, "ITEM_SEQ", None)
-        self._length_field: str | None = getattr(model, "ITEM_SEQ_LEN", None)
+        sequential = isinstance(model, SequentialRecommender)
+        self._list_field: str | None = model.ITEM_SEQ if sequential else None
+        self._length_field: str | None = model.ITEM_SEQ_LEN if sequential else None
         known = self._list_field is not None and self._list_field in interaction
         self._lengths: np.ndarray | None = None
-        if known and self._length_field in interaction and ignores_right_padding(model):
+        if known and self._length_field in interaction and hooks_of(type(model)).ignores_right_padding:
             self._lengths = interaction[self._length_field].cpu().numpy()
             self._suffix = str(self._list_field).removeprefix(model.ITEM_ID)
         self._width = 0

@@ -25,7 +25,7 @@ from recbole_mm.data.loaders import FullSequenceLoader
 from recbole_mm.data.splits import TEST, TRAIN, VALID, Rows
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.evaluation.ranking import CSR, EvalUsers, RankingData, TrainCounts
-from recbole_mm.runs.first_stage import has_first_stage
+from recbole_mm.models.hooks import hooks_of
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def split(config, dataset: Dataset, model_class: type, run_dir: Path | None = No
         else:
             sampler = None if samplers is None else samplers[index]
             evaluated.append(get_dataloader(config, phase)(config, built[index], sampler, shuffle=False))
-    if has_first_stage(model_class) and isinstance(evaluated[1], RankingData) and modes["test"] == "full":
+    if hooks_of(model_class).has_first_stage and isinstance(evaluated[1], RankingData) and modes["test"] == "full":
         _warn_repeated(evaluated[1].users, dataset.item_num)
     return Phases(train, evaluated[0], evaluated[1], built[0])
 
@@ -159,13 +159,14 @@ def _positives(dataset: Dataset, part: Dataset) -> Dataset:
 
 
 def _training_loader(config, dataset: Dataset, train: Dataset, model_class: Any) -> Iterable[Interaction]:
-    if getattr(model_class, "trains_on_full_sequences", False):
+    hooks = hooks_of(model_class)
+    if hooks.trains_on_full_sequences:
         return FullSequenceLoader(
             train,
             batch_size=config["train_batch_size"],
             seed=config["seed"],
             shuffle=config["shuffle"],
-            negatives=model_class.wants_negatives(config),
+            negatives=hooks.wants_negatives(config),
         )
     arguments = config["train_neg_sample_args"]
     sampler = None

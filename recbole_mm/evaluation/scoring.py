@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import GeneralRecommender, KnowledgeRecommender, SequentialRecommender
 
 from recbole_mm.errors import RecboleMMError
 from recbole_mm.evaluation.dot_product import ScoreBlocks, dot_product_of
 from recbole_mm.evaluation.padding import RowBatches
+from recbole_mm.models.hooks import hooks_of
 
 Block = tuple[np.ndarray, torch.Tensor]
-
-PAIRWISE_MODELS = frozenset({"GCMC", "KGCN", "KGNNLS", "RippleNet", "TransRec"})
-"""RecBole models whose `full_sort_predict` holds a vector for every (row, item) pair of the batch."""
 
 
 class Scorer:
@@ -29,7 +28,7 @@ class Scorer:
         device: where the model is.
         memory_mb: at most so much for one block of scores; a single row is always possible.
         batch_size: at most so many rows go through the model at once, and so many (row, item) pairs through `predict`.
-        item_features: one row per item id; None: the id alone, under the model's `ITEM_ID`.
+        item_features: one row per item id; None: the id alone, under the model's `ITEM_ID`, or `item_id`.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class Scorer:
         self.memory_mb = memory_mb
         self.batch_size = batch_size
         if item_features is None:
-            item_features = Interaction({getattr(model, "ITEM_ID", "item_id"): torch.arange(item_num)})
+            item_features = Interaction({_item_field(model): torch.arange(item_num)})
         self.item_features = item_features.to(self.device)
         self._rows = RowBatches(model, interaction, self.device)
         self._halves = dot_product_of(model)
@@ -100,7 +99,7 @@ class Scorer:
         return self._predict(batch, pair_rows, items.reshape(-1)).view(items.shape)
 
     def _rows_at_once(self) -> int:
-        if type(self.model).__name__ in PAIRWISE_MODELS:
+        if hooks_of(type(self.model)).materializes_pairs:
             return max(1, self.batch_size // self.item_num)  # RecBole's own rule for general models
         return max(1, min(self.batch_size, int(self.memory_mb * 2**20) // (4 * self.item_num)))
 
@@ -135,6 +134,11 @@ class Scorer:
             pairs.update(_at(self.item_features, pair_items[start : start + self.batch_size]))
             parts.append(_floating(self.model.predict(pairs)).reshape(-1))
         return torch.cat(parts)
+
+
+def _item_field(model: Any) -> str:
+    known = isinstance(model, (GeneralRecommender, SequentialRecommender, KnowledgeRecommender))
+    return model.ITEM_ID if known else "item_id"
 
 
 def _at(interaction: Interaction, rows: torch.Tensor) -> Interaction:

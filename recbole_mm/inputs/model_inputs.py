@@ -1,6 +1,6 @@
 """What a model asks for beside interactions: vectors of items and users, a multimodal LLM, what an LLM has written.
 
-A model class names its needs in `requires`, or in `requirements(config)` where settings decide; `provide` computes them
+A model class names its needs in its hooks `requires` or `requirements` (see `models/base.py`); `provide` computes them
 once through the artifact store and sets them on the dataset, so that models see tensors and never a path or a cache.
 
 | need | what the dataset then has |
@@ -43,7 +43,7 @@ from recbole_mm.data.features import load_features
 from recbole_mm.data.pretrained import locate
 from recbole_mm.distributed.cluster import check_resources, inside_ray
 from recbole_mm.errors import ConfigError, ModelLoadError
-from recbole_mm.inputs.needs import needed
+from recbole_mm.inputs.needs import Asks, needed
 from recbole_mm.inputs.reasoning import stage as reasoning
 from recbole_mm.inputs.reasoning.left_out import LeftOut
 from recbole_mm.inputs.reasoning.settings import ReasoningSettings
@@ -101,14 +101,14 @@ def open_mllm(config, dataset, with_head: bool = False, without_weights: bool = 
     return load(name, dtype=config["mllm_dtype"] or "auto", with_head=with_head, without_weights=without_weights)
 
 
-def open_answering_mllm(config, dataset, model_class: Any) -> MLLM:
+def open_answering_mllm(config, dataset, hooks: type[Asks]) -> MLLM:
     """The multimodal LLM of `mllm` with its head, fine-tuned first to answer the prompts of a model unless `sft_tuning`
     is none.
 
     Args:
         config: of the run.
         dataset: loaded and not yet split, with what the prompts tell.
-        model_class: its `build_prompt(config, dataset, mllm)` makes the prompt.
+        hooks: of the model; its `build_prompt` makes the prompt.
 
     Raises:
         ModelLoadError: the model cannot be found or loaded.
@@ -117,7 +117,7 @@ def open_answering_mllm(config, dataset, model_class: Any) -> MLLM:
     settings = SftSettings.of(config)
     name, load = _base_mllm(config, dataset)
     if settings.tuning != "none":
-        prompt_of = partial(model_class.build_prompt, config, dataset)
+        prompt_of = partial(hooks.build_prompt, config, dataset)
         name = str(tuned_answerer(config, dataset, settings, name, load, artifact_dir(config), prompt_of))
     return load(name, dtype=config["mllm_dtype"] or "auto", with_head=True)
 
@@ -175,14 +175,14 @@ def tiny_folder(config, dataset, family: str = "qwen2_vl") -> tuple[Path, list[s
     return artifact_dir(config) / f"{name}-{digest}", corpus
 
 
-def check_stages(config) -> None:
-    """Find what keeps stages from running where they are to, before anything is spent.
+def check_stages(config, hooks: type[Asks]) -> None:
+    """Find what keeps the stages of a model from running where they are to, before anything is spent.
 
     Raises:
         ConfigError: more workers than there is room for, a cluster that cannot be reached.
     """
     asked = stage_resources(config)
-    needs = needed(config, config.model_class) or config["item_features"]
+    needs = needed(config, hooks) or config["item_features"]
     if asked is not None and needs and not inside_ray():
         check_resources(asked)
 
@@ -216,23 +216,23 @@ def encode_with_mllm(
     return encode_items(content, encoder, store, config["show_progress"], executor, carry)
 
 
-def provide(config, dataset, model_class: type, run_dir: Path | None = None) -> None:
-    """Set on `dataset` what the model class needs (see above), and the features of `item_features`.
+def provide(config, dataset, hooks: type[Asks], run_dir: Path | None = None) -> None:
+    """Set on `dataset` what a model needs (see above), and the features of `item_features`.
 
     Features that a RecBole feature model selects (`selected_features`) also become fields of its item table.
 
     Args:
         config: of the run.
         dataset: loaded and not yet split.
-        model_class: whose needs count.
+        hooks: of the model, whose needs count.
         run_dir: the run's folder, which remembers the texts that it had to do without.
 
     Raises:
-        ConfigError: the class requires something unknown here.
+        ConfigError: the model requires something unknown here.
     """
-    needs = needed(config, model_class)
+    needs = needed(config, hooks)
     if unknown := set(needs) - set(NEEDS):
-        raise ConfigError(f"model {model_class.__name__} requires {sorted(unknown)}, which nothing provides")
+        raise ConfigError(f"model {hooks.__name__} requires {sorted(unknown)}, which nothing provides")
     specs = config["item_features"] or {}
     if not needs and not specs:
         return
@@ -257,7 +257,7 @@ def provide(config, dataset, model_class: type, run_dir: Path | None = None) -> 
         provided["item_features"] = _features(config, dataset, store, specs, mllm, summaries, executor)
     if "answering_mllm" in needs:
         dataset.hand_over(provided)  # what prompts tell
-        provided["mllm"] = open_answering_mllm(config, dataset, model_class)
+        provided["mllm"] = open_answering_mllm(config, dataset, hooks)
     if "answer_writer" in needs:
         name, load = _base_mllm(config, dataset)
         provided["mllm"] = load(name, with_head=True, without_weights=True)

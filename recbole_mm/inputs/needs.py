@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 from recbole_mm.data.features import reads_summaries
 
 
-def required(config, model_class: type) -> tuple[str, ...]:
-    """What a class needs: its `requirements(config)`, where settings decide, else its `requires`."""
-    if hasattr(model_class, "requirements"):
-        return tuple(model_class.requirements(config))
-    return tuple(getattr(model_class, "requires", ()))
+class Asks(Protocol):
+    """What inputs want to know of a model's class; `models/base.py` declares it."""
+
+    @classmethod
+    def requirements(cls, config: Any) -> tuple[str, ...]: ...
+
+    @classmethod
+    def build_prompt(cls, config: Any, dataset: Any, mllm: Any) -> Any: ...
 
 
-def needed(config, model_class: type) -> tuple[str, ...]:
-    """What a class needs, and the item texts where a feature of `item_features` is made of them."""
-    needs = required(config, model_class)
+def needed(config, hooks: type[Asks]) -> tuple[str, ...]:
+    """What a model requires, and the item texts where a feature of `item_features` is made of them."""
+    needs = tuple(hooks.requirements(config))
     if reads_summaries(config["item_features"] or {}) and "item_texts" not in needs:
         return (*needs, "item_texts")
     return needs
 
 
-def asks_for_inputs(config, model_class: type) -> bool:
-    """Whether a run asks for more than interactions: its class for inputs, or its settings for features of items."""
-    return bool(needed(config, model_class) or config["item_features"])
+def asks_for_inputs(config, hooks: type[Asks]) -> bool:
+    """Whether a run asks for more than interactions: its model for inputs, or its settings for features of items."""
+    return bool(needed(config, hooks) or config["item_features"])

@@ -33,7 +33,7 @@ class BM3(MultimodalRecommender):
     """
 
     input_type = InputType.POINTWISE
-    splits_batches = True
+    supports_ddp = True
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)

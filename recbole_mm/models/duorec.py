@@ -99,7 +99,7 @@ class DuoRec(SASRec):
     """
 
     full_sequence_mixin = FullSequenceDuoRec
-    splits_batches = True
+    supports_ddp = True
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)

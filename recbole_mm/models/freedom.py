@@ -43,7 +43,7 @@ class FREEDOM(MultimodalRecommender):
         ConfigError: see `MultimodalRecommender`; or a size, weight, ratio or `item_graph` that is impossible.
     """
 
-    splits_batches = True
+    supports_ddp = True
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)

@@ -1,7 +1,7 @@
 """Full-sequence training for causal models, RecBole's and ours: `full_sequence: True`.
 
 A causal model computes the state after every prefix of a sequence in one pass. RecBole's classes keep only the last
-one; `full_sequence_class` derives a class that keeps them all while training and leaves prediction as it is.
+one; `hooks.full_sequence_class` derives a class that keeps them all while training and leaves prediction as it is.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class FullSequenceMixin(SequentialRecommender):
     `gather_indexes`, and has `item_embedding` as output weights."""
 
     trains_on_full_sequences = True
-    splits_batches = True
+    supports_ddp = True
     _keep_all_positions = False
 
     @classmethod
@@ -118,28 +118,3 @@ class FullSequenceFPMC(FullSequenceMixin):
 
     def output_items(self) -> Tensor:
         return torch.cat([self.IU_emb.weight, self.IL_emb.weight], dim=1)
-
-
-SUPPORTED: dict[str, type[FullSequenceMixin]] = {
-    "SASRec": FullSequenceMixin,
-    "GRU4Rec": FullSequenceMixin,
-    "FPMC": FullSequenceFPMC,
-}
-"""RecBole's models that can be trained so, and what makes them. A class of ours names its own `full_sequence_mixin`."""
-
-
-def full_sequence_class(model_class: type[SequentialRecommender]) -> type[SequentialRecommender]:
-    """`model_class` trained on full sequences, under its own name; a class that is trained so already is left as it is.
-
-    Raises:
-        ConfigError: the model is none of `SUPPORTED` and has no `full_sequence_mixin`.
-    """
-    name = model_class.__name__
-    if getattr(model_class, "trains_on_full_sequences", False):
-        return model_class
-    mixin = vars(model_class).get("full_sequence_mixin", SUPPORTED.get(name))
-    if mixin is None:
-        raise ConfigError(
-            f"full_sequence: True is for {', '.join([*SUPPORTED, 'DuoRec'])} and models trained so already, not {name}"
-        )
-    return type(name, (mixin, model_class), {"__module__": model_class.__module__})

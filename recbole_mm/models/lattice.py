@@ -48,7 +48,7 @@ class LATTICE(MultimodalRecommender):
         ConfigError: see `MultimodalRecommender`; or a size, number or choice that is impossible.
     """
 
-    splits_batches = True
+    supports_ddp = True
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)

@@ -33,7 +33,7 @@ class MMGCN(MultimodalRecommender):
         ConfigError: a feature that is not there, or settings out of range.
     """
 
-    splits_batches = True
+    supports_ddp = True
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)

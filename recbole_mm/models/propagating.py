@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType
 from torch import Tensor
+
+from recbole_mm.models.base import GeneralModel
 
 
 class Kept:
@@ -34,7 +35,7 @@ class Kept:
         self.value: Any = None
 
 
-class PropagatingRecommender(GeneralRecommender, ABC):
+class PropagatingRecommender(GeneralModel, ABC):
     """Scores by `propagate`, and ranks by its vectors."""
 
     input_type = InputType.PAIRWISE

@@ -7,18 +7,17 @@ model's order.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor
 
 from recbole_mm.data.splits import TRAIN
 from recbole_mm.errors import ConfigError
+from recbole_mm.models.base import RerankingModel
 
 SCORES_AT_ONCE = 1 << 23
 """Scores of the cheap model that are held at once: 64 MB."""
@@ -26,7 +25,7 @@ SCORES_AT_ONCE = 1 << 23
 LARGEST = 1e30
 
 
-class RerankingRecommender(SequentialRecommender):
+class RerankingRecommender(RerankingModel):
     """Base of models that are asked about a few items of each case. Reads `rerank_k` and `mask_history`.
 
     A class of these gives `first_scores`, `probabilities` and, where its answers do not hang on what the cheap model
@@ -36,8 +35,6 @@ class RerankingRecommender(SequentialRecommender):
         ConfigError: `rerank_k` is below 1.
     """
 
-    answers_any = False
-    """Whether `predict` asks about every pair that it is given. False: it gives the numbers of `full_sort_predict`."""
     known_items: Tensor
     known_offsets: Tensor
 
@@ -57,21 +54,6 @@ class RerankingRecommender(SequentialRecommender):
         offsets = np.searchsorted(users[order], np.arange(dataset.user_num + 1))
         self.register_buffer("known_items", torch.from_numpy(items[order].astype(np.int64)), persistent=False)
         self.register_buffer("known_offsets", torch.from_numpy(offsets.astype(np.int64)), persistent=False)
-
-    # ------------------------------------------------------------------------------------------- what a model gives
-
-    @abstractmethod
-    def first_scores(self, cases: Interaction) -> Tensor:
-        """(B, n_items) float64 of the cheap model, any numbers. In double precision, so that no two scores change
-        places when another batch rounds them differently."""
-
-    @abstractmethod
-    def probabilities(self, cases: Interaction, owners: Tensor, items: Tensor) -> Tensor:
-        """p(yes) of items (n,) for the cases `owners` (n,), as float64 in [0, 1]."""
-
-    def asks_now(self) -> bool:
-        """Whether any item is asked about at all; False leaves everything to the cheap model."""
-        return True
 
     # ------------------------------------------------------------------------------------------------------ scoring
 
@@ -151,11 +133,6 @@ class RerankingRecommender(SequentialRecommender):
         return [row[:length] for row, length in zip(items, lengths)]
 
     # ------------------------------------------------------------------------------------------------------- saving
-
-    @staticmethod
-    def never_changes(name: str) -> bool:
-        """Whether the weight of this name is one that no run changes, so that it is not saved with any."""
-        return False
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Weights without those that never change."""

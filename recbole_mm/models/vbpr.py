@@ -22,7 +22,7 @@ class VBPR(MultimodalRecommender):
         ConfigError: see `MultimodalRecommender`; or a size or weight that is impossible.
     """
 
-    splits_batches = True
+    supports_ddp = True
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)

@@ -23,7 +23,7 @@ from recbole_mm.config.yaml_settings import canonical
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.dot_product import dot_product_of
 from recbole_mm.evaluation.scoring import Scorer
-from recbole_mm.models.full_sequence import full_sequence_class
+from recbole_mm.models.hooks import full_sequence_class, hooks_of, reads_content
 from recbole_mm.registry import find_model
 from recbole_mm.runs.pretrained_run import check_same_data, config_of_finished_run
 from recbole_mm.runs.profiling import Stages
@@ -103,11 +103,6 @@ class FirstStage:
             for rows, scores in blocks:
                 table[torch.from_numpy(rows)] = scores.double()
         return table
-
-
-def has_first_stage(model_class: type) -> bool:
-    """Whether a model reads `first_stage`: its class says so by `has_first_stage = True`."""
-    return bool(getattr(model_class, "has_first_stage", False))
 
 
 def open_first_stage(config: Config, dataset: Any, run_dir: Path) -> FirstStage | None:
@@ -246,11 +241,11 @@ def _shared(config: Config, model_class: type) -> dict[str, Any]:
     """What a run beside this one takes over. What an item looks like is none of it where it changes nothing, so that
     runs on other texts and images share the companion."""
     kept = {*RUN_KEYS, *config.parameters["Dataset"], *config.parameters["Evaluation"]} - DERIVED_KEYS
-    reads_content = hasattr(model_class, "requirements") or bool(getattr(model_class, "requires", ()))
-    if reads_content or config["item_features"] or config["missing_modality"] != "mask":
+    asks = reads_content(hooks_of(model_class))
+    if asks or config["item_features"] or config["missing_modality"] != "mask":
         kept |= CONTENT_KEYS | {"max_image_pixels"}
     settings = config.as_dict()
-    if reads_content:
+    if asks:
         kept |= {key for key in settings if key.startswith(WRITING_KEYS)}
     found = {key: settings[key] for key in settings if key in kept}
     if _can_train_on_full_sequences(model_class):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from recbole_mm.inputs.needs import required
+from recbole_mm.models.hooks import hooks_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def held_out_seen(config, model_class: type) -> list[str]:
         config: of the run.
         model_class: its model's.
     """
-    needs = required(config, model_class)
+    needs = hooks_of(model_class).requirements(config)
     return [
         f"{breach.key}: {breach.value}: {breach.says}"
         for breach in BREACHES

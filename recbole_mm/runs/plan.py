@@ -21,6 +21,7 @@ from recbole_mm.inputs.model_inputs import OF_THE_MLLM, artifact_dir, needed
 from recbole_mm.inputs.reasoning.estimate import TEMPLATE, Estimate, PlannedStage
 from recbole_mm.inputs.reasoning.stage import NEEDS as OF_REASONING
 from recbole_mm.llm.dry_run import feature_stages, mllm_stages, unloaded_generator
+from recbole_mm.models.hooks import hooks_of
 from recbole_mm.utils.progress import duration
 
 WIDEST = 40
@@ -77,7 +78,7 @@ def plan(
         RecboleMMError: what would stop the run, too: settings, the data, a model of another kind.
     """
     config = Config(model, dataset, config_files, config_dict, command_line)
-    needs = needed(config, config.model_class)
+    needs = needed(config, hooks_of(config.model_class))
     planned = Plan(config)
     specs = config["item_features"] or {}
     if not needs and not specs:

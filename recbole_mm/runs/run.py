@@ -27,8 +27,8 @@ from recbole_mm.evaluation.per_user import per_user_table, write_per_user
 from recbole_mm.evaluation.phases import Phases, check_split, split
 from recbole_mm.evaluation.ranking import RankingData
 from recbole_mm.inputs.needs import asks_for_inputs
-from recbole_mm.models.full_sequence import full_sequence_class
-from recbole_mm.runs.first_stage import has_first_stage, open_first_stage, results_beside
+from recbole_mm.models.hooks import full_sequence_class, hooks_of
+from recbole_mm.runs.first_stage import open_first_stage, results_beside
 from recbole_mm.runs.leakage import held_out_seen
 from recbole_mm.runs.profiling import Stages, versions
 from recbole_mm.runs.recbole_errors import told_in_one_line
@@ -113,8 +113,9 @@ def run(
     if config["epochs"] == 0 and config["load_best_model"] and config["MODEL_TYPE"] != ModelType.TRADITIONAL:
         raise ConfigError("epochs: 0 leaves no best weights; give --load_best_model=False to test an untrained model")
     check_dataset(config)
-    if config["ray_address"] and asks_for_inputs(config, config.model_class):
-        _model_inputs().check_stages(config)
+    hooks = hooks_of(config.model_class)
+    if config["ray_address"] and asks_for_inputs(config, hooks):
+        _model_inputs().check_stages(config, hooks)
     if config["train_workers"] > 1:
         _on_workers().check_workers(config)
     run_dir, resumed = choose_run_dir(config)
@@ -148,7 +149,7 @@ def _train_and_test(config: Config, run_dir: Path) -> Run:
     sees_held_out = held_out_seen(config, config.model_class)
     for text in sees_held_out:
         logger.warning("SEES HELD-OUT DATA: %s; no result of this run is one of the train-only protocol", text)
-    beside = results_beside(config, run_dir, stages) if has_first_stage(config.model_class) else {}
+    beside = results_beside(config, run_dir, stages) if hooks_of(config.model_class).has_first_stage else {}
     if config["train_workers"] > 1:
         _on_workers().train_on_workers(config, run_dir, stages, sees_held_out, beside)
         init_logging(run_dir, "ERROR")  # the log has said what loading would say again
@@ -252,12 +253,12 @@ def _assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
         logger.info("%s", dataset)
     model_class = full_sequence_class(config.model_class) if config["full_sequence"] else config.model_class
     check_split(config, dataset, model_class)
-    first = None
+    hooks, first = hooks_of(model_class), None
     with stages("artifacts"):
-        if has_first_stage(model_class):
+        if hooks.has_first_stage:
             first = open_first_stage(config, dataset, run_dir)
-        if asks_for_inputs(config, model_class):
-            _model_inputs().provide(config, dataset, model_class, run_dir)
+        if asks_for_inputs(config, hooks):
+            _model_inputs().provide(config, dataset, hooks, run_dir)
     if first is not None:
         dataset.hand_over({**dataset.provided, "first_stage": first})
     with stages("split"):

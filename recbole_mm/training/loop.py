@@ -24,6 +24,7 @@ from recbole_mm.config.schema import LEARNERS
 from recbole_mm.data.loaders import TARGET_MASK
 from recbole_mm.errors import ConfigError, RecboleMMError
 from recbole_mm.evaluation.collector import catalogue_facts
+from recbole_mm.models.hooks import hooks_of
 from recbole_mm.training.checkpoint import swapped
 from recbole_mm.training.schedule import LearningRateSchedule
 from recbole_mm.training.tracking import TensorBoard, check_wandb
@@ -132,10 +133,10 @@ class KeepingCollector(Collector):
 class TrainingLoop(Trainer):
     """RecBole's `Trainer` with accumulated, clipped, scheduled and mixed-precision optimizer steps.
 
-    A model whose class says `learns = False` has nothing to be trained: an epoch of it reads no batch.
+    A model whose class says `is_trainable = False` has nothing to be trained: an epoch of it reads no batch.
 
     Reads `gradient_accumulation_steps`, `clip_grad_norm` (a number or RecBole's dict), `enable_amp`, `max_train_steps`,
-    and what RecBole reads. A model may offer `parameter_groups(config) -> list[dict]` with learning rates of its own;
+    and what RecBole reads. `parameter_groups` of the model (see `models/base.py`) may have learning rates of their own;
     frozen parameters are left out of the optimizer.
 
     Args:
@@ -155,6 +156,7 @@ class TrainingLoop(Trainer):
 
     def __init__(self, config: Any, model: nn.Module) -> None:
         check_wandb(config)
+        self.hooks = hooks_of(type(model))
         self.timings: dict[str, float] = {
             "train_seconds": 0.0, "eval_seconds": 0.0, "train_targets": 0, "steps": 0, "epochs": 0,
         }  # fmt: skip
@@ -186,7 +188,7 @@ class TrainingLoop(Trainer):
         learner = kwargs.get("learner", self.learner)
         if str(learner).lower() not in LEARNERS:
             raise ConfigError(f"learner: {learner!r} is not one of {', '.join(LEARNERS)}")
-        if not learns(self.model):  # a parameter that is nobody's: there is no optimizer of nothing
+        if not self.hooks.is_trainable:  # a parameter that is nobody's: there is no optimizer of nothing
             groups = [{"params": [nn.Parameter(torch.zeros(()))]}]
         elif "params" in kwargs:
             groups = _trainable([{"params": kwargs.pop("params")}])
@@ -197,10 +199,7 @@ class TrainingLoop(Trainer):
         return super()._build_optimizer(params=groups, **kwargs)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        offered = getattr(self.model, "parameter_groups", None)
-        if offered is None:
-            return _trainable([{"params": self.model.parameters()}])
-        groups = _trainable(offered(self.config))
+        groups = _trainable(self.hooks.parameter_groups(self.model, self.config))
         grouped = {id(parameter) for group in groups for parameter in group["params"]}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad and id(parameter) not in grouped:
@@ -221,12 +220,11 @@ class TrainingLoop(Trainer):
     ) -> float | tuple[float, ...]:
         """Sum of the batches' losses (a tuple of sums where the model gives parts) after one pass over `train_data`.
 
-        A model that trains in phases is told first: `start_epoch(epoch)`, counted from 0, in a resumed run as well.
+        A model that trains in phases is told first by its `start_epoch`.
         """
-        if not learns(self.model):
+        if not self.hooks.is_trainable:
             return 0.0
-        if hasattr(self.model, "start_epoch"):
-            self.model.start_epoch(epoch_idx)
+        self.hooks.start_epoch(self.model, epoch_idx)
         self.model.train()
         loss_func = loss_func or self.model.calculate_loss
         total = LossSum(self.device, epoch_idx, scaled=self.enable_scaler)
@@ -307,11 +305,6 @@ class NCLTrainingLoop(TrainingLoop):
 
     def _chosen_losses(self, losses: Any, epoch_idx: int) -> Any:
         return losses[:-1] if isinstance(losses, tuple) and epoch_idx < self.config["warm_up_step"] else losses
-
-
-def learns(model: nn.Module) -> bool:
-    """Whether epochs change a model; its class says `learns = False` if they do not."""
-    return bool(getattr(model, "learns", True))
 
 
 def _trainable(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -17,7 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.model.abstract_recommender import (
+    AbstractRecommender,
+    ContextRecommender,
+    GeneralRecommender,
+    KnowledgeRecommender,
+    SequentialRecommender,
+)
 from scipy import sparse
 from torch import nn
 
@@ -70,7 +76,7 @@ def _mark(value: Any) -> Any:
 
 def _attributes(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Dotted name and value of every plain attribute and non-persistent buffer of the model and its parts."""
-    saved_elsewhere = set(getattr(model, "other_parameter_name", ()))
+    saved_elsewhere = set(model.other_parameter()) if isinstance(model, AbstractRecommender) else set()
     for prefix, module in model.named_modules():
         own = {name: value for name, value in vars(module).items() if name not in _OWN_ATTRIBUTES}
         own |= {name: module._buffers[name] for name in module._non_persistent_buffers_set}
@@ -132,7 +138,7 @@ def load_model_tree(model: AbstractRecommender, tree: Mapping[str, Any], source:
         for name, value in tree.get("attributes", {}).items():
             prefix, _, attribute = name.rpartition(".")
             module = model.get_submodule(prefix)
-            current = getattr(module, attribute, None)
+            current = vars(module).get(attribute, module._buffers.get(attribute))
             place = current.device if isinstance(current, torch.Tensor) else device
             setattr(module, attribute, _to_device(value, place))
     except (RuntimeError, AttributeError) as error:
@@ -154,9 +160,8 @@ def load_weights(model: AbstractRecommender, path: PathLike) -> None:
 
 
 def _device_of(model: nn.Module) -> torch.device:
-    own = getattr(model, "device", None)
-    if own is not None:
-        return torch.device(own)
+    if isinstance(model, (GeneralRecommender, SequentialRecommender, KnowledgeRecommender, ContextRecommender)):
+        return torch.device(model.device)
     return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
 
 

@@ -26,7 +26,7 @@ from torch import nn
 from recbole_mm.distributed.workers import joined
 from recbole_mm.errors import ConfigError
 from recbole_mm.training.checkpoint import PathLike
-from recbole_mm.training.loop import ADVICE, DivergedError, NCLTrainingLoop, TrainingLoop, learns
+from recbole_mm.training.loop import ADVICE, DivergedError, NCLTrainingLoop, TrainingLoop
 from recbole_mm.training.saving import SavingLoop
 from recbole_mm.training.schedule import LearningRateSchedule, lr_schedule
 from recbole_mm.training.state import interrupts_held, load_weights
@@ -90,9 +90,9 @@ class TrainerMixin(SavingLoop):
             DivergedError: a weight or the validation score did. The last finite weights and checkpoint are kept.
         """
         self._verbose, self._show_progress = verbose, show_progress
-        if getattr(self.model, "train_stage", "finetune") != "finetune":
-            self.epochs, valid_data = self.config["pretrain_epochs"], None  # S3Rec, RaCT: as RecBole's PretrainTrainer
-        if not learns(self.model):
+        if self.hooks.only_pretrains(self.config):
+            self.epochs, valid_data = self.config["pretrain_epochs"], None  # as RecBole's PretrainTrainer
+        if not self.hooks.is_trainable:
             self.epochs = min(self.epochs, 1)  # one is enough to validate and to write the folder
         self.eval_step = min(self.eval_step, self.epochs)
         self.eval_collector.data_collect(train_data)
@@ -175,12 +175,12 @@ class TrainerMixin(SavingLoop):
     def _validates_after(self, epoch_idx: int) -> bool:
         """Whether it is time to validate.
 
-        A model that is `pretraining` a part of itself is not fit to be judged: neither the best epoch nor early
+        A model that is pretraining a part of itself is not fit to be judged: neither the best epoch nor early
         stopping may come of it. But no training ends without a validation, whose weights are the ones that are kept.
         """
         if self.out_of_steps or (epoch_idx + 1 == self.epochs and self.best_epoch < 0):
             return True
-        return not getattr(self.model, "pretraining", False) and (epoch_idx + 1) % self.eval_step == 0
+        return not self.hooks.is_pretraining(self.model) and (epoch_idx + 1) % self.eval_step == 0
 
     def _train_once(self, epoch_idx: int, train_data: Any) -> dict[str, Any]:
         """Train one epoch and report it; gives its record in `history`."""
@@ -191,7 +191,7 @@ class TrainerMixin(SavingLoop):
         self.timings["train_seconds"] += seconds
         self.timings["epochs"] += 1
         self.train_loss_dict[epoch_idx] = sum(loss) if isinstance(loss, tuple) else loss
-        if self._verbose and learns(self.model):
+        if self._verbose and self.hooks.is_trainable:
             logger.info("epoch %d training [time: %.2fs, %s]", epoch_idx, seconds, self._loss_text(loss))
         self._add_train_loss_to_tensorboard(epoch_idx, loss)
         self.wandblogger.log_metrics({"epoch": epoch_idx, "train_loss": loss, "train_step": epoch_idx}, head="train")

@@ -52,7 +52,7 @@ class AnsweringRecommender(RerankingRecommender):
     """
 
     input_type = InputType.POINTWISE
-    learns = False
+    is_trainable = False
     has_first_stage = True
     answers_any = True
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
-from recbole_mm.models.full_sequence import Overlay, full_sequence_class
+from recbole_mm.models.full_sequence import Overlay
+from recbole_mm.models.hooks import full_sequence_class
 from recbole_mm.models.hyper import ENCODERS, check_encoder, read_map
 
 PAIRWISE: dict[str, type] = {"MF": BPR, "LightGCN": LightGCN}

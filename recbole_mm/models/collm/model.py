@@ -55,7 +55,7 @@ class CoLLM(RerankingRecommender):
 
     input_type = InputType.POINTWISE
     trains_on_full_sequences = True
-    splits_batches = True
+    supports_ddp = True
     requires = ("mllm_with_head",)
     stage: Tensor
 
@@ -133,8 +133,7 @@ class CoLLM(RerankingRecommender):
             for weight in weights:
                 weight.requires_grad_(part == stage)
 
-    @property
-    def pretraining(self) -> bool:
+    def is_pretraining(self) -> bool:
         """Whether the last stage is still to come: scores are not yet what epochs are chosen by."""
         return int(self.stage) != self.last_stage
 

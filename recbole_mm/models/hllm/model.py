@@ -7,7 +7,6 @@ import math
 
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 from recbole_mm.data.loaders import TARGET_MASK, TARGETS
 from recbole_mm.distributed.batch import Rows, shared_random
 from recbole_mm.errors import ConfigError
+from recbole_mm.models.base import SequentialModel
 from recbole_mm.models.hllm.llms import ItemLLM, UserLLM, content_groups, decoder_of
 from recbole_mm.models.hllm.loss import PROBED_TARGETS, CollapseWatch, alike_share, exclude_similar, shared_infonce
 from recbole_mm.models.molar.items import ContentItems
@@ -31,7 +31,7 @@ ITEMS_AT_ONCE = 65536
 """Items whose vectors are computed in one call for ranking; the item LLM cuts them further, by tokens."""
 
 
-class HLLM(SequentialRecommender):
+class HLLM(SequentialModel):
     """An item LLM turns each item's text into a vector; a user LLM reads the history's vectors and predicts the next.
 
     Trained at every position by InfoNCE over cosines times a learnable scale, with negatives that the batch shares.
@@ -46,7 +46,7 @@ class HLLM(SequentialRecommender):
 
     input_type = InputType.POINTWISE
     trains_on_full_sequences = True
-    splits_batches = True
+    supports_ddp = True
     ignores_right_padding = True
     content_group: Tensor
 

@@ -35,7 +35,7 @@ class MLLMRec(PropagatingRecommender):
         ConfigError: a setting is not accepted, naming it.
     """
 
-    splits_batches = True
+    supports_ddp = True
     user_inputs: Tensor
     item_inputs: Tensor
 

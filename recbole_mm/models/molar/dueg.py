@@ -50,6 +50,8 @@ class TextStackDUEG(nn.Module):
             `frozen`, none.
     """
 
+    reads_users = False
+
     def __init__(self, text_stack: nn.Module, hidden_size: int, tuning: str = "full") -> None:
         super().__init__()
         self.text_stack = text_stack.float() if tuning == "full" else text_stack

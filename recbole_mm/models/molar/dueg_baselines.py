@@ -30,6 +30,8 @@ LORA_DEFAULTS = {"r": 16, "alpha": 32, "dropout": 0.05, "targets": None}
 class CausalDUEG(nn.Module, ABC):
     """A user model whose state after a prefix stands at the prefix's last item."""
 
+    reads_users = False
+
     @abstractmethod
     def all_prefixes(self, items: Tensor) -> Tensor:
         """E_u after every prefix: item vectors (B, W, h), padded on the right -> (B, W, h)."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.duorec import DuoRec
-from recbole_mm.models.full_sequence import Overlay, full_sequence_class
+from recbole_mm.models.full_sequence import Overlay
+from recbole_mm.models.hooks import full_sequence_class
 from recbole_mm.models.hyper import ENCODERS, check_encoder, read_map
 
 ID_MODELS = {"SASRec": SASRec, "GRU4Rec": GRU4Rec, "FPMC": FPMC, "DuoRec": DuoRec}

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
 from recbole_mm.distributed.batch import shared_random, whole_batch
 from recbole_mm.errors import ConfigError
+from recbole_mm.models.base import SequentialModel
 from recbole_mm.models.losses import alignment_loss, pointwise_loss, sampled_softmax_loss, softmax_loss
 from recbole_mm.models.molar import id_model as id_models
 from recbole_mm.models.molar.dueg_baselines import build_dueg
@@ -47,7 +47,7 @@ NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
 FIRST_TEMPERATURE, LARGEST_SCALE = 0.07, 100.0
 
 
-class Molar(SequentialRecommender):
+class Molar(SequentialModel):
     """Item vectors of the MLLM (MIRM), read by its decoder (DUEG), aligned with an ID model after both have read them.
 
     L = L_rec + alpha * L_align + id_loss_weight * L_id (Eq. 5; the last term is ours: an ID model that is trained along
@@ -64,7 +64,7 @@ class Molar(SequentialRecommender):
 
     input_type = InputType.POINTWISE
     trains_on_full_sequences = True
-    splits_batches = True
+    supports_ddp = True
     ignores_right_padding = True
     dueg: Any
     id_model: Any
@@ -130,6 +130,10 @@ class Molar(SequentialRecommender):
         self.pretraining = epoch < self.id_epochs
         if self.id_epochs:
             self.id_is_frozen = not self.pretraining
+
+    def is_pretraining(self) -> bool:
+        """Whether the epoch trains the ID model alone."""
+        return self.pretraining
 
     def train(self, mode: bool = True) -> Molar:
         """As everywhere in torch; an ID model that is left as it is keeps its dropout off."""
@@ -217,7 +221,7 @@ class Molar(SequentialRecommender):
 
     def _readers(self, interaction: Interaction) -> tuple[Tensor, ...]:
         """User ids, for a DUEG that reads them."""
-        return (interaction[self.USER_ID],) if getattr(self.dueg, "reads_users", False) else ()
+        return (interaction[self.USER_ID],) if self.dueg.reads_users else ()
 
     def item_vectors(self) -> Tensor:
         """What users are scored against (n_items, h), (n_items, d), or both side by side."""

@@ -1,0 +1,146 @@
+"""The contract of a model: every hook that it may offer, with the default and its meaning.
+
+A model is one of RecBole's recommenders: `__init__(config, dataset)`, `calculate_loss(interaction)`,
+`predict(interaction)` and, where it can rank all items at once, `full_sort_predict(interaction)`. Everything on this
+page is optional. A class of ours, or of yours, derives from `SequentialModel`, `GeneralModel` or `RerankingModel` and
+overrides what it offers; RecBole's own classes, which know none of this, are answered for by the table in `hooks.py`.
+
+    class Mine(SequentialModel):
+        input_type = InputType.POINTWISE
+        requires = ("item_vectors",)
+        ignores_right_padding = True
+
+Whoever needs an answer asks `hooks_of(model_class)`, never the class itself. A name that is almost one of these, or a
+value of another kind, is refused there.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import GeneralRecommender, SequentialRecommender
+from torch import Tensor
+
+
+class ModelHooks:
+    """The hooks, with their defaults. Flags are class attributes, True or False, and hold for every instance."""
+
+    # ------------------------------------------------------------------------------------------------------- inputs
+
+    requires: ClassVar[tuple[str, ...]] = ()
+    """What must be computed before the model is built; the dataset then has it as `inputs` (see `ModelInputs`)."""
+
+    @classmethod
+    def requirements(cls, config: Any) -> tuple[str, ...]:
+        """The same where settings decide. A good place to refuse settings that do not fit together: nothing costly has
+        been computed yet."""
+        return tuple(cls.requires)
+
+    has_first_stage: ClassVar[bool] = False
+    """The model of `first_stage` comes before this one, as `dataset.inputs.first_stage`, whose `scores(cases)` are
+    (B, n_items); it and Pop are printed beside the result."""
+
+    @classmethod
+    def build_prompt(cls, config: Any, dataset: Any, mllm: Any) -> Any:
+        """The prompt that an LLM is fine-tuned to answer; for classes that require `answering_mllm`.
+
+        Args:
+            config: of the run.
+            dataset: not split yet, with all other inputs.
+            mllm: its tokenizer and family lay out prompts; it may have no weights.
+        """
+        raise NotImplementedError(f"{cls.__name__} requires answering_mllm and has no build_prompt")
+
+    # ----------------------------------------------------------------------------------------------------- training
+
+    is_trainable: ClassVar[bool] = True
+    """Epochs change the model. False: no batch is read, and one pass validates."""
+
+    trains_on_full_sequences: ClassVar[bool] = False
+    """Training batches are whole sequences with a target at every position (`data/loaders.py`), not RecBole's
+    prefixes."""
+
+    @classmethod
+    def wants_negatives(cls, config: Any) -> bool:
+        """Whether those batches hold a sampled negative for each target."""
+        return False
+
+    full_sequence_mixin: ClassVar[type | None] = None
+    """What makes of this very class, by multiple inheritance, the form that `full_sequence: True` trains:
+    `FullSequenceMixin` or a subclass of it. A subclass does not inherit it."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before each epoch, counted from 0, in a resumed run as well: for training in phases."""
+
+    def is_pretraining(self) -> bool:
+        """Whether the epoch trains a part of the model alone, so that its scores are not yet worth validating."""
+        return False
+
+    @classmethod
+    def only_pretrains(cls, config: Any) -> bool:
+        """Whether the run ends where another one begins: it trains `pretrain_epochs` and never validates."""
+        return False
+
+    def parameter_groups(self, config: Any) -> list[dict[str, Any]]:
+        """The optimizer's groups, `{"params": [...], "lr": ...}`; every trainable parameter must be in one."""
+        return [{"params": list(self.parameters())}]  # type: ignore[attr-defined]
+
+    supports_ddp: ClassVar[bool] = False
+    """`calculate_loss` is a mean over the rows of a batch, or over its targets, or takes `whole_batch` of
+    `distributed/batch.py` where it compares rows; so `train_workers` may be above 1."""
+
+    # ------------------------------------------------------------------------------------------------------ scoring
+
+    def user_vectors(self, interaction: Interaction) -> Tensor:
+        """(B, d), one per row. With `item_vectors` it makes a dot-product model: a score is the product of both, and
+        item vectors are computed once for all users."""
+        raise NotImplementedError
+
+    def item_vectors(self) -> Tensor:
+        """(n_items, d), one per item id, padding item 0 included."""
+        raise NotImplementedError
+
+    ignores_right_padding: ClassVar[bool] = False
+    """Scores do not depend on the padding behind a history's last item, so ranking cuts each batch to its longest
+    history."""
+
+    materializes_pairs: ClassVar[bool] = False
+    """`full_sort_predict` holds a vector for every (row, item) pair of a batch, so batches are kept that much
+    smaller."""
+
+
+class SequentialModel(ModelHooks, SequentialRecommender):
+    """Base of models of users' histories: `interaction[self.ITEM_SEQ]` (B, L) item ids, padded with 0 on the right, and
+    `interaction[self.ITEM_SEQ_LEN]` (B,)."""
+
+
+class GeneralModel(ModelHooks, GeneralRecommender):
+    """Base of models of users and items without an order: `interaction[self.USER_ID]`, `interaction[self.ITEM_ID]`."""
+
+
+class RerankingModel(SequentialModel, ABC):
+    """Base of models that put the `rerank_k` best items of a cheap model in order; `RerankingRecommender` is built on
+    it."""
+
+    answers_any: ClassVar[bool] = False
+    """`predict` asks about every pair that it is given. False: it gives the numbers of `full_sort_predict`."""
+
+    @abstractmethod
+    def first_scores(self, cases: Interaction) -> Tensor:
+        """(B, n_items) float64 of the cheap model, any numbers. In double precision, so that no two scores change
+        places when another batch rounds them differently."""
+
+    @abstractmethod
+    def probabilities(self, cases: Interaction, owners: Tensor, items: Tensor) -> Tensor:
+        """p(yes) of items (n,) for the cases `owners` (n,), as float64 in [0, 1]."""
+
+    def asks_now(self) -> bool:
+        """Whether any item is asked about at all; False leaves everything to the cheap model."""
+        return True
+
+    @staticmethod
+    def never_changes(name: str) -> bool:
+        """Whether the weight of this name is one that no run changes, so that it is not saved with any."""
+        return False
