@@ -7,16 +7,20 @@ True
 
 from __future__ import annotations
 
+import difflib
+import inspect
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from recbole.model.abstract_recommender import SequentialRecommender
 
 from recbole_mm.errors import ConfigError
 from recbole_mm.models import base
-from recbole_mm.models.base import ModelHooks
+from recbole_mm.models.base import ModelHooks, RerankingModel
 from recbole_mm.models.recbole_models import RECBOLE
 
-HOOKS = tuple(name for name in vars(ModelHooks) if not name.startswith("_"))
+HOOKS = {name: default for name, default in vars(ModelHooks).items() if not name.startswith("_")}
+RERANKING_HOOKS = {name: said for name, said in vars(RerankingModel).items() if not name.startswith("_")}
 
 ABOUT = {
     "ignores_right_padding": ("forward", "full_sort_predict", "get_attention_mask"),
@@ -29,6 +33,17 @@ ABOUT = {
 
 NOT_INHERITED = ("full_sequence_mixin",)
 
+ALIKE = 0.9
+"""A public name is taken for a misspelt hook from this likeness on; no name in RecBole's classes comes above 0.77."""
+
+EARLIER_NAMES = {"learns": "is_trainable", "splits_batches": "supports_ddp", "pretraining": "is_pretraining"}
+"""What flags were called before."""
+
+FLAG, NAMES, CLASS, CLASS_METHOD, METHOD = "True or False", "a tuple of names", "a class", "a class method", "a method"
+
+UPSTREAM = ("recbole", "torch", "builtins")
+"""Packages whose names mean what they mean there."""
+
 
 def hooks_of(model_class: type) -> type[ModelHooks]:
     """The hooks of a class: what it states itself or inherits, RecBole's table, or the defaults of `ModelHooks`.
@@ -38,9 +53,86 @@ def hooks_of(model_class: type) -> type[ModelHooks]:
 
     Args:
         model_class: of any model.
+
+    Raises:
+        ConfigError: see `check_hooks`.
     """
+    check_hooks(model_class)
     stated = {name: found for name in HOOKS if (found := _stated(model_class, name)) is not None}
     return type(model_class.__name__, (ModelHooks,), stated)
+
+
+def check_hooks(model_class: type) -> None:
+    """Refuse what would be passed over in silence.
+
+    Raises:
+        ConfigError: a hook has a value of another kind than its default, or a public name of the class is spelt almost
+            as a hook that the class does not have, and is of its kind: a flag, or a method of the same parameters.
+    """
+    hooks = {**HOOKS, **(RERANKING_HOOKS if issubclass(model_class, RerankingModel) else {})}
+    own = dict(_own_names(model_class))
+    for name, found in own.items():
+        where = f"model {model_class.__name__}: {name}"
+        if name in hooks:
+            wanted, kind = _kind(hooks[name]), _kind(found)
+            if kind != wanted:
+                shown = f": {found!r}" if kind is None else f" is {kind}"
+                raise ConfigError(f"{where}{shown}, and must be {wanted}; see models/base.py of recbole_mm")
+        elif near := _meant(name, found, {hook: said for hook, said in hooks.items() if hook not in own}):
+            raise ConfigError(
+                f"{where} is no hook, and nothing would read it; did you mean {near}? A name of your own that is meant "
+                "so can begin with an underscore"
+            )
+
+
+def _meant(name: str, found: Any, hooks: Mapping[str, Any]) -> str | None:
+    """The hook that a name stands for wrongly, if any."""
+    if name in EARLIER_NAMES and isinstance(found, (bool, property)):
+        return EARLIER_NAMES[name]
+    return next((hook for hook in hooks if _spelt_alike(name, hook) and _used_alike(found, hooks[hook])), None)
+
+
+def _own_names(model_class: type) -> Iterator[tuple[str, Any]]:
+    """Public names of a class and its bases, without those of RecBole, torch and `base.py`, and their values."""
+    upstream: set[str] = set()
+    for owner in reversed(model_class.__mro__):
+        if owner.__module__.split(".")[0] in UPSTREAM:
+            upstream |= vars(owner).keys()
+        elif owner.__module__ != base.__name__:
+            for name, found in vars(owner).items():
+                if not name.startswith("_") and name not in upstream:
+                    yield name, found
+
+
+def _spelt_alike(name: str, hook: str) -> bool:
+    one, other = (text.replace("_", "").lower() for text in (name, hook))
+    return difflib.SequenceMatcher(None, one, other).ratio() >= ALIKE
+
+
+def _used_alike(found: Any, default: Any) -> bool:
+    return _kind(found) == _kind(default) and _parameters(found) == _parameters(default)
+
+
+def _kind(value: Any) -> str | None:
+    """What a value of a class's namespace is, in words; None for what no hook is."""
+    if isinstance(value, bool):
+        return FLAG
+    if isinstance(value, (tuple, list)) and all(isinstance(name, str) for name in value):
+        return NAMES
+    if value is None or isinstance(value, type):
+        return CLASS
+    if isinstance(value, (classmethod, staticmethod)):
+        return CLASS_METHOD
+    return METHOD if inspect.isfunction(value) else None
+
+
+def _parameters(value: Any) -> list[str]:
+    """Names of a function's parameters, without `self` or `cls`."""
+    function = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
+    if not inspect.isfunction(function):
+        return []
+    names = list(inspect.signature(function).parameters)
+    return names if isinstance(value, staticmethod) else names[1:]
 
 
 def has_dot_product(hooks: type[ModelHooks]) -> bool:
