@@ -65,7 +65,7 @@ def main() -> None:
     provide(config, dataset, hooks_of(config.model_class))
     users, items, offsets = dataset.user_histories()
     owners = np.repeat(users, np.diff(offsets))
-    means = mean_of_items(dataset.fused_vectors, owners, items, dataset.user_num)
+    means = mean_of_items(dataset.inputs.fused_vectors, owners, items, dataset.user_num)
     histories = dict(zip(users.tolist(), np.split(items, offsets[1:-1]), strict=True))
     valid = dataset.build()[1].inter_feat
     last = dict(zip(valid["user_id"].tolist(), valid["item_id"].tolist(), strict=True))
@@ -80,8 +80,8 @@ def main() -> None:
             while (again := np.isin(negatives[place], chosen)).any():
                 negatives[place, again] = rng.choice(pool, again.sum())
     rows = [
-        [name, *(f"{share:.3f}" for share in agreement(vectors[sample], dataset.fused_vectors, held_out, drawn))]
-        for name, vectors in (("mean of item vectors", means), ("profile", dataset.profile_vectors))
+        [name, *(f"{share:.3f}" for share in agreement(vectors[sample], dataset.inputs.fused_vectors, held_out, drawn))]
+        for name, vectors in (("mean of item vectors", means), ("profile", dataset.inputs.profile_vectors))
     ]
     print(f"{given.dataset}, {len(sample)} users, texts by {config['text_backend']}\n")
     print(markdown_table(["user is", "items", "chosen items", "users"], rows))

@@ -95,11 +95,11 @@ def folders(folder: Path) -> list[Path]:
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_run_tunes_once_and_reads_answers_of_the_tuned_model(toy, tmp_path, method, monkeypatch):
     settings = {"sft_tuning": method, "sft_learning_rate": 3e-3, "sft_epochs": 2}
-    untuned = provided(toy, tmp_path, sft_tuning="none").mllm
+    untuned = provided(toy, tmp_path, sft_tuning="none").inputs.mllm
     assert not folders(tmp_path)
     dataset = provided(toy, tmp_path, **settings)
     (folder,) = folders(tmp_path)
-    assert dataset.mllm.name == str(folder)
+    assert dataset.inputs.mllm.name == str(folder)
     assert (folder / "adapter_config.json").is_file() == (method == "lora")
     notes = yaml.safe_load((folder / "answering.yaml").read_text())
     assert notes["examples_of"] == {"yes": 6, "no": 6}
@@ -108,7 +108,7 @@ def test_a_run_tunes_once_and_reads_answers_of_the_tuned_model(toy, tmp_path, me
     monkeypatch.setattr("recbole_mm.inputs.model_inputs.load_mllm", recorded(loaded))
     again = provided(toy, tmp_path, **settings)
     assert [name for name, outline in loaded if not outline] == [str(folder)], "the base model's weights were loaded"
-    found = [answers(mllm, dataset) for mllm in (untuned, dataset.mllm, again.mllm)]
+    found = [answers(mllm, dataset) for mllm in (untuned, dataset.inputs.mllm, again.inputs.mllm)]
     assert (found[0] - found[1]).abs().max() > 1e-2
     torch.testing.assert_close(found[1], found[2], atol=0, rtol=0)
 
@@ -136,7 +136,7 @@ def test_fine_tuning_teaches_the_answers(toy, tmp_path):
     asked = training_questions(dataset, SftSettings.of(config_of(toy, tmp_path, **settings)))
     positive = torch.tensor([one.answer for one in asked])
     margins = []
-    for mllm in (load_mllm(next((tmp_path / "artifacts").glob("tiny-*")), with_head=True), dataset.mllm):
+    for mllm in (load_mllm(next((tmp_path / "artifacts").glob("tiny-*")), with_head=True), dataset.inputs.mllm):
         prompt = Titled.build_prompt({"max_text_tokens": 16}, dataset, mllm)
         questions = PromptBlocks(mllm, prompt).questions(
             [one.user for one in asked],

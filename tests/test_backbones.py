@@ -17,13 +17,13 @@ def test_a_family_is_tuned_encodes_reads_and_ranks(toy_settings, family, tuning)
     settings = {**toy_settings, **tuned, "mllm": name, "epochs": 1}
     outcome = recbole_mm.run("Molar", "toy", config_dict=settings)
     dataset = outcome.dataset
-    assert dataset.mllm.model.config.model_type == family
-    vectors = dataset.item_vectors[1:]
+    assert dataset.inputs.mllm.model.config.model_type == family
+    vectors = dataset.inputs.item_vectors[1:]
     assert np.isfinite(vectors).all()
     assert len(np.unique(vectors.round(4), axis=0)) > len(vectors) // 2, "items must not look alike"
-    assert outcome.model.dueg.text_stack.hidden_size == dataset.mllm.hidden_size
+    assert outcome.model.dueg.text_stack.hidden_size == dataset.inputs.mllm.hidden_size
     assert 0 < outcome.test_result["recall@10"] <= 1
     again = recbole_mm.load(outcome.run_dir)
-    assert again.dataset.mllm.identity == dataset.mllm.identity
+    assert again.dataset.inputs.mllm.identity == dataset.inputs.mllm.identity
     untuned = recbole_mm.run("Molar", "toy", config_dict={**settings, "mirm_tuning": "none"})
-    assert not np.allclose(untuned.dataset.item_vectors[1:], vectors)
+    assert not np.allclose(untuned.dataset.inputs.item_vectors[1:], vectors)

@@ -8,6 +8,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_mm.data.dataset import create_dataset
+from recbole_mm.data.inputs import ModelInputs
 from recbole_mm.errors import ConfigError
 from recbole_mm.llm.answer import AnswerReader
 from recbole_mm.llm.loading import load_mllm
@@ -52,7 +53,7 @@ def built(toy_path, tmp_path, mllm):
         base = {**TOY_SETTINGS, **SMALL, "data_path": str(toy_path), "checkpoint_dir": str(tmp_path)}
         config = Config(CoLLM, "toy", config_dict={**base, **settings})
         dataset = create_dataset(config)
-        dataset.mllm = mllm
+        dataset.inputs = ModelInputs(mllm=mllm)
         phases = split(config, dataset, CoLLM)
         torch.manual_seed(5)
         model = CoLLM(config, phases.train_dataset)

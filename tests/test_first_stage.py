@@ -36,7 +36,7 @@ class Echo(RerankingRecommender):
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
-        self.first = dataset.first_stage
+        self.first = dataset.inputs.first_stage
 
     def first_scores(self, cases):
         return self.first.scores(cases)

@@ -272,12 +272,12 @@ def test_needs_follow_the_tuning(built):
     frozen, trained = built(), built(**TRAINED)
     assert not hasattr(frozen.dataset, "item_token_ids")
     assert not hasattr(trained.dataset, "item_text_vectors")
-    assert trained.dataset.item_token_ids.shape[0] == trained.dataset.item_num
+    assert trained.dataset.inputs.item_token_ids.shape[0] == trained.dataset.item_num
 
 
 def test_images_are_not_looked_at(built):
-    both = built(modalities=["image", "text"]).dataset.item_text_vectors
-    assert np.array_equal(both, built(modalities=["text"]).dataset.item_text_vectors)
+    both = built(modalities=["image", "text"]).dataset.inputs.item_text_vectors
+    assert np.array_equal(both, built(modalities=["text"]).dataset.inputs.item_text_vectors)
 
 
 @pytest.mark.parametrize("settings", [{}, TRAINED], ids=["frozen", "full"])

@@ -418,7 +418,7 @@ def test_a_run_encodes_with_the_tuned_model_and_tunes_once(described, tmp_path, 
     def vectors(**settings):
         config = config_of(described, tmp_path, **settings)
         dataset = assemble(config, tmp_path, Stages()).dataset
-        return dataset.item_vectors, dataset.mllm
+        return dataset.inputs.item_vectors, dataset.inputs.mllm
 
     settings = {**QUICK, "mirm_tuning": method, "mirm_description_field": "story"}
     plain, untuned = vectors(mllm_image_pixels=PIXELS)
@@ -443,8 +443,8 @@ def test_a_tiny_model_of_another_family(described, tmp_path):
         described, tmp_path, **{**QUICK, "mllm": "tiny-internvl", "mirm_tuning": "lora", "mirm_bottleneck": True}
     )
     dataset = assemble(config, tmp_path, Stages()).dataset
-    assert dataset.mllm.model.config.model_type == "internvl"
-    assert np.isfinite(dataset.item_vectors).all()
+    assert dataset.inputs.mllm.model.config.model_type == "internvl"
+    assert np.isfinite(dataset.inputs.item_vectors).all()
     assert len(list((tmp_path / "artifacts").glob("tiny-internvl-*"))) == 1
     with pytest.raises(ModelLoadError, match="no tiny model of type 'parrot'"):
         assemble(config_of(described, tmp_path, mllm="tiny-parrot"), tmp_path, Stages())
@@ -457,8 +457,8 @@ def test_a_whole_run_is_loaded_again(described, tmp_path):
     given = {**TOY_SETTINGS, **QUICK, "data_path": str(described), "checkpoint_dir": str(tmp_path), "epochs": 1}
     outcome = recbole_mm.run("Molar", "toy", config_dict={**given, "mirm_objectives": ["SA"]})
     again = recbole_mm.load(outcome.run_dir)
-    np.testing.assert_array_equal(again.dataset.item_vectors, outcome.dataset.item_vectors)
-    assert again.dataset.mllm.identity == outcome.dataset.mllm.identity
+    np.testing.assert_array_equal(again.dataset.inputs.item_vectors, outcome.dataset.inputs.item_vectors)
+    assert again.dataset.inputs.mllm.identity == outcome.dataset.inputs.mllm.identity
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def asked(outcome, rows, items) -> Interaction:
 
 def whole_prompts(outcome, rows, items) -> torch.Tensor:
     """p(yes) / (p(yes) + p(no)) by the model with its head, told each prompt as a whole."""
-    model, mllm = outcome.model, outcome.dataset.mllm
+    model, mllm = outcome.model, outcome.dataset.inputs.mllm
     batch = outcome.phases.test.users.interaction[rows]
     yes_no = list(resolve_yes_no(mllm, model.prompt.tail))
     found = []

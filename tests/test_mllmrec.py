@@ -22,6 +22,7 @@ from recbole_mm.config.layers import properties_dir
 from recbole_mm.config.resolved import Config
 from recbole_mm.config.yaml_settings import read_yaml
 from recbole_mm.data.dataset import create_dataset
+from recbole_mm.data.inputs import ModelInputs
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.dot_product import dot_product_of
 from recbole_mm.evaluation.phases import split
@@ -66,7 +67,7 @@ def build(toy_config):
         fused, profiles = vectors(dataset.item_num, 1), vectors(dataset.user_num, 2)
         fused[list(without_text)] = 0
         profiles[list(without_profile)] = 0
-        dataset.hand_over({"fused_vectors": fused, "profile_vectors": profiles})
+        dataset.inputs = ModelInputs(fused_vectors=fused, profile_vectors=profiles)
         train = split(config, dataset, MLLMRec).train_dataset
         torch.manual_seed(3)
         return MLLMRec(config, train), train
@@ -574,7 +575,7 @@ def test_each_kind_of_item_text_gives_other_vectors_and_asks_only_for_what_it_ne
         monkeypatch.setattr(provisions, "open_generator", lambda *_, writer=writer: writer)
         settings = {"sentence_encoder": encoder, "item_text": kind, "reasoning": False, "text_backend": "openai"}
         config = toy_config("MLLMRec", **settings, text_url="http://x", text_model="x")
-        found[kind] = assemble(config, tmp_path, Stages()).dataset.fused_vectors
+        found[kind] = assemble(config, tmp_path, Stages()).dataset.inputs.fused_vectors
         asked[kind] = len(writer.asked)
     assert not any(np.array_equal(found[a], found[b]) for a, b in combinations(found, 2))
     assert asked == {"fused": 40, "text": 0, "image": 0}, "the descriptions are there already"

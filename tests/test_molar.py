@@ -119,7 +119,7 @@ def test_fused_score_is_the_sum_of_both(built):
 
 def test_frozen_dueg_keeps_its_weights(toy_settings):
     outcome = recbole_mm.run("Molar", "toy", config_dict={**toy_settings, "dueg_tuning": "frozen", "epochs": 1})
-    fresh = outcome.dataset.mllm.text_stack().state_dict()
+    fresh = outcome.dataset.inputs.mllm.text_stack().state_dict()
     trained = outcome.model.dueg.text_stack.state_dict()
     assert all(torch.equal(trained[name], fresh[name]) for name in fresh)
     assert outcome.model.dueg.user_token.requires_grad
@@ -152,7 +152,7 @@ def test_two_windows_of_a_user_are_no_negatives_of_each_other(toy_config, tmp_pa
 def test_lora_dueg_starts_as_the_decoder_and_trains_its_adapter_alone(toy_settings, tmp_path, toy_config):
     settings = {"dueg_tuning": "lora", "dueg_lora": {"r": 3, "targets": ["q_proj", "down_proj"]}}
     fresh = assemble(toy_config("Molar", **settings), tmp_path, Stages())
-    items, plain = torch.randn(2, 4, 128), TextStackDUEG(fresh.dataset.mllm.text_stack(), 128)
+    items, plain = torch.randn(2, 4, 128), TextStackDUEG(fresh.dataset.inputs.mllm.text_stack(), 128)
     plain.user_token = fresh.model.dueg.user_token
     fresh.model.eval()
     torch.testing.assert_close(fresh.model.dueg.all_prefixes(items), plain.eval().all_prefixes(items))
@@ -168,8 +168,8 @@ def test_lora_dueg_starts_as_the_decoder_and_trains_its_adapter_alone(toy_settin
 
 @pytest.mark.parametrize("modalities", [["image"], ["text"]])
 def test_modalities_change_the_vectors(built, modalities):
-    both = built().dataset.item_vectors
-    one = built(modalities=modalities).dataset.item_vectors
+    both = built().dataset.inputs.item_vectors
+    one = built(modalities=modalities).dataset.inputs.item_vectors
     assert one.shape == both.shape
     assert abs(one[1:] - both[1:]).max() > 1e-3
 
@@ -234,7 +234,7 @@ def test_every_part_of_the_content_model_is_trained(built, dueg):
 def test_item_vectors_of_several_sources_stand_side_by_side(built):
     assembled = built(item_sources=["mllm", "text", "image"], item_features=TOY_FEATURES)
     items, dataset = assembled.model.items, assembled.dataset
-    sources = [dataset.item_vectors, dataset.item_feature("text"), dataset.item_feature("image")]
+    sources = [dataset.inputs.item_vectors, dataset.item_feature("text"), dataset.item_feature("image")]
     expected = torch.cat([standardise(torch.as_tensor(source)) for source in sources], dim=1)
     assert torch.equal(items.vectors, expected)
     ids = torch.tensor([[3, 0], [5, 7]])
@@ -322,7 +322,7 @@ def test_every_id_model_is_as_wide_as_the_mllm_and_scores_as_itself(built, name)
     batch = assembled.phases.test.users.interaction[torch.arange(5).numpy()]
     expected = model.id_model.full_sort_predict(batch)
     torch.testing.assert_close(model.full_sort_predict(batch), expected.view(5, -1), atol=1e-5, rtol=1e-5)
-    assert model.user_vectors(batch).shape[1] == assembled.dataset.mllm.hidden_size
+    assert model.user_vectors(batch).shape[1] == assembled.dataset.inputs.mllm.hidden_size
     assert isinstance(model.id_to_content, torch.nn.Identity)
     assert len(model.calculate_loss(next(iter(assembled.phases.train)))) == 3
 
@@ -342,7 +342,7 @@ def test_duorecs_own_loss_has_its_contrast_and_its_own_temperature(built):
 
 def test_an_id_model_of_another_width_is_mapped_for_the_alignment_alone(built):
     assembled = built(id_model_config={"hidden_size": 16}, score="fused")
-    width = assembled.dataset.mllm.hidden_size
+    width = assembled.dataset.inputs.mllm.hidden_size
     assert assembled.model.id_to_content.weight.shape == (width, 16)
     assert assembled.model.item_vectors().shape[1] == width + 16
     assembled.model.calculate_loss(next(iter(assembled.phases.train)))[1].backward()

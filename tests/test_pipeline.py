@@ -59,7 +59,7 @@ def test_a_second_run_encodes_nothing(toy_settings, monkeypatch):
 
     monkeypatch.setattr(ItemEncoder, "compute", refuse)
     second = recbole_mm.run("Molar", "toy", config_dict={**toy_settings, "alpha": 0.2})
-    assert np.array_equal(first.dataset.item_vectors, second.dataset.item_vectors)
+    assert np.array_equal(first.dataset.inputs.item_vectors, second.dataset.inputs.item_vectors)
     with pytest.raises(AssertionError, match="encoded again"):
         recbole_mm.run("Molar", "toy", config_dict={**toy_settings, "max_text_tokens": 3})
 

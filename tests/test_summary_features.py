@@ -43,7 +43,7 @@ def test_they_are_vectors_of_the_item_texts(settings, encoder, monkeypatch):
     config, dataset = provided({**settings, "text_backend": "openai", "text_model": "m", "text_url": "http://x/v1"})
     assert len(writer.asked) == 40, "every picture is described"
     assert writer.closed
-    texts = dataset.item_texts
+    texts = dataset.inputs.item_texts
     assert all("Title: " in text and "Appearance: answer" in text for text in texts[1:])
     vectors = dataset.item_feature("told")
     expected = SentenceEncoder(encoder, "cpu").encode(texts[1:])
@@ -57,7 +57,7 @@ def test_they_are_vectors_of_the_item_texts(settings, encoder, monkeypatch):
 
 def test_item_text_says_what_is_read(settings):
     of_template = provided({**settings, "item_text": "image"})[1]
-    assert all(text.startswith("This is The ") for text in of_template.item_texts[1:])
+    assert all(text.startswith("This is The ") for text in of_template.inputs.item_texts[1:])
     assert not np.allclose(of_template.item_feature("told"), provided(settings)[1].item_feature("told"))
 
 

@@ -44,7 +44,7 @@ def test_the_last_titles_and_the_candidates_are_told(built):
     tokens = built().dataset.item_tokens()
     told = prompt.told(1, [5, 6, 7])
     assert [f"film number {str(tokens[item])[1:]}\n" in told for item in (5, 6, 7)] == [False, True, True]
-    words = built().dataset.mllm.tokenizer.decode(prompt.words_of(9))
+    words = built().dataset.inputs.mllm.tokenizer.decode(prompt.words_of(9))
     assert words.endswith(f"film number {str(tokens[9])[1:]}")
 
 
@@ -63,7 +63,7 @@ def test_no_image_is_shown(built, monkeypatch):
 
 def test_an_answer_is_that_of_the_whole_prompt(built):
     outcome = built(tallrec_rating_field="rating")
-    model, mllm = outcome.model, outcome.dataset.mllm
+    model, mllm = outcome.model, outcome.dataset.inputs.mllm
     rows = outcome.phases.test.users.interaction[np.arange(4)]
     yes_no = list(resolve_yes_no(mllm, model.prompt.tail))
     with torch.no_grad():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,7 @@ from recbole.utils import ModelType
 from recbole_mm.data.content import ContentSource, ItemContent
 from recbole_mm.data.feature_fields import FeatureFieldsMixin
 from recbole_mm.data.histories import HistoriesMixin
+from recbole_mm.data.inputs import ModelInputs
 from recbole_mm.data.interactions import SequenceSamples
 from recbole_mm.data.loading import LoadingMixin
 from recbole_mm.data.popular import keeps_popular, popular_only
@@ -58,7 +59,7 @@ def _upstream_class(config) -> type[Dataset]:
 
 def _builds_plain_sequences(upstream: type[Dataset]) -> bool:
     """Whether the class augments as `SequentialDataset` does (DIEN's adds negatives of its own)."""
-    return getattr(upstream, "data_augmentation", None) is SequentialDataset.data_augmentation
+    return issubclass(upstream, SequentialDataset) and upstream.data_augmentation is SequentialDataset.data_augmentation
 
 
 class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
@@ -68,7 +69,8 @@ class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
     user_feat: Any
     item2entity: dict[str, str]
     entity2item: dict[str, str]
-    provided: Mapping[str, Any] = {}
+    inputs: ModelInputs = ModelInputs()
+    """What the model receives beside interactions; set once, before `build`."""
     rows: Rows
     """All interactions, whichever part they are in; since the dataset was split."""
     own_rows: np.ndarray
@@ -254,16 +256,10 @@ class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
         Raises:
             ConfigError: there is no such feature.
         """
-        features = self.provided.get("item_features", {})
+        features = self.inputs.item_features
         if name not in features:
             raise ConfigError(f"no item feature {name!r}; item_features has {sorted(features) or 'none'}")
         return features[name]
-
-    def hand_over(self, provided: Mapping[str, Any]) -> None:
-        """Set each of `provided` as an attribute: what a model reads beside interactions, such as `item_vectors`."""
-        self.provided = dict(provided)
-        for name, value in provided.items():
-            setattr(self, name, value)
 
     def item_tokens(self) -> Sequence[str]:
         """The dataset's own item ids, index = RecBole's id; index 0 is `[PAD]`."""

@@ -13,6 +13,8 @@ feature should get. Two things in RecBole 1.2.1 stand in the way and are mended 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,27 +28,31 @@ from torch import Tensor
 class FeatureFieldsMixin(Dataset):
     """Dataset side: fields named in `feature_fields` hold feature vectors."""
 
-    feature_fields: dict[str, Tensor]
+    feature_fields: Mapping[str, Tensor] = MappingProxyType({})
     item_feat: Any
 
     def declare_feature_field(self, name: str, vectors: Tensor) -> None:
         """Make `name` an item field holding `vectors`, float32 (item_num, d). Call it before `build`."""
-        self.feature_fields = {**getattr(self, "feature_fields", {}), name: vectors}
+        self.feature_fields = {**self.feature_fields, name: vectors}
         self.set_field_property(name, FeatureType.FLOAT_SEQ, FeatureSource.ITEM, vectors.shape[1])
         self.field2bucketnum[name] = vectors.shape[1] + 1
         self.config["numerical_features"] = [*(self.config["numerical_features"] or []), name]
 
     def num(self, field: str) -> int:
         """RecBole's, but 1 for a feature field: it is pooled into one vector."""
-        return 1 if field in getattr(self, "feature_fields", {}) else super().num(field)
+        return 1 if field in self.feature_fields else super().num(field)
 
     def _change_feat_format(self) -> None:
         super()._change_feat_format()
-        for name, vectors in getattr(self, "feature_fields", {}).items():
+        for name, vectors in self.feature_fields.items():
             if self.item_feat is None:
                 self.item_feat = Interaction({self.iid_field: torch.arange(self.item_num)})
             index = torch.arange(1, vectors.shape[1] + 1, dtype=vectors.dtype).expand_as(vectors)
             self.item_feat[name] = torch.stack([vectors, index], dim=-1)
+
+
+def _feature_fields(dataset: Dataset) -> Mapping[str, Tensor]:
+    return dataset.feature_fields if isinstance(dataset, FeatureFieldsMixin) else {}
 
 
 _upstream_dims = ContextSeqEmbAbstractLayer.get_fields_name_dim
@@ -55,7 +61,7 @@ _upstream_embed = ContextSeqEmbAbstractLayer.embed_float_seq_fields
 
 def _get_fields_name_dim(layer: ContextSeqEmbAbstractLayer) -> None:
     _upstream_dims(layer)
-    features = getattr(layer.dataset, "feature_fields", {})
+    features = _feature_fields(layer.dataset)
     for kind, names in layer.float_seq_field_names.items():
         for place, name in enumerate(names):
             if name in features:
@@ -64,7 +70,7 @@ def _get_fields_name_dim(layer: ContextSeqEmbAbstractLayer) -> None:
 
 def _embed_float_seq_fields(layer: ContextSeqEmbAbstractLayer, fields: list[Tensor], type: str) -> Tensor | None:
     """(B, L, n_fields, d): feature fields as a matrix product, other fields as RecBole does."""
-    features = getattr(layer.dataset, "feature_fields", {})
+    features = _feature_fields(layer.dataset)
     names = layer.float_seq_field_names[type]
     if layer.pooling_mode == "max" or not any(name in features for name in names):
         return _upstream_embed(layer, fields, type)

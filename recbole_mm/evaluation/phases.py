@@ -59,8 +59,6 @@ def split(config, dataset: Dataset, model_class: type, run_dir: Path | None = No
     ranked = {phase: modes[phase] != "labeled" and config["eval_type"] == EvaluatorType.RANKING for phase in modes}
     only_positives = _only_positives(config, model_class)
     built = [_positives(dataset, part) if only else part for part, only in zip(dataset.build(), only_positives)]
-    for part in built:
-        part.hand_over(dataset.provided)
     samplers = None if all(ranked.values()) else create_samplers(config, dataset, built)
     train = _training_loader(config, dataset, built[0], model_class)
     evaluated = []

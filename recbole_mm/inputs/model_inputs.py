@@ -1,22 +1,8 @@
 """What a model asks for beside interactions: vectors of items and users, a multimodal LLM, what an LLM has written.
 
 A model class names its needs in its hooks `requires` or `requirements` (see `models/base.py`); `provide` computes them
-once through the artifact store and sets them on the dataset, so that models see tensors and never a path or a cache.
-
-| need | what the dataset then has |
-|---|---|
-| `mllm` | `mllm`: the multimodal LLM without its language-model head |
-| `mllm_with_head` | `mllm`: the same with it |
-| `answering_mllm` | `mllm`: the same with it, fine-tuned to answer the model's prompts as `sft_*` say |
-| `answer_writer` | `write_texts`: has `text_backend` write answers; `mllm`: without weights, to word prompts |
-| `item_vectors` | `item_vectors`: (n_items, h) float32, of image and text as `modalities` says (Molar, Eq. 1) |
-| `item_text_vectors` | `item_text_vectors`: the same of the text alone |
-| `item_tokens` | `item_token_ids` (n_items, T) int32 and `item_token_lengths` (n_items,) |
-| `id_model_run` | `id_model_run`: the trained model of the run folder in `id_model_path` |
-| `item_text_features` | `fused_vectors`: (n_items, d) float32, sentence vectors of what is said of items (MLLMRec) |
-| `user_profiles` | `profile_vectors`: (n_users, d) float32, sentence vectors of users' preference profiles (MLLMRec) |
-| `item_texts` | `item_texts`: what is said of each item, by RecBole's id; None where there is nothing (MLLM-MSR) |
-| `user_preferences` | `preferences`: what each user prefers after each history that is asked about (MLLM-MSR) |
+once through the artifact store and puts them into `dataset.inputs` (see `data/inputs.py`, which says what each
+need brings), so that models see tensors and never a path or a cache.
 """
 
 from __future__ import annotations
@@ -40,6 +26,7 @@ from recbole_mm.artifacts.store import Store
 from recbole_mm.artifacts.vectors import vectors_through_store
 from recbole_mm.data.content import ItemContent
 from recbole_mm.data.features import load_features
+from recbole_mm.data.inputs import ModelInputs
 from recbole_mm.data.pretrained import locate
 from recbole_mm.distributed.cluster import check_resources, inside_ray
 from recbole_mm.errors import ConfigError, ModelLoadError
@@ -216,8 +203,8 @@ def encode_with_mllm(
     return encode_items(content, encoder, store, config["show_progress"], executor, carry)
 
 
-def provide(config, dataset, hooks: type[Asks], run_dir: Path | None = None) -> None:
-    """Set on `dataset` what a model needs (see above), and the features of `item_features`.
+def provide(config, dataset, hooks: type[Asks], run_dir: Path | None = None, **given: Any) -> None:
+    """Set `dataset.inputs` to what a model needs, and the features of `item_features`.
 
     Features that a RecBole feature model selects (`selected_features`) also become fields of its item table.
 
@@ -226,6 +213,7 @@ def provide(config, dataset, hooks: type[Asks], run_dir: Path | None = None) -> 
         dataset: loaded and not yet split.
         hooks: of the model, whose needs count.
         run_dir: the run's folder, which remembers the texts that it had to do without.
+        given: inputs that are there already, such as `first_stage`.
 
     Raises:
         ConfigError: the model requires something unknown here.
@@ -234,11 +222,12 @@ def provide(config, dataset, hooks: type[Asks], run_dir: Path | None = None) -> 
     if unknown := set(needs) - set(NEEDS):
         raise ConfigError(f"model {hooks.__name__} requires {sorted(unknown)}, which nothing provides")
     specs = config["item_features"] or {}
+    provided: dict[str, Any] = {"model": hooks.__name__, **given}
     if not needs and not specs:
+        dataset.inputs = ModelInputs(**provided)
         return
     counts = np.bincount(dataset.inter_feat[dataset.iid_field], minlength=dataset.item_num)
     logger.info("%s", dataset.content.coverage(counts))
-    provided: dict[str, Any] = {}
     if "id_model_run" in needs:  # before anything costly, so that a wrong path costs nothing
         provided["id_model_run"] = read_finished_model(config["id_model_path"], config)
     if "answering_mllm" in needs:
@@ -256,22 +245,22 @@ def provide(config, dataset, hooks: type[Asks], run_dir: Path | None = None) -> 
         summaries = provided.get("item_texts")
         provided["item_features"] = _features(config, dataset, store, specs, mllm, summaries, executor)
     if "answering_mllm" in needs:
-        dataset.hand_over(provided)  # what prompts tell
+        dataset.inputs = ModelInputs(**provided)  # what prompts tell
         provided["mllm"] = open_answering_mllm(config, dataset, hooks)
     if "answer_writer" in needs:
         name, load = _base_mllm(config, dataset)
         provided["mllm"] = load(name, with_head=True, without_weights=True)
         provided["write_texts"] = text_writer(config, dataset)
-    dataset.hand_over(provided)
+    dataset.inputs = ModelInputs(**provided)
     for name in set(specs) & set(config["selected_features"] or ()):
-        dataset.declare_feature_field(name, torch.from_numpy(dataset.item_features[name]))
+        dataset.declare_feature_field(name, torch.from_numpy(dataset.item_feature(name)))
     dataset.content.report_problems()
 
 
 def _from_mllm(
     config, content: ItemContent, store: Store, mllm: MLLM, needs: Sequence[str], executor: Executor | None
 ) -> dict[str, Any]:
-    """The MLLM and what it or its tokenizer makes of the items, by the name a dataset has it under."""
+    """The MLLM and what it or its tokenizer makes of the items, by its name in `ModelInputs`."""
     provided: dict[str, Any] = {"mllm": mllm} if {"mllm", "mllm_with_head"} & set(needs) else {}
     if "item_vectors" in needs:
         provided["item_vectors"] = encode_with_mllm(config, content, store, mllm, executor)
@@ -294,7 +283,7 @@ def _find_sentence_encoder(name: str) -> None:
 def _from_texts(
     config, dataset, store: Store, needs: Sequence[str], left_out: LeftOut, executor: Executor | None
 ) -> dict[str, Any]:
-    """What is written of items and users, or its vectors, by the name a dataset has it under."""
+    """What is written of items and users, or its vectors, by its name in `ModelInputs`."""
     load = partial(open_mllm, config, dataset, with_head=True)
     generator = open_generator(config, load, executor, partial(load, without_weights=True))
     stage = reasoning.Reasoning(config, dataset, store, artifact_dir(config), generator, left_out, executor)

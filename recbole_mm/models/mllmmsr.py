@@ -37,8 +37,8 @@ class MLLMMSR(AnsweringRecommender):
         return PreferencePrompt(
             mllm,
             dataset.content,
-            dataset.item_texts if "text" in config["modalities"] else None,
-            None if config["preference"] == "none" else dataset.preferences,
+            dataset.inputs.item_texts if "text" in config["modalities"] else None,
+            None if config["preference"] == "none" else dataset.inputs.preferences,
             image_pixels=config["mllm_image_pixels"],
             max_text_tokens=config["max_text_tokens"] or DEFAULT_TEXT_TOKENS,
             domain=config["item_domain"] or DEFAULT_DOMAIN,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from recbole_mm.data.interactions import SequenceSamples
 from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.reasoning.settings import DEFAULT_DOMAIN
 from recbole_mm.llm.model import MLLM
@@ -60,7 +61,7 @@ def likes_of(dataset: Any, field: str, least: float) -> Callable[[int, int], boo
         ConfigError: there is no such column, or it is not loaded.
     """
     rows = dataset.inter_feat
-    columns = getattr(rows, "flat", rows)  # after the split, all rows in the order of time
+    columns = rows.flat if isinstance(rows, SequenceSamples) else rows  # after the split, all rows in the order of time
     if field not in columns:
         raise ConfigError(f"tallrec_rating_field: the interactions have no column {field!r}; see load_col")
     order = slice(None) if columns is not rows else dataset._rows_in_order()

@@ -253,20 +253,18 @@ def _assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
         logger.info("%s", dataset)
     model_class = full_sequence_class(config.model_class) if config["full_sequence"] else config.model_class
     check_split(config, dataset, model_class)
-    hooks, first = hooks_of(model_class), None
+    hooks = hooks_of(model_class)
     with stages("artifacts"):
-        if hooks.has_first_stage:
-            first = open_first_stage(config, dataset, run_dir)
-        if asks_for_inputs(config, hooks):
-            _model_inputs().provide(config, dataset, hooks, run_dir)
-    if first is not None:
-        dataset.hand_over({**dataset.provided, "first_stage": first})
+        given = {"first_stage": open_first_stage(config, dataset, run_dir)} if hooks.has_first_stage else {}
+        if given or asks_for_inputs(config, hooks):
+            _model_inputs().provide(config, dataset, hooks, run_dir, **given)
     with stages("split"):
         phases = split(config, dataset, model_class, run_dir)
     init_seed(config["seed"], config["reproducibility"])
     with without_pickles():
         model = model_class(config, phases.train_dataset).to(config["device"])
     logger.info("%s", model)
+    first = given.get("first_stage")
     return Run(config, dataset, model, phases, run_dir, sees_held_out=[] if first is None else first.sees_held_out)
 
 

@@ -61,16 +61,16 @@ class AnsweringRecommender(RerankingRecommender):
         self.batch_tokens: int = config["answer_batch_tokens"]
         if self.batch_tokens < 1:
             raise ConfigError(f"answer_batch_tokens must be at least 1, not {self.batch_tokens}")
-        self.first_stage = getattr(dataset, "first_stage", None)
-        self.prompt = self.build_prompt(config, dataset, dataset.mllm)
+        self.first_stage = dataset.inputs.first_stage
+        self.prompt = self.build_prompt(config, dataset, dataset.inputs.mllm)
         self.unread = self.asked_for = 0
         self.reader: AnswerReader | None = None
         if config["answers"] == WRITTEN:
-            self._tokenizer = dataset.mllm.tokenizer
-            self._write = dataset.write_texts
+            self._tokenizer = dataset.inputs.mllm.tokenizer
+            self._write = dataset.inputs.write_texts
         else:
-            self.blocks = PromptBlocks(dataset.mllm, self.prompt)
-            self.reader = AnswerReader.of(dataset.mllm, self.prompt.tail).requires_grad_(False)
+            self.blocks = PromptBlocks(dataset.inputs.mllm, self.prompt)
+            self.reader = AnswerReader.of(dataset.inputs.mllm, self.prompt.tail).requires_grad_(False)
 
     @classmethod
     def requirements(cls, config) -> tuple[str, ...]:

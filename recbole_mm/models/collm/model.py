@@ -68,7 +68,7 @@ class CoLLM(RerankingRecommender):
         self.last_stage = self._stage_of(config["epochs"] - 1)
         self.prompts_per_target = min(1.0, (config["prompts_per_epoch"] or np.inf) / max(1, len(dataset.inter_feat)))
 
-        mllm = dataset.mllm
+        mllm = dataset.inputs.mllm
         fields = config["text_fields"]
         titles = read_titles(dataset.content, config["collm_title_field"] or (fields[0] if fields else None))
         self.prompt = Prompt(mllm, titles, config["collm_title_tokens"], config["collm_history"])

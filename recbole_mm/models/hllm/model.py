@@ -60,16 +60,16 @@ class HLLM(SequentialModel):
         checkpointing = bool(config["gradient_checkpointing"])
         self.items: ContentItems | ItemLLM
         if config["item_llm_tuning"] == "frozen":
-            vectors = torch.as_tensor(dataset.item_text_vectors, dtype=torch.float32)
+            vectors = torch.as_tensor(dataset.inputs.item_text_vectors, dtype=torch.float32)
             kinds = config["item_projection"], config["item_normalization"]
             self.items = ContentItems([vectors], vectors.shape[1], *kinds)
             contents = self.items.vectors
         else:
-            tokens, lengths = dataset.item_token_ids, dataset.item_token_lengths
-            self.items = ItemLLM(dataset.mllm, tokens, lengths, config["item_batch_tokens"], checkpointing)
+            tokens, lengths = dataset.inputs.item_token_ids, dataset.inputs.item_token_lengths
+            self.items = ItemLLM(dataset.inputs.mllm, tokens, lengths, config["item_batch_tokens"], checkpointing)
             contents = self.items.texts()
         self.dropout = nn.Dropout(config["embedding_dropout"])
-        user_llm = decoder_of(dataset.mllm, config["user_llm_layers"], checkpointing)
+        user_llm = decoder_of(dataset.inputs.mllm, config["user_llm_layers"], checkpointing)
         self.user_llm = UserLLM(user_llm, trainable=config["user_llm_tuning"] == "full")
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / config["temperature"])))
         self.collapse = CollapseWatch(config["collapse_patience"])

@@ -44,7 +44,7 @@ class MLLMRec(PropagatingRecommender):
         check_settings(config)
         users = dataset.inter_feat[self.USER_ID].numpy()
         items = dataset.inter_feat[self.ITEM_ID].numpy()
-        fused = np.asarray(dataset.fused_vectors, dtype=np.float32)
+        fused = np.asarray(dataset.inputs.fused_vectors, dtype=np.float32)
         graph = self._item_graph(config, TokenOrder(dataset.item_tokens()), fused, users, items)
         self._register("item_inputs", propagated(fused, graph, config["n_layers"]))
         self._register("user_inputs", self._user_inputs(config, dataset, fused, users, items))
@@ -84,7 +84,7 @@ class MLLMRec(PropagatingRecommender):
         means = mean_of_items(fused, users, items, self.n_users)
         if not config["reasoning"]:
             return means
-        vectors, without = filled_in(np.asarray(dataset.profile_vectors, dtype=np.float32), means)
+        vectors, without = filled_in(np.asarray(dataset.inputs.profile_vectors, dtype=np.float32), means)
         if without[1:].any():
             logger.warning(
                 "%d of %d users have no profile; the mean of their training items' vectors stands in for it",

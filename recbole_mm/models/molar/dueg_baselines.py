@@ -151,7 +151,7 @@ def build_dueg(config: Any, dataset: Any, hidden_size: int) -> nn.Module:
     settings = read_map(config, "dueg_config", DEFAULTS)
     kind = config["dueg"]
     if kind == "mllm":
-        return decoder_dueg(config, dataset.mllm, hidden_size)
+        return decoder_dueg(config, dataset.inputs.mllm, hidden_size)
     if config["dueg_tuning"] != "full":
         raise ConfigError(f"dueg: {kind} starts from random weights and has to be trained; set dueg_tuning: full")
     if kind == "sasrec":

@@ -57,12 +57,14 @@ class ContentItems(nn.Module):
 
     @classmethod
     def from_dataset(cls, config: Any, dataset: Any, width: int) -> ContentItems:
-        """Those that `item_sources` names: `dataset.item_vectors` and `dataset.item_feature(name)`.
+        """Those that `item_sources` names: `dataset.inputs.item_vectors` and `dataset.item_feature(name)`.
 
         Raises:
             ConfigError: there is no such feature.
         """
-        found = [dataset.item_vectors if name == MIRM else dataset.item_feature(name) for name in item_sources(config)]
+        found = [
+            dataset.inputs.item_vectors if name == MIRM else dataset.item_feature(name) for name in item_sources(config)
+        ]
         sources = [torch.as_tensor(vectors, dtype=torch.float32) for vectors in found]
         return cls(sources, width, config["item_projection"], config["item_normalization"])
 

@@ -95,7 +95,7 @@ class Molar(SequentialModel):
         self.id_is_frozen = trained
         self.pretraining = False
         if trained:
-            self.id_model = id_models.build_trained_id_model(config, dataset, dataset.id_model_run)
+            self.id_model = id_models.build_trained_id_model(config, dataset, dataset.inputs.id_model_run)
             self.id_model.requires_grad_(False)
         else:
             self.id_model = id_models.build_id_model(config, dataset, hidden)
@@ -300,7 +300,7 @@ def content_width(config: Any, dataset: Any) -> int:
     """
     asked = config["hidden_size"]
     if config["dueg"] == "mllm":
-        width = dataset.mllm.hidden_size
+        width = dataset.inputs.mllm.hidden_size
         if asked not in (None, width):
             raise ConfigError(f"hidden_size: the MLLM's decoder is {width} wide, not {asked}; leave it null")
         return width
@@ -310,4 +310,4 @@ def content_width(config: Any, dataset: Any) -> int:
         return asked
     if MIRM not in item_sources(config):
         raise ConfigError(f"hidden_size: give a number; dueg: {config['dueg']} reads no MLLM to take the width from")
-    return dataset.item_vectors.shape[1]
+    return dataset.inputs.item_vectors.shape[1]
