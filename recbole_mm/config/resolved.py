@@ -184,7 +184,7 @@ class Config(RecboleConfig):
                 f"folders could not be named; give a name of at most {LONGEST_DATASET}"
             )
         if isinstance(model, type):
-            if not isinstance(getattr(model, "type", None), ModelType):
+            if not isinstance(_stated(model, "type"), ModelType):
                 raise ConfigError(f"model class {model.__name__} has no attribute `type` (a recbole.utils.ModelType)")
             return model.__name__, model, dataset
         entry = find_model(str(model)[:LONGEST_NAME])
@@ -247,7 +247,7 @@ class Config(RecboleConfig):
         if (
             final["MODEL_TYPE"] == ModelType.SEQUENTIAL
             and final.get("loss_type") == "CE"
-            and not hasattr(self.model_class, "input_type")
+            and _stated(self.model_class, "input_type") is None
             and "train_neg_sample_args" not in self.external_config_dict
         ):
             final["train_neg_sample_args"] = None
@@ -383,6 +383,11 @@ class Config(RecboleConfig):
     def __str__(self) -> str:
         """Every setting by group, without RecBole's colors, which would end up in files."""
         return re.sub(r"\x1b\[[0-9;]*m", "", super().__str__())
+
+
+def _stated(model_class: type, name: str) -> Any:
+    """An attribute that a class or one of its bases states; None for none."""
+    return next((vars(owner)[name] for owner in model_class.__mro__ if name in vars(owner)), None)
 
 
 def _without_derived(settings: Mapping[str, Any]) -> dict[str, Any]:

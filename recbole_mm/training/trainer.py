@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recbole.data.dataloader import AbstractDataLoader
 from recbole.evaluator.collector import DataStruct
 from recbole.trainer import NCLTrainer, Trainer
 from recbole.utils import ModelType, dict2str, early_stopping, get_trainer
@@ -258,7 +259,7 @@ class TrainerMixin(SavingLoop):
             load_weights(self.model, path)
             logger.info("Loading model structure and parameters from %s", path)
         self.model.eval()
-        if not hasattr(eval_data, "rank"):
+        if isinstance(eval_data, AbstractDataLoader):
             bar = show_progress and sys.stderr.isatty()
             result = super().evaluate(eval_data, load_best_model=False, show_progress=bar)
             self.last_struct = self.eval_collector.last_struct
