@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import time
 from pathlib import Path
 
@@ -102,6 +103,14 @@ def test_the_full_sequence_form_keeps_what_its_model_answers():
     assert hooks.trains_on_full_sequences
     assert hooks.ignores_right_padding
     assert has_dot_product(hooks)
+
+
+def test_the_page_about_adding_a_model_names_hooks_alone():
+    page = (Path(__file__).parents[1] / "docs" / "add-a-model.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| (`[^|]*) \|", page, flags=re.M)
+    named = {name for cell in cells for name in re.findall(r"`(\w+)", cell)}
+    assert len(named) > 10
+    assert named <= HOOKS.keys()
 
 
 # ---- refusals ----
