@@ -88,7 +88,7 @@ def check_split(config, dataset: Dataset, model_class: Any) -> None:
     _, rows = dataset.split_rows()
     parts = [dataset.rows_of_part(rows, phase) for phase in (TRAIN, VALID, TEST)]
     kept = [part[rows.positive[part] | (not only)] for part, only in zip(parts, _only_positives(config, model_class))]
-    if len(kept[TRAIN]) < len(parts[TRAIN]) and getattr(model_class, "trains_on_full_sequences", False):
+    if len(kept[TRAIN]) < len(parts[TRAIN]) and hooks_of(model_class).trains_on_full_sequences:
         raise ConfigError(
             f"dataset {dataset.dataset_name!r}: training interactions are labelled 0, and a model that is trained on "
             "whole sequences takes each as chosen; leave them out, as in val_interval: {rating: '[4,inf)'} instead of "
