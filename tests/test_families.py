@@ -256,7 +256,7 @@ def test_any_image_under_any_bound_is_within_its_cost(mllm: MLLM, size: tuple[in
             assert torch.isfinite(mllm.last_hidden_states([item])).all()
 
 
-SMALL = [(76, 19), (19, 304), (93, 32), (120, 11), (383, 4), (999, 4), (29, 449), (5000, 1), (1, 1), (27, 57)]
+SMALL_SIZES = [(76, 19), (19, 304), (93, 32), (120, 11), (383, 4), (999, 4), (29, 449), (5000, 1), (1, 1), (27, 57)]
 
 
 @pytest.mark.parametrize("least", [1, 4, 16])
@@ -266,7 +266,7 @@ def test_a_small_image_that_is_enlarged_is_within_its_cost(mllm: MLLM, monkeypat
     family = mllm.family
     token = family.least_pixels if hasattr(family, "min_pixels") else 28 * 28
     monkeypatch.setattr(family, "min_pixels", least * token, raising=False)
-    cut = [family.cut(picture(3, *size), max(bound * token, family.least_pixels)) for size in SMALL]
+    cut = [family.cut(picture(3, *size), max(bound * token, family.least_pixels)) for size in SMALL_SIZES]
     worst = max(len(image.ids) + image.patches for image in cut)
     assert worst <= family.image_cost(max(bound * token, family.least_pixels))
 

@@ -275,7 +275,7 @@ class Config(RecboleConfig):
             )
 
     def _trains_on_full_sequences(self) -> bool:
-        return bool(self["full_sequence"]) or getattr(self.model_class, "trains_on_full_sequences", False)
+        return bool(self["full_sequence"] or _stated(self.model_class, "trains_on_full_sequences"))
 
     def _warn_without_effect(self) -> None:
         """One warning per setting that the user gave, that RecBole knows, and that nothing reads here."""
