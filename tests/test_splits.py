@@ -283,7 +283,7 @@ def test_whole_sequences_and_histories_refuse_labels_of_0(tmp_path):
 
 def test_nothing_is_computed_for_a_split_that_cannot_be(toy_settings, monkeypatch):
     computed = []
-    monkeypatch.setattr("recbole_mm.runs.run.provide", lambda *_: computed.append("artifacts"))
+    monkeypatch.setattr("recbole_mm.inputs.model_inputs.provide", lambda *_, **__: computed.append("artifacts"))
     columns = {"inter": ["user_id", "item_id", "rating", "timestamp"], "item": ["item_id", "class"]}
     for settings, message in (
         ({"threshold": {"rating": 3}, "load_col": columns}, "labelled 0.*instead of threshold"),
