@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,10 @@ import pytest
 import recbole_mm
 from recbole_mm.config.resolved import Config
 from recbole_mm.data import lines
-from recbole_mm.data.atomic import SEQUENCES, read_atomic, split_sequences
+from recbole_mm.data.atomic import read_atomic
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.data.item_table import ItemTable
 from recbole_mm.errors import DataError, RecboleMMError
-from tests import reference_reader
 
 HEADER = "user_id:token\titem_id:token\ttimestamp:float"
 ROWS = ["u1\ta\t1", "u1\tb\t2", "u2\tb\t3", "u2\ta\t4"]
@@ -118,53 +116,6 @@ def test_a_last_line_without_its_end_is_taken_and_said(tmp_path, caplog, end):
     write(tmp_path, "inter", f"{HEADER}\nu1\ta\t1\nu1\tb\t17{end}".encode())
     assert load(tmp_path).inter_feat["timestamp"].tolist() == [1, 17]
     assert caplog.text.count("small.inter, line 3: the last line does not end with a line feed") == 1
-
-
-def test_the_reader_agrees_with_a_slow_one(tmp_path, caplog):
-    """Random small files, each perhaps damaged: the same names, types and values, or refused by both."""
-    caplog.set_level(logging.ERROR)
-    draw, path = random.Random(7), tmp_path / "x.inter"
-    tokens = ["a", "é", "", " x ", '"q', "NA", "null", "#", "1.0", "\x85", "\u2028", "\ufeff", "\U0001d4b3"]
-    numbers = ["5", "5.5", "", " 5 ", "1e5", "-3", "nan", "inf", "True", "1", "0", "1_0", ".5", "1e400", "0x1", "  "]
-    numbers += ["9007199254740993", "1700000000.123456", "3.0000000000000004441", "9" * 30]
-    outcomes = {"read": 0, "refused": 0}
-    for _ in range(200):
-        separator, encoding = draw.choice(["\t", ",", "::", " ", "¦"]), draw.choice([None, "utf-16", "latin-1"])
-        kinds = [draw.choice(["token", "token", "float", "token_seq", "float_seq"]) for _ in range(draw.randint(1, 4))]
-        pool = {
-            "token": tokens,
-            "float": numbers[: draw.choice([6, 20])],
-            "token_seq": tokens,
-            "float_seq": numbers[:6],
-        }
-        rows = [separator.join(f"c{place}:{kind}" for place, kind in enumerate(kinds))]
-        rows += [separator.join(draw.choice(pool[kind]) for kind in kinds) for _ in range(draw.randint(0, 5))]
-        if draw.random() < 0.2:
-            rows[-1] += draw.choice([separator, "\r", "\0", "\ra"])
-        text = draw.choice(["\n", "\r\n"]).join(rows) + draw.choice(["\n", "\n", ""])
-        path.write_bytes(text.encode(encoding or "utf-8", errors="replace"))
-        try:
-            expected = reference_reader.read(path, separator, encoding)
-        except reference_reader.Refused:
-            with pytest.raises(RecboleMMError, match=r"line \d+"):
-                read_all(path, separator, encoding)
-            outcomes["refused"] += 1
-        else:
-            assert read_all(path, separator, encoding) == expected
-            outcomes["read"] += 1
-    assert min(outcomes.values()) > 40
-
-
-def read_all(path: Path, separator: str, encoding: str | None) -> tuple[list[str], list[str], list[list]]:
-    """Our reader in the form of the slow one."""
-    table, kinds = read_atomic(path, separator, lambda name: True, encoding)
-    columns = []
-    for name, kind in kinds.items():
-        if kind in SEQUENCES:
-            columns.append([row.tolist() for row in split_sequences(path, table[name], kind, " ")])
-        else:
-            columns.append([None if value != value else value for value in table[name].tolist()])
-    return list(kinds), [kind.value for kind in kinds.values()], [list(row) for row in zip(*columns)]
 
 
 # ------------------------------------------------------------------------------------- separators, encodings
