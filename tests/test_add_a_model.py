@@ -95,8 +95,9 @@ def test_it_is_resumed(variant, settings, monkeypatch):
     contract.test_interrupted_and_resumed_equals_uninterrupted(variant, settings, monkeypatch)
 
 
-def test_it_sees_no_held_out_interaction(variant, tmp_path):
-    contract.test_no_held_out_interaction_reaches_training(variant, tmp_path)
+@pytest.mark.parametrize("kind", [kind for kind, split in contract.SPLITS.items() if split.in_time])
+def test_it_sees_no_held_out_interaction(variant, kind, tmp_path):
+    contract.test_no_held_out_interaction_reaches_training(variant, kind, tmp_path)
 
 
 def test_the_contract_has_no_other_test():

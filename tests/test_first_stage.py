@@ -22,6 +22,7 @@ from recbole_mm.runs import first_stage
 from recbole_mm.runs import run as pipeline
 from recbole_mm.runs.first_stage import companion, open_first_stage, results_beside
 from recbole_mm.runs.profiling import Stages
+from recbole_mm.utils.files import read_json, write_json
 from tests.conftest import write_toy
 
 QUICK = {"epochs": 2, "learning_rate": 3e-3, "train_batch_size": 64}
@@ -295,7 +296,7 @@ def test_a_reranker_is_loaded_after_its_data_has_changed(settings, tmp_path, cap
 def test_a_breach_of_the_train_only_rule_is_handed_on(settings, toy_settings):
     by_hand = recbole_mm.run("BPR", "toy", config_dict={**toy_settings, "epochs": 1})
     path = by_hand.run_dir / "result.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "sees_held_out": ["it has seen them"]}))
+    write_json(path, {**read_json(path), "sees_held_out": ["it has seen them"]})
     given = {**settings, "first_stage_path": str(by_hand.run_dir), "first_stage_config": {}}
     outcome = recbole_mm.run(Echo, "toy", config_dict=given)
     assert outcome.sees_held_out == ["first stage BPR: it has seen them"]

@@ -255,8 +255,8 @@ def both_ways(cluster: Cluster, settings: dict[str, Any], folder: Path) -> tuple
     there, remote = provided({**settings, "checkpoint_dir": str(folder / "there"), "ray_address": cluster.address})
     assert contents(remote) == contents(local)
     for name in settings["item_features"]:
-        assert here.item_features[name].any()
-        assert np.array_equal(here.item_features[name], there.item_features[name])
+        assert here.inputs.item_features[name].any()
+        assert np.array_equal(here.inputs.item_features[name], there.inputs.item_features[name])
     assert there.content.problems == here.content.problems
     assert list(there.content.problems) == ["i3"]
     return here, there, local
@@ -270,7 +270,7 @@ def test_items_are_encoded_as_by_the_local_loop_bit_for_bit(cluster, executor, s
     monkeypatch.setattr("recbole_mm.artifacts.ray_pool.ray_session", lambda _: pytest.fail("Ray is not needed"))
     lost = {"checkpoint_dir": str(tmp_path / "there"), "ray_address": "127.0.0.1:1"}
     again, _ = provided({**settings, **lost})
-    assert np.array_equal(here.item_features["both"], again.item_features["both"]), "all is there already"
+    assert np.array_equal(here.inputs.item_features["both"], again.inputs.item_features["both"]), "all is there already"
 
 
 @pytest.mark.slow  # two pools of workers, which import sentence-transformers
@@ -353,7 +353,8 @@ def test_more_workers_than_a_cluster_has_room_for(cluster, store, tmp_path):
 
 
 def test_a_model_without_stages_asks_nothing_of_ray(toy_config):
-    check_stages(toy_config(ray_address="127.0.0.1:1"))
+    config = toy_config(ray_address="127.0.0.1:1")
+    check_stages(config, hooks_of(config.model_class))
 
 
 def test_the_defaults_of_a_worker(toy_config):

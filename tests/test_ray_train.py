@@ -71,7 +71,8 @@ def test_a_run_whose_worker_is_killed_ends_as_one_process_does(one_ray, settings
 
 @TWO_CORES
 def test_an_error_in_a_worker_is_told_in_one_line_and_not_tried_again(one_ray, settings, tmp_path):
-    broken = {**settings, "train_workers": 2, "learning_rate": 1e30, "full_sequence": True, "loss_type": "BPR"}
+    broken = {**settings, "train_workers": 2, "learning_rate": 1e6, "full_sequence": True, "loss_type": "CE"}
+    broken |= {"learner": "sgd", "train_batch_size": 16}
     with pytest.raises(RecboleMMError, match=r"NaN|diverged") as raised:
         recbole_mm.run("GRU4Rec", "toy", config_dict=broken)
     assert not isinstance(raised.value, LostWorkerError)

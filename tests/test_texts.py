@@ -247,7 +247,7 @@ def test_a_seed_is_part_of_the_key_only_where_words_are_drawn() -> None:
         ({"text_temperature": "hot"}, "text_temperature"),
         ({"text_top_p": 0}, "text_top_p: 0 is not accepted; give a number above 0, at most 1"),
         ({"text_seed": -1}, "text_seed"),
-        ({"text_model": 7}, "text_model: 7 is not accepted; give a text or null"),
+        ({"text_model": 7}, "text_model: 7 is not accepted; give a model's name, or the path of its folder, or null"),
         ({"text_url": ""}, "text_url"),
         ({"text_api_key_env": ["A"]}, "text_api_key_env"),
         ({"text_api_key_env": "sk-proj-hush"}, "text_api_key_env: what is given is not accepted; give the NAME"),

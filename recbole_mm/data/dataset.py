@@ -43,7 +43,9 @@ def create_dataset(config) -> Dataset:
     mixin = FlatDatasetMixin
     if issubclass(upstream, SequentialDataset):
         mixin = FlatSequenceMixin if _builds_plain_sequences(upstream) else SequenceMixin
-    return type(f"Multimodal{upstream.__name__}", (mixin, upstream), {})(config)
+    dataset = type(f"Multimodal{upstream.__name__}", (mixin, upstream), {})(config)
+    dataset.inputs = ModelInputs(model=config["model"])
+    return dataset
 
 
 def _upstream_class(config) -> type[Dataset]:
