@@ -42,7 +42,7 @@ setup(
         "transformers>=5.0,<6",
         "peft>=0.17",
         "accelerate>=1.0",
-        "sentence-transformers>=5.0",
+        "sentence-transformers>=6.0",
         "tokenizers>=0.21",
         "filelock>=4.2",
         "matplotlib>=3.9",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -23,6 +24,8 @@ from recbole_mm.evaluation.phases import split
 from recbole_mm.llm.encode import ItemEncoder
 from recbole_mm.runs import run as pipeline
 from recbole_mm.runs.pretrained_run import check_same_data
+from recbole_mm.training.loop import DivergedError
+from recbole_mm.training.trainer import TrainerMixin
 from recbole_mm.utils import files
 from tests.conftest import write_toy
 
@@ -246,6 +249,31 @@ def test_who_waits_for_a_run_that_fails_runs_it_again(toy_settings, monkeypatch)
         may_end.set()
         assert isinstance(first.exception(), DataError)
         assert second.result().test_result
+
+
+def test_the_best_weights_of_a_training_that_diverged_are_kept(toy_settings, monkeypatch):
+    """Also where no checkpoint was due yet."""
+    scores = iter([0.5, float("nan")])
+    monkeypatch.setattr(TrainerMixin, "_valid_epoch", lambda *_, **__: (score := next(scores), {"ndcg@10": score}))
+    with pytest.raises(DivergedError, match="weights of epoch 0") as raised:
+        recbole_mm.run("BPR", "toy", config_dict={**toy_settings, "epochs": 3, "checkpoint_every": 10})
+    assert Path(re.search(r"\S+model\.safetensors", str(raised.value))[0]).is_file()
+
+
+def test_who_loads_a_run_by_running_it_again_keeps_what_was_typed(toy_settings, monkeypatch):
+    """`NOT_FROM_A_RUN` is about folders of others."""
+    settings = {**toy_settings, "epochs": 1, "text_url": "http://localhost:8000/v1", "trust_remote_code": True}
+    recbole_mm.run("BPR", "toy", config_dict=settings)
+    again = recbole_mm.run("BPR", "toy", config_dict={**settings, "resume": True})
+    assert (again.config["text_url"], again.config["trust_remote_code"]) == ("http://localhost:8000/v1", True)
+
+
+def test_a_run_without_epochs_is_run_again(toy_settings):
+    settings = {**toy_settings, "epochs": 0, "load_best_model": False}
+    first = recbole_mm.run("BPR", "toy", config_dict=settings)
+    again = recbole_mm.run("BPR", "toy", config_dict={**settings, "resume": True})
+    assert again.run_dir != first.run_dir
+    assert again.test_result == first.test_result
 
 
 def test_popular_negatives_are_popular_in_training(toy_settings, tmp_path):

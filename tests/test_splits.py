@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from recbole.data.dataset import Dataset, SequentialDataset
 
 import recbole_mm
 from recbole_mm.config.resolved import Config
+from recbole_mm.config.yaml_settings import read_yaml, write_yaml
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.data.splits import TEST, TRAIN, VALID, Split, split_by_ratio, split_by_time
 from recbole_mm.errors import ConfigError, DataError, RecboleMMError
@@ -334,11 +336,11 @@ def slow_phases(split: Split, users: list[int], times: list[float]) -> list[int]
             before = [found[one] for one in order[: order.index(row)] if one not in first]
             found[row] = before[-1] if before else TRAIN
     elif asked:
-        train, _, test = (share / sum(split.value) for share in split.value)
-        point = np.percentile([times[row] for row in asked], 100 * (1 - test))
+        train, valid, _ = (Fraction(str(share)) for share in split.value)
+        point = np.percentile([times[row] for row in asked], 100 * (1 - split.value[2] / sum(split.value)))
         for user, mine in rows.items():
             early = [row for row in mine if times[row] <= point]
-            kept = 1 + int((len(early) - 1) * (train / (1 - test))) if early else 0
+            kept = 1 + int((len(early) - 1) * train / (train + valid)) if early else 0
             found.update(dict.fromkeys(mine, TEST) | dict.fromkeys(early, VALID) | dict.fromkeys(early[:kept], TRAIN))
             assert users[mine[0]] == user
     return [found[row] for row in range(len(users))]
@@ -363,3 +365,48 @@ def test_phases_of_rows_in_any_order():
     one = Split("RS", [1, 1, 1], in_time=True, by_user=False, seed=0)
     assert one.phases(users, times).tolist() == [TEST, TRAIN, TRAIN, VALID, TRAIN, TRAIN]
     assert Split("LS", "test_only", True, True, 0).phases(users, times).tolist() == [TEST, 0, TEST, 0, 0, 0]
+
+
+def test_a_run_of_an_earlier_rule_is_another_run_and_is_not_opened(tmp_path):
+    folder = write(tmp_path, HOURLY)
+    kept = config_of(folder, "SASRec", SPLITS["leave-one-out"])
+    assert kept["split_rule"] is None, "what has not changed keeps its name"
+    config = config_of(folder, "SASRec", SPLITS["ratio over all"])
+    assert config["split_rule"] == 2
+    path = tmp_path / "config.yaml"
+    config.save(path)
+    assert Config.load(path)["split_rule"] == 2
+    earlier = read_yaml(path)
+    del earlier["split_rule"]
+    path.write_text(write_yaml(earlier))
+    with pytest.raises(ConfigError, match=r"split by the rule of an earlier version.*run it again"):
+        Config.load(path)
+
+
+@pytest.mark.parametrize("ratios", [[2, 0, 1], [6, 0, 1], [1, 0, 0]])
+def test_a_share_of_nothing_holds_nothing_out(ratios):
+    phases = split_by_time(np.array([0, 10]), np.arange(10.0), ratios)
+    assert VALID not in phases
+    assert (TEST in phases) == (ratios[2] > 0)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_samples_of_given_histories_are_trained_on(tmp_path, full):
+    head = "user_id:token\titem_id_list:token_seq\titem_id:token"
+    (tmp_path / "d").mkdir()
+    parts = {"train": (0, 4), "valid": (4, 6), "test": (6, 8)}
+    for part, (start, end) in parts.items():
+        rows = [f"u{user}\ti{n % 5} i{(n + user) % 5}\ti{(n + 2) % 5}" for user in range(6) for n in range(start, end)]
+        (tmp_path / "d" / f"d.{part}.inter").write_text("\n".join([head, *rows]) + "\n")
+    given = {
+        **{"data_path": str(tmp_path), "checkpoint_dir": str(tmp_path / "saved"), "epochs": 1, "show_progress": False},
+        **{"benchmark_filename": list(parts), "alias_of_item_id": ["item_id_list"], "full_sequence": full},
+        **{"load_col": {"inter": ["user_id", "item_id_list", "item_id"]}, "topk": [3], "valid_metric": "NDCG@3"},
+    }
+    if full:
+        with pytest.raises(ConfigError, match="benchmark_filename"):
+            recbole_mm.run("SASRec", "d", config_dict=given)
+    else:
+        outcome = recbole_mm.run("SASRec", "d", config_dict=given)
+        assert [len(part.inter_feat) for part in (outcome.phases.train_dataset,)] == [24]
+        assert outcome.test_result["recall@3"] > 0

@@ -55,7 +55,7 @@ def _merge_deeper(deeper: tuple[str, ...], layers: Iterable[Mapping[str, Any]]) 
 
 
 def default_layers(model: str, model_class: Any, dataset: str) -> dict[str, Any]:
-    """RecBole's and our property files for a model and a dataset, merged in the order `config.py` states.
+    """RecBole's and our property files for a model and a dataset, merged in the order `config/resolved.py` states.
 
     `load_col` is left out of RecBole's sample settings: which columns are needed follows from the protocol.
     """

@@ -57,7 +57,7 @@ _ENUMS: dict[str, type[Enum]] = {"MODEL_TYPE": ModelType, "MODEL_INPUT_TYPE": In
 
 DERIVED_KEYS = frozenset(
     {*_ENUMS, "device", "single_spec", "local_rank", "valid_metric_bigger"}
-    | {"valid_neg_sample_args", "test_neg_sample_args", "data_files", "feature_files"}
+    | {"valid_neg_sample_args", "test_neg_sample_args", "data_files", "feature_files", "split_rule"}
 )
 """Settings that follow from others, or from the data. They are written to config.yaml, and never taken from a layer."""
 
@@ -92,6 +92,11 @@ CONTENT_KEYS = frozenset(
 NOT_FROM_A_RUN = {"trust_remote_code": False, "ray_address": None, "text_url": NOBODY, "text_api_key_env": None}
 """Settings that a run's folder may not decide when it is opened, and what they are then: they run code that is not
 ours, or send texts, pictures and keys to other machines. A run folder may have come from anybody."""
+
+
+def opener_settings(config: RecboleConfig) -> dict[str, Any]:
+    """What a run that opens the folder of another one, or its own, has for the settings of `NOT_FROM_A_RUN`."""
+    return {key: config[key] or default for key, default in NOT_FROM_A_RUN.items()}
 
 
 class Config(RecboleConfig):
@@ -149,7 +154,8 @@ class Config(RecboleConfig):
             raise ConfigError(f"RecBole does not accept these settings: {' '.join(str(error).split())}") from error
         self._check_negatives()
         self._warn_without_effect()
-        Split.of(self)
+        if rule := self._split_rule():
+            self.final_config_dict["split_rule"] = rule
         self.final_config_dict.update(self.current_files())
         self._init_device()
 
@@ -274,6 +280,11 @@ class Config(RecboleConfig):
                 "{distribution: uniform, sample_num: 1}, or leave it out"
             )
 
+    def _split_rule(self) -> int | None:
+        """`Split.rule`, which is the second one for labels, too: what they say of rows has changed with it."""
+        rule, columns = Split.of(self).rule, (self["load_col"] or {}).get("inter") or ()
+        return 2 if self["threshold"] or self["LABEL_FIELD"] in columns else rule
+
     def _trains_on_full_sequences(self) -> bool:
         return bool(self["full_sequence"] or _stated(self.model_class, "trains_on_full_sequences"))
 
@@ -343,7 +354,7 @@ class Config(RecboleConfig):
 
         Only two values are found anew, for this machine: the device, and the folder of the ml-100k that RecBole ships.
         The file is followed wherever it leads, as one of `config_files` is: to data, models, servers, code. Whoever
-        opens a folder that came from somebody else changes the settings of `NOT_FROM_A_RUN`, as `pipeline.load` does.
+        opens a folder that came from somebody else changes the settings of `NOT_FROM_A_RUN`, as `recbole_mm.load` does.
 
         Args:
             path: the YAML file, or the run folder that holds it as config.yaml.
@@ -377,6 +388,11 @@ class Config(RecboleConfig):
         config._data_root = str(final["data_path"])
         final["data_path"] = str(dataset_dir(config._data_root, config.dataset))
         check_atomic_files(Path(final["data_path"]), config.dataset)
+        if config["split_rule"] != config._split_rule():
+            raise ConfigError(
+                f"{path}: the interactions of this run were split by the rule of an earlier version, so it may have "
+                "been trained on what is held out now; run it again"
+            )
         config._init_device()
         return config
 

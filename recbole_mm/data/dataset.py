@@ -316,5 +316,5 @@ class FlatSequenceMixin(SequenceMixin):
         )
 
     def _samples(self, places: np.ndarray) -> Interaction:
-        samples: SequenceSamples = self.inter_feat
-        return samples.subset(places)
+        samples = self.inter_feat  # of a given split: as its files hold them
+        return samples.subset(places) if isinstance(samples, SequenceSamples) else super()._samples(places)

@@ -99,6 +99,12 @@ class Split:
             raise ConfigError(f"eval_args: split: {way}: {value} leaves nothing to train on; give [0.8,0.1,0.1]")
         return cls(way, value, in_time, str(arguments["group_by"]).lower() == "user", config["seed"])
 
+    @property
+    def rule(self) -> int | None:
+        """Number of the rule by which rows are cut; None for the first one, which still holds for splits of each user's
+        rows in the order of time."""
+        return None if self.in_time and (self.way == "LS" or (self.way == "RS" and self.by_user)) else 2
+
     def holds_out(self, phase: int) -> bool:
         """Whether validation or test is asked for at all."""
         if self.way == "LS":
@@ -228,12 +234,13 @@ def split_by_time(offsets: np.ndarray, times: np.ndarray, ratios: Sequence[float
         int8 (M,) of TRAIN, VALID and TEST. A user's first row is TRAIN, or TEST after the point.
     """
     total = sum(ratios)
-    train, _, test = (ratio / total for ratio in ratios)
+    train, valid, test = (ratio / total for ratio in ratios)
+    share = train / (train + valid)
     lengths = np.diff(offsets)
     place = np.arange(len(times)) - np.repeat(offsets[:-1], lengths)
     if not (place > 0).any():
         return np.zeros(len(times), dtype=np.int8)
     before = times <= np.percentile(times[place > 0], 100 * (1 - test))
     targets = np.add.reduceat((before & (place > 0)).astype(np.int64), offsets[:-1])
-    trained = (targets * (train / (1 - test))).astype(np.int64)
+    trained = np.floor(targets * share + 1e-9).astype(np.int64)  # 3 of 4 and not 2, whatever 3 / 4 of the shares is
     return np.where(before, np.where(place > np.repeat(trained, lengths), VALID, TRAIN), TEST).astype(np.int8)

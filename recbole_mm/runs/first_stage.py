@@ -18,7 +18,7 @@ from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 from torch import Tensor
 
-from recbole_mm.config.resolved import CONTENT_KEYS, DERIVED_KEYS, NOT_FROM_A_RUN, Config
+from recbole_mm.config.resolved import CONTENT_KEYS, DERIVED_KEYS, Config, opener_settings
 from recbole_mm.config.yaml_settings import canonical
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.dot_product import dot_product_of
@@ -122,7 +122,7 @@ def open_first_stage(config: Config, dataset: Any, run_dir: Path) -> FirstStage 
     folder = _folder(config, run_dir)
     if folder is None:
         return None
-    loaded = pipeline.load(folder, changed={key: config[key] or default for key, default in NOT_FROM_A_RUN.items()})
+    loaded = pipeline.load(folder, changed=opener_settings(config))
     for field in (dataset.uid_field, dataset.iid_field):
         theirs, ours = (part.field2id_token.get(field, ()) for part in (loaded.dataset, dataset))
         if not np.array_equal(theirs, ours):

@@ -16,7 +16,7 @@ from typing import Any
 
 from recbole.utils import ModelType, dict2str, init_seed
 
-from recbole_mm.config.resolved import NOT_FROM_A_RUN, Config
+from recbole_mm.config.resolved import NOT_FROM_A_RUN, Config, opener_settings
 from recbole_mm.config.yaml_settings import canonical, read_yaml
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.data.loading import check_dataset
@@ -122,7 +122,7 @@ def run(
     with turn(run_dir, "running"):
         if is_finished(run_dir):
             logger.info("%s is a finished run of these settings; it is loaded", run_dir)
-            return load(run_dir, config.model_class)
+            return load(run_dir, config.model_class, opener_settings(config))
         make_folder(run_dir)  # whoever had the turn before may have failed and taken it away
         return _run_in(run_dir, config, resumed and (run_dir / CHECKPOINT).is_file())
 
@@ -138,7 +138,8 @@ def _run_in(run_dir: Path, config: Config, resumed: bool) -> Run:
         logger.warning("interrupted; continue with the same command and --resume")
         raise
     except RecboleMMError:
-        if new and not (run_dir / CHECKPOINT).exists():  # nothing was gained, and nothing is left behind
+        gained = any((run_dir / name).exists() for name in (CHECKPOINT, WEIGHTS))
+        if new and not gained:  # nothing is left behind
             close_logging()
             shutil.rmtree(run_dir, ignore_errors=True)  # why it failed is to be told, not that it cannot be removed
         raise
@@ -153,7 +154,7 @@ def _train_and_test(config: Config, run_dir: Path) -> Run:
     if config["train_workers"] > 1:
         _on_workers().train_on_workers(config, run_dir, stages, sees_held_out, beside)
         init_logging(run_dir, "ERROR")  # the log has said what loading would say again
-        finished = load(run_dir, config.model_class)
+        finished = load(run_dir, config.model_class, opener_settings(config))
         init_logging(run_dir, config["state"])
         return finished
     assembled = assemble(config, run_dir, stages)
@@ -290,8 +291,9 @@ def choose_run_dir(config: Config) -> tuple[Path, bool]:
         unfinished = [path for path in earlier if not is_finished(path)]
         if unfinished:
             return unfinished[-1], (unfinished[-1] / CHECKPOINT).is_file()
-        if earlier:
-            return earlier[-1], False
+        complete = [path for path in earlier if (path / WEIGHTS).is_file()]  # without epochs there are no weights
+        if complete:
+            return complete[-1], False
         logger.warning("nothing to resume: no run of these settings under %s", config["checkpoint_dir"])
     make_folder(first.parent)
     taken = [first, *(first.with_name(f"{first.name}-{n}") for n in range(2, 10_000))]

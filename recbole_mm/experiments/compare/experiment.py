@@ -43,7 +43,7 @@ GIVEN_ELSEWHERE = {
 PROTOCOL = (
     *("dataset", "eval_args", "mask_history", "candidates", "positives"),
     *("user_inter_num_interval", "item_inter_num_interval", "val_interval", "filter_inter_by_user_or_item"),
-    *("rm_dup_inter", "benchmark_filename", "missing_modality", "data_files"),
+    *("rm_dup_inter", "benchmark_filename", "missing_modality", "data_files", "split_rule"),
 )
 """Settings that decide who is ranked against what; rows that differ in one are not tested against each other."""
 
