@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import re
@@ -11,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -187,6 +189,41 @@ def test_what_a_killed_process_left_is_removed_and_what_a_live_one_has_is_not(tm
     with turn(tmp_path / "model", "making"):
         assert (tmp_path / ".model.lock").exists()
     assert sorted(os.listdir(tmp_path)) == [".tiny-model.other", "tiny-model"]
+
+
+def swept_once_made(times: int) -> Callable[..., str]:
+    """`mkdtemp` with another process that takes what it makes for a leftover: the first `times` folders."""
+    original, made = tempfile.mkdtemp, itertools.count()
+
+    def mkdtemp(suffix: str | None = None, prefix: str | None = None, dir: Path | None = None) -> str:
+        name = original(suffix, prefix, dir)
+        if next(made) < times:
+            assert dir is not None
+            assert prefix is not None
+            remove_leftovers(dir, prefix)
+        return name
+
+    return mkdtemp
+
+
+def test_a_folder_that_another_process_took_for_a_leftover_is_made_again(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "mkdtemp", swept_once_made(3))
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+    monkeypatch.setattr(tempfile, "mkdtemp", swept_once_made(10**6))
+    with pytest.raises(DiskError, match="cannot be written: other processes remove every folder that is made there$"):
+        write_json(tmp_path / "a.json", {"a": 2})
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_several_may_write_one_file(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(files, "_sync", lambda path: None)  # to be quick
+    path = tmp_path / "a.json"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: write_json(path, {"a": number}), range(400)))
+    assert read_json(path)["a"] in range(400)
+    assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_drafts_of_earlier_versions_are_removed_too(tmp_path: Path) -> None:

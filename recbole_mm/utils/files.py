@@ -54,6 +54,9 @@ CHECKSUMS = "checksums.sha256"
 _ERRNO = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]")
 _TORCH = ("PytorchStreamWriter", "inline_container.cc", "iostream error")
 """In what torch says when its C++ streams fail, which keep the reason for themselves."""
+MOST_TRIES = 100
+"""To make a scratch folder that no other process removes as a leftover; two or three are rare."""
+
 _SCRATCH = re.compile(r"[a-z0-9_]{8}|\d+|tmp")
 """What follows the prefix of a scratch folder; a number or `tmp` in those of earlier versions."""
 
@@ -126,13 +129,8 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
         DiskError: it cannot be made.
     """
     remove_leftovers(parent, prefix)
-    while True:
-        with disk_errors(parent):
-            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        descriptor = _locked(folder)
-        if folder.exists():
-            break
-        os.close(descriptor)  # it was taken for a leftover in the moment before it was locked
+    with disk_errors(parent):
+        folder, descriptor = _held_folder(parent, prefix)
     try:
         yield folder
     finally:
@@ -156,6 +154,21 @@ def remove_leftovers(parent: Path, prefix: str) -> None:
             continue
         finally:
             os.close(descriptor)
+
+
+def _held_folder(parent: Path, prefix: str) -> tuple[Path, int]:
+    """A new folder, and a descriptor that holds it.
+
+    In the moment before it is locked, another process may take it for a leftover and remove it; the next one is tried.
+    """
+    for _ in range(MOST_TRIES):
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        with suppress(FileNotFoundError):
+            descriptor = _locked(folder)
+            if folder.exists():
+                return folder, descriptor
+            os.close(descriptor)
+    raise OSError("other processes remove every folder that is made there")
 
 
 def _locked(folder: Path) -> int:
