@@ -294,8 +294,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, point):
 
 def test_what_a_kill_left_half_written_is_removed(tmp_path):
     path = tmp_path / "tree.safetensors"
-    (tmp_path / ".tree.safetensors.tmp").mkdir()
-    (tmp_path / ".tree.safetensors.tmp" / ".tmpX1y2").write_bytes(b"half")
+    (tmp_path / ".recbole-mm-x1y2z3ab.rmm").mkdir()
+    (tmp_path / ".recbole-mm-x1y2z3ab.rmm" / ".tmpX1y2").write_bytes(b"half")
     save_tree(path, {"epoch": 1})
     assert load_tree(path) == {"epoch": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["tree.safetensors"]

@@ -35,6 +35,7 @@ from recbole_mm.utils import files
 from recbole_mm.utils.file_lock import holders, turn
 from recbole_mm.utils.files import (
     CHECKSUMS,
+    DRAFT,
     ChecksumError,
     atomic_write,
     check_checksums,
@@ -211,7 +212,7 @@ def test_a_folder_that_another_process_took_for_a_leftover_is_made_again(tmp_pat
     write_json(tmp_path / "a.json", {"a": 1})
     assert read_json(tmp_path / "a.json") == {"a": 1}
     monkeypatch.setattr(tempfile, "mkdtemp", swept_once_made(10**6))
-    with pytest.raises(DiskError, match="cannot be written: other processes remove every folder that is made there$"):
+    with pytest.raises(DiskError, match=r"cannot be written: other processes remove every folder that is made there$"):
         write_json(tmp_path / "a.json", {"a": 2})
     assert read_json(tmp_path / "a.json") == {"a": 1}
     assert os.listdir(tmp_path) == ["a.json"]
@@ -226,11 +227,28 @@ def test_several_may_write_one_file(tmp_path: Path, monkeypatch) -> None:
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-def test_drafts_of_earlier_versions_are_removed_too(tmp_path: Path) -> None:
-    (tmp_path / ".config.yaml.4711").write_text("half")
-    (tmp_path / ".config.yaml.lock").touch()
-    write_text(tmp_path / "config.yaml", "a: 1\n")
-    assert sorted(os.listdir(tmp_path)) == [".config.yaml.lock", "config.yaml"]
+def test_a_draft_that_a_killed_process_left_is_removed_and_nothing_of_the_users(tmp_path: Path) -> None:
+    users = {".table.csv.original", ".table.csv.20260531", ".table.csv.tmp", ".table.csv.lock", ".recbole-mm-notes.rmm"}
+    for name in users:
+        (tmp_path / name).write_text("mine")
+    for name in (".tiny-original", ".tiny-original-1.rmm", "recbole-mm-compare-baseline", ".table.csv.baseline"):
+        (tmp_path / name).mkdir()
+        users.add(name)
+    with scratch_folder(tmp_path, DRAFT) as folder:
+        left = folder.name
+    (tmp_path / left).mkdir()
+    (tmp_path / left / "config.yaml").write_text("half")
+    write_text(tmp_path / "table.csv", "a\n")
+    for prefix in (".tiny-", "recbole-mm-compare-"):
+        remove_leftovers(tmp_path, prefix)
+    assert set(os.listdir(tmp_path)) == {*users, "table.csv"}
+    assert (tmp_path / ".table.csv.original").read_text() == "mine"
+
+
+def test_a_name_may_be_as_long_as_the_disk_takes(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 250 + ".json")
+    write_json(path, {"a": 1})
+    assert read_json(path) == {"a": 1}
 
 
 def test_locks_that_killed_processes_left_are_removed_and_others_are_not(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def _folder_of_ray(is_started: bool) -> Iterator[dict[str, Any]]:
     if not is_started or len(str(parent)) > LONGEST_PARENT:
         yield {}
         return
-    with scratch_folder(parent, "rmm-ray-") as folder:
+    with scratch_folder(parent, "ray-") as folder:
         yield {"_temp_dir": str(folder)}
 
 

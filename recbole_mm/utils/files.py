@@ -57,8 +57,14 @@ _TORCH = ("PytorchStreamWriter", "inline_container.cc", "iostream error")
 MOST_TRIES = 100
 """To make a scratch folder that no other process removes as a leftover; two or three are rare."""
 
-_SCRATCH = re.compile(r"[a-z0-9_]{8}|\d+|tmp")
-"""What follows the prefix of a scratch folder; a number or `tmp` in those of earlier versions."""
+SCRATCH = ".rmm"
+"""How the name of every scratch folder ends, and that of nothing of anybody else's."""
+
+DRAFT = ".recbole-mm-"
+"""How that of `atomic_write` begins; the file's own name would make it longer than a disk takes."""
+
+_RANDOM = re.compile(r"[a-z0-9_]{8}")
+"""What `mkdtemp` puts between the two."""
 
 
 class ChecksumError(ValueError):
@@ -123,7 +129,7 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
     Args:
         parent: where it is made; it exists.
-        prefix: of its name, the same for the same purpose.
+        prefix: of its name, the same for the same purpose; its end is `SCRATCH`.
 
     Raises:
         DiskError: it cannot be made.
@@ -139,9 +145,10 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def remove_leftovers(parent: Path, prefix: str) -> None:
-    """Remove what `scratch_folder` made of `prefix` in processes that do not exist any more."""
-    for path in parent.glob(f"{glob.escape(prefix)}*"):
-        if fcntl is None or not _SCRATCH.fullmatch(path.name.removeprefix(prefix)):
+    """Remove what `scratch_folder` made of `prefix` in processes that do not exist any more, and nothing else."""
+    for path in parent.glob(f"{glob.escape(prefix)}*{SCRATCH}"):
+        random = path.name.removeprefix(prefix).removesuffix(SCRATCH)
+        if fcntl is None or not _RANDOM.fullmatch(random) or not path.is_dir():
             continue
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -149,7 +156,7 @@ def remove_leftovers(parent: Path, prefix: str) -> None:
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
         except OSError:  # in use, or in a folder that may not be written
             continue
         finally:
@@ -162,7 +169,7 @@ def _held_folder(parent: Path, prefix: str) -> tuple[Path, int]:
     In the moment before it is locked, another process may take it for a leftover and remove it; the next one is tried.
     """
     for _ in range(MOST_TRIES):
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        folder = Path(tempfile.mkdtemp(SCRATCH, prefix, parent))
         with suppress(FileNotFoundError):
             descriptor = _locked(folder)
             if folder.exists():
@@ -194,7 +201,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         DiskError: it cannot be written; the old file is untouched.
     """
     path = Path(path)
-    with disk_errors(path), scratch_folder(path.parent, f".{path.name}.") as folder:
+    with disk_errors(path), scratch_folder(path.parent, DRAFT) as folder:
         draft = folder / path.name
         draft.touch()
         permissions = stat.S_IMODE(draft.stat().st_mode)
