@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import logging
 import os
 import re
@@ -18,8 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import save_file
@@ -30,12 +33,14 @@ from recbole_mm.config.yaml_settings import SEAL_LINE, read_yaml
 from recbole_mm.distributed import cluster
 from recbole_mm.distributed.cluster import _folder_of_ray
 from recbole_mm.errors import ConfigError, DiskError
+from recbole_mm.training.checkpoint import load_tree, save_tree
 from recbole_mm.training.tracking import TensorBoard
 from recbole_mm.utils import files
 from recbole_mm.utils.file_lock import holders, turn
 from recbole_mm.utils.files import (
     CHECKSUMS,
     DRAFT,
+    UNSEALED,
     ChecksumError,
     atomic_write,
     check_checksums,
@@ -333,6 +338,77 @@ def test_yaml_of_ours_is_checked_and_others_are_read_as_they_are(tmp_path: Path)
         read_yaml(path)
     path.write_text(damaged.partition("\n")[2])
     assert read_yaml(path) == {"learning_rate": 0.003}
+
+
+QUOTES = [
+    "a: recbole_mm crc32=deadbeef\n",
+    "a: 1  # recbole_mm crc32=deadbeef\n",
+    "# config.yaml\n# recbole_mm crc32=deadbeef\na: 1\n",
+    "# Its mark, recbole_mm crc32=deadbeef, is gone\na: 1\n",
+    '{"a": "recbole_mm crc32=deadbeef"}',
+    'aaaaaa: {"a":"recbole_mm crc32=deadbeef"}',
+]
+
+
+@pytest.mark.parametrize("text", QUOTES)
+def test_a_yaml_file_may_quote_a_mark(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    assert read_yaml(path) == yaml.safe_load(text)
+    write_text(path, f"{SEAL_LINE}{text}")
+    assert read_yaml(path) == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("text", [f"| a |\n| {UNSEALED} |\n", f"a,b\n1,{UNSEALED}\n", f'[{{"a": "{UNSEALED}"}}]'])
+def test_a_text_that_quotes_a_mark_is_written_as_it_is(tmp_path: Path, text: str) -> None:
+    write_text(tmp_path / "table", text)
+    assert (tmp_path / "table").read_text() == text
+
+
+def test_data_may_quote_a_mark(tmp_path: Path) -> None:
+    quoted = "recbole_mm crc32=deadbeef"
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"a": 1, "checksum of another": quoted, "deep": {"checksum": quoted}}))
+    assert read_json(path)["deep"] == {"checksum": quoted}
+    path, table = tmp_path / "a.parquet", pa.table({"user_id": [quoted, quoted, "\x18\x19" + quoted]})
+    pq.write_table(table, path)
+    assert read_parquet(path).equals(table)
+    write_parquet(path, table)
+    assert read_parquet(path).equals(table)
+    flip(path, path.read_bytes().index(quoted.encode()))
+    with pytest.raises(ChecksumError):
+        read_parquet(path)
+    path = tmp_path / "a.safetensors"
+    data = torch.frombuffer(bytearray(f'":"{quoted}'.encode()), dtype=torch.uint8)
+    save_file({"w": data}, path, {"note": f'a "checksum":"{quoted}"'})
+    assert torch.equal(load_tree(path)["w"], data)
+    save_tree(path, {"w": data, "note": f'a "checksum":"{quoted}"'}, {"a": f'"":"{quoted}"'})
+    assert load_tree(path)["note"] == f'a "checksum":"{quoted}"'
+
+
+def test_every_flipped_bit_of_a_yaml_file_is_found_or_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    write_text(path, f"{SEAL_LINE}# Run it again\nlearning_rate: 0.001\nmodel: 'BPR'\n")
+    settings, whole = read_yaml(path), path.read_bytes()
+    for place, bit in itertools.product(range(len(whole)), range(8)):
+        path.write_bytes(whole)
+        flip(path, place, bit)
+        try:
+            found = read_yaml(path)
+        except ConfigError:
+            continue
+        assert found == settings, (place, bit)
+        assert place < len(SEAL_LINE)
+
+
+@pytest.mark.parametrize("change", [b"\xef\xbb\xbf", b"\r\n"])
+def test_what_an_editor_adds_to_a_marked_file_is_a_change(tmp_path: Path, change: bytes) -> None:
+    path = tmp_path / "config.yaml"
+    write_text(path, f"{SEAL_LINE}a: 1\n")
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"\n", change) if change == b"\r\n" else change + whole)
+    with pytest.raises(ConfigError, match="damaged"):
+        read_yaml(path)
 
 
 def test_a_cut_file_is_damaged(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import yaml
 
 from recbole_mm.config.schema import TEXT_KEYS, abridged
 from recbole_mm.errors import ConfigError
-from recbole_mm.utils.files import UNSEALED, ChecksumError, check_seal
+from recbole_mm.utils.files import MARK, UNSEALED, ChecksumError, check_seal
 from recbole_mm.utils.paths import expanded
 
 _NULL = re.compile(r"^(?:~|null|Null|NULL|None|)$")
@@ -114,7 +114,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     path = Path(expanded(str(path)))
     text = read_text(path, "config file")
     try:
-        check_seal(path)
+        if text.startswith(f"# {MARK}"):  # not where JSON has it: somebody's settings may look like that
+            check_seal(path)
     except ChecksumError as error:
         raise ConfigError(
             f"config file {path} is damaged: {error}; restore it, or remove its first line if you changed it yourself"

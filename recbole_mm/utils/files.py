@@ -4,10 +4,10 @@
     >>> read_json(tmp_path / "result.json")
     {'ndcg@10': 0.25}
 
-A file of ours carries a mark, `recbole_mm crc32=` and eight digits, in a place where its format has room for a text: a
-comment of a YAML file, a key of a JSON file, the metadata of a safetensors or Parquet file. The digits are the CRC-32
-of the whole file as it was with eight zeros in their place. A file without a mark (of an earlier version, of another
-program) is taken as it is.
+A file of ours carries a mark, `recbole_mm crc32=` and eight digits, where its format has room for a text: in the first
+line of a YAML file, under the first key of a JSON file, in the metadata of a safetensors or Parquet file. The digits
+are the CRC-32 of the whole file as it was with eight zeros in their place. A file without a mark (of an earlier
+version, of another program), or with one in any other place, is taken as it is.
 
 A folder that is made of files of other programs (a model's) has a list instead, `checksums.sha256`, which
 `sha256sum --check` reads, too.
@@ -50,6 +50,15 @@ CHECKSUM = "checksum"
 CHANGED = "its checksum does not match, so a part of it has changed since it was written"
 CHECKSUMS = "checksums.sha256"
 """Name of a folder's list of checksums."""
+
+_IN_FRONT = re.compile(rb'(?:(?:\xef\xbb\xbf)?# |\{\s*"[^"]*":\s*")' + MARK.encode())
+"""The mark of a YAML file (an editor may have put a byte-order mark before it) or of a JSON file, as these begin."""
+
+_IN_HEADER = re.compile(rb'":"' + MARK.encode())
+"""That of a safetensors file: a whole value, as a quotation mark within a text has a backslash before it."""
+
+_IN_FOOTER = re.compile(CHECKSUM.encode() + rb"\x18\x19" + MARK.encode())
+"""That of a Parquet file: key and value of its metadata, with what Thrift puts between them (a text, of 25 bytes)."""
 
 _ERRNO = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]")
 _TORCH = ("PytorchStreamWriter", "inline_container.cc", "iostream error")
@@ -324,10 +333,15 @@ def _mapped(file: Any, access: int = mmap.ACCESS_WRITE) -> Iterator[Any]:
 
 
 def _digits(content: Any) -> int | None:
-    """Where the digits of the mark are: the metadata of a Parquet file stand at its end, those of others in front."""
-    find = content.rfind if content[:4] == b"PAR1" else content.find
-    place = find(MARK.encode())
-    return None if place < 0 or place + len(UNSEALED) > len(content) else place + len(MARK)
+    """Where the digits of the mark are, if there is one where its format has it; text and data may quote it."""
+    size = len(content)
+    found = _IN_FRONT.match(content)
+    if not found and content[:4] == b"PAR1":  # its metadata stand at its end, with their length behind them
+        footer = size - 8 - int.from_bytes(content[size - 8 : size - 4], "little")
+        found = _IN_FOOTER.search(content, max(footer, 0))
+    elif not found and content[8:9] == b"{":  # of safetensors: its metadata stand in front, after their length
+        found = _IN_HEADER.search(content, 8, min(8 + int.from_bytes(content[:8], "little"), size))
+    return found.end() if found and found.end() + 8 <= size else None
 
 
 def _checksum(content: Any, place: int) -> int:
