@@ -210,10 +210,9 @@ def data_path(tmp_path_factory) -> str:
 
 
 def keys_of(model: str, data_path: str) -> list[str]:
-    """Every setting that a model's defaults hold, and those that all models share."""
-    return sorted(
-        {*KINDS, *Config(model, "toy", config_dict={"data_path": data_path}).final_config_dict} - {"data_path"}
-    )
+    """Every setting that a model's defaults hold, and those that all models share, without those that name the run."""
+    defaults = Config(model, "toy", config_dict={"data_path": data_path})
+    return sorted({*KINDS, *defaults.final_config_dict} - {"data_path", "model", "dataset"})
 
 
 @cases
