@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from typing import Any
 
 import numpy as np
@@ -69,3 +70,31 @@ class WordEncoder:
             for word in text.split():
                 vectors[row, int(hashlib.sha256(word.encode()).hexdigest(), 16) % self.width] += 1
         return vectors
+
+
+class Forgetful(RuleWriter):
+    """A writer that keeps no request that it has answered."""
+
+    def generate(self, requests):
+        return [self._answer(request) for request in requests]
+
+
+class LiveRequests:
+    """Makes requests in place of `Request`, and counts those that somebody still holds.
+
+    Attributes:
+        alive, most: how many there are now, and were at most.
+    """
+
+    def __init__(self) -> None:
+        self.alive = self.most = 0
+
+    def __call__(self, *arguments: Any) -> Request:
+        made = Request(*arguments)
+        weakref.finalize(made, self._gone)
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        return made
+
+    def _gone(self) -> None:
+        self.alive -= 1

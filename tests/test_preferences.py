@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import logging
 import sqlite3
-import weakref
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ from recbole_mm.llm.texts.request import Request
 from recbole_mm.llm.texts.template import TemplateGenerator
 from recbole_mm.models.answering.examples import draw_examples, training_targets
 from tests.conftest import TOY_SETTINGS
-from tests.reasoning import RuleWriter
+from tests.reasoning import Forgetful, LiveRequests, RuleWriter
 from tests.test_contract import SPLITS, eval_args, leak_dataset
 
 NEEDS = ("item_texts", "user_preferences")
@@ -380,28 +379,11 @@ def test_settings_that_are_not_given(toy_config):
 
 @pytest.mark.parametrize("way", ["recurrent", "direct"])
 def test_prompts_are_not_kept(stage, monkeypatch, way):
-    alive, most = 0, 0
-
-    def gone() -> None:
-        nonlocal alive
-        alive -= 1
-
-    def counted(*arguments):
-        nonlocal alive, most
-        made = Request(*arguments)
-        weakref.finalize(made, gone)
-        alive += 1
-        most = max(most, alive)
-        return made
-
-    class Forgetful(RuleWriter):
-        def generate(self, requests):
-            return [self._answer(request) for request in requests]
-
-    monkeypatch.setattr("recbole_mm.inputs.reasoning.preference_prompts.Request", counted)
+    live = LiveRequests()
+    monkeypatch.setattr("recbole_mm.inputs.reasoning.preference_prompts.Request", live)
     monkeypatch.setattr("recbole_mm.llm.texts.stage.TEXTS_PER_BATCH", 8)
     monkeypatch.setattr(recurrent.ChainWriter.__init__, "__defaults__", ((), 8, 8))  # skipped, least, most
     monkeypatch.setattr(recurrent, "LOOKED_UP", 8)
     made = stage(Forgetful(), preference=way)
     assert len(made.preferences(made.item_texts())) > 60
-    assert 8 <= most <= 3 * 8
+    assert 8 <= live.most <= 3 * 8

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import logging
 import sqlite3
-import weakref
 
 import numpy as np
 import pytest
@@ -20,10 +19,9 @@ from recbole_mm.inputs.reasoning.profiles import Histories, newest_within, profi
 from recbole_mm.inputs.reasoning.rates import FILE, note_rate, read_rates
 from recbole_mm.inputs.reasoning.settings import ReasoningSettings
 from recbole_mm.inputs.reasoning.stage import Reasoning
-from recbole_mm.llm.texts.request import Request
 from recbole_mm.llm.texts.template import TemplateGenerator
 from tests.conftest import TOY_SETTINGS, write_toy
-from tests.reasoning import RuleWriter, WordEncoder
+from tests.reasoning import Forgetful, LiveRequests, RuleWriter, WordEncoder
 from tests.test_contract import SPLITS, eval_args, leak_dataset
 
 BOTH = ("item_text_features", "user_profiles")
@@ -379,27 +377,10 @@ def test_runs_with_other_settings_list_their_failures_apart(stage, tmp_path):
 
 def test_prompts_are_made_when_they_are_needed_and_not_kept(stage, monkeypatch):
     """A million users' prompts are gigabytes: no more of them are alive than two batches and the one in hand."""
-    alive, most = 0, 0
-
-    def gone() -> None:
-        nonlocal alive
-        alive -= 1
-
-    def counted(*arguments):
-        nonlocal alive, most
-        made = Request(*arguments)
-        weakref.finalize(made, gone)
-        alive += 1
-        most = max(most, alive)
-        return made
-
-    class Forgetful(RuleWriter):
-        def generate(self, requests):
-            return [self._answer(request) for request in requests]
-
-    monkeypatch.setattr(profiles, "Request", counted)
+    live = LiveRequests()
+    monkeypatch.setattr(profiles, "Request", live)
     monkeypatch.setattr("recbole_mm.llm.texts.stage.TEXTS_PER_BATCH", 8)
     made = stage(Forgetful(), item_text="text")
     assert sum(text is not None for text in made.profiles(made.item_texts())) == 60
-    assert alive == 0
-    assert 8 <= most <= 2 * 8 + 2
+    assert live.alive == 0
+    assert 8 <= live.most <= 2 * 8 + 2
