@@ -460,7 +460,9 @@ def test_a_server_that_goes_away_ends_the_stage(serve, trouble: str) -> None:
     server = serve(dying)
     with pytest.raises(TextServerError, match="12 requests in a row"):
         generator_of(server.url, retries=0).generate(asked(*map(str, range(200))))
-    assert len(server.seen) < 30
+    # Six answered, twelve that were lost in a row, at most as many before a slow answer began the row anew, four on
+    # their way: far from all 200.
+    assert len(server.seen) < 40
 
 
 def failing(error: Exception) -> Callable[[], Image.Image]:

@@ -53,11 +53,16 @@ class Mortal(BPR):
 def together(folder: Path, check: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Call `check(workers, *arguments)` in two processes at once; gives what each returned."""
     context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    processes = [context.Process(target=_worker, args=(rank, queue, check, folder, arguments)) for rank in range(SIZE)]
+    queue, received = context.SimpleQueue(), context.Event()
+    processes = [
+        context.Process(target=_worker, args=(rank, queue, received, check, folder, arguments)) for rank in range(SIZE)
+    ]
     for process in processes:
         process.start()
-    found = dict(queue.get() for _ in processes)
+    try:
+        found = dict(queue.get() for _ in processes)
+    finally:
+        received.set()
     for process in processes:
         process.join()
     for outcome in found.values():
@@ -66,7 +71,7 @@ def together(folder: Path, check: Callable[..., Any], *arguments: Any) -> list[A
     return [found[rank] for rank in range(SIZE)]
 
 
-def _worker(rank: int, queue: Any, check: Callable[..., Any], folder: Path, arguments: tuple) -> None:
+def _worker(rank: int, queue: Any, received: Any, check: Callable[..., Any], folder: Path, arguments: tuple) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder / 'rendezvous'}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=SIZE)
@@ -75,6 +80,7 @@ def _worker(rank: int, queue: Any, check: Callable[..., Any], folder: Path, argu
     except Exception as error:  # told to the test; the other process learns it from its connections
         queue.put((rank, RuntimeError(f"worker {rank}: {type(error).__name__}: {error}")))
         os._exit(1)
+    received.wait()  # tensors in a queue are handed over by the process that put them
     dist.destroy_process_group()
 
 
