@@ -1,0 +1,236 @@
+"""The order of rooms: imports, lazy ones and those for type checkers included, point down one list, in no circle."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Set
+from pathlib import Path
+
+import pytest
+
+import recbole_mm
+
+PACKAGE = Path(recbole_mm.__file__).parent
+TOP_LEVEL = frozenset({"__init__", "__main__", "registry", "errors", "compat"})
+
+ROOMS = (
+    ("recbole_mm",),  # the package itself, which offers `run` and `load`
+    ("cli",),
+    ("report", "serving"),
+    ("experiments",),
+    ("runs",),
+    ("distributed",),
+    ("training", "evaluation"),
+    ("models",),
+    ("inputs",),
+    ("llm",),
+    ("graph",),
+    ("artifacts",),
+    ("datasets",),
+    ("data",),
+    ("config",),
+    ("registry", "errors", "utils", "compat"),
+)
+"""From the top down: a module imports from its own row and from those below."""
+
+KNOWN_UPWARD: frozenset[tuple[str, str]] = frozenset(
+    {
+        ("recbole_mm.artifacts.ray_pool", "recbole_mm.distributed.cluster"),
+        ("recbole_mm.config.resolved", "recbole_mm.data.files"),
+        ("recbole_mm.config.resolved", "recbole_mm.data.splits"),
+        ("recbole_mm.data.encoders", "recbole_mm.llm.families"),
+        ("recbole_mm.distributed.driver", "recbole_mm.runs.profiling"),
+        ("recbole_mm.distributed.driver", "recbole_mm.runs.run"),
+        ("recbole_mm.distributed.worker", "recbole_mm.runs.profiling"),
+        ("recbole_mm.distributed.worker", "recbole_mm.runs.run"),
+        ("recbole_mm.evaluation.ranking", "recbole_mm.distributed.workers"),
+        ("recbole_mm.inputs.model_inputs", "recbole_mm.distributed.cluster"),
+        ("recbole_mm.inputs.model_inputs", "recbole_mm.models.answering.tuning"),
+        ("recbole_mm.inputs.model_inputs", "recbole_mm.runs.pretrained_run"),
+        ("recbole_mm.inputs.reasoning.preferences", "recbole_mm.models.answering.examples"),
+        ("recbole_mm.inputs.reasoning.preferences", "recbole_mm.models.answering.tuning"),
+        ("recbole_mm.inputs.tuned_mirm", "recbole_mm.models.molar.mirm"),
+        ("recbole_mm.llm.dry_run", "recbole_mm.inputs.model_inputs"),
+        ("recbole_mm.llm.dry_run", "recbole_mm.inputs.reasoning.estimate"),
+        ("recbole_mm.llm.dry_run", "recbole_mm.inputs.reasoning.vectors"),
+        ("recbole_mm.models.collm.model", "recbole_mm.distributed.batch"),
+        ("recbole_mm.models.duorec", "recbole_mm.distributed.batch"),
+        ("recbole_mm.models.hllm.loss", "recbole_mm.distributed.batch"),
+        ("recbole_mm.models.hllm.model", "recbole_mm.distributed.batch"),
+        ("recbole_mm.models.losses", "recbole_mm.distributed.batch"),
+        ("recbole_mm.models.molar.model", "recbole_mm.distributed.batch"),
+        ("recbole_mm.models.multimodal_graph", "recbole_mm.distributed.batch"),
+        ("recbole_mm.training.trainer", "recbole_mm.distributed.trainer"),
+        ("recbole_mm.training.trainer", "recbole_mm.distributed.workers"),
+    }
+)
+"""(module, module it imports): arrows that still point up. One that is gone must be taken out."""
+
+KNOWN_CIRCLES: frozenset[tuple[str, ...]] = frozenset(
+    {
+        (
+            "recbole_mm.llm.texts.generator",
+            "recbole_mm.llm.texts.hf",
+            "recbole_mm.llm.texts.hf_elsewhere",
+            "recbole_mm.llm.texts.openai",
+        ),
+        (
+            "recbole_mm.runs.first_stage",
+            "recbole_mm.runs.run",
+        ),
+    }
+)
+"""Modules that still import each other, sorted. A circle that is gone must be taken out."""
+
+KNOWN_TOP_LEVEL: frozenset[str] = frozenset({"cli"})
+"""Modules that still lie at the top level of the package."""
+
+CRUMB_LINES = 40
+MOST_CRUMBS = 5
+"""Files of fewer lines that a single other module imports."""
+
+Graph = Mapping[str, Set[str]]
+
+
+def imports(source: str, module: str, is_package: bool, modules: Set[str]) -> set[str]:
+    """Returns the modules of the package that a module imports anywhere in its source.
+
+    Args:
+        source: its Python source.
+        module: its full name.
+        is_package: whether it is an `__init__`.
+        modules: full names of all modules.
+    """
+    found = set()
+    for name in _imported_names(ast.parse(source), module, is_package):
+        if re.fullmatch(r"\w+(\.__\w+__)?", name):
+            continue  # the package itself, for its `__version__` or `__file__`, which need nothing of it
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        found.add(name)
+    return found - {"", module}
+
+
+def _imported_names(tree: ast.AST, module: str, is_package: bool) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = module.split(".")
+            parts = parts[: len(parts) - node.level + is_package] if node.level else []
+            origin = ".".join([*parts, *([node.module] if node.module else [])])
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def read_graph(package: Path) -> tuple[dict[str, set[str]], dict[str, Path]]:
+    """Returns module -> modules it imports, and module -> file, of a package's folder."""
+    files = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = (package.name, *path.relative_to(package).with_suffix("").parts)
+        files[".".join(parts).removesuffix(".__init__")] = path
+    return {
+        module: imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py", files.keys())
+        for module, path in files.items()
+    }, files
+
+
+def upward(graph: Graph, rooms: tuple[tuple[str, ...], ...]) -> set[tuple[str, str]]:
+    """Returns the imports of a graph that point from a room to one higher in the list."""
+    level = {room: place for place, row in enumerate(rooms) for room in row}
+
+    def level_of(module: str) -> int:
+        return level.get(".".join(module.split(".")[1:2]) or module, len(rooms))
+
+    return {(one, other) for one, others in graph.items() for other in others if level_of(other) < level_of(one)}
+
+
+def circles(graph: Graph) -> set[tuple[str, ...]]:
+    """Returns the sets of modules that can be reached from each other, each sorted (Tarjan's algorithm)."""
+    number: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found = set()
+
+    def visit(module: str) -> None:
+        number[module] = lowest[module] = len(number)
+        stack.append(module)
+        for other in sorted(graph[module]):
+            if other not in number:
+                visit(other)
+                lowest[module] = min(lowest[module], lowest[other])
+            elif other in stack:
+                lowest[module] = min(lowest[module], number[other])
+        if lowest[module] == number[module]:
+            place = stack.index(module)
+            if len(stack) - place > 1:
+                found.add(tuple(sorted(stack[place:])))
+            del stack[place:]
+
+    for module in sorted(graph):
+        if module not in number:
+            visit(module)
+    return found
+
+
+@pytest.fixture(scope="module")
+def package() -> tuple[dict[str, set[str]], dict[str, Path]]:
+    return read_graph(PACKAGE)
+
+
+def test_every_kind_of_import_is_read():
+    modules = {"p", "p.a", "p.a.one", "p.a.two", "p.b", "p.c", "p.d"}
+    source = (
+        "from typing import TYPE_CHECKING\n"
+        "from . import two\n"
+        "from ..b import name\n"
+        "if TYPE_CHECKING:\n    import p.c\n"
+        "def later():\n    from p import d\n    import os.path\n"
+    )
+    assert imports(source, "p.a.one", False, modules) == {"p.a.two", "p.b", "p.c", "p.d"}
+    assert imports("from .one import name\nfrom .. import b, value", "p.a", True, modules) == {"p.a.one", "p.b", "p"}
+    assert imports("import p\nfrom p import __version__", "p.a", True, modules) == set()
+
+
+def test_circles_and_upward_arrows_are_found():
+    graph = {"p": {"p.up.a"}, "p.up.a": {"p.low.b"}, "p.low.b": {"p.low.c"}, "p.low.c": {"p.up.a"}, "p.low.d": set()}
+    assert circles(graph) == {("p.low.b", "p.low.c", "p.up.a")}
+    assert upward(graph, (("p",), ("up",), ("low",))) == {("p.low.c", "p.up.a")}
+
+
+def test_imports_point_down(package):
+    graph, _ = package
+    found = upward(graph, ROOMS)
+    assert sorted(found - KNOWN_UPWARD) == [], "imports that point up"
+    assert sorted(KNOWN_UPWARD - found) == [], "gone: take them out of KNOWN_UPWARD"
+
+
+def test_no_modules_import_each_other(package):
+    graph, _ = package
+    found = circles({module: others - {b for a, b in KNOWN_UPWARD if a == module} for module, others in graph.items()})
+    assert sorted(found - KNOWN_CIRCLES) == [], "modules that import each other"
+    assert sorted(KNOWN_CIRCLES - found) == [], "gone: take them out of KNOWN_CIRCLES"
+
+
+def test_the_top_level_holds_rooms_and_little_else(package):
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - TOP_LEVEL
+    assert modules == KNOWN_TOP_LEVEL
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert rooms <= {room for row in ROOMS for room in row}
+
+
+def test_no_crumbs(package):
+    graph, files = package
+    importers = defaultdict(set)
+    for module, others in graph.items():
+        for other in others:
+            importers[other].add(module)
+    crumbs = {
+        f"{module} ({len(path.read_text(encoding='utf-8').splitlines())} lines): {importers[module]}"
+        for module, path in files.items()
+        if path.name != "__init__.py"
+        and len(path.read_text(encoding="utf-8").splitlines()) < CRUMB_LINES
+        and len(importers[module]) == 1
+    }
+    assert len(crumbs) <= MOST_CRUMBS, "merge these into the file that imports them:\n" + "\n".join(sorted(crumbs))
