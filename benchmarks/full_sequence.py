@@ -48,11 +48,11 @@ def targets_per_second(arguments: argparse.Namespace, full_sequence: bool, batch
         trainer = make_trainer(config, assembled.model, Path(folder))
         # Importing RecBole turns anomaly detection on, which would slow both sides by different factors.
         with torch.autograd.set_detect_anomaly(False):
-            trainer._train_epoch(Part(assembled.phases.train, 3), 0)
+            trainer._train_epoch(Part(assembled.splits.train, 3), 0)
             counted = trainer.timings["train_targets"]
             start = time.perf_counter()
-            for epoch in range(1, -(-batches // len(assembled.phases.train)) + 1):
-                trainer._train_epoch(Part(assembled.phases.train, batches), epoch)
+            for epoch in range(1, -(-batches // len(assembled.splits.train)) + 1):
+                trainer._train_epoch(Part(assembled.splits.train, batches), epoch)
             return (trainer.timings["train_targets"] - counted) / (time.perf_counter() - start)
 
 

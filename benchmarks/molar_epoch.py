@@ -56,7 +56,7 @@ class Side:
         }
         self.config = quiet_config(model, arguments.dataset, **common, **settings)
         self.run: Run = assemble(self.config, folder / model, Stages())
-        self.loader: Any = self.run.phases.train
+        self.loader: Any = self.run.splits.train
         self.trainer = make_trainer(self.config, self.run.model, folder / model)
 
     def seconds_per_step(self, steps: int, epoch: int) -> float:
@@ -116,7 +116,7 @@ def print_epochs(sides: dict[str, Side], arguments: argparse.Namespace) -> None:
 def print_ranking(sides: dict[str, Side], arguments: argparse.Namespace) -> None:
     rows = []
     for name, side in sides.items():
-        data = side.run.phases.valid
+        data = side.run.splits.valid
         few = some_users(data, arguments.padded_users)
         rates = [(padded_rate(side, few), side.users_per_second(data)) for _ in range(arguments.ranking_rounds)]
         slow, fast = (median(rate) for rate in zip(*rates))

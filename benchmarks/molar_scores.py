@@ -34,7 +34,7 @@ def main() -> None:
             trainer = make_trainer(run.config, run.model, Path(scratch))
             for score in SCORES:
                 run.model.score = score
-                for phase, data in (("validation", run.phases.valid), ("test", run.phases.test)):
+                for phase, data in (("validation", run.splits.valid), ("test", run.splits.test)):
                     found = trainer.evaluate(data, load_best_model=False, show_progress=False)
                     rows.append([folder.name, score, phase, *(f"{found[metric]:.4f}" for metric in metrics)])
     print(markdown_table(["run", "score", "of", *metrics], rows))

@@ -118,10 +118,10 @@ def ours(arguments: argparse.Namespace) -> dict[str, Any]:
     run = assemble(config, run_dir, stages)
     told: dict[str, Any] = {f"{stage}, s": spent["seconds"] for stage, spent in stages.as_dict().items()}
     trainer = make_trainer(config, run.model, run_dir)
-    part = Part(run.phases.train, arguments.steps)
+    part = Part(run.splits.train, arguments.steps)
     told["s per step"] = seconds(lambda: trainer._train_epoch(part, 0)) / len(part)
-    told["steps of an epoch"] = len(run.phases.train)
-    few = some_users(run.phases.valid, arguments.ranked)
+    told["steps of an epoch"] = len(run.splits.train)
+    few = some_users(run.splits.valid, arguments.ranked)
     told["ranked users/s"] = len(few) / seconds(lambda: trainer.evaluate(few, load_best_model=False))
     return told
 

@@ -79,7 +79,7 @@ def train_in_turns(arguments: argparse.Namespace) -> None:
     trainer = make_trainer(config, run.model, folder)
 
     def rate(most: int) -> float:
-        batches = SomeBatches(run.phases.train, most, arguments.seconds)
+        batches = SomeBatches(run.splits.train, most, arguments.seconds)
         started = time.perf_counter()
         trainer._train_epoch(batches, 0)
         return batches.taken / (time.perf_counter() - started)

@@ -39,13 +39,13 @@ def without_some_texts(folder: Path) -> dict[str, Any]:
 
 
 def first_batch(run: Run) -> Any:
-    return next(iter(run.phases.train))
+    return next(iter(run.splits.train))
 
 
 def training_matrix(run: Run) -> np.ndarray:
     """(n_users, n_items) of 0 and 1."""
     matrix = np.zeros((run.dataset.user_num, run.dataset.item_num))
-    rows = run.phases.train_dataset.inter_feat
+    rows = run.splits.train_dataset.inter_feat
     matrix[rows["user_id"].numpy(), rows["item_id"].numpy()] = 1
     return matrix
 

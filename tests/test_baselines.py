@@ -36,5 +36,5 @@ def test_runs_to_a_finite_result_and_reloads(model, tmp_path):
     assert all(math.isfinite(value) and 0 <= value <= 1 for value in outcome.test_result.values())
     assert outcome.test_result["recall@50"] > 0
     again = recbole_mm.load(outcome.run_dir)
-    result = again.phases.test.rank(again.model, again.config, again.config["device"], False)
+    result = again.splits.test.rank(again.model, again.config, again.config["device"], False)
     assert result.get("rec.topk").sum() > 0

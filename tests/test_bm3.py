@@ -24,7 +24,7 @@ def assembled(toy_config, tmp_path):
 
 def dense_latent(run) -> tuple[torch.Tensor, torch.Tensor]:
     """h_u and h_i of one layer, from the dense adjacency."""
-    model, pairs = run.model, run.phases.train_dataset.inter_feat
+    model, pairs = run.model, run.splits.train_dataset.inter_feat
     size = model.n_users + model.n_items
     adjacency = torch.zeros(size, size)
     for user, item in zip(pairs["user_id"].tolist(), pairs["item_id"].tolist()):
@@ -50,7 +50,7 @@ def test_users_and_items_are_the_mean_over_layers_and_items_keep_a_residual(asse
 def test_a_score_is_the_product_of_both_sides_behind_the_predictor(assembled):
     run = assembled()
     run.model.eval()
-    batch = run.phases.test.users.interaction[np.arange(4)]
+    batch = run.splits.test.users.interaction[np.arange(4)]
     with torch.no_grad():
         users, items = dense_latent(run)
         weight, bias = run.model.predictor.weight, run.model.predictor.bias
@@ -60,7 +60,7 @@ def test_a_score_is_the_product_of_both_sides_behind_the_predictor(assembled):
 
 def test_the_loss_is_the_sum_of_its_parts_pair_by_pair(assembled):
     run = assembled(dropout=0.0, cl_weight=1.5, reg_weight=0.2, content_features=["text", "image"])
-    model, batch = run.model.train(), next(iter(run.phases.train))
+    model, batch = run.model.train(), next(iter(run.splits.train))
     expected = torch.zeros(())
     users, items = dense_latent(run)
     rows = list(zip(batch["user_id"].tolist(), batch["item_id"].tolist()))
@@ -78,7 +78,7 @@ def test_the_loss_is_the_sum_of_its_parts_pair_by_pair(assembled):
 def test_no_gradient_flows_into_a_target(assembled):
     """A user's gradient is that of the one cosine in which the user is predicted."""
     run = assembled(cl_weight=0.0, reg_weight=0.0, n_layers=0, dropout=0.0)
-    model, batch = run.model.train(), next(iter(run.phases.train))
+    model, batch = run.model.train(), next(iter(run.splits.train))
     model.calculate_loss(batch).backward()
     users, items = model.user_embedding.weight, 2 * model.item_embedding.weight
     user, item = batch["user_id"], batch["item_id"]
@@ -99,13 +99,13 @@ def test_a_view_lacks_a_share_of_the_vector_and_only_in_training(assembled):
 def test_batches_hold_every_positive_once_and_nothing_is_sampled(assembled):
     run = assembled(train_batch_size=32)
     seen = []
-    for batch in run.phases.train:
+    for batch in run.splits.train:
         assert set(batch.columns) & {"label", "neg_item_id"} == set()
         assert len(batch) <= 32
         seen += zip(batch["user_id"].tolist(), batch["item_id"].tolist())
-    train = run.phases.train_dataset.inter_feat
+    train = run.splits.train_dataset.inter_feat
     assert sorted(seen) == sorted(zip(train["user_id"].tolist(), train["item_id"].tolist()))
-    assert run.phases.train._sampler is None
+    assert run.splits.train._sampler is None
 
 
 def test_the_graph_is_propagated_once_per_step(assembled, monkeypatch):
@@ -113,13 +113,13 @@ def test_the_graph_is_propagated_once_per_step(assembled, monkeypatch):
     calls = []
     latent = BM3.latent
     monkeypatch.setattr(BM3, "latent", lambda self: calls.append(1) or latent(self))
-    run.model.train().calculate_loss(next(iter(run.phases.train)))
+    run.model.train().calculate_loss(next(iter(run.splits.train)))
     assert len(calls) == 1
 
 
 def test_an_item_without_a_modality_is_left_out_of_that_modalitys_loss(assembled):
     run = assembled(content_features=["text"], dropout=0.0, reg_weight=0.0)
-    model, batch = run.model.train(), next(iter(run.phases.train))
+    model, batch = run.model.train(), next(iter(run.splits.train))
     missing = int(batch["item_id"][0])
     model.feature(0)[missing], model.has_feature(0)[missing] = 0, False
     kept = batch[batch["item_id"] != missing]
@@ -132,7 +132,7 @@ def test_an_item_without_a_modality_is_left_out_of_that_modalitys_loss(assembled
 
 def test_without_any_vector_the_modalities_add_nothing(assembled):
     run = assembled(reg_weight=0.0, dropout=0.0)
-    model, batch = run.model.train(), next(iter(run.phases.train))
+    model, batch = run.model.train(), next(iter(run.splits.train))
     for place in range(model.feature_count):
         model.feature(place).zero_()
         model.has_feature(place).zero_()

@@ -266,7 +266,7 @@ def test_gauc_stands_in_the_result_and_per_user(run):
 def test_a_loaded_run_ranks_what_it_keeps_and_leaves_it_alone(run):
     one = run("Pop")
     path = one.run_dir / FILES["test"]
-    users = one.phases.test.users
+    users = one.splits.test.users
     items = np.asarray(one.dataset.item_tokens())
 
     def listed(lists):
@@ -278,7 +278,7 @@ def test_a_loaded_run_ranks_what_it_keeps_and_leaves_it_alone(run):
     dropped = table_of(one.run_dir)[stored]["negatives"][0]
     changed_file(path, lambda rows: rows[stored]["negatives"].__setitem__(0, str(free)))
     before = path.read_bytes()
-    loaded = pipeline.load(one.run_dir).phases.test.users
+    loaded = pipeline.load(one.run_dir).splits.test.users
     assert listed(loaded.candidates.items) == candidates - {dropped} | {free}
     assert path.read_bytes() == before
 
@@ -298,7 +298,7 @@ def test_a_finished_run_that_keeps_none_stays_as_it_is(run, caplog):
         (one.run_dir / name).unlink()
     loaded = pipeline.load(one.run_dir)
     assert "is not there: its candidates are drawn anew" in caplog.text
-    assert loaded.phases.test.users.candidates is not None
+    assert loaded.splits.test.users.candidates is not None
     assert not any((one.run_dir / name).exists() for name in FILES.values())
 
 

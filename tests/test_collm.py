@@ -47,7 +47,7 @@ def mllm(tmp_path_factory):
 def built(toy_path, tmp_path, mllm):
     """`built(stage, **settings)`: an untrained CoLLM on `toy` in one of its stages, its phases, and its config."""
     from recbole_mm.config.resolved import Config
-    from recbole_mm.evaluation.phases import split
+    from recbole_mm.evaluation.splits import split
 
     def build(stage: int = VECTORS, **settings):
         base = {**TOY_SETTINGS, **SMALL, "data_path": str(toy_path), "checkpoint_dir": str(tmp_path)}

@@ -140,7 +140,7 @@ def run(variant: str, settings: dict, **changed):
 
 
 def scores(outcome) -> torch.Tensor:
-    users = outcome.phases.test.users
+    users = outcome.splits.test.users
     with torch.no_grad():
         return outcome.model.full_sort_predict(users.interaction[np.arange(len(users))]).view(len(users), -1)
 
@@ -150,7 +150,7 @@ def test_loss_falls(variant, settings, tmp_path, toy_config):
     config = toy_config(variant.split()[0], **{k: v for k, v in settings.items() if k in {**QUICK, **MODELS[variant]}})
     assembled = assemble(config, tmp_path, Stages())
     trainer = make_trainer(config, assembled.model, tmp_path)
-    losses = [trainer._train_epoch(assembled.phases.train, epoch) for epoch in range(15)]
+    losses = [trainer._train_epoch(assembled.splits.train, epoch) for epoch in range(15)]
     losses = [sum(loss) if isinstance(loss, tuple) else loss for loss in losses]
     assert np.mean(losses[-3:]) < 0.97 * np.mean(losses[:2])
 
@@ -165,11 +165,11 @@ def test_what_was_tuned_before_is_not_trained(variant, settings, tmp_path, toy_c
     def refuse():
         raise AssertionError("a batch was read")
 
-    assembled.phases.train.__class__.__iter__, original = refuse, assembled.phases.train.__class__.__iter__
+    assembled.splits.train.__class__.__iter__, original = refuse, assembled.splits.train.__class__.__iter__
     try:
-        trainer.fit(assembled.phases.train, None)
+        trainer.fit(assembled.splits.train, None)
     finally:
-        assembled.phases.train.__class__.__iter__ = original
+        assembled.splits.train.__class__.__iter__ = original
     assert len(trainer.history) == 1
     assert not load_tree(tmp_path / "model.safetensors")["state_dict"], "the LLM's own weights are kept in its folder"
 
@@ -179,7 +179,7 @@ def test_predict_agrees_with_full_sort_predict(variant, settings):
     table = scores(outcome)
     assert torch.isfinite(table[:, 1:]).all()
     assert table[:, 1:].std() > 0
-    users = outcome.phases.test.users
+    users = outcome.splits.test.users
     rows = users.interaction[np.arange(len(users))]
     one = torch.ones(len(users), dtype=torch.int64)
     for items in (one, one * (outcome.dataset.item_num - 1), 1 + table[:, 1:].argmax(1)):
@@ -325,7 +325,7 @@ def test_no_held_out_interaction_reaches_training(variant, kind, tmp_path):
         data, saved = leak_dataset(tmp_path / name, other, SPLITS[kind]), tmp_path / name / "saved"
         settings = {**TOY_SETTINGS, **QUICK, **MODELS[variant], "data_path": str(data), "eval_step": 0}
         outcome = run(variant, settings, checkpoint_dir=str(saved), eval_args=eval_args(SPLITS[kind]))
-        held_out.append(outcome.phases.test.users.positives.items.tolist())
+        held_out.append(outcome.splits.test.users.positives.items.tolist())
         trained.append(load_tree(outcome.run_dir / "checkpoint.safetensors")["weights"]["state_dict"])
         keys.append(artifact_keys(saved / "artifacts" / "artifacts.sqlite"))
         learnt.append(learnt_before(saved))

@@ -187,7 +187,7 @@ def test_bpr_trains_and_ranks_with_the_given_split(tmp_path, texts):
         {(PEOPLE[user], ASINS[item]) for user, item, *_, found in table.itertuples(index=False) if found == label}
         for label in range(3)
     ]
-    for phase, label in ((outcome.phases.valid, 1), (outcome.phases.test, 2)):
+    for phase, label in ((outcome.splits.valid, 1), (outcome.splits.test, 2)):
         ranked = phase.users
         users = np.repeat(ranked.user_ids, np.diff(ranked.positives.offsets))
         assert pairs(users, ranked.positives.items) == expected[label]
@@ -211,7 +211,7 @@ def test_items_cannot_be_dropped_from_a_given_split(tmp_path):
 def test_the_same_rows_can_be_split_anew(tmp_path):
     prepare(raw(tmp_path / "raw"), tmp_path / "data" / "baby")
     outcome = recbole_mm.run("FPMC", "baby", config_dict=settings(tmp_path, benchmark_filename=None))
-    users = outcome.phases.test.users
+    users = outcome.splits.test.users
     tokens, names = outcome.dataset.item_tokens(), outcome.dataset.field2id_token["user_id"]
     held = dict(zip(names[users.user_ids], (tokens[item] for item in users.positives.items)))
     assert held == {PEOPLE[user]: ASINS[(user + 5) % ITEMS] for user in range(USERS)}

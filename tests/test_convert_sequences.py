@@ -85,7 +85,7 @@ def test_what_is_written_is_what_a_model_trains_on(tmp_path):
         "state": "WARNING",
     }
     outcome = recbole_mm.run("FPMC", "steps", config_dict=settings)
-    users = outcome.phases.test.users
+    users = outcome.splits.test.users
     tokens = outcome.dataset.item_tokens()
     names = outcome.dataset.field2id_token["user_id"]
     held = dict(zip(names[users.user_ids], (tokens[i] for i in users.positives.items)))

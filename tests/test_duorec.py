@@ -221,7 +221,7 @@ def whole(toy_config, tmp_path):
 
     def build(**settings):
         run = assemble(toy_config("DuoRec", full_sequence=True, **settings), tmp_path, Stages())
-        return run.model, next(iter(run.phases.train))
+        return run.model, next(iter(run.splits.train))
 
     return build
 

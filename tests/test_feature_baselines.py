@@ -53,7 +53,7 @@ def test_feature_models_rank_by_what_an_encoder_sees(model, feature, settings, t
     vectors = run.dataset.item_feature(reads)
     assert np.linalg.norm(vectors[1:], axis=1) == pytest.approx(1)
     again = recbole_mm.load(run.run_dir)
-    users = run.phases.test.users
+    users = run.splits.test.users
     batch = users.interaction[np.arange(len(users))]
     with torch.no_grad():
         scores = run.model.full_sort_predict(batch)

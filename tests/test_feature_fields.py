@@ -32,7 +32,7 @@ def test_feature_models_train_on_features(model, pooling, features, toy_settings
     outcome = recbole_mm.run(model, "toy", config_dict={**settings, "pooling_mode": pooling})
     assert 0 <= outcome.test_result["ndcg@10"] <= 1
     again = recbole_mm.load(outcome.run_dir)
-    users = again.phases.test.users
+    users = again.splits.test.users
     batch = users.interaction[np.arange(len(users))]
     with torch.no_grad():
         assert torch.equal(again.model.full_sort_predict(batch), outcome.model.full_sort_predict(batch))

@@ -36,7 +36,7 @@ from recbole_mm.errors import ConfigError, DiskError
 from recbole_mm.training.checkpoint import load_tree, save_tree
 from recbole_mm.training.tracking import TensorBoard
 from recbole_mm.utils import files
-from recbole_mm.utils.file_lock import holders, turn
+from recbole_mm.utils.file_lock import holders, locked
 from recbole_mm.utils.files import (
     CHECKSUMS,
     DRAFT,
@@ -165,8 +165,8 @@ HOLDING = """
 import sys, time
 from pathlib import Path
 from recbole_mm.utils.files import scratch_folder
-from recbole_mm.utils.file_lock import turn
-with turn(Path(sys.argv[1]) / "model", "making"), scratch_folder(Path(sys.argv[1]), ".tiny-") as folder:
+from recbole_mm.utils.file_lock import locked
+with locked(Path(sys.argv[1]) / "model", "making"), scratch_folder(Path(sys.argv[1]), ".tiny-") as folder:
     (folder / "half").write_text("x")
     print(folder.name, flush=True)
     time.sleep(60)
@@ -192,7 +192,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_live_one_has_is_not(tm
     assert (tmp_path / name).is_dir()
     remove_leftovers(tmp_path, ".tiny-")
     assert holders(tmp_path / ".model.lock") == "another process"
-    with turn(tmp_path / "model", "making"):
+    with locked(tmp_path / "model", "making"):
         assert (tmp_path / ".model.lock").exists()
     assert sorted(os.listdir(tmp_path)) == [".tiny-model.other", "tiny-model"]
 
@@ -265,7 +265,7 @@ def test_locks_that_killed_processes_left_are_removed_and_others_are_not(tmp_pat
     ]
     for name in (*ours, ".thesis.lock", "thesis-1a2b3c4d.lock"):
         (tmp_path / name).touch()
-    with FileLock(tmp_path / ".held-1a2b3c4d.lock"), turn(tmp_path / "model", "making"):
+    with FileLock(tmp_path / ".held-1a2b3c4d.lock"), locked(tmp_path / "model", "making"):
         left = {".held-1a2b3c4d.lock", ".model.lock", ".thesis.lock", "thesis-1a2b3c4d.lock"}
         assert set(os.listdir(tmp_path)) == left
 
@@ -284,7 +284,7 @@ def test_rays_folder_goes_with_it_and_is_rays_own_where_sockets_could_not_be_nam
 
 
 def test_a_lock_is_removed_after_a_failure_too(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="why"), turn(tmp_path / "model", "making"):
+    with pytest.raises(ValueError, match="why"), locked(tmp_path / "model", "making"):
         raise ValueError("why")
     assert os.listdir(tmp_path) == []
 

@@ -16,7 +16,7 @@ import recbole_mm
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.csr import CSR
-from recbole_mm.evaluation.phases import split
+from recbole_mm.evaluation.splits import split
 from recbole_mm.models.reranking import RerankingRecommender
 from recbole_mm.runs import first_stage
 from recbole_mm.runs import run as pipeline
@@ -94,7 +94,7 @@ def test_scores_are_the_models_own(config, outer, model):
     assert found.dtype == torch.float64
     assert found.shape == (60, 41)
     own = pipeline.load(first_stage.companion(wanted, model, {"epochs": 1}, outer))
-    users = own.phases.test.users
+    users = own.splits.test.users
     theirs = users.interaction[np.arange(len(users))]
     assert theirs["user_id"].tolist() == rows["user_id"].tolist()
     with torch.no_grad():
@@ -207,7 +207,7 @@ def test_what_stands_beside_is_of_the_same_cases_and_candidates(settings, mode):
     changed = {**settings, "eval_args": {"mode": mode}, "first_stage": "BPR"}
     outcome = recbole_mm.run(Echo, "toy", config_dict=changed)
     (folder,) = Path(settings["checkpoint_dir"]).glob("BPR-*")
-    theirs, users = pipeline.load(folder).phases.test.users, outcome.phases.test.users
+    theirs, users = pipeline.load(folder).splits.test.users, outcome.splits.test.users
     pairs = [(users.positives, theirs.positives), (users.history, theirs.history)]
     if mode != "full":
         pairs.append((users.candidates.items, theirs.candidates.items))

@@ -24,7 +24,7 @@ def assembled(toy_config, tmp_path):
 def test_states_of_all_prefixes_are_those_of_each_prefix_and_give_the_models_scores(assembled, model):
     run = assembled(model)
     run.model.eval()
-    batch = next(iter(run.phases.train))
+    batch = next(iter(run.splits.train))
     states = run.model.prefix_states(batch)
     row = int(batch["item_length"].argmax())
     for place in range(int(batch["item_length"][row])):
@@ -42,7 +42,7 @@ def test_states_of_all_prefixes_are_those_of_each_prefix_and_give_the_models_sco
 @pytest.mark.parametrize("loss_type", ["BPR", "CE"])
 def test_fpmc_learns_from_every_pair_of_neighbours(assembled, loss_type):
     run = assembled("FPMC", loss_type=loss_type)
-    model, batch = run.model, next(iter(run.phases.train))
+    model, batch = run.model, next(iter(run.splits.train))
     assert (NEGATIVES in batch) == (loss_type == "BPR")
     kept = batch[TARGET_MASK].nonzero()[:12]
     batch[TARGET_MASK] = torch.zeros_like(batch[TARGET_MASK]).index_put(tuple(kept.T), torch.tensor(True))

@@ -156,7 +156,7 @@ def test_watch_warns_once_then_stops_and_forgives(caplog):
 @pytest.mark.parametrize("false_negatives", ["content", "similar"])
 def test_training_that_has_collapsed_ends_in_an_error(built, false_negatives):
     assembled = built(false_negatives=false_negatives, collapse_patience=3, least_negatives=5)
-    model, batch = assembled.model.train(), next(iter(assembled.phases.train))
+    model, batch = assembled.model.train(), next(iter(assembled.splits.train))
     with torch.no_grad():
         model.items.projection.weight.zero_()  # every item's vector is the bias
     losses = [model.calculate_loss(batch) for _ in range(2)]
@@ -283,7 +283,7 @@ def test_images_are_not_looked_at(built):
 @pytest.mark.parametrize("settings", [{}, TRAINED], ids=["frozen", "full"])
 def test_loss_is_infonce_at_every_position(built, settings):
     assembled = built(**settings, shared_negatives=10, temperature=0.1)
-    model, batch = assembled.model.eval(), next(iter(assembled.phases.train))
+    model, batch = assembled.model.eval(), next(iter(assembled.splits.train))
     torch.manual_seed(4)
     with torch.no_grad():
         loss = model.calculate_loss(batch)
@@ -318,7 +318,7 @@ def test_negatives_of_the_same_text_do_not_count(built):
 
 def test_item_llm_reads_each_item_of_a_batch_once(built, monkeypatch):
     assembled = built(**TRAINED, shared_negatives=5)
-    model, batch = assembled.model.train(), next(iter(assembled.phases.train))
+    model, batch = assembled.model.train(), next(iter(assembled.splits.train))
     seen: list[torch.Tensor] = []
     read = ItemLLM.forward
     monkeypatch.setattr(ItemLLM, "forward", lambda self, ids: seen.append(ids) or read(self, ids))
@@ -334,7 +334,7 @@ def test_item_llm_reads_each_item_of_a_batch_once(built, monkeypatch):
 
 def test_item_table_is_computed_once_per_evaluation_and_dropped_when_weights_change(built, tmp_path):
     assembled = built(**TRAINED)
-    model, users = assembled.model.eval(), assembled.phases.test.users
+    model, users = assembled.model.eval(), assembled.splits.test.users
     rows = users.interaction[np.arange(4)]
     with torch.no_grad():
         model.full_sort_predict(rows)
@@ -363,7 +363,7 @@ def test_item_table_is_not_saved(toy_settings):
 
 def test_scores_are_logits_and_split_into_two_halves(built):
     assembled = built(temperature=0.05)
-    model, rows = assembled.model.eval(), assembled.phases.test.users.interaction[np.arange(6)]
+    model, rows = assembled.model.eval(), assembled.splits.test.users.interaction[np.arange(6)]
     halves = dot_product_of(model)
     with torch.no_grad():
         users, items, scores = halves.users(rows), halves.items(), model.full_sort_predict(rows)
@@ -374,7 +374,7 @@ def test_scores_are_logits_and_split_into_two_halves(built):
 
 def test_scale_stays_within_its_bound(built):
     assembled = built()
-    model, batch = assembled.model, next(iter(assembled.phases.train))
+    model, batch = assembled.model, next(iter(assembled.splits.train))
     with torch.no_grad():
         model.log_scale.fill_(9.0)
     model.calculate_loss(batch).backward()

@@ -52,18 +52,18 @@ def built(toy_path, saved, tmp_path):
 
 
 def cases(outcome, count: int = 8) -> Interaction:
-    return outcome.phases.test.users.interaction[np.arange(count)]
+    return outcome.splits.test.users.interaction[np.arange(count)]
 
 
 def asked(outcome, rows, items) -> Interaction:
-    fields = outcome.phases.test.users.interaction[rows].interaction
+    fields = outcome.splits.test.users.interaction[rows].interaction
     return Interaction({**fields, "item_id": torch.as_tensor(items)})
 
 
 def whole_prompts(outcome, rows, items) -> torch.Tensor:
     """p(yes) / (p(yes) + p(no)) by the model with its head, told each prompt as a whole."""
     model, mllm = outcome.model, outcome.dataset.inputs.mllm
-    batch = outcome.phases.test.users.interaction[rows]
+    batch = outcome.splits.test.users.interaction[rows]
     yes_no = list(resolve_yes_no(mllm, model.prompt.tail))
     found = []
     for row, item in enumerate(items):
@@ -171,7 +171,7 @@ def test_epochs_read_no_batch(built, tmp_path, monkeypatch):
     outcome = built()
     trainer = make_trainer(outcome.config, outcome.model, tmp_path / "run")
     monkeypatch.setattr(MLLMMSR, "calculate_loss", None)
-    trainer.fit(outcome.phases.train, outcome.phases.valid)
+    trainer.fit(outcome.splits.train, outcome.splits.valid)
     assert trainer.timings["steps"] == 0
     assert ["valid_score" in record for record in trainer.history] == [True]
 

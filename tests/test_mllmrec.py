@@ -25,7 +25,7 @@ from recbole_mm.data.dataset import create_dataset
 from recbole_mm.data.inputs import ModelInputs
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.dot_product import dot_product_of
-from recbole_mm.evaluation.phases import split
+from recbole_mm.evaluation.splits import split
 from recbole_mm.experiments.compare.command import compare_finished
 from recbole_mm.experiments.compare.summary import TableRow, summarize
 from recbole_mm.experiments.compare.table import to_csv, to_latex, to_markdown
@@ -475,7 +475,7 @@ class Seen:
         model = self.outcome.model
         self.inputs = {"users": model.user_inputs, "items": model.item_inputs}
         self.weights = load_tree(self.outcome.run_dir / "checkpoint.safetensors")["weights"]["state_dict"]
-        self.held_out = self.outcome.phases.test.users.positives.items.tolist()
+        self.held_out = self.outcome.splits.test.users.positives.items.tolist()
 
 
 def same_tensors(one: dict, two: dict) -> bool:

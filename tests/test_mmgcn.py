@@ -25,7 +25,7 @@ def assembled(toy_config, tmp_path):
 
 def neighbours_of(run) -> list[list[int]]:
     """Neighbours of each node; items are numbered behind the users."""
-    model, pairs = run.model, run.phases.train_dataset.inter_feat
+    model, pairs = run.model, run.splits.train_dataset.inter_feat
     found = [set() for _ in range(model.n_users + model.n_items)]
     for user, item in zip(pairs["user_id"].tolist(), pairs["item_id"].tolist()):
         found[user].add(model.n_users + item)
@@ -98,7 +98,7 @@ def test_gradients_pass_the_graph_as_they_pass_a_dense_one(assembled):
 
 def test_the_loss_is_bpr_and_the_length_of_the_batchs_embeddings(assembled):
     run = assembled(embedding_size=8, reg_weight=0.3)
-    model, batch = run.model.train(), next(iter(run.phases.train))
+    model, batch = run.model.train(), next(iter(run.splits.train))
     users, items = by_hand(run)
     expected = torch.zeros(())
     rows = list(zip(batch["user_id"].tolist(), batch["item_id"].tolist(), batch["neg_item_id"].tolist()))
@@ -115,19 +115,19 @@ def test_the_graph_is_convolved_once_per_step_and_once_per_ranking(assembled, mo
     calls = []
     propagate = MMGCN.propagate
     monkeypatch.setattr(MMGCN, "propagate", lambda self: calls.append(1) or propagate(self))
-    run.model.train().calculate_loss(next(iter(run.phases.train)))
+    run.model.train().calculate_loss(next(iter(run.splits.train)))
     assert len(calls) == 1
     run.model.eval()
     with torch.no_grad():
         for rows in (np.arange(3), np.arange(3, 6)):
-            run.model.full_sort_predict(run.phases.test.users.interaction[rows])
+            run.model.full_sort_predict(run.splits.test.users.interaction[rows])
     assert len(calls) == 2
 
 
 def test_an_item_without_any_modality_starts_from_zeros_and_is_known_by_its_id_and_users(assembled):
     run = assembled(embedding_size=8, n_layers=1, content_features=["text"])
     model = run.model
-    item = int(run.phases.train_dataset.inter_feat["item_id"][0])
+    item = int(run.splits.train_dataset.inter_feat["item_id"][0])
     model.get_buffer("feature_0")[item] = 0
     (layer,), (graph,) = model.modalities[0].layers, model.modalities
     with torch.no_grad():

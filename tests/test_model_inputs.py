@@ -13,7 +13,7 @@ from recbole.utils import InputType
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.data.inputs import BRINGS, ModelInputs
 from recbole_mm.errors import ConfigError
-from recbole_mm.evaluation.phases import split
+from recbole_mm.evaluation.splits import split
 from recbole_mm.inputs.model_inputs import NEEDS, provide
 from recbole_mm.models.base import SequentialModel
 from recbole_mm.models.hooks import hooks_of

@@ -96,7 +96,7 @@ def built(toy_config, tmp_path):
 def test_loss_has_the_terms_of_equation_5(built):
     assembled = built(alpha=0.5, id_loss_weight=2.0, embedding_dropout=0.0, rec_loss="ce")
     model = assembled.model.eval()
-    batch = next(iter(assembled.phases.train))
+    batch = next(iter(assembled.splits.train))
     rec, align, identity = model.calculate_loss(batch)
     model.alpha, model.id_loss_weight = 0.25, 1.0
     halved = model.calculate_loss(batch)
@@ -108,7 +108,7 @@ def test_loss_has_the_terms_of_equation_5(built):
 def test_fused_score_is_the_sum_of_both(built):
     assembled = built(score="fused")
     model = assembled.model.eval()
-    users = assembled.phases.test.users
+    users = assembled.splits.test.users
     batch = users.interaction[torch.arange(5).numpy()]
     with torch.no_grad():
         parts = []
@@ -139,7 +139,7 @@ def test_a_bfloat16_mllm_trains_and_ranks(toy_settings, tuning):
 
 def test_two_windows_of_a_user_are_no_negatives_of_each_other(toy_config, tmp_path, monkeypatch):
     assembled = assemble(toy_config("Molar"), tmp_path, Stages())
-    batch = next(iter(assembled.phases.train))
+    batch = next(iter(assembled.splits.train))
     batch.interaction["user_id"] = torch.full_like(batch["user_id"], 3)
     seen = []
     monkeypatch.setattr(
@@ -222,7 +222,7 @@ def test_transformer_sees_the_order_of_items():
 def test_every_part_of_the_content_model_is_trained(built, dueg):
     settings = {"id_model": "none", "alpha": 0, "score": "content", "hidden_size": 32}
     assembled = built(dueg=dueg, **settings)
-    assembled.model.calculate_loss(next(iter(assembled.phases.train)))[0].backward()
+    assembled.model.calculate_loss(next(iter(assembled.splits.train)))[0].backward()
     for name, parameter in assembled.model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0 or name.endswith("key.bias"), name  # softmax cancels a constant
@@ -273,7 +273,7 @@ def test_without_need_of_it_no_mllm_is_loaded(toy_config, tmp_path, monkeypatch)
 def test_cosine_scores_are_cosines_over_a_learned_temperature(built):
     assembled = built(similarity="cosine", score="content")
     model = assembled.model.eval()
-    batch = assembled.phases.test.users.interaction[torch.arange(5).numpy()]
+    batch = assembled.splits.test.users.interaction[torch.arange(5).numpy()]
     scores = model.full_sort_predict(batch)
     states = model.dueg.whole(model.items(batch["item_id_list"]), batch["item_length"])
     expected = F.cosine_similarity(states[:, None], model.items()[None], dim=-1) / 0.07
@@ -287,7 +287,7 @@ def test_cosine_scores_are_cosines_over_a_learned_temperature(built):
 def test_fused_loss_is_the_loss_of_the_summed_scores(built, rec_loss):
     assembled = built(loss_on="fused", rec_loss=rec_loss, embedding_dropout=0.0)
     model = assembled.model.eval()
-    batch = next(iter(assembled.phases.train))
+    batch = next(iter(assembled.splits.train))
     mask = batch[TARGET_MASK]
     states = model.dueg.all_prefixes(model.items(batch["item_id_list"]))[mask] * model.scale
     id_states, id_items = model.id_model.prefix_states(batch)[mask], model.id_model.item_embedding.weight
@@ -307,7 +307,7 @@ def test_fused_loss_is_the_loss_of_the_summed_scores(built, rec_loss):
 @pytest.mark.parametrize(("loss_on", "reaches"), [("content", False), ("fused", True), ("residual", False)])
 def test_whom_the_recommendation_loss_trains(built, loss_on, reaches):
     assembled = built(loss_on=loss_on, rec_loss="sampled_softmax", shared_negatives=8)
-    assembled.model.calculate_loss(next(iter(assembled.phases.train)))[0].backward()
+    assembled.model.calculate_loss(next(iter(assembled.splits.train)))[0].backward()
     gradients = [parameter.grad for parameter in assembled.model.id_model.parameters()]
     assert any(gradient is not None for gradient in gradients) == reaches
 
@@ -319,19 +319,19 @@ def test_whom_the_recommendation_loss_trains(built, loss_on, reaches):
 def test_every_id_model_is_as_wide_as_the_mllm_and_scores_as_itself(built, name):
     assembled = built(id_model=name, score="id")
     model = assembled.model.eval()
-    batch = assembled.phases.test.users.interaction[torch.arange(5).numpy()]
+    batch = assembled.splits.test.users.interaction[torch.arange(5).numpy()]
     expected = model.id_model.full_sort_predict(batch)
     torch.testing.assert_close(model.full_sort_predict(batch), expected.view(5, -1), atol=1e-5, rtol=1e-5)
     assert model.user_vectors(batch).shape[1] == assembled.dataset.inputs.mllm.hidden_size
     assert isinstance(model.id_to_content, torch.nn.Identity)
-    assert len(model.calculate_loss(next(iter(assembled.phases.train)))) == 3
+    assert len(model.calculate_loss(next(iter(assembled.splits.train)))) == 3
 
 
 def test_duorecs_own_loss_has_its_contrast_and_its_own_temperature(built):
     assembled = built(id_model="DuoRec", id_model_config={"lmd_sem": 0.5})
     model = assembled.model.id_model
     assert (model.lmd_sem, model.tau, assembled.model.tau) == (0.5, 1.0, 0.1)
-    batch = next(iter(assembled.phases.train))
+    batch = next(iter(assembled.splits.train))
     torch.manual_seed(1)
     parts = model.calculate_loss(batch)
     torch.manual_seed(1)
@@ -345,7 +345,7 @@ def test_an_id_model_of_another_width_is_mapped_for_the_alignment_alone(built):
     width = assembled.dataset.inputs.mllm.hidden_size
     assert assembled.model.id_to_content.weight.shape == (width, 16)
     assert assembled.model.item_vectors().shape[1] == width + 16
-    assembled.model.calculate_loss(next(iter(assembled.phases.train)))[1].backward()
+    assembled.model.calculate_loss(next(iter(assembled.splits.train)))[1].backward()
     assert assembled.model.id_to_content.weight.grad is not None
 
 
@@ -363,7 +363,7 @@ def test_pretraining_trains_the_id_model_alone_and_then_everything_else(toy_conf
     model, trainer = assembled.model, make_trainer(config, assembled.model, tmp_path)
     for epoch in range(3):
         before = snapshot(model)
-        losses = trainer._train_epoch(assembled.phases.train, epoch)
+        losses = trainer._train_epoch(assembled.splits.train, epoch)
         moved = changed(model, before)
         if epoch < 2:
             assert len(losses) == 1
@@ -383,10 +383,10 @@ def test_epochs_of_pretraining_are_not_candidates_for_the_best(toy_config, tmp_p
     )
     assembled = assemble(config, tmp_path, Stages())
     trainer = make_trainer(config, assembled.model, tmp_path)
-    trainer.fit(assembled.phases.train, assembled.phases.valid, verbose=False)
+    trainer.fit(assembled.splits.train, assembled.splits.valid, verbose=False)
     assert ["valid_score" in record for record in trainer.history] == [False, False, False, True]
     assert trainer.best_epoch == 3
-    assert trainer.evaluate(assembled.phases.test)
+    assert trainer.evaluate(assembled.splits.test)
 
 
 def test_training_of_nothing_but_the_id_model_still_leaves_weights(toy_settings):
@@ -415,7 +415,7 @@ def test_an_id_model_of_another_run_stays_as_it_is(with_run):
     assert all(torch.equal(trained[name], taken[name]) for name in trained)
     assert not any(parameter.requires_grad for parameter in outcome.model.id_model.parameters())
     outcome.model.score = "id"
-    batch = outcome.phases.test.users.interaction[torch.arange(5).numpy()]
+    batch = outcome.splits.test.users.interaction[torch.arange(5).numpy()]
     torch.testing.assert_close(
         outcome.model.full_sort_predict(batch), base.model.eval().full_sort_predict(batch), atol=1e-6, rtol=1e-5
     )

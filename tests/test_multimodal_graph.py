@@ -149,7 +149,7 @@ def test_checkpoints_hold_the_weights_and_nothing_that_follows_from_them(model, 
 def test_ranked_by_a_dot_product(model, tmp_path, toy_settings):
     run = assembled(model, tmp_path, toy_settings)
     halves = dot_product_of(run.model.eval())
-    batch = run.phases.test.users.interaction[np.arange(5)]
+    batch = run.splits.test.users.interaction[np.arange(5)]
     with torch.no_grad():
         ours = halves.users(batch) @ halves.items().T
         torch.testing.assert_close(ours.view(-1), run.model.full_sort_predict(batch))

@@ -126,7 +126,7 @@ def test_whether_padding_is_ignored_follows_the_class():
 )
 def test_our_models_rank_alike_with_and_without_padding(toy_config, tmp_path, monkeypatch, model, settings):
     assembled = assemble(toy_config(model, MAX_ITEM_LIST_LENGTH=12, **settings), tmp_path, Stages())
-    users, item_num = assembled.phases.test.users, assembled.dataset.item_num
+    users, item_num = assembled.splits.test.users, assembled.dataset.item_num
     seen, ranks = [], []
 
     class Recording(RowBatches):

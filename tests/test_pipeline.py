@@ -20,7 +20,7 @@ from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import CheckpointError, ConfigError, DataError, DiskError, RecboleMMError
 from recbole_mm.evaluation.per_user import read_per_user
-from recbole_mm.evaluation.phases import split
+from recbole_mm.evaluation.splits import split
 from recbole_mm.llm.encode import ItemEncoder
 from recbole_mm.runs import run as pipeline
 from recbole_mm.runs.pretrained_run import check_same_data
@@ -300,8 +300,8 @@ def test_loading_needs_a_finished_run(tmp_path):
 def test_one_switch_masks_histories_of_general_and_sequential_models(model, toy_settings):
     masked = recbole_mm.run(model, "toy", config_dict={**toy_settings, "epochs": 1})
     free = recbole_mm.run(model, "toy", config_dict={**toy_settings, "epochs": 1, "mask_history": False})
-    assert free.phases.test.users.history is None
-    users = masked.phases.test.users
+    assert free.splits.test.users.history is None
+    users = masked.splits.test.users
     for row in range(len(users)):
         history = set(users.history.items[users.history.offsets[row] : users.history.offsets[row + 1]])
         assert len(history) >= 2
@@ -310,7 +310,7 @@ def test_one_switch_masks_histories_of_general_and_sequential_models(model, toy_
 
 def test_general_and_sequential_models_rank_the_same_cases(toy_settings):
     users = [
-        recbole_mm.run(m, "toy", config_dict={**toy_settings, "epochs": 1}).phases.test.users for m in ("BPR", "SASRec")
+        recbole_mm.run(m, "toy", config_dict={**toy_settings, "epochs": 1}).splits.test.users for m in ("BPR", "SASRec")
     ]
     cases = [
         {

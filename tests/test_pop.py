@@ -10,7 +10,7 @@ import recbole_mm
 
 def counted(settings, **changed):
     outcome = recbole_mm.run("Pop", "toy", config_dict={**settings, **changed})
-    train = outcome.phases.train_dataset.inter_feat["item_id"].numpy()
+    train = outcome.splits.train_dataset.inter_feat["item_id"].numpy()
     return outcome.model.item_cnt[:, 0].tolist(), np.bincount(train, minlength=outcome.dataset.item_num).tolist()
 
 

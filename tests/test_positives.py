@@ -11,7 +11,7 @@ import recbole_mm
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.data.popular import popular_rows
 from recbole_mm.errors import ConfigError
-from recbole_mm.evaluation.phases import split
+from recbole_mm.evaluation.splits import split
 from recbole_mm.runs.leakage import held_out_seen
 from recbole_mm.runs.run import read_result
 

@@ -12,7 +12,7 @@ from recbole.evaluator import Collector, Evaluator
 
 from recbole_mm.errors import ConfigError, DataError, RecboleMMError
 from recbole_mm.evaluation.collector import RANKS, RankingCollector, TrainCounts
-from recbole_mm.evaluation.counting import top_columns
+from recbole_mm.evaluation.rank_counting import top_columns
 from recbole_mm.evaluation.ranking import CSR, EvalUsers, RankingData, rank_users
 
 USERS, ITEMS = 30, 90

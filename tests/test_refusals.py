@@ -8,7 +8,7 @@ from recbole.model.sequential_recommender import SASRec
 import recbole_mm
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError, DataError
-from recbole_mm.evaluation.phases import split
+from recbole_mm.evaluation.splits import split
 from recbole_mm.runs.recbole_errors import told_in_one_line
 from tests.conftest import write_toy
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError
-from recbole_mm.evaluation.phases import split
+from recbole_mm.evaluation.splits import split
 from recbole_mm.models.reranking import RerankingRecommender, first_of_each_row, softsign_below_zero
 
 

@@ -100,9 +100,9 @@ def test_there_is_no_id_embedding_and_no_feature_among_the_weights(assembled):
 
 def test_loss_is_cross_entropy_of_every_prefix_on_its_own(assembled):
     run = assembled()
-    assert isinstance(run.phases.train, FullSequenceLoader)
+    assert isinstance(run.splits.train, FullSequenceLoader)
     run.model.eval()
-    batch = next(iter(run.phases.train))
+    batch = next(iter(run.splits.train))
     table, losses = run.model.item_embedding.weight, []
     for history, targets, mask in zip(batch["item_id_list"], batch[TARGETS], batch[TARGET_MASK]):
         for place in range(int(mask.sum())):
@@ -115,7 +115,7 @@ def test_ranked_by_one_table_of_item_vectors(assembled):
     run = assembled(content_features=["text", "image"])
     run.model.eval()
     halves = dot_product_of(run.model)
-    batch = run.phases.test.users.interaction
+    batch = run.splits.test.users.interaction
     assert isinstance(batch, SequenceSamples)
     batch = batch[torch.arange(5)]
     with torch.no_grad():

@@ -16,7 +16,7 @@ from recbole_mm.config.yaml_settings import read_yaml, write_yaml
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.data.splits import TEST, TRAIN, VALID, Split, split_by_ratio, split_by_time
 from recbole_mm.errors import ConfigError, DataError, RecboleMMError
-from recbole_mm.evaluation.phases import split
+from recbole_mm.evaluation.splits import split
 from recbole_mm.runs.plan import plan
 
 HEAD = "user_id:token\titem_id:token\ttimestamp:float"
@@ -408,5 +408,5 @@ def test_samples_of_given_histories_are_trained_on(tmp_path, full):
             recbole_mm.run("SASRec", "d", config_dict=given)
     else:
         outcome = recbole_mm.run("SASRec", "d", config_dict=given)
-        assert [len(part.inter_feat) for part in (outcome.phases.train_dataset,)] == [24]
+        assert [len(part.inter_feat) for part in (outcome.splits.train_dataset,)] == [24]
         assert outcome.test_result["recall@3"] > 0

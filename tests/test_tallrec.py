@@ -11,7 +11,7 @@ from recbole_mm.config.resolved import Config
 from recbole_mm.data.content_source import ContentSource
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError
-from recbole_mm.evaluation.phases import split
+from recbole_mm.evaluation.splits import split
 from recbole_mm.llm.answer import resolve_yes_no
 from recbole_mm.models.tallrec import TALLRec, likes_of
 from recbole_mm.runs.profiling import Stages
@@ -55,7 +55,7 @@ def test_no_image_is_shown(built, monkeypatch):
         raise AssertionError("an image was read")
 
     monkeypatch.setattr(ContentSource, "image", refuse)
-    rows = outcome.phases.test.users.interaction[np.arange(3)]
+    rows = outcome.splits.test.users.interaction[np.arange(3)]
     with torch.no_grad():
         found = outcome.model.predict(Interaction({**rows.interaction, "item_id": torch.tensor([1, 2, 3])}))
     assert found.std() > 0
@@ -64,7 +64,7 @@ def test_no_image_is_shown(built, monkeypatch):
 def test_an_answer_is_that_of_the_whole_prompt(built):
     outcome = built(tallrec_rating_field="rating")
     model, mllm = outcome.model, outcome.dataset.inputs.mllm
-    rows = outcome.phases.test.users.interaction[np.arange(4)]
+    rows = outcome.splits.test.users.interaction[np.arange(4)]
     yes_no = list(resolve_yes_no(mllm, model.prompt.tail))
     with torch.no_grad():
         found = model.predict(Interaction({**rows.interaction, "item_id": torch.arange(4) + 1}))
@@ -110,7 +110,7 @@ def test_the_first_rating_of_an_item_counts(tmp_path):
 def test_disliked_titles_are_told_apart(built):
     outcome = built(tallrec_rating_field="rating")
     likes = outcome.model.prompt.likes
-    rows = outcome.phases.test.users.interaction[np.arange(20)]
+    rows = outcome.splits.test.users.interaction[np.arange(20)]
     users, histories = rows["user_id"].tolist(), outcome.model.histories(rows)
     mixed = [
         (user, history[-10:])

@@ -147,7 +147,7 @@ def _compared(workers: Workers, variant: str, settings: dict, folder: Path) -> l
     assembled = pipeline.assemble(config, run_dir, Stages())
     if workers.first:
         workers.wait()
-    batch = next(iter(assembled.phases.train))
+    batch = next(iter(assembled.splits.train))
     row = type(batch)({name: values[:1] for name, values in batch.interaction.items()})
     return [_step_compared(workers, config, assembled.model, run_dir, one) for one in (batch, row)]
 
@@ -204,11 +204,11 @@ def ranked(workers: Workers, run_dir: Path) -> dict[str, Any]:
     for name in ("alone", "together"):
         trainer: Any = make_trainer(loaded.config, loaded.model, run_dir)
         if name == "alone":
-            result = trainer.evaluate(loaded.phases.test, load_best_model=False)
+            result = trainer.evaluate(loaded.splits.test, load_best_model=False)
         else:
             with working_with(workers):
                 shared: Any = make_trainer(loaded.config, loaded.model, run_dir)
-                result = shared.evaluate(loaded.phases.test, load_best_model=False)
+                result = shared.evaluate(loaded.splits.test, load_best_model=False)
             trainer = shared
         struct = trainer.last_struct
         found[name] = (dict(result), struct.get(RANKS).tolist(), struct.get("rec.items").tolist())

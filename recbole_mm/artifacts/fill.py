@@ -17,7 +17,7 @@ from recbole_mm.artifacts.executor import Executor, Failure, Portable
 from recbole_mm.artifacts.store import READ_ONLY, Store
 from recbole_mm.artifacts.values import NOT_FINITE, Value
 from recbole_mm.errors import DataError, StoreError
-from recbole_mm.utils.file_lock import turn
+from recbole_mm.utils.file_lock import locked
 from recbole_mm.utils.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def fill(
         cut = batches if callable(batches) else _every(batches)
         if executor is not None and portable is not None:
             cut, work = partial(executor.stream, portable), list  # its batches are finished values already
-        with turn(store.path.with_name(f"{store.path.stem}-{_digest(inputs)}"), f"computing {label or stage} for"):
+        with locked(store.path.with_name(f"{store.path.stem}-{_digest(inputs)}"), f"computing {label or stage} for"):
             present = store.contains(inputs)
             missing = OnDemand((key for key in inputs if key not in present), inputs.__getitem__)
             report.done = len(present)

@@ -22,8 +22,8 @@ from recbole.evaluator.collector import DataStruct
 from recbole.evaluator.register import Register
 
 from recbole_mm.errors import ConfigError, RecboleMMError
-from recbole_mm.evaluation.counting import count_above, count_at_least, rows_with_nan, scratch_for, top_columns
 from recbole_mm.evaluation.csr import CSR
+from recbole_mm.evaluation.rank_counting import count_above, count_at_least, rows_with_nan, scratch_for, top_columns
 
 RANKS = "rec.ranks"
 """Key of our own in the `DataStruct`: (nnz,) int64 rank of every positive, in the order of `EvalUsers.positives`."""

@@ -29,7 +29,7 @@ from recbole_mm.llm.loading import has_bfloat16
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.sft import AnswerLoss, Examples, LengthGroupedBatches
 from recbole_mm.llm.sft_trainer import AnswerTrainer, check_checkpoint
-from recbole_mm.utils.file_lock import turn
+from recbole_mm.utils.file_lock import locked
 from recbole_mm.utils.files import disk_errors, make_folder, write_checksums
 
 logger = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ def finetune(
     make_folder(scratch)
     arguments = _arguments(tuning, mllm, scratch)
     main = arguments.process_index == 0
-    with _private_randomness(tuning.seed), turn(folder, "fine-tuning") if main else nullcontext():
+    with _private_randomness(tuning.seed), locked(folder, "fine-tuning") if main else nullcontext():
         state = arguments.distributed_state
         state.wait_for_everyone()
         if not is_finetuned(folder):

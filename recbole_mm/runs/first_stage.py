@@ -27,7 +27,7 @@ from recbole_mm.models.hooks import full_sequence_class, hooks_of, reads_content
 from recbole_mm.registry import find_model
 from recbole_mm.runs.pretrained_run import check_same_data, config_of_finished_run
 from recbole_mm.runs.profiling import Stages
-from recbole_mm.utils.file_lock import turn
+from recbole_mm.utils.file_lock import locked
 from recbole_mm.utils.log import init_logging
 
 logger = logging.getLogger(__name__)
@@ -225,7 +225,7 @@ def companion(config: Config, model: str, changed: Mapping[str, Any], run_dir: P
     theirs["data_files"] = config["data_files"]  # of the day of this run, where it is loaded again
     check_same_data(theirs, config, f"first_stage_config: {entry.name}")
     folder = pipeline.first_run_dir(theirs)
-    with turn(folder.with_name(f"{folder.name}-beside"), "making"):  # the run itself takes the turn of its folder
+    with locked(folder.with_name(f"{folder.name}-beside"), "making"):  # the run itself locks its own folder
         earlier = pipeline.earlier_run_dirs(theirs)
         if finished := [path for path in earlier if pipeline.is_finished(path)]:
             return finished[-1]

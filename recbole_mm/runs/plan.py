@@ -16,7 +16,7 @@ from tabulate import tabulate
 from recbole_mm.artifacts.store import Store
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
-from recbole_mm.evaluation.phases import check_split
+from recbole_mm.evaluation.splits import check_split
 from recbole_mm.inputs.model_inputs import OF_THE_MLLM, artifact_dir, needed
 from recbole_mm.inputs.reasoning.estimate import TEMPLATE, Estimate, PlannedStage
 from recbole_mm.inputs.reasoning.stage import NEEDS as OF_REASONING

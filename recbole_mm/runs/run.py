@@ -24,8 +24,8 @@ from recbole_mm.distributed.workers import joined
 from recbole_mm.errors import CheckpointError, ConfigError, DiskError, RecboleMMError
 from recbole_mm.evaluation.per_user import FILE as PER_USER
 from recbole_mm.evaluation.per_user import per_user_table, write_per_user
-from recbole_mm.evaluation.phases import Phases, check_split, split
 from recbole_mm.evaluation.ranking import RankingData
+from recbole_mm.evaluation.splits import Splits, check_split, split
 from recbole_mm.inputs.needs import asks_for_inputs
 from recbole_mm.models.hooks import full_sequence_class, hooks_of
 from recbole_mm.runs.first_stage import open_first_stage, results_beside
@@ -34,7 +34,7 @@ from recbole_mm.runs.profiling import Stages, versions
 from recbole_mm.runs.recbole_errors import told_in_one_line
 from recbole_mm.training.checkpoint import without_pickles
 from recbole_mm.training.trainer import load_weights, make_trainer
-from recbole_mm.utils.file_lock import turn
+from recbole_mm.utils.file_lock import locked
 from recbole_mm.utils.files import disk_errors, make_folder, read_json, write_json
 from recbole_mm.utils.log import close_logging, init_logging
 from recbole_mm.utils.paths import expanded
@@ -74,7 +74,7 @@ class Run:
 
     Attributes:
         config, dataset, model: ready to score: `model.full_sort_predict(...)`.
-        phases: training, validation and test data.
+        splits: training, validation and test data.
         run_dir: the run's folder.
         test_result, best_valid_result: metric -> value, as RecBole names them.
         sees_held_out: how its training saw held-out interactions, one text each; empty where it did not.
@@ -84,7 +84,7 @@ class Run:
     config: Config
     dataset: Any
     model: Any
-    phases: Phases
+    splits: Splits
     run_dir: Path
     test_result: dict[str, float] = field(default_factory=dict)
     best_valid_result: dict[str, float] = field(default_factory=dict)
@@ -119,11 +119,11 @@ def run(
     if config["train_workers"] > 1:
         _on_workers().check_workers(config)
     run_dir, resumed = choose_run_dir(config)
-    with turn(run_dir, "running"):
+    with locked(run_dir, "running"):
         if is_finished(run_dir):
             logger.info("%s is a finished run of these settings; it is loaded", run_dir)
             return load(run_dir, config.model_class, opener_settings(config))
-        make_folder(run_dir)  # whoever had the turn before may have failed and taken it away
+        make_folder(run_dir)  # the process that held the lock before may have failed and removed it
         return _run_in(run_dir, config, resumed and (run_dir / CHECKPOINT).is_file())
 
 
@@ -187,17 +187,17 @@ def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -
     """
     config, run_dir, workers = assembled.config, assembled.run_dir, joined()
     trainer = make_trainer(config, assembled.model, run_dir)
-    phases, show_progress = assembled.phases, config["show_progress"]
+    splits, show_progress = assembled.splits, config["show_progress"]
     with stages("training"), told_in_one_line(config["model"]):
-        _, best_valid_result = trainer.fit(phases.train, phases.valid, show_progress=show_progress, resume=resume)
+        _, best_valid_result = trainer.fit(splits.train, splits.valid, show_progress=show_progress, resume=resume)
     with stages("test"), told_in_one_line(config["model"]):
-        test_result = trainer.evaluate(phases.test, config["load_best_model"], show_progress=show_progress)
+        test_result = trainer.evaluate(splits.test, config["load_best_model"], show_progress=show_progress)
     assembled.test_result = dict(test_result or {})
     assembled.best_valid_result = dict(best_valid_result or {})
     if workers is not None and not workers.first:
         return assembled
-    if config["save_per_user"] and isinstance(phases.test, RankingData):
-        table = per_user_table(config, phases.test.users, trainer.last_struct, assembled.dataset.item_tokens())
+    if config["save_per_user"] and isinstance(splits.test, RankingData):
+        table = per_user_table(config, splits.test.users, trainer.last_struct, assembled.dataset.item_tokens())
         write_per_user(run_dir / PER_USER, table)
     write_result(assembled, stages, trainer.timings)
     logger.info("best valid: %s", dict2str(assembled.best_valid_result))
@@ -260,13 +260,13 @@ def _assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
         if given or asks_for_inputs(config, hooks):
             _model_inputs().provide(config, dataset, hooks, run_dir, **given)
     with stages("split"):
-        phases = split(config, dataset, model_class, run_dir)
+        splits = split(config, dataset, model_class, run_dir)
     init_seed(config["seed"], config["reproducibility"])
     with without_pickles():
-        model = model_class(config, phases.train_dataset).to(config["device"])
+        model = model_class(config, splits.train_dataset).to(config["device"])
     logger.info("%s", model)
     first = given.get("first_stage")
-    return Run(config, dataset, model, phases, run_dir, sees_held_out=[] if first is None else first.sees_held_out)
+    return Run(config, dataset, model, splits, run_dir, sees_held_out=[] if first is None else first.sees_held_out)
 
 
 def choose_run_dir(config: Config) -> tuple[Path, bool]:

@@ -20,7 +20,7 @@ _OURS = re.compile(r"\..+-[0-9a-f]{8,16}(-\d+)?(-beside)?\.lock")
 
 
 @contextmanager
-def turn(folder: Path, work: str) -> Iterator[None]:
+def locked(folder: Path, work: str) -> Iterator[None]:
     """Hold the lock of a folder, `.<name>.lock` beside it, waiting for whoever has it.
 
     The lock's file is removed afterwards, with those that killed processes have left in the same place.

@@ -66,7 +66,7 @@ class Job:
 def run_trial(job: Job, drawn: Mapping[str, Any], folder: Path, search_dir: Path, report: Report) -> None:
     """Train and validate one setting into its folder; an interrupted trial goes on from its last epoch.
 
-    Nothing is tested: `phases.test` is built, as the split builds it, and never ranked.
+    Nothing is tested: `splits.test` is built, as the split builds it, and never ranked.
 
     Args:
         job: of the search.
@@ -105,7 +105,7 @@ def _train(config: Config, folder: Path, search_dir: Path, report: Report) -> No
         told = True
         report(epoch + 1, float(score), float(trainer.best_valid_score), _seconds(trainer.timings))
 
-    trainer.fit(assembled.phases.train, assembled.phases.valid, callback_fn=tell, resume=True)
+    trainer.fit(assembled.splits.train, assembled.splits.valid, callback_fn=tell, resume=True)
     scores = [
         [record["epoch"] + 1, float(record["valid_score"])] for record in trainer.history if "valid_score" in record
     ]

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Phases:
+class Splits:
     """What `split` gives: a training loader and two evaluation sets, each with the dataset it stems from."""
 
     train: Iterable[Interaction]
@@ -40,7 +40,7 @@ class Phases:
     train_dataset: Dataset
 
 
-def split(config, dataset: Dataset, model_class: type, run_dir: Path | None = None) -> Phases:
+def split(config, dataset: Dataset, model_class: type, run_dir: Path | None = None) -> Splits:
     """Split a loaded dataset by `eval_args` and build what training and evaluation iterate over.
 
     Args:
@@ -70,7 +70,7 @@ def split(config, dataset: Dataset, model_class: type, run_dir: Path | None = No
             evaluated.append(get_dataloader(config, phase)(config, built[index], sampler, shuffle=False))
     if hooks_of(model_class).has_first_stage and isinstance(evaluated[1], RankingData) and modes["test"] == "full":
         _warn_repeated(evaluated[1].users, dataset.item_num)
-    return Phases(train, evaluated[0], evaluated[1], built[0])
+    return Splits(train, evaluated[0], evaluated[1], built[0])
 
 
 def check_split(config, dataset: Dataset, model_class: Any) -> None:
