@@ -18,10 +18,10 @@ from typing import Any
 from common import markdown_table
 from line_plot import Point, line_plot
 
-from recbole_mm.cli import split_arguments
+from recbole_mm.cli.arguments import split_arguments
+from recbole_mm.cli.compare import parse_seeds
 from recbole_mm.config.resolved import Config
 from recbole_mm.errors import ConfigError
-from recbole_mm.experiments.compare.command import parse_seeds
 from recbole_mm.experiments.compare.grid import finished_run
 from recbole_mm.runs.run import read_result, run
 

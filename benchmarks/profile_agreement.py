@@ -20,7 +20,7 @@ import argparse
 import numpy as np
 from common import markdown_table, quiet_config
 
-from recbole_mm.cli import split_arguments
+from recbole_mm.cli.arguments import split_arguments
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.inputs.model_inputs import provide
 from recbole_mm.models.hooks import hooks_of

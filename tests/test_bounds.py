@@ -6,10 +6,11 @@ import time
 
 import pytest
 
+from recbole_mm.cli.compare import parse_seeds
 from recbole_mm.config.resolved import Config
 from recbole_mm.config.yaml_settings import canonical, plain, read_yaml
 from recbole_mm.errors import CheckpointError, ConfigError
-from recbole_mm.experiments.compare.command import compare_experiment, parse_seeds
+from recbole_mm.experiments.compare.command import compare_experiment
 from recbole_mm.experiments.compare.experiment import load_experiment
 from recbole_mm.experiments.tune.plan import plan_search
 from recbole_mm.experiments.tune.space import parse_space, read_space

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from recbole_mm.cli import main, split_arguments
+from recbole_mm.cli import main
+from recbole_mm.cli.arguments import split_arguments
 from recbole_mm.datasets import CONVERTERS
 from recbole_mm.errors import ConfigError, DataError
 
@@ -80,7 +81,6 @@ def test_run_hands_everything_to_the_pipeline(pipeline):
             "model": "Molar",
             "dataset": "ml-100k",
             "config_files": ["a.yaml", "b.yaml"],
-            "config_dict": None,
             "command_line": {"topk": "[5]", "resume": True},
         }
     ]

@@ -23,12 +23,13 @@ import pytest
 import yaml
 
 from recbole_mm.cli import main
+from recbole_mm.cli.compare import parse_seeds
 from recbole_mm.errors import CheckpointError, ConfigError, DataError
 from recbole_mm.evaluation.per_user import write_per_user
 from recbole_mm.evaluation.significance import compare
 from recbole_mm.experiments.compare import experiment as experiment_module
 from recbole_mm.experiments.compare import grid as grid_module
-from recbole_mm.experiments.compare.command import compare_experiment, compare_finished, parse_seeds
+from recbole_mm.experiments.compare.command import compare_experiment, compare_finished
 from recbole_mm.experiments.compare.experiment import experiment_names, load_experiment
 from recbole_mm.experiments.compare.plan import plan_rows
 from recbole_mm.experiments.compare.processes import alone_in, failure

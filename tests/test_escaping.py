@@ -92,6 +92,6 @@ def test_logs_and_errors_show_what_data_holds(tmp_path, capsys, monkeypatch):
     def fails(arguments):
         raise DataError("toy.inter, line 3: user \x1b[2J7\r\nerror: none")
 
-    monkeypatch.setattr(cli, "run", fails)
+    monkeypatch.setattr("recbole_mm.cli.run.main", fails)
     assert cli.main(["run"]) == 2
     assert capsys.readouterr().err == "error: toy.inter, line 3: user \\x1b[2J7 error: none\n"

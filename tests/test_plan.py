@@ -11,6 +11,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 import recbole_mm
 from recbole_mm.artifacts.store import Store
 from recbole_mm.cli import main
+from recbole_mm.cli.plan import to_text
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError
@@ -25,7 +26,7 @@ from recbole_mm.llm.dry_run import UnknownWriter
 from recbole_mm.llm.texts import hf
 from recbole_mm.llm.texts.template import TemplateGenerator
 from recbole_mm.models.hooks import hooks_of
-from recbole_mm.runs.plan import Plan, plan, to_text
+from recbole_mm.runs.plan import Plan, plan
 from tests.conftest import TOY_FEATURES
 from tests.encoders import write_sentence_encoder
 from tests.reasoning import RuleWriter

@@ -11,22 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from recbole_mm.artifacts.store import Store
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.evaluation.splits import check_split
 from recbole_mm.inputs.model_inputs import OF_THE_MLLM, artifact_dir, needed
-from recbole_mm.inputs.reasoning.estimate import TEMPLATE, Estimate, PlannedStage
+from recbole_mm.inputs.reasoning.estimate import Estimate, PlannedStage
 from recbole_mm.inputs.reasoning.stage import NEEDS as OF_REASONING
 from recbole_mm.llm.dry_run import feature_stages, mllm_stages, unloaded_generator
 from recbole_mm.models.hooks import hooks_of
-from recbole_mm.utils.progress import duration
-
-WIDEST = 40
-"""Characters of a model's name; of a longer one, a path, the end is shown."""
-COLUMNS = ("STAGE", "BY", "DONE", "TO DO", "PROMPT TOKENS", "NEW TOKENS", "TIME")
 
 
 @dataclass
@@ -101,48 +94,3 @@ def plan(
     finally:
         store.close()
     return planned
-
-
-def to_text(planned: Plan) -> str:
-    """The plan as a table with its notes, for a terminal."""
-    config = planned.config
-    title = f"{config['model']} on {config['dataset']}"
-    if not planned.stages:
-        return "\n".join([f"{title}: nothing to compute before training", *planned.notes]) + "\n"
-    lines = [tabulate([COLUMNS, *map(_cells, planned.stages)], tablefmt="plain", disable_numparse=True)]
-    lines += ["", f"in all: {planned.to_do:,} to do, {_all_time(planned.stages)}"]
-    lines += [f"- {note}" for note in dict.fromkeys(planned.notes)]
-    return "\n".join([f"{title}, before training (nothing has been computed)", "", *lines]) + "\n"
-
-
-def _cells(stage: PlannedStage) -> tuple[str, ...]:
-    """One row of the table."""
-    done = "?" if stage.done is None else f"{stage.done:,}"
-    to_do = f"at most {stage.to_do:,}" if stage.at_most else f"{stage.to_do:,}"
-    prompt, new = "", ""
-    if stage.work is not None and stage.work.calls:
-        images = f" + {stage.work.images:,} images" if stage.work.images else ""
-        prompt = f"{'' if stage.exact else 'about '}{stage.work.prompt_tokens:,}{images}"
-        new = f"at most {stage.work.new_tokens:,}"
-    if not stage.to_do:
-        time = ""
-    elif stage.by == TEMPLATE:
-        time = "no LLM"
-    elif stage.seconds is None:
-        time = "not estimated"
-    else:
-        time = f"{_about(stage.seconds)} ({'measured' if stage.measured else 'assumed'} rate)"
-    by = stage.by if len(stage.by) <= WIDEST else f"...{stage.by[3 - WIDEST :]}"
-    return stage.name, by, done, to_do, prompt, new, time
-
-
-def _all_time(stages: Sequence[PlannedStage]) -> str:
-    known = [stage.seconds for stage in stages if stage.to_do and stage.seconds is not None]
-    unknown = any(stage.to_do and stage.seconds is None for stage in stages)
-    if unknown:
-        return f"{_about(sum(known))} and what is not estimated" if known else "time not estimated"
-    return _about(sum(known))
-
-
-def _about(seconds: float) -> str:
-    return f"about {duration(seconds)}" if seconds >= 1 else "less than a second"

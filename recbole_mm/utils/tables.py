@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tabulate import tabulate
@@ -33,7 +33,7 @@ def result_table(
         rows.setdefault(metric, {})[k] = value
     ks = sorted({k for row in rows.values() for k in row}, key=lambda k: int(k) if k else 0)
     header = [f"{model} on {dataset}, test", *(f"@{k}" if k else "" for k in ks)]
-    table = _in_columns(header, [[metric, *map(row.get, ks)] for metric, row in rows.items()])
+    table = columns(header, [[metric, *map(row.get, ks)] for metric, row in rows.items()])
     warnings = [f"{SEES_HELD_OUT}: {text}" for text in sees_held_out]
     return "\n".join([table, *warnings, str(run_dir)])
 
@@ -50,8 +50,20 @@ def beside_table(results: Mapping[str, Mapping[str, float]]) -> str:
         hit@5  0.2500  0.1250
     """
     metrics = next(iter(results.values()))
-    return _in_columns(["", *results], [[metric, *(of.get(metric) for of in results.values())] for metric in metrics])
+    return columns(["", *results], [[metric, *(of.get(metric) for of in results.values())] for metric in metrics])
 
 
-def _in_columns(header: Sequence[str], rows: Sequence[Sequence[str | float | None]]) -> str:
-    return tabulate(rows, header, tablefmt="plain", floatfmt=".4f", missingval="")
+def columns(header: Sequence[str], rows: Iterable[Sequence[str | float | None]]) -> str:
+    """Rows in aligned columns: numbers to the right with four decimal places, texts to the left, None left empty.
+
+    Example:
+        >>> print(columns(["NAME", "NDCG"], [["Pop", 0.25], ["007", None]]))
+        NAME      NDCG
+        Pop     0.2500
+        007
+    """
+    table = [list(row) for row in rows]
+    numbers = [any(isinstance(row[place], float) for row in table) for place in range(len(header))]
+    cells = [[f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row] for row in table]
+    aligned = ["right" if number else "left" for number in numbers]
+    return tabulate(cells, header, tablefmt="plain", missingval="", disable_numparse=True, colalign=aligned)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_mm.config.schema import LARGEST_SEED, abridged
+from recbole_mm.config.schema import abridged
 from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError
 from recbole_mm.experiments.compare.experiment import load_experiment
@@ -114,26 +113,6 @@ def compare_finished(
     seeds = sorted({seed for row in rows for seed in row.runs})
     title = f"{len(folders)} runs"
     return summarize(rows, metrics or shared, reference or names[0], seeds, title=title, strict=True)
-
-
-def parse_seeds(text: str) -> list[int]:
-    """`1,2,3` as numbers.
-
-    Raises:
-        ConfigError: something in it is not a whole number of at least 0, or stands there twice.
-    """
-    seeds: dict[int, None] = {}
-    given = f"--seeds={abridged(text, 50)}"
-    for part in text.split(","):
-        if not re.fullmatch(r"\s*[0-9]{1,10}\s*", part) or int(part) > LARGEST_SEED:
-            raise ConfigError(
-                f"{given}: {abridged(part.strip(), 50)!r} is not a whole number up to {LARGEST_SEED}; give them as in "
-                "--seeds=1,2,3"
-            )
-        if int(part) in seeds:
-            raise ConfigError(f"{given}: {int(part)} is given twice")
-        seeds[int(part)] = None
-    return list(seeds)
 
 
 def _table_row(entry: PlannedRow, outcome: Outcome) -> TableRow:

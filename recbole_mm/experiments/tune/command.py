@@ -17,7 +17,7 @@ from recbole_mm.distributed.cluster import check_resources
 from recbole_mm.errors import CheckpointError, ConfigError, RecboleMMError
 from recbole_mm.experiments.compare.processes import alone_in, terminated_like_ctrl_c
 from recbole_mm.experiments.tune.cluster import Trials, search_session
-from recbole_mm.experiments.tune.plan import Search, plan_search, written
+from recbole_mm.experiments.tune.plan import Search, plan_search
 from recbole_mm.experiments.tune.records import (
     FAILED,
     Record,
@@ -27,11 +27,10 @@ from recbole_mm.experiments.tune.records import (
     read_records,
     trial_dir,
 )
-from recbole_mm.experiments.tune.table import CSV, MARKDOWN, PICTURE, write_tables
+from recbole_mm.experiments.tune.table import write_tables
 from recbole_mm.experiments.tune.trial import Job, evaluate_best, read_tested, run_trial
 from recbole_mm.registry import find_model
 from recbole_mm.utils.files import disk_errors, write_text
-from recbole_mm.utils.tables import result_table
 
 logger = logging.getLogger(__name__)
 
@@ -303,15 +302,3 @@ def _all_failed(search: Search, records: Sequence[Record]) -> ConfigError:
     return ConfigError(
         f"all {len(records)} trials failed, the first one: {reason} (each of them: {search.out}/trials.md)"
     )
-
-
-def report(found: Found) -> str:
-    """What a search found, for a terminal."""
-    drawn = ", ".join(f"{key}={written(value)}" for key, value in found.settings.items())
-    told = found.result
-    table = result_table(
-        told["model"], told["dataset"], told["test_result"], found.out / BEST, told.get("sees_held_out", [])
-    )
-    best = f"best of {len(found.records)} trials: {drawn}\nvalidation {found.metric}: {found.score:.4f}\n"
-    files = f"{found.out}/{BEST_YAML}, {MARKDOWN}, {CSV}, {PICTURE}\n"
-    return f"{best}\n{table}\n\n{files}"
