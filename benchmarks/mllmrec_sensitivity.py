@@ -23,7 +23,8 @@ from recbole_mm.cli.compare import parse_seeds
 from recbole_mm.config.resolved import Config
 from recbole_mm.errors import ConfigError
 from recbole_mm.experiments.compare.grid import finished_run
-from recbole_mm.runs.run import read_result, run
+from recbole_mm.runs.folder import read_result
+from recbole_mm.runs.run import run
 
 VALUES: dict[str, tuple[float, ...]] = {
     "similar_threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),

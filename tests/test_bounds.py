@@ -14,6 +14,7 @@ from recbole_mm.experiments.compare.command import compare_experiment
 from recbole_mm.experiments.compare.experiment import load_experiment
 from recbole_mm.experiments.tune.plan import plan_search
 from recbole_mm.experiments.tune.space import parse_space, read_space
+from recbole_mm.runs import folder as run_folder
 from recbole_mm.runs import run as pipeline
 
 NESTED = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -192,7 +193,7 @@ def test_equal_settings_have_one_text():
 
 def test_one_run_however_its_settings_are_written(toy_settings):
     def folder(**typed):
-        return pipeline.first_run_dir(Config("SASRec", "toy", config_dict=toy_settings, command_line=typed)).name
+        return run_folder.first_run_dir(Config("SASRec", "toy", config_dict=toy_settings, command_line=typed)).name
 
     for one, other in (
         ({"warmup_ratio": "0"}, {"warmup_ratio": "0.0"}),
@@ -211,9 +212,9 @@ def test_one_run_however_its_settings_are_written(toy_settings):
 def test_a_run_is_resumed_with_its_settings_written_otherwise(toy_settings, tmp_path):
     settings = {**toy_settings, "epochs": 1, "weight_decay": 0}
     first = pipeline.run("BPR", "toy", config_dict=settings)
-    (first.run_dir / pipeline.RESULT).unlink()
+    (first.run_dir / run_folder.RESULT).unlink()
     resumed = {**settings, "weight_decay": 0.0, "resume": str(first.run_dir)}
     assert pipeline.run("BPR", "toy", config_dict=resumed).run_dir == first.run_dir
-    (first.run_dir / pipeline.RESULT).unlink()
+    (first.run_dir / run_folder.RESULT).unlink()
     with pytest.raises(CheckpointError, match=r"with weight_decay: 0\.0, not 0\.1"):
         pipeline.run("BPR", "toy", config_dict={**resumed, "weight_decay": 0.1})

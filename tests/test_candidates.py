@@ -20,6 +20,7 @@ from recbole_mm.evaluation.candidates import FILES, Cases, candidates_digest, dr
 from recbole_mm.evaluation.per_user import _auc, per_user_values, ranked_digest, read_per_user
 from recbole_mm.evaluation.ranking import CSR, EvalUsers, RankingData
 from recbole_mm.evaluation.significance import compare_runs, require_same_candidates
+from recbole_mm.runs import folder as run_folder
 from recbole_mm.runs import run as pipeline
 from tests.conftest import write_toy
 
@@ -253,7 +254,7 @@ def test_every_model_ranks_the_same_users_positives_and_negatives(run):
 
 def test_gauc_stands_in_the_result_and_per_user(run):
     one = run("SASRec")
-    result = pipeline.read_result(one.run_dir)["test_result"]
+    result = run_folder.read_result(one.run_dir)["test_result"]
     assert set(result) == {"gauc", "hit@5", "mrr@5"}
     table = read_per_user(one.run_dir)
     assert table["gauc"].to_numpy().mean() == pytest.approx(result["gauc"], abs=1e-6)

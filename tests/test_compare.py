@@ -35,6 +35,7 @@ from recbole_mm.experiments.compare.plan import plan_rows
 from recbole_mm.experiments.compare.processes import alone_in, failure
 from recbole_mm.experiments.compare.summary import TableRow, summarize
 from recbole_mm.experiments.compare.table import to_csv, to_latex, to_markdown
+from recbole_mm.runs import folder as run_folder
 from recbole_mm.runs import run as pipeline
 from recbole_mm.utils.file_lock import holders
 from recbole_mm.utils.files import scratch_folder
@@ -351,10 +352,10 @@ def test_what_is_done_is_not_run_again_and_one_run_serves_two_rows(experiment, w
 
 def test_a_finished_run_is_found_behind_one_that_was_deleted(experiment, where):
     config = planned(experiment(), where)[1].config(0, 1)
-    first = pipeline.first_run_dir(config)
+    first = run_folder.first_run_dir(config)
     for number in ("-2", "-10", "-x", "0"):
         first.with_name(first.name + number).mkdir(parents=True)
-    assert [path.name for path in pipeline.earlier_run_dirs(config)] == [f"{first.name}-2", f"{first.name}-10"]
+    assert [path.name for path in run_folder.earlier_run_dirs(config)] == [f"{first.name}-2", f"{first.name}-10"]
     assert grid_module.finished_run(config) is None
     (first.with_name(f"{first.name}-10") / "result.json").write_text("{}")
     assert grid_module.finished_run(config).name == f"{first.name}-10"

@@ -16,7 +16,7 @@ from recbole_mm.experiments.compare.plan import plan_rows
 from recbole_mm.experiments.compare.summary import TableRow, summarize
 from recbole_mm.experiments.compare.table import to_csv, to_latex, to_markdown
 from recbole_mm.runs.first_stage import companion
-from recbole_mm.runs.run import first_run_dir, read_result
+from recbole_mm.runs.folder import first_run_dir, read_result
 from tests.conftest import write_toy
 
 METRICS = ["GAUC", "Hit@5", "MRR@5"]

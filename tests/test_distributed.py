@@ -20,6 +20,7 @@ from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.models.hooks import full_sequence_class, hooks_of
 from recbole_mm.models.recbole_models import RECBOLE
 from recbole_mm.registry import find_model, list_models
+from recbole_mm.runs import folder as run_folder
 from recbole_mm.runs import run as pipeline
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.training.checkpoint import load_tree
@@ -90,17 +91,17 @@ def two(base, folder) -> list[dict]:
 def alone(model: str, settings: dict, run_dir: Path) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     config = Config(model, "toy", config_dict=settings)
-    config.save(run_dir / pipeline.CONFIG)
-    resume = (run_dir / pipeline.CHECKPOINT).exists()
+    config.save(run_dir / run_folder.CONFIG)
+    resume = (run_dir / run_folder.CHECKPOINT).exists()
     pipeline.train_and_test(pipeline.assemble(config, run_dir, Stages()), Stages(), resume)
 
 
 def curve(run_dir: Path) -> list[float]:
-    return [epoch["train_loss"] for epoch in load_tree(run_dir / pipeline.CHECKPOINT)["history"]]
+    return [epoch["train_loss"] for epoch in load_tree(run_dir / run_folder.CHECKPOINT)["history"]]
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    return load_tree(run_dir / pipeline.WEIGHTS)["state_dict"]
+    return load_tree(run_dir / run_folder.WEIGHTS)["state_dict"]
 
 
 # ---- pieces ----
@@ -211,7 +212,7 @@ def test_a_run_has_the_loss_curve_of_one_process(two, folder, name):
     one, both = folder / "one" / name, folder / "two" / name
     assert curve(both) == pytest.approx(curve(one), rel=2e-5)
     assert len(curve(one)) == (1 if name == "Pop" else EPOCHS)
-    results = [pipeline.read_result(run_dir) for run_dir in (one, both)]
+    results = [run_folder.read_result(run_dir) for run_dir in (one, both)]
     for key in ("steps", "train_targets", "epochs"):
         assert results[0]["timings"][key] == results[1]["timings"][key]
     files = [sorted(path.name for path in run_dir.iterdir()) for run_dir in (one, both)]
@@ -243,7 +244,7 @@ def test_checkpoints_resume_with_another_number_of_workers(two, base, folder):
 
 
 def test_the_folder_of_a_run_does_not_depend_on_the_number_of_workers(base):
-    folders = {pipeline.first_run_dir(Config("BPR", "toy", config_dict={**base, "train_workers": n})) for n in (1, 4)}
+    folders = {run_folder.first_run_dir(Config("BPR", "toy", config_dict={**base, "train_workers": n})) for n in (1, 4)}
     assert len(folders) == 1
 
 

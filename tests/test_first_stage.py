@@ -19,6 +19,7 @@ from recbole_mm.evaluation.csr import CSR
 from recbole_mm.evaluation.splits import split
 from recbole_mm.models.reranking import RerankingRecommender
 from recbole_mm.runs import first_stage
+from recbole_mm.runs import folder as run_folder
 from recbole_mm.runs import run as pipeline
 from recbole_mm.runs.first_stage import companion, open_first_stage, results_beside
 from recbole_mm.runs.profiling import Stages
@@ -181,10 +182,10 @@ def test_an_interrupted_first_stage_is_resumed(config, outer, monkeypatch, setti
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self, *a, **k: steps.append(1) or original(self, *a, **k))
     steps.clear()
     resumed = companion(config(), "SASRec", QUICK, outer)
-    per_epoch = pipeline.read_result(whole)["timings"]["steps"] // 2
+    per_epoch = run_folder.read_result(whole)["timings"]["steps"] // 2
     assert len(steps) == per_epoch, "the first epoch was not trained again"
     assert len(list(Path(settings["checkpoint_dir"]).glob("SASRec-*"))) == 1
-    assert pipeline.read_result(resumed)["test_result"] == pipeline.read_result(whole)["test_result"]
+    assert run_folder.read_result(resumed)["test_result"] == run_folder.read_result(whole)["test_result"]
 
 
 def test_the_log_of_the_run_goes_on_in_its_own_folder(settings):
@@ -215,7 +216,7 @@ def test_what_stands_beside_is_of_the_same_cases_and_candidates(settings, mode):
         assert same_rows(ours, other)
     result = json.loads((outcome.run_dir / "result.json").read_text())
     assert result["beside"] == outcome.beside
-    assert result["beside"]["BPR (first stage)"] == pipeline.read_result(folder)["test_result"]
+    assert result["beside"]["BPR (first stage)"] == run_folder.read_result(folder)["test_result"]
 
 
 def same_rows(one: CSR, other: CSR) -> bool:
@@ -300,7 +301,7 @@ def test_a_breach_of_the_train_only_rule_is_handed_on(settings, toy_settings):
     given = {**settings, "first_stage_path": str(by_hand.run_dir), "first_stage_config": {}}
     outcome = recbole_mm.run(Echo, "toy", config_dict=given)
     assert outcome.sees_held_out == ["first stage BPR: it has seen them"]
-    assert pipeline.read_result(outcome.run_dir)["sees_held_out"] == outcome.sees_held_out
+    assert run_folder.read_result(outcome.run_dir)["sees_held_out"] == outcome.sees_held_out
 
 
 # ----------------------------------------------------------------------------------------------- what cannot be

@@ -22,6 +22,7 @@ from recbole_mm.errors import CheckpointError, ConfigError, DataError, DiskError
 from recbole_mm.evaluation.per_user import read_per_user
 from recbole_mm.evaluation.splits import split
 from recbole_mm.llm.encode import ItemEncoder
+from recbole_mm.runs import folder as run_folder
 from recbole_mm.runs import run as pipeline
 from recbole_mm.runs.pretrained_run import check_same_data
 from recbole_mm.training.loop import DivergedError
@@ -78,7 +79,7 @@ def test_runs_of_other_settings_have_other_folders_and_equal_ones_are_numbered(t
 
 
 def test_a_number_is_the_same_however_it_is_written(toy_config):
-    same = [pipeline.first_run_dir(toy_config("BPR", warmup_ratio=ratio)) for ratio in (0, 0.0, 1, 0.5)]
+    same = [run_folder.first_run_dir(toy_config("BPR", warmup_ratio=ratio)) for ratio in (0, 0.0, 1, 0.5)]
     assert same[0] == same[1]
     assert len(set(same)) == 3
 

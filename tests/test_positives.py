@@ -12,8 +12,8 @@ from recbole_mm.data.dataset import create_dataset
 from recbole_mm.data.popular import popular_rows
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.splits import split
+from recbole_mm.runs.folder import read_result
 from recbole_mm.runs.leakage import held_out_seen
-from recbole_mm.runs.run import read_result
 
 SAMPLED = {"eval_args": {"mode": "uni20"}, "metrics": ["GAUC", "Hit", "MRR"], "topk": [5], "valid_metric": "GAUC"}
 

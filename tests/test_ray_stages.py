@@ -28,6 +28,7 @@ from recbole_mm.errors import ConfigError, ModelLoadError
 from recbole_mm.inputs.model_inputs import _from_texts, check_stages, open_executor, open_store, provide
 from recbole_mm.inputs.reasoning.left_out import LeftOut
 from recbole_mm.models.hooks import hooks_of
+from recbole_mm.runs import folder as run_folder
 from recbole_mm.runs import run as pipeline
 from tests.conftest import TOY_SETTINGS, write_toy
 from tests.encoders import write_sentence_encoder
@@ -370,4 +371,4 @@ def test_the_defaults_of_a_worker(toy_config):
 def test_where_a_stage_runs_has_no_effect_on_the_result(toy_config):
     plain = toy_config()
     elsewhere = toy_config(ray_address="auto", ray_workers=2, ray_gpus_per_worker=1, ray_cpus_per_worker=2)
-    assert pipeline.first_run_dir(plain) == pipeline.first_run_dir(elsewhere)
+    assert run_folder.first_run_dir(plain) == run_folder.first_run_dir(elsewhere)

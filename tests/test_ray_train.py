@@ -16,7 +16,7 @@ from recbole_mm.distributed.driver import LostWorkerError, _asked
 from recbole_mm.errors import ConfigError, RecboleMMError
 from recbole_mm.evaluation.per_user import read_per_user
 from recbole_mm.experiments.tune.plan import plan_search
-from recbole_mm.runs import run as pipeline
+from recbole_mm.runs import folder as run_folder
 from recbole_mm.training.checkpoint import load_tree
 from tests.conftest import TOY_SETTINGS
 from tests.two_workers import Mortal
@@ -46,7 +46,7 @@ def settings(toy_path, tmp_path) -> dict:
 
 
 def curve(run_dir: Path) -> list[float]:
-    return [epoch["train_loss"] for epoch in load_tree(run_dir / pipeline.CHECKPOINT)["history"]]
+    return [epoch["train_loss"] for epoch in load_tree(run_dir / run_folder.CHECKPOINT)["history"]]
 
 
 @TWO_CORES
@@ -63,7 +63,7 @@ def test_a_run_whose_worker_is_killed_ends_as_one_process_does(one_ray, settings
     assert read_per_user(run.run_dir).column("user_id") == read_per_user(here.run_dir).column("user_id")
     expected = {path.name for path in here.run_dir.iterdir()}
     assert {path.name for path in run.run_dir.iterdir()} == expected, "nothing of Ray's is left"
-    result = pipeline.read_result(run.run_dir)
+    result = run_folder.read_result(run.run_dir)
     assert result["train_workers"] == 2
     assert list(result["stages"]) == ["dataset", "artifacts", "split", "training", "test"]
     assert run.run_dir.name == here.run_dir.name

@@ -47,7 +47,7 @@ from recbole_mm.experiments.tune.space import default_space, parse_space, read_s
 from recbole_mm.experiments.tune.table import write_tables
 from recbole_mm.experiments.tune.trial import Job, run_trial
 from recbole_mm.registry import OWN_MODELS, find_model, register_model
-from recbole_mm.runs import run as pipeline
+from recbole_mm.runs import folder as run_folder
 
 SPACE = {"learning_rate": {"loguniform": [1e-4, 1e-1]}, "embedding_size": {"choice": [8, 16, 32]}}
 CLASSIC = ("BPR", "LightGCN", "FPMC", "GRU4Rec", "SASRec", "BERT4Rec", "SASRecF", "GRU4RecF", "NARM", "Caser")
@@ -658,7 +658,7 @@ def test_the_best_setting_is_a_config_file_of_what_was_given_and_drawn(plan, tmp
     config = Config(config_files=[path])
     assert (config["model"], config["dataset"], config["embedding_size"]) == ("BPR", "toy", 32)
     expected = Config("BPR", "toy", config_dict={**search.shared(), **best.settings})
-    assert pipeline.first_run_dir(config) == pipeline.first_run_dir(expected), "the same run, by its settings"
+    assert run_folder.first_run_dir(config) == run_folder.first_run_dir(expected), "the same run, by its settings"
 
 
 # ---- folders ----

@@ -21,6 +21,7 @@ from recbole_mm.experiments.tune.cluster import Trials, search_session
 from recbole_mm.experiments.tune.command import Found, tune_model
 from recbole_mm.experiments.tune.records import DONE, FAILED, STOPPED
 from recbole_mm.registry import register_model
+from recbole_mm.runs import folder as run_folder
 from recbole_mm.runs import run as pipeline
 from tests.conftest import TOY_SETTINGS
 from tests.processes import started
@@ -93,8 +94,8 @@ def test_bad_trials_are_stopped_and_only_the_best_is_tested_and_only_once(script
     assert batches == int(batches), "a stopped trial trains nothing more, nor does the best one for its test"
 
     assert sorted(path.name for path in tmp_path.glob("out/trials/*/result.json")) == []
-    assert pipeline.is_finished(found.out / "best")
-    result = pipeline.read_result(found.out / "best")
+    assert run_folder.is_finished(found.out / "best")
+    result = run_folder.read_result(found.out / "best")
     assert result["test_result"] == found.test_result
     assert result["best_valid_result"]["ndcg@10"] == pytest.approx(found.score)
     assert not (found.out / "ray").exists()
@@ -186,7 +187,7 @@ def test_a_search_that_was_killed_goes_on_and_runs_nothing_twice(tmp_path, toy_p
     for name in finished:
         assert (out / "trials" / name / "trial.json").read_text() == before[name]
         assert (out / "trials" / name / "run.log").read_text() == started_at[name]
-    assert pipeline.is_finished(out / "best")
+    assert run_folder.is_finished(out / "best")
     assert re.search(r"Best of 4 trials", (out / "best.yaml").read_text())
 
 

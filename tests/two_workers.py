@@ -20,6 +20,7 @@ from recbole_mm.config.resolved import Config
 from recbole_mm.distributed.batch import Part, Rows, part_of_batch, whole_batch
 from recbole_mm.distributed.workers import OwnStream, Workers, working_with
 from recbole_mm.evaluation.collector import RANKS
+from recbole_mm.runs import folder as run_folder
 from recbole_mm.runs import run as pipeline
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.training.checkpoint import rng_state, set_rng_state
@@ -189,9 +190,9 @@ def ran(workers: Workers, model: Any, settings: dict, run_dir: Path) -> None:
     config = Config(model, "toy", config_dict=settings)
     if workers.first:
         run_dir.mkdir(parents=True, exist_ok=True)
-        config.save(run_dir / pipeline.CONFIG)
+        config.save(run_dir / run_folder.CONFIG)
     workers.wait()
-    resume = (run_dir / pipeline.CHECKPOINT).exists()
+    resume = (run_dir / run_folder.CHECKPOINT).exists()
     with working_with(workers):
         pipeline.train_and_test(pipeline.assemble(config, run_dir, Stages()), Stages(), resume)
     workers.wait()

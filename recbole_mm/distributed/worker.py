@@ -12,6 +12,7 @@ from recbole_mm.config.resolved import Config
 from recbole_mm.distributed.process import settle
 from recbole_mm.distributed.workers import Workers, working_with
 from recbole_mm.errors import RecboleMMError
+from recbole_mm.runs import folder as run_folder
 from recbole_mm.runs import run as pipeline
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.utils.files import read_json, write_json
@@ -68,7 +69,7 @@ def train_worker(settings: dict[str, Any]) -> None:
             assembled.beside = job.beside
             if workers.first:
                 init_logging(run_dir, config["state"])
-            pipeline.train_and_test(assembled, Stages(job.stages), resume=(run_dir / pipeline.CHECKPOINT).exists())
+            pipeline.train_and_test(assembled, Stages(job.stages), resume=(run_dir / run_folder.CHECKPOINT).exists())
     except RecboleMMError as error:
         write_verdict(run_dir, error)
         raise
@@ -78,7 +79,7 @@ def train_worker(settings: dict[str, Any]) -> None:
 
 def worker_config(run_dir: Path, model_class: type, device: torch.device, first: bool) -> Config:
     """The run's settings, on the device that Ray has given to this worker."""
-    config = Config.load(run_dir / pipeline.CONFIG, model_class, {"gpu_id": ""})
+    config = Config.load(run_dir / run_folder.CONFIG, model_class, {"gpu_id": ""})
     config.final_config_dict["device"] = device
     config.final_config_dict["ray_address"] = None  # nothing is left to be computed on a cluster
     config.final_config_dict["log_wandb"] = bool(config["log_wandb"]) and first

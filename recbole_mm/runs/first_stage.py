@@ -25,6 +25,7 @@ from recbole_mm.evaluation.dot_product import dot_product_of
 from recbole_mm.evaluation.scoring import Scorer
 from recbole_mm.models.hooks import full_sequence_class, hooks_of, reads_content
 from recbole_mm.registry import find_model
+from recbole_mm.runs import folder as run_folder
 from recbole_mm.runs.pretrained_run import check_same_data, config_of_finished_run
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.utils.file_lock import locked
@@ -169,7 +170,6 @@ def results_beside(config: Config, run_dir: Path, stages: Stages) -> dict[str, d
     Raises:
         ConfigError: the settings do not fit together, or the first stage's data or split are others.
     """
-    from recbole_mm.runs import run as pipeline  # which asks for these
 
     check_first_stage(config)
     found = {}
@@ -182,9 +182,9 @@ def results_beside(config: Config, run_dir: Path, stages: Stages) -> dict[str, d
         if other := [key for key in keys if canonical(theirs[key]) != canonical(config[key])]:
             logger.warning("%s was tested with another %s: its metrics are not shown beside", folder, other[0])
         else:
-            found[f"{theirs['model']} (first stage)"] = pipeline.read_result(folder)["test_result"]
+            found[f"{theirs['model']} (first stage)"] = run_folder.read_result(folder)["test_result"]
     if folder != popular:
-        found["Pop"] = pipeline.read_result(popular)["test_result"]
+        found["Pop"] = run_folder.read_result(popular)["test_result"]
     return found
 
 
@@ -224,10 +224,10 @@ def companion(config: Config, model: str, changed: Mapping[str, Any], run_dir: P
     theirs = Config(entry.name, config["dataset"], config_dict=settings)
     theirs["data_files"] = config["data_files"]  # of the day of this run, where it is loaded again
     check_same_data(theirs, config, f"first_stage_config: {entry.name}")
-    folder = pipeline.first_run_dir(theirs)
+    folder = run_folder.first_run_dir(theirs)
     with locked(folder.with_name(f"{folder.name}-beside"), "making"):  # the run itself locks its own folder
-        earlier = pipeline.earlier_run_dirs(theirs)
-        if finished := [path for path in earlier if pipeline.is_finished(path)]:
+        earlier = run_folder.earlier_run_dirs(theirs)
+        if finished := [path for path in earlier if run_folder.is_finished(path)]:
             return finished[-1]
         logger.info("%s on the same data and split comes first", entry.name)
         try:

@@ -3,11 +3,8 @@ evaluate."""
 
 from __future__ import annotations
 
-import glob
-import hashlib
 import logging
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +14,10 @@ from typing import Any
 from recbole.utils import ModelType, dict2str, init_seed
 
 from recbole_mm.config.resolved import NOT_FROM_A_RUN, Config, opener_settings
-from recbole_mm.config.yaml_settings import canonical, read_yaml
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.data.loading import check_dataset
 from recbole_mm.distributed.workers import joined
-from recbole_mm.errors import CheckpointError, ConfigError, DiskError, RecboleMMError
+from recbole_mm.errors import CheckpointError, ConfigError, RecboleMMError
 from recbole_mm.evaluation.per_user import FILE as PER_USER
 from recbole_mm.evaluation.per_user import per_user_table, write_per_user
 from recbole_mm.evaluation.ranking import RankingData
@@ -29,43 +25,29 @@ from recbole_mm.evaluation.splits import Splits, check_split, split
 from recbole_mm.inputs.needs import asks_for_inputs
 from recbole_mm.models.hooks import full_sequence_class, hooks_of
 from recbole_mm.runs.first_stage import open_first_stage, results_beside
+from recbole_mm.runs.folder import (
+    CHECKPOINT,
+    CONFIG,
+    RESULT,
+    WEIGHTS,
+    changed_files,
+    choose_run_dir,
+    is_finished,
+    read_result,
+    write_result,
+)
 from recbole_mm.runs.leakage import held_out_seen
-from recbole_mm.runs.profiling import Stages, versions
+from recbole_mm.runs.profiling import Stages
 from recbole_mm.runs.recbole_errors import told_in_one_line
 from recbole_mm.training.checkpoint import without_pickles
 from recbole_mm.training.trainer import load_weights, make_trainer
 from recbole_mm.utils.file_lock import locked
-from recbole_mm.utils.files import disk_errors, make_folder, read_json, write_json
+from recbole_mm.utils.files import make_folder
 from recbole_mm.utils.log import close_logging, init_logging
 from recbole_mm.utils.paths import expanded
 from recbole_mm.utils.tables import beside_table
 
 logger = logging.getLogger(__name__)
-
-CONFIG, RESULT, WEIGHTS, CHECKPOINT = "config.yaml", "result.json", "model.safetensors", "checkpoint.safetensors"
-PROTOCOL = ("eval_args", "mask_history", "candidates", "positives", "valid_metric")
-NO_EFFECT_ON_RESULT = {
-    "resume",
-    "show_progress",
-    "state",
-    "checkpoint_dir",
-    "artifact_dir",
-    "data_path",
-    "worker",
-    "log_wandb",
-    "train_workers",
-    "ray_address",
-    "ray_workers",
-    "ray_cpus_per_worker",
-    "ray_gpus_per_worker",
-    "ray_object_store_mb",
-}
-
-MAY_CHANGE = {
-    *("use_gpu", "gpu_id", "device", "eval_memory_mb", "eval_batch_size"),
-    *("text_url", "text_api_key_env", "text_concurrency", "text_timeout", "text_retries"),
-}
-"""Settings that an interrupted run may go on with others of: where it runs, and how it asks."""
 
 
 @dataclass
@@ -199,7 +181,16 @@ def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -
     if config["save_per_user"] and isinstance(splits.test, RankingData):
         table = per_user_table(config, splits.test.users, trainer.last_struct, assembled.dataset.item_tokens())
         write_per_user(run_dir / PER_USER, table)
-    write_result(assembled, stages, trainer.timings)
+    write_result(
+        run_dir,
+        config,
+        assembled.test_result,
+        assembled.best_valid_result,
+        assembled.sees_held_out,
+        assembled.beside,
+        stages.as_dict(),
+        trainer.timings,
+    )
     logger.info("best valid: %s", dict2str(assembled.best_valid_result))
     logger.info("test:       %s", dict2str(assembled.test_result))
     if assembled.beside:
@@ -226,7 +217,7 @@ def load(run_dir: str | os.PathLike, model: type | None = None, changed: Mapping
         if not (run_dir / name).is_file():
             raise CheckpointError(f"{run_dir}: no {name}; give the folder of a finished run")
     config = Config.load(run_dir / CONFIG, model, {**NOT_FROM_A_RUN, **(changed or {})})
-    if other := _changed_files(config):
+    if other := changed_files(config):
         logger.warning("%s has changed since %s was run: its model may now score other items", other[0], run_dir)
     loaded = assemble(config, run_dir, Stages())
     load_weights(loaded.model, run_dir / WEIGHTS)
@@ -267,136 +258,3 @@ def _assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
     logger.info("%s", model)
     first = given.get("first_stage")
     return Run(config, dataset, model, splits, run_dir, sees_held_out=[] if first is None else first.sees_held_out)
-
-
-def choose_run_dir(config: Config) -> tuple[Path, bool]:
-    """Folder of this run: a new one, or the folder that `resume` names, or with `resume: True` the newest unfinished
-    folder of the same settings, or else the newest finished one, since a kill may have come when all was done.
-
-    Returns:
-        The folder, which exists, and whether there is something in it to resume.
-
-    Raises:
-        CheckpointError: the folder that `resume` names is not that of a run, or of one with other settings or data.
-        DiskError: no folder can be made.
-    """
-    if isinstance(config["resume"], str):
-        named = Path(config["resume"])
-        if not (named / CONFIG).is_file():
-            raise CheckpointError(f"--resume={named}: not a run folder (it has no {CONFIG})")
-        _require_same_run(named, config)
-        return named, (named / CHECKPOINT).is_file()
-    first, earlier = first_run_dir(config), earlier_run_dirs(config)
-    if config["resume"]:
-        unfinished = [path for path in earlier if not is_finished(path)]
-        if unfinished:
-            return unfinished[-1], (unfinished[-1] / CHECKPOINT).is_file()
-        complete = [path for path in earlier if (path / WEIGHTS).is_file()]  # without epochs there are no weights
-        if complete:
-            return complete[-1], False
-        logger.warning("nothing to resume: no run of these settings under %s", config["checkpoint_dir"])
-    make_folder(first.parent)
-    taken = [first, *(first.with_name(f"{first.name}-{n}") for n in range(2, 10_000))]
-    return next(path for path in taken if _make(path)), False
-
-
-def _make(folder: Path) -> bool:
-    """Make a folder; False if it is there already, perhaps since a moment."""
-    try:
-        with disk_errors(folder):
-            folder.mkdir()
-    except DiskError:
-        if not folder.exists():
-            raise
-        return False
-    return True
-
-
-def _require_same_run(folder: Path, config: Config) -> None:
-    """Refuse to go on with a run under settings or on data that are not its own: its result would be of neither.
-
-    Raises:
-        CheckpointError: naming the first setting that differs.
-    """
-    theirs, ours = (result_settings(every) for every in (read_yaml(folder / CONFIG), config.as_dict()))
-    for key in sorted({*theirs, *ours} - MAY_CHANGE):
-        if key not in theirs or key not in ours or canonical(theirs[key]) != canonical(ours[key]):
-            raise CheckpointError(
-                f"--resume={folder} was run with {key}: {theirs.get(key)!r}, not {ours.get(key)!r}; go on with its own "
-                "settings, or start a new run"
-            )
-
-
-def _changed_files(config: Config) -> list[str]:
-    """Files of the dataset that are not what they were when the run of this config began."""
-    changed: set[str] = set()
-    for kind, now in config.current_files().items():
-        if config[kind] is not None:  # a config that is older than this says nothing
-            changed.update(name for name, _ in set(now.items()) ^ set(config[kind].items()))
-    return sorted(changed)
-
-
-def first_run_dir(config: Config) -> Path:
-    """Folder of the first run of these settings, named by model, dataset and a hash of every setting that can change
-    the result; those of later runs have -2, -3, ... behind it."""
-    digest = hashlib.sha256(canonical(result_settings(config.as_dict())).encode())
-    return Path(config["checkpoint_dir"]) / f"{config['model']}-{config['dataset']}-{digest.hexdigest()[:8]}"
-
-
-def earlier_run_dirs(config: Config) -> list[Path]:
-    """Folders of the runs of these settings so far, finished or not, in the order of their numbers."""
-    first = first_run_dir(config)
-    numbered = {}
-    for path in first.parent.glob(f"{glob.escape(first.name)}*"):
-        suffix = re.fullmatch(r"(?:-(\d+))?", path.name.removeprefix(first.name))
-        if suffix and path.is_dir():
-            numbered[int(suffix[1] or 1)] = path
-    return [numbered[number] for number in sorted(numbered)]
-
-
-def is_finished(run_dir: Path) -> bool:
-    """Whether the folder is that of a complete run: its result is the last file that is written."""
-    return (run_dir / RESULT).is_file()
-
-
-def result_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a run's settings that can change its result."""
-    return {key: value for key, value in settings.items() if key not in NO_EFFECT_ON_RESULT}
-
-
-def read_result(run_dir: Path) -> dict[str, Any]:
-    """`result.json` of a run.
-
-    Raises:
-        CheckpointError: it is not there, damaged or cannot be read.
-    """
-    try:
-        return read_json(run_dir / RESULT)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{run_dir}: no {RESULT}; give the folder of a finished run") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{run_dir / RESULT} cannot be read ({error}); run the model again") from error
-
-
-def write_result(finished: Run, stages: Stages, timings: Mapping[str, Any]) -> None:
-    """Write `result.json`, the last file of a run: its presence says that the run is complete.
-
-    Raises:
-        DiskError: it cannot be written.
-    """
-    config = finished.config
-    result = {
-        "model": config["model"],
-        "dataset": config["dataset"],
-        "test_result": {key: float(value) for key, value in finished.test_result.items()},
-        "best_valid_result": {key: float(value) for key, value in finished.best_valid_result.items()},
-        "seed": config["seed"],
-        **({"train_workers": config["train_workers"]} if config["train_workers"] > 1 else {}),
-        "sees_held_out": list(finished.sees_held_out),
-        **({"beside": finished.beside} if finished.beside else {}),
-        "protocol": {key: config[key] for key in PROTOCOL},
-        "stages": stages.as_dict(),
-        "timings": dict(timings),
-        "versions": versions(),
-    }
-    write_json(finished.run_dir / RESULT, result, indent=2, default=str)

@@ -16,7 +16,7 @@ from recbole_mm.experiments.compare.plan import PlannedRow, plan_rows
 from recbole_mm.experiments.compare.runs import rows_of_runs
 from recbole_mm.experiments.compare.summary import Table, TableRow, summarize
 from recbole_mm.experiments.compare.table import write_table
-from recbole_mm.runs import run as pipeline
+from recbole_mm.runs import folder as run_folder
 from recbole_mm.utils.files import make_folder
 from recbole_mm.utils.paths import is_path
 
@@ -107,7 +107,7 @@ def compare_finished(
     if reference is not None and reference not in names:
         raise ConfigError(f"--reference: there is no row {reference!r}{did_you_mean(reference, names)}")
     folders = [folder for row in rows for folder in row.runs.values()]
-    shared = [metric for metric in pipeline.read_result(folders[0])["test_result"] if _all_report(metric, folders)]
+    shared = [metric for metric in run_folder.read_result(folders[0])["test_result"] if _all_report(metric, folders)]
     if not metrics and not shared:
         raise ConfigError("--runs: there is no metric that all of them report")
     seeds = sorted({seed for row in rows for seed in row.runs})
@@ -124,4 +124,4 @@ def _table_row(entry: PlannedRow, outcome: Outcome) -> TableRow:
 
 
 def _all_report(metric: str, folders: Sequence[Path]) -> bool:
-    return all(metric in pipeline.read_result(folder)["test_result"] for folder in folders)
+    return all(metric in run_folder.read_result(folder)["test_result"] for folder in folders)

@@ -27,7 +27,7 @@ from recbole_mm.config.resolved import Config
 from recbole_mm.config.yaml_settings import write_yaml
 from recbole_mm.experiments.compare.plan import PlannedRow
 from recbole_mm.experiments.compare.processes import alone_in, die_with_parent, failure, terminated_like_ctrl_c
-from recbole_mm.runs import run as pipeline
+from recbole_mm.runs import folder as run_folder
 from recbole_mm.utils.files import disk_errors, make_folder, scratch_folder
 from recbole_mm.utils.progress import duration
 
@@ -144,7 +144,7 @@ class Grid:
             config = entry.config(trial, seed)
             tried = ", ".join(f"{key}={value}" for key, value in entry.row.trials[trial].items())
             told = f"seed {seed}" + (f", {tried}" if tried else "")
-            job = _Job(place, entry.row.name, trial, seed, told, config, pipeline.first_run_dir(config))
+            job = _Job(place, entry.row.name, trial, seed, told, config, run_folder.first_run_dir(config))
             self._asked[place].append(job)
             finished = finished_run(config)
             if finished is None:
@@ -233,7 +233,7 @@ class Grid:
 
     def _start(self, job: _Job, lock: int) -> _Running:
         settings = self.planned[job.place].run_settings(job.trial, job.seed)
-        resumed = bool(pipeline.earlier_run_dirs(job.config))
+        resumed = bool(run_folder.earlier_run_dirs(job.config))
         given = {"model": job.config["model"], "dataset": job.config["dataset"], **settings, "resume": resumed}
         slot = min(set(range(self.jobs)) - {running.slot for running in self._running})
         path = self._settings_dir / f"{slot}.yaml"
@@ -304,9 +304,9 @@ class Grid:
 
 def finished_run(config: Config) -> Path | None:
     """Folder of the first finished run of exactly these settings."""
-    return next((folder for folder in pipeline.earlier_run_dirs(config) if pipeline.is_finished(folder)), None)
+    return next((folder for folder in run_folder.earlier_run_dirs(config) if run_folder.is_finished(folder)), None)
 
 
 def valid_score(run_dir: Any, metric: str) -> float | None:
     """A finished run's best validation result; None if it had nothing to validate on."""
-    return pipeline.read_result(Path(run_dir))["best_valid_result"].get(metric.lower())
+    return run_folder.read_result(Path(run_dir))["best_valid_result"].get(metric.lower())

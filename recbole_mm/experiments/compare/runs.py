@@ -11,7 +11,7 @@ from recbole_mm.config.yaml_settings import read_yaml
 from recbole_mm.errors import ConfigError
 from recbole_mm.experiments.compare.grid import DONE
 from recbole_mm.experiments.compare.summary import TableRow
-from recbole_mm.runs import run as pipeline
+from recbole_mm.runs import folder as run_folder
 
 
 def rows_of_runs(run_dirs: Sequence[Path]) -> list[TableRow]:
@@ -28,9 +28,9 @@ def rows_of_runs(run_dirs: Sequence[Path]) -> list[TableRow]:
     for place, folder in enumerate(run_dirs):
         if folder.resolve() in [earlier.resolve() for earlier in run_dirs[:place]]:
             raise ConfigError(f"--runs: {folder} is given twice")
-        pipeline.read_result(folder)
-        config = read_yaml(folder / pipeline.CONFIG)
-        deciding = pipeline.result_settings(config)
+        run_folder.read_result(folder)
+        config = read_yaml(folder / run_folder.CONFIG)
+        deciding = run_folder.result_settings(config)
         seed = deciding.pop("seed", 0)
         key = json.dumps(deciding, sort_keys=True, default=str)
         same = groups.setdefault(key, {})

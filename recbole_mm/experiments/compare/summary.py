@@ -30,7 +30,7 @@ from recbole_mm.evaluation.significance import (
 )
 from recbole_mm.experiments.compare.experiment import ABSENT, PROTOCOL, TRAINING
 from recbole_mm.experiments.compare.grid import DONE, FAILED
-from recbole_mm.runs import run as pipeline
+from recbole_mm.runs import folder as run_folder
 
 SIGNIFICANT = 0.05
 
@@ -176,7 +176,7 @@ def summarize(
     table.facts = _facts(base)
     for line in done:
         for folder in line.row.runs.values():
-            config = read_yaml(folder / pipeline.CONFIG)
+            config = read_yaml(folder / run_folder.CONFIG)
             _mark_differences(line, config, table.facts, base.row.name)
             line.untrained |= _has_untrained_mllm(config)
     values = _paired_values(base, done, metrics, strict)
@@ -194,7 +194,7 @@ def _line(row: TableRow, metrics: Sequence[str], figures: Mapping[str, float]) -
     line = Line(row, {metric: Cell(published=figures.get(metric)) for metric in metrics})
     if row.status != DONE:
         return line
-    results = {folder: pipeline.read_result(folder) for folder in row.runs.values()}
+    results = {folder: run_folder.read_result(folder) for folder in row.runs.values()}
     told = [text for result in results.values() for text in result.get("sees_held_out", [])]
     line.sees_held_out = list(dict.fromkeys(told))
     line.epochs = statistics.fmean(result["timings"].get("epochs", 0) for result in results.values())
@@ -212,7 +212,7 @@ def _line(row: TableRow, metrics: Sequence[str], figures: Mapping[str, float]) -
 
 def _facts(line: Line) -> dict[str, Any]:
     """Protocol and training of a line's first run."""
-    config = read_yaml(next(iter(line.row.runs.values())) / pipeline.CONFIG)
+    config = read_yaml(next(iter(line.row.runs.values())) / run_folder.CONFIG)
     return {key: config.get(key, ABSENT.get(key)) for key in (*PROTOCOL, *TRAINING)}
 
 

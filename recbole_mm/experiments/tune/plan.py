@@ -21,12 +21,12 @@ from recbole_mm.experiments.compare.experiment import PROTOCOL
 from recbole_mm.experiments.compare.plan import known_keys
 from recbole_mm.experiments.tune.space import Space, default_space, read_space
 from recbole_mm.inputs.model_inputs import artifact_dir
-from recbole_mm.runs import run as pipeline
+from recbole_mm.runs import folder as run_folder
 
 NOT_TUNED = {
     **{key: "trials that are ranked differently cannot be told apart by their scores" for key in PROTOCOL},
     **{key: "it decides what a score is" for key in ("metrics", "topk", "valid_metric", "load_best_model")},
-    **{key: "it changes no result" for key in pipeline.NO_EFFECT_ON_RESULT},
+    **{key: "it changes no result" for key in run_folder.NO_EFFECT_ON_RESULT},
     **{key: "the resources of a trial are given as --gpus_per_trial" for key in ("gpu_id", "use_gpu")},
     "model": "it is given as --model",
     "seed": "a good seed is luck, not a setting",
@@ -93,7 +93,7 @@ class Search:
             "grace_epochs": self.grace_epochs,
             "space": self.space.as_dict(),
             "files": self.config.current_files(),
-            "settings": pipeline.result_settings(
+            "settings": run_folder.result_settings(
                 {k: v for k, v in self.shared().items() if k not in ("model", "dataset")}
             ),
         }

@@ -19,6 +19,7 @@ from recbole_mm.distributed.process import settle
 from recbole_mm.errors import ConfigError, RecboleMMError
 from recbole_mm.experiments.tune.records import FAILURE, OUTCOME, number_in
 from recbole_mm.registry import ModelEntry, find_model, register_model
+from recbole_mm.runs import folder as run_folder
 from recbole_mm.runs import run as pipeline
 from recbole_mm.runs.leakage import held_out_seen
 from recbole_mm.runs.profiling import Stages
@@ -92,7 +93,7 @@ def run_trial(job: Job, drawn: Mapping[str, Any], folder: Path, search_dir: Path
 
 def _train(config: Config, folder: Path, search_dir: Path, report: Report) -> None:
     init_logging(folder, config["state"])
-    config.save(folder / pipeline.CONFIG)
+    config.save(folder / run_folder.CONFIG)
     for text in held_out_seen(config, config.model_class):
         logger.warning("SEES HELD-OUT DATA: %s; no result of this run is one of the train-only protocol", text)
     with _first_alone(search_dir):
@@ -183,6 +184,6 @@ def _seconds(timings: Mapping[str, float]) -> float:
 def read_tested(folder: Path) -> tuple[int, dict[str, Any]] | None:
     """Number of the trial that a `best` folder tested, and its `result.json`; None if it is unfinished or not there."""
     number = number_in(folder)
-    if number is None or not pipeline.is_finished(folder):
+    if number is None or not run_folder.is_finished(folder):
         return None
-    return number, pipeline.read_result(folder)
+    return number, run_folder.read_result(folder)

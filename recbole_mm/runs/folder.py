@@ -1,0 +1,188 @@
+"""The folder of a run: its files, the settings that name it, which folder a run takes or resumes, and `result.json`.
+
+checkpoint_dir/Molar-ml-100k-3f9a1c20/     model, dataset, and a digest of every setting that can change the result
+    config.yaml  result.json  model.safetensors  checkpoint.safetensors  per_user.parquet  run.log
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_mm.config.resolved import Config
+from recbole_mm.config.yaml_settings import canonical, read_yaml
+from recbole_mm.errors import CheckpointError, DiskError
+from recbole_mm.runs.profiling import versions
+from recbole_mm.utils.files import disk_errors, make_folder, read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+CONFIG, RESULT, WEIGHTS, CHECKPOINT = "config.yaml", "result.json", "model.safetensors", "checkpoint.safetensors"
+
+PROTOCOL = ("eval_args", "mask_history", "candidates", "positives", "valid_metric")
+"""Settings that `result.json` repeats: who is ranked against what."""
+
+NO_EFFECT_ON_RESULT = {
+    *("resume", "show_progress", "state", "checkpoint_dir", "artifact_dir", "data_path", "worker", "log_wandb"),
+    *("train_workers", "ray_address", "ray_workers", "ray_cpus_per_worker", "ray_gpus_per_worker"),
+    "ray_object_store_mb",
+}
+"""Settings that do not name the folder."""
+
+MAY_CHANGE = {
+    *("use_gpu", "gpu_id", "device", "eval_memory_mb", "eval_batch_size"),
+    *("text_url", "text_api_key_env", "text_concurrency", "text_timeout", "text_retries"),
+}
+"""Settings that an interrupted run may be resumed with other values of: where it runs, and how it asks a server."""
+
+
+def choose_run_dir(config: Config) -> tuple[Path, bool]:
+    """Folder for a run: a new one, or the folder that `resume` names, or with `resume: True` the newest unfinished
+    folder of the same settings, or else the newest finished one, since a kill may have come when all was done.
+
+    Returns:
+        The folder, which exists, and whether there is a checkpoint in it to resume.
+
+    Raises:
+        CheckpointError: the folder that `resume` names is not that of a run, or of one with other settings or data.
+        DiskError: no folder can be made.
+    """
+    if isinstance(config["resume"], str):
+        named = Path(config["resume"])
+        if not (named / CONFIG).is_file():
+            raise CheckpointError(f"--resume={named}: not a run folder (it has no {CONFIG})")
+        _require_same_run(named, config)
+        return named, (named / CHECKPOINT).is_file()
+    first, earlier = first_run_dir(config), earlier_run_dirs(config)
+    if config["resume"]:
+        unfinished = [path for path in earlier if not is_finished(path)]
+        if unfinished:
+            return unfinished[-1], (unfinished[-1] / CHECKPOINT).is_file()
+        complete = [path for path in earlier if (path / WEIGHTS).is_file()]  # without epochs there are no weights
+        if complete:
+            return complete[-1], False
+        logger.warning("nothing to resume: no run of these settings under %s", config["checkpoint_dir"])
+    make_folder(first.parent)
+    taken = [first, *(first.with_name(f"{first.name}-{n}") for n in range(2, 10_000))]
+    return next(path for path in taken if _make(path)), False
+
+
+def _make(folder: Path) -> bool:
+    """Make a folder; False if it is there already, perhaps since a moment."""
+    try:
+        with disk_errors(folder):
+            folder.mkdir()
+    except DiskError:
+        if not folder.exists():
+            raise
+        return False
+    return True
+
+
+def _require_same_run(folder: Path, config: Config) -> None:
+    """Refuse to go on with a run under settings or on data that are not its own: its result would be of neither.
+
+    Raises:
+        CheckpointError: naming the first setting that differs.
+    """
+    theirs, ours = (result_settings(every) for every in (read_yaml(folder / CONFIG), config.as_dict()))
+    for key in sorted({*theirs, *ours} - MAY_CHANGE):
+        if key not in theirs or key not in ours or canonical(theirs[key]) != canonical(ours[key]):
+            raise CheckpointError(
+                f"--resume={folder} was run with {key}: {theirs.get(key)!r}, not {ours.get(key)!r}; go on with its own "
+                "settings, or start a new run"
+            )
+
+
+def first_run_dir(config: Config) -> Path:
+    """Folder of the first run of these settings, named by model, dataset and a hash of every setting that can change
+    the result; later ones have -2, -3, ... appended."""
+    digest = hashlib.sha256(canonical(result_settings(config.as_dict())).encode())
+    return Path(config["checkpoint_dir"]) / f"{config['model']}-{config['dataset']}-{digest.hexdigest()[:8]}"
+
+
+def earlier_run_dirs(config: Config) -> list[Path]:
+    """Folders of the runs of these settings so far, finished or not, in the order of their numbers."""
+    first = first_run_dir(config)
+    numbered = {}
+    for path in first.parent.glob(f"{glob.escape(first.name)}*"):
+        suffix = re.fullmatch(r"(?:-(\d+))?", path.name.removeprefix(first.name))
+        if suffix and path.is_dir():
+            numbered[int(suffix[1] or 1)] = path
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether the folder is that of a complete run: its result is the last file that is written."""
+    return (run_dir / RESULT).is_file()
+
+
+def result_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that can change a run's result."""
+    return {key: value for key, value in settings.items() if key not in NO_EFFECT_ON_RESULT}
+
+
+def changed_files(config: Config) -> list[str]:
+    """Files of the dataset that are not what they were when the run of this config began."""
+    changed: set[str] = set()
+    for kind, now in config.current_files().items():
+        if config[kind] is not None:  # a config that is older than this says nothing
+            changed.update(name for name, _ in set(now.items()) ^ set(config[kind].items()))
+    return sorted(changed)
+
+
+def read_result(run_dir: Path) -> dict[str, Any]:
+    """`result.json` of a run.
+
+    Raises:
+        CheckpointError: it is not there, damaged or cannot be read.
+    """
+    try:
+        return read_json(run_dir / RESULT)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{run_dir}: no {RESULT}; give the folder of a finished run") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{run_dir / RESULT} cannot be read ({error}); run the model again") from error
+
+
+def write_result(
+    run_dir: Path,
+    config: Config,
+    test_result: Mapping[str, float],
+    best_valid_result: Mapping[str, float],
+    sees_held_out: Sequence[str],
+    beside: Mapping[str, Mapping[str, float]],
+    stages: Mapping[str, Any],
+    timings: Mapping[str, Any],
+) -> None:
+    """Write `result.json`, the last file of a run: its presence says that the run is complete.
+
+    Args:
+        run_dir, config: the run's.
+        test_result, best_valid_result, sees_held_out, beside: see `Run`.
+        stages: stage -> seconds and memory.
+        timings: of training and validation.
+
+    Raises:
+        DiskError: it cannot be written.
+    """
+    result = {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "test_result": {key: float(value) for key, value in test_result.items()},
+        "best_valid_result": {key: float(value) for key, value in best_valid_result.items()},
+        "seed": config["seed"],
+        **({"train_workers": config["train_workers"]} if config["train_workers"] > 1 else {}),
+        "sees_held_out": list(sees_held_out),
+        **({"beside": beside} if beside else {}),
+        "protocol": {key: config[key] for key in PROTOCOL},
+        "stages": stages,
+        "timings": dict(timings),
+        "versions": versions(),
+    }
+    write_json(run_dir / RESULT, result, indent=2, default=str)
