@@ -39,6 +39,11 @@ def write_toy(folder: Path, name: str = "toy", users: int = 60, items: int = 40,
         colour = tuple(int(c) for c in np.eye(3)[genre[i] % 3] * 200 + 20)
         Image.new("RGB", (32, 40), colour).save(root / "images" / f"i{i}.png")
     (root / "vector_ids.txt").write_text("".join(f"i{i}\n" for i in range(items)))
+    links = ["item_id:token\tentity_id:token", *(f"i{i}\te{i}" for i in range(items))]
+    (root / f"{name}.link").write_text("\n".join(links) + "\n")
+    triples = ["head_id:token\trelation_id:token\ttail_id:token"]
+    triples += [f"e{i}\tr{i % 3}\tg{i % 7}" for i in range(items)]
+    (root / f"{name}.kg").write_text("\n".join(triples) + "\n")
     for kind, width in (("text", 6), ("image", 5)):
         vectors = np.eye(len(GENRES), width)[genre] + rng.normal(0, 0.1, (items, width))
         np.save(root / f"{kind}.npy", vectors.astype(np.float32))
@@ -47,6 +52,15 @@ def write_toy(folder: Path, name: str = "toy", users: int = 60, items: int = 40,
 
 TOY_FEATURES = {kind: {"file": f"{kind}.npy", "ids": "vector_ids.txt"} for kind in ("text", "image")}
 """`item_features` of vectors that tell an item's genre, from files beside the dataset."""
+
+KNOWLEDGE = {
+    "load_col": {
+        "inter": ["user_id", "item_id", "timestamp"],
+        "kg": ["head_id", "relation_id", "tail_id"],
+        "link": ["item_id", "entity_id"],
+    }
+}
+"""What a knowledge model loads: each item is linked to one of seven things by one of three relations."""
 
 TOY_SETTINGS = {
     "load_col": {"inter": ["user_id", "item_id", "rating", "timestamp"], "item": ["item_id", "class"]},

@@ -19,6 +19,7 @@ def own(tmp_path, toy_settings):
 
     def run(model: str, inter: list[str] | None = None, **settings):
         write_toy(tmp_path)
+        (tmp_path / "toy" / "toy.kg").unlink()
         if inter is not None:
             (tmp_path / "toy" / "toy.inter").write_text("\n".join(inter) + "\n")
         plain = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "epochs": 1}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from recbole_mm.training import saving, tracking
 from recbole_mm.training.checkpoint import load_tree, read_metadata, save_tree, swapped, without_pickles
 from recbole_mm.training.loop import DivergedError, LossSum, NanLossError
 from recbole_mm.training.trainer import TrainerMixin, load_weights, make_trainer
+from tests.conftest import KNOWLEDGE
 
 SMALL = {"hidden_size": 16, "inner_size": 32, "n_layers": 1, "n_heads": 2, "embedding_size": 16}
 
@@ -81,35 +81,12 @@ def parts_of(toy_config, model, **settings):
 
 
 @pytest.fixture
-def knowledge_path(toy_path, tmp_path):
-    """The toy dataset with a knowledge graph: items are linked to one of seven things by one of three relations."""
-    folder = tmp_path / "knowledge"
-    shutil.copytree(toy_path / "toy", folder / "toy", ignore=shutil.ignore_patterns("images"))
-    links = ["item_id:token\tentity_id:token"] + [f"i{i}\te{i}" for i in range(40)]
-    (folder / "toy" / "toy.link").write_text("\n".join(links) + "\n")
-    triples = ["head_id:token\trelation_id:token\ttail_id:token"]
-    triples += [f"e{i}\tr{i % 3}\tg{i % 7}" for i in range(40)]
-    (folder / "toy" / "toy.kg").write_text("\n".join(triples) + "\n")
-    return folder
-
-
-@pytest.fixture
-def knowledge_settings(knowledge_path):
-    columns = {"inter": ["user_id", "item_id", "timestamp"], "kg": ["head_id", "relation_id", "tail_id"]}
-    return {
-        "data_path": str(knowledge_path),
-        "load_col": {**columns, "link": ["item_id", "entity_id"]},
-        "kg_embedding_size": 16,
-        "kge_interval": 2,
-    }
-
-
-@pytest.fixture
-def model_settings(knowledge_settings):
+def model_settings():
     """Settings under which each model trains on the toy data in a moment."""
+    knowledge = {**KNOWLEDGE, "kg_embedding_size": 16, "kge_interval": 2}
     return {
-        "CKE": knowledge_settings,
-        "MKR": knowledge_settings,
+        "CKE": knowledge,
+        "MKR": knowledge,
         "MultiVAE": {"train_batch_size": 20, "mlp_hidden_size": [16], "latent_dimension": 8, "total_anneal_steps": 20},
         "RecVAE": {
             "train_batch_size": 20,
@@ -700,8 +677,8 @@ def test_impossible_settings_are_named(one_weight, settings, message):
         one_weight(**settings).fit(batches([1.0]))
 
 
-def test_a_schedule_needs_one_pass_per_epoch(toy_config, knowledge_settings, tmp_path):
-    parts = parts_of(toy_config, "MKR", **knowledge_settings, lr_scheduler="cosine")
+def test_a_schedule_needs_one_pass_per_epoch(toy_config, model_settings, tmp_path):
+    parts = parts_of(toy_config, "MKR", **model_settings["MKR"], lr_scheduler="cosine")
     with pytest.raises(ConfigError, match="one pass over the training data per epoch, which MKR does not make"):
         parts.trainer(tmp_path).fit(parts.train, parts.valid)
 
