@@ -20,7 +20,7 @@ from common import markdown_table, quiet_config
 
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.runs.run import assemble, run
-from recbole_mm.training.trainer import make_trainer
+from recbole_mm.training.factory import make_trainer
 
 
 class Part:

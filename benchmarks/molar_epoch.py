@@ -31,7 +31,7 @@ from recbole_mm.evaluation import padding
 from recbole_mm.evaluation.ranking import EvalUsers, RankingData
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.runs.run import Run, assemble
-from recbole_mm.training.trainer import make_trainer
+from recbole_mm.training.factory import make_trainer
 
 SASREC = {
     "full_sequence": True,

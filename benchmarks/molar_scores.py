@@ -15,7 +15,7 @@ from pathlib import Path
 from common import markdown_table
 
 import recbole_mm
-from recbole_mm.training.trainer import make_trainer
+from recbole_mm.training.factory import make_trainer
 
 SCORES = ("content", "id", "fused")
 

@@ -102,7 +102,7 @@ def ours(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from recbole_mm.runs.profiling import Stages
     from recbole_mm.runs.run import assemble
-    from recbole_mm.training.trainer import make_trainer
+    from recbole_mm.training.factory import make_trainer
 
     folder = Path(arguments.folder)
     config = quiet_config(

@@ -69,7 +69,7 @@ def train_in_turns(arguments: argparse.Namespace) -> None:
 
     from recbole_mm.runs.profiling import Stages
     from recbole_mm.runs.run import assemble
-    from recbole_mm.training.trainer import make_trainer
+    from recbole_mm.training.factory import make_trainer
 
     logging.disable(logging.WARNING)  # that `tiny` is untrained, four times
     folder = Path(arguments.folder)

@@ -22,7 +22,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import init_seed
 
 from recbole_mm.config.resolved import Config
-from recbole_mm.training.trainer import make_trainer
+from recbole_mm.training.factory import make_trainer
 
 KILLS = 4
 """Each comes at most `MOST_SAVES` + 1 epochs after the one before, so there must be more epochs than that in all."""

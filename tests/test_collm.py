@@ -21,7 +21,7 @@ from recbole_mm.models.collm.prompt import NO_TITLE, Prompt
 from recbole_mm.models.lora import LORA, with_lora
 from recbole_mm.models.titles import read_titles
 from recbole_mm.training.checkpoint import load_tree
-from recbole_mm.training.trainer import make_trainer
+from recbole_mm.training.factory import make_trainer
 from tests.conftest import TOY_SETTINGS
 
 SMALL = {

@@ -23,7 +23,7 @@ from recbole_mm.models.hooks import hooks_of
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.runs.run import assemble
 from recbole_mm.training.checkpoint import load_tree
-from recbole_mm.training.trainer import make_trainer
+from recbole_mm.training.factory import make_trainer
 from tests.conftest import KNOWLEDGE, TOY_FEATURES, TOY_SETTINGS, write_toy
 from tests.encoders import write_sentence_encoder
 

@@ -11,19 +11,18 @@ from recbole.utils import ModelType
 
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.loaders import TARGET_MASK
-from recbole_mm.distributed.batch import Rows, shared_random, whole_batch
 from recbole_mm.distributed.driver import cpus_each
-from recbole_mm.distributed.support import adapt, check_supported
 from recbole_mm.distributed.worker import read_verdict, write_verdict
-from recbole_mm.distributed.workers import bounds, slice_of
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.models.hooks import full_sequence_class, hooks_of
 from recbole_mm.models.recbole_models import RECBOLE
+from recbole_mm.models.whole_batch import Rows, shared_random, whole_batch
 from recbole_mm.registry import find_model, list_models
 from recbole_mm.runs import folder as run_folder
 from recbole_mm.runs import run as pipeline
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.training.checkpoint import load_tree
+from recbole_mm.training.ddp import adapt_losses, bounds, check_supported, slice_of
 from recbole_mm.training.loop import NanLossError
 from tests.conftest import TOY_SETTINGS
 from tests.test_contract import MODELS
@@ -289,4 +288,4 @@ def test_a_loss_of_its_own_must_be_vouched_for():
 def test_a_model_that_normalises_over_its_batch_is_refused():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     with pytest.raises(ConfigError, match=r"normalises over a batch \(1\)"):
-        adapt(model)
+        adapt_losses(model)

@@ -19,7 +19,7 @@ from recbole_mm.models.mllmmsr import MLLMMSR
 from recbole_mm.registry import find_model
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.runs.run import assemble
-from recbole_mm.training.trainer import make_trainer
+from recbole_mm.training.factory import make_trainer
 from tests.conftest import TOY_SETTINGS
 
 QUICK = {

@@ -45,7 +45,6 @@ KNOWN_UPWARD: frozenset[tuple[str, str]] = frozenset(
         ("recbole_mm.distributed.driver", "recbole_mm.runs.run"),
         ("recbole_mm.distributed.worker", "recbole_mm.runs.profiling"),
         ("recbole_mm.distributed.worker", "recbole_mm.runs.run"),
-        ("recbole_mm.evaluation.ranking", "recbole_mm.distributed.workers"),
         ("recbole_mm.inputs.model_inputs", "recbole_mm.distributed.cluster"),
         ("recbole_mm.inputs.model_inputs", "recbole_mm.models.answering.tuning"),
         ("recbole_mm.inputs.model_inputs", "recbole_mm.runs.pretrained_run"),
@@ -55,15 +54,6 @@ KNOWN_UPWARD: frozenset[tuple[str, str]] = frozenset(
         ("recbole_mm.llm.dry_run", "recbole_mm.inputs.model_inputs"),
         ("recbole_mm.llm.dry_run", "recbole_mm.inputs.reasoning.estimate"),
         ("recbole_mm.llm.dry_run", "recbole_mm.inputs.reasoning.vectors"),
-        ("recbole_mm.models.collm.model", "recbole_mm.distributed.batch"),
-        ("recbole_mm.models.duorec", "recbole_mm.distributed.batch"),
-        ("recbole_mm.models.hllm.loss", "recbole_mm.distributed.batch"),
-        ("recbole_mm.models.hllm.model", "recbole_mm.distributed.batch"),
-        ("recbole_mm.models.losses", "recbole_mm.distributed.batch"),
-        ("recbole_mm.models.molar.model", "recbole_mm.distributed.batch"),
-        ("recbole_mm.models.multimodal_graph", "recbole_mm.distributed.batch"),
-        ("recbole_mm.training.trainer", "recbole_mm.distributed.trainer"),
-        ("recbole_mm.training.trainer", "recbole_mm.distributed.workers"),
     }
 )
 """(module, module it imports): arrows that still point up. One that is gone must be taken out."""

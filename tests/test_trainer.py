@@ -24,8 +24,10 @@ from recbole_mm.data.loaders import TARGET_MASK
 from recbole_mm.errors import CheckpointError, ConfigError, RecboleMMError
 from recbole_mm.training import saving, tracking
 from recbole_mm.training.checkpoint import load_tree, read_metadata, save_tree, swapped, without_pickles
+from recbole_mm.training.factory import make_trainer
 from recbole_mm.training.loop import DivergedError, LossSum, NanLossError
-from recbole_mm.training.trainer import TrainerMixin, load_weights, make_trainer
+from recbole_mm.training.state import load_weights
+from recbole_mm.training.trainer import TrainerMixin
 from tests.conftest import KNOWLEDGE
 
 SMALL = {"hidden_size": 16, "inner_size": 32, "n_layers": 1, "n_heads": 2, "embedding_size": 16}

@@ -17,14 +17,15 @@ from torch import multiprocessing
 
 import recbole_mm  # noqa: F401  (applies the compatibility shims before RecBole's models are used)
 from recbole_mm.config.resolved import Config
-from recbole_mm.distributed.batch import Part, Rows, part_of_batch, whole_batch
-from recbole_mm.distributed.workers import OwnStream, Workers, working_with
 from recbole_mm.evaluation.collector import RANKS
+from recbole_mm.models.whole_batch import BatchPart, Rows, part_of_batch, whole_batch
 from recbole_mm.runs import folder as run_folder
 from recbole_mm.runs import run as pipeline
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.training.checkpoint import rng_state, set_rng_state
-from recbole_mm.training.trainer import make_trainer
+from recbole_mm.training.ddp import OwnStream
+from recbole_mm.training.factory import make_trainer
+from recbole_mm.utils.process_group import Workers, use_workers
 
 SIZE = 2
 
@@ -91,7 +92,7 @@ def _worker(rank: int, queue: Any, received: Any, check: Callable[..., Any], fol
 def rows_exchanged(workers: Workers, counts: list[int], idle: int | None) -> dict[str, Any]:
     """What `whole_batch` and `Rows` give for rows that are told apart by their number, and what comes back by them."""
     count, start = counts[workers.rank], sum(counts[: workers.rank])
-    part = Part(workers.group, SIZE, workers.rank, 0.5, workers.rank == idle, OwnStream(3, workers.rank))
+    part = BatchPart(workers.group, SIZE, workers.rank, 0.5, workers.rank == idle, OwnStream(3, workers.rank))
     values = torch.arange(start, start + count, dtype=torch.float32)[:, None].repeat(1, 2).requires_grad_()
     ids, flags = torch.arange(start, start + count), torch.arange(start, start + count) % 2 == 0
     with part_of_batch(part):
@@ -143,11 +144,11 @@ def _compared(workers: Workers, variant: str, settings: dict, folder: Path) -> l
     config = Config(variant.split()[0], "toy", config_dict=settings)
     run_dir = folder / f"{variant}-{workers.rank}"
     run_dir.mkdir(parents=True)
-    if not workers.first:  # what is stored is computed once
-        workers.wait()
+    if not workers.is_first:  # what is stored is computed once
+        workers.barrier()
     assembled = pipeline.assemble(config, run_dir, Stages())
-    if workers.first:
-        workers.wait()
+    if workers.is_first:
+        workers.barrier()
     batch = next(iter(assembled.splits.train))
     row = type(batch)({name: values[:1] for name, values in batch.interaction.items()})
     return [_step_compared(workers, config, assembled.model, run_dir, one) for one in (batch, row)]
@@ -159,7 +160,7 @@ def _step_compared(workers: Workers, config: Any, model: Any, run_dir: Path, bat
     before = rng_state()
     loss, gradients = _step(alone, model, batch)
     set_rng_state(before)
-    with working_with(workers):
+    with use_workers(workers):
         trainer: Any = make_trainer(config, model, run_dir)
         trainer._random.begin(0)
         part, summed = _step(trainer, model, batch)
@@ -188,14 +189,14 @@ def _step(trainer: Any, model: Any, batch: Any) -> tuple[np.ndarray, dict[str, t
 def ran(workers: Workers, model: Any, settings: dict, run_dir: Path) -> None:
     """Train and test in `run_dir`, from its checkpoint if it has one, as Ray's workers do."""
     config = Config(model, "toy", config_dict=settings)
-    if workers.first:
+    if workers.is_first:
         run_dir.mkdir(parents=True, exist_ok=True)
         config.save(run_dir / run_folder.CONFIG)
-    workers.wait()
+    workers.barrier()
     resume = (run_dir / run_folder.CHECKPOINT).exists()
-    with working_with(workers):
+    with use_workers(workers):
         pipeline.train_and_test(pipeline.assemble(config, run_dir, Stages()), Stages(), resume)
-    workers.wait()
+    workers.barrier()
 
 
 def ranked(workers: Workers, run_dir: Path) -> dict[str, Any]:
@@ -207,7 +208,7 @@ def ranked(workers: Workers, run_dir: Path) -> dict[str, Any]:
         if name == "alone":
             result = trainer.evaluate(loaded.splits.test, load_best_model=False)
         else:
-            with working_with(workers):
+            with use_workers(workers):
                 shared: Any = make_trainer(loaded.config, loaded.model, run_dir)
                 result = shared.evaluate(loaded.splits.test, load_best_model=False)
             trainer = shared
@@ -226,9 +227,9 @@ def everything(workers: Workers, plan: dict[str, Any]) -> dict[str, Any]:
     found["ranked"] = {name: ranked(workers, Path(path)) for name, path in plan["ranked"].items()}
     model, half, whole = plan["resumed"]
     ran(workers, model, half, folder / "two first")
-    if workers.first:
+    if workers.is_first:
         shutil.copytree(folder / "one first", folder / "then two")
-    workers.wait()
+    workers.barrier()
     ran(workers, model, whole, folder / "then two")
     found["steps"] = steps_compared(workers, plan["steps"], str(folder / "steps"))
     return found

@@ -20,13 +20,13 @@ import torch
 
 from recbole_mm.config.resolved import Config
 from recbole_mm.distributed.cluster import Names, Resources, check_resources, environment, ray_session
-from recbole_mm.distributed.support import adapt, check_supported
 from recbole_mm.distributed.worker import Job, read_verdict, train_worker
 from recbole_mm.errors import RecboleMMError
 from recbole_mm.models.hooks import full_sequence_class
 from recbole_mm.runs import run as pipeline
 from recbole_mm.runs.profiling import Stages
-from recbole_mm.training.trainer import make_trainer
+from recbole_mm.training.ddp import adapt_losses, check_supported
+from recbole_mm.training.factory import make_trainer
 from recbole_mm.utils.log import LOG_FILE
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def _nodes() -> list[dict[str, float]]:
 def _prepare(config: Config, run_dir: Path, stages: Stages) -> None:
     """Fill the artifact store, draw candidates, and find what does not fit; nothing of it is kept in memory."""
     assembled = pipeline.assemble(config, run_dir, stages)
-    adapt(assembled.model)
+    adapt_losses(assembled.model)
     make_trainer(config, assembled.model, run_dir)
     del assembled
     gc.collect()

@@ -10,13 +10,13 @@ import torch
 
 from recbole_mm.config.resolved import Config
 from recbole_mm.distributed.process import settle
-from recbole_mm.distributed.workers import Workers, working_with
 from recbole_mm.errors import RecboleMMError
 from recbole_mm.runs import folder as run_folder
 from recbole_mm.runs import run as pipeline
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.utils.files import read_json, write_json
 from recbole_mm.utils.log import close_logging, init_logging
+from recbole_mm.utils.process_group import Workers, use_workers
 
 VERDICT = "failure.json"
 """File in the run's folder by which a worker says that training again would fail again, and why."""
@@ -62,12 +62,12 @@ def train_worker(settings: dict[str, Any]) -> None:
     workers = Workers()
     init_logging(None, "ERROR")  # what assembling says, the command has said
     try:
-        config = worker_config(run_dir, job.model_class, get_device(), workers.first)
-        with working_with(workers):
+        config = worker_config(run_dir, job.model_class, get_device(), workers.is_first)
+        with use_workers(workers):
             assembled = pipeline.assemble(config, run_dir, Stages())
             assembled.sees_held_out[:0] = job.sees_held_out
             assembled.beside = job.beside
-            if workers.first:
+            if workers.is_first:
                 init_logging(run_dir, config["state"])
             pipeline.train_and_test(assembled, Stages(job.stages), resume=(run_dir / run_folder.CHECKPOINT).exists())
     except RecboleMMError as error:

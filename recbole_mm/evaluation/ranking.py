@@ -21,13 +21,13 @@ from recbole.data.interaction import Interaction
 from recbole.evaluator.collector import DataStruct
 from torch import nn
 
-from recbole_mm.distributed.workers import joined
 from recbole_mm.errors import DataError
 from recbole_mm.evaluation.candidates import FILES, Cases, draw, read_candidates, write_candidates
 from recbole_mm.evaluation.collector import RankingCollector, TrainCounts
 from recbole_mm.evaluation.csr import CSR
 from recbole_mm.evaluation.sampled import SampledCandidates
 from recbole_mm.evaluation.scoring import Scorer
+from recbole_mm.utils.process_group import current_workers
 from recbole_mm.utils.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def rank_users(
     Dot-product models (see `dot_product.py`) get their item vectors computed once; other models are asked through
     `full_sort_predict`, and those without it through `predict`.
 
-    Several workers (`distributed.workers`) share the batches of rows, cut as one process would cut them, so that each
+    Several workers (`utils.process_group`) share the batches of rows, cut as one process would cut them, so that each
     score is computed as it would be there, to the last bit; what they collect is put together, and all return it.
 
     Args:
@@ -144,15 +144,15 @@ def rank_users(
                 _rank_candidates(scorer, eval_users, eval_users.candidates.items, collector, show_progress)
     finally:
         model.train(was_training)
-    if (workers := joined()) is not None:
+    if (workers := current_workers()) is not None:
         collector.put_together(workers.sum)
     return collector.result()
 
 
 def _own(batches: Sequence[T]) -> Sequence[T]:
     """Those of the batches that this process ranks: all, unless it is one of several workers."""
-    workers = joined()
-    return batches if workers is None else workers.own(batches)
+    workers = current_workers()
+    return batches if workers is None else workers.share(batches)
 
 
 def _rank_all(scorer: Scorer, users: EvalUsers, collector: RankingCollector, show_progress: bool) -> None:

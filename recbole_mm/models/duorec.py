@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recbole_mm.data.loaders import TARGET_MASK, TARGETS
-from recbole_mm.distributed.batch import Rows, shared_random, whole_batch
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.full_sequence import FullSequenceMixin
 from recbole_mm.models.losses import softmax_loss
+from recbole_mm.models.whole_batch import Rows, shared_random, whole_batch
 
 SIMILARITIES = ("dot", "cos")
 PLACE = "place"

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recbole_mm.distributed.batch import shared_random
 from recbole_mm.models.cross_entropy import linear_cross_entropy
+from recbole_mm.models.whole_batch import shared_random
 
 
 def pointwise_loss(positive: Tensor, negative: Tensor) -> Tensor:

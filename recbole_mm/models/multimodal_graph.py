@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_mm.distributed.batch import whole_batch
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.checks import read_choice
 from recbole_mm.models.layers import standardise
 from recbole_mm.models.propagating import PropagatingRecommender
 from recbole_mm.models.sparse import SparseMatrix
+from recbole_mm.models.whole_batch import whole_batch
 
 FEATURE_NORMALIZATIONS = ("none", "l2", "standard")
 

@@ -109,7 +109,7 @@ def _row(*answers: Answers) -> Answers:
 PADDING: Answers = {"ignores_right_padding": True}
 """Causal models that read the last real position, and those that mask padding wherever they sum over positions."""
 DDP: Answers = {"supports_ddp": True}
-"""The loss is a mean over the rows of a batch, apart from terms of `distributed.support.WHOLE` and of the weights
+"""The loss is a mean over the rows of a batch, apart from terms of `training.ddp.WHOLE` and of the weights
 alone."""
 PAIRS: Answers = {"materializes_pairs": True}
 PRETRAINS: Answers = {"only_pretrains": staticmethod(_only_pretrains)}

@@ -16,7 +16,6 @@ from recbole.utils import ModelType, dict2str, init_seed
 from recbole_mm.config.resolved import NOT_FROM_A_RUN, Config, opener_settings
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.data.loading import check_dataset
-from recbole_mm.distributed.workers import joined
 from recbole_mm.errors import CheckpointError, ConfigError, RecboleMMError
 from recbole_mm.evaluation.per_user import FILE as PER_USER
 from recbole_mm.evaluation.per_user import per_user_table, write_per_user
@@ -40,11 +39,13 @@ from recbole_mm.runs.leakage import held_out_seen
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.runs.recbole_errors import told_in_one_line
 from recbole_mm.training.checkpoint import without_pickles
-from recbole_mm.training.trainer import load_weights, make_trainer
+from recbole_mm.training.factory import make_trainer
+from recbole_mm.training.state import load_weights
 from recbole_mm.utils.file_lock import locked
 from recbole_mm.utils.files import make_folder
 from recbole_mm.utils.log import close_logging, init_logging
 from recbole_mm.utils.paths import expanded
+from recbole_mm.utils.process_group import current_workers
 from recbole_mm.utils.tables import beside_table
 
 logger = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -
         stages: measures training and test.
         resume: see `TrainerMixin.fit`.
     """
-    config, run_dir, workers = assembled.config, assembled.run_dir, joined()
+    config, run_dir, workers = assembled.config, assembled.run_dir, current_workers()
     trainer = make_trainer(config, assembled.model, run_dir)
     splits, show_progress = assembled.splits, config["show_progress"]
     with stages("training"), told_in_one_line(config["model"]):
@@ -176,7 +177,7 @@ def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -
         test_result = trainer.evaluate(splits.test, config["load_best_model"], show_progress=show_progress)
     assembled.test_result = dict(test_result or {})
     assembled.best_valid_result = dict(best_valid_result or {})
-    if workers is not None and not workers.first:
+    if workers is not None and not workers.is_first:
         return assembled
     if config["save_per_user"] and isinstance(splits.test, RankingData):
         table = per_user_table(config, splits.test.users, trainer.last_struct, assembled.dataset.item_tokens())

@@ -1,7 +1,7 @@
 """One epoch of training: batches in, optimizer steps and a loss out.
 
 `TrainingLoop` stands where RecBole's `Trainer` stands and does its work differently; RecBole's special trainers (KGAT,
-MKR, RecVAE, ...) are put in front of it by `trainer.make_trainer` and reach it through their `super()._train_epoch`.
+MKR, RecVAE, ...) are put in front of it by `factory.make_trainer` and reach it through their `super()._train_epoch`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,4 @@
-"""Trains any RecBole or recbole_mm model into a run folder; a run can be killed and resumed at any moment.
-
-    >>> trainer = make_trainer(config, model, run_dir)
-    >>> trainer.fit(train_data, valid_data)
-    >>> trainer.evaluate(test_data)  # with the best weights
-
-The run folder receives `model.safetensors`, `checkpoint.safetensors` (see `saving`) and `tensorboard/`.
-"""
+"""`fit` and `evaluate` of any RecBole or recbole_mm model; training can be killed and resumed at any moment."""
 
 from __future__ import annotations
 
@@ -20,19 +13,15 @@ from typing import Any
 import torch
 from recbole.data.dataloader import AbstractDataLoader
 from recbole.evaluator.collector import DataStruct
-from recbole.trainer import NCLTrainer, Trainer
-from recbole.utils import ModelType, dict2str, early_stopping, get_trainer
+from recbole.utils import dict2str, early_stopping
 from torch import nn
 
-from recbole_mm.distributed.workers import joined
 from recbole_mm.errors import ConfigError
 from recbole_mm.training.checkpoint import PathLike
-from recbole_mm.training.loop import ADVICE, DivergedError, NCLTrainingLoop, TrainingLoop
+from recbole_mm.training.loop import ADVICE, DivergedError, TrainingLoop
 from recbole_mm.training.saving import SavingLoop
 from recbole_mm.training.schedule import LearningRateSchedule, lr_schedule
 from recbole_mm.training.state import interrupts_held, load_weights
-
-__all__ = ["TrainerMixin", "load_weights", "make_trainer"]
 
 logger = logging.getLogger(__name__)
 
@@ -274,31 +263,3 @@ class TrainerMixin(SavingLoop):
             logger.warning("%s: no value for these cases", ", ".join(undefined))
         self.wandblogger.log_eval_metrics(result, head="eval")
         return result
-
-
-def make_trainer(config: Any, model: nn.Module, run_dir: PathLike) -> TrainerMixin:
-    """A trainer for `model` that writes into `run_dir`: RecBole's trainer class for it, without its pickles.
-
-    In a process that is one of several workers it is one that trains with the others.
-
-    Args:
-        config: of the run; `model` and `MODEL_TYPE` choose RecBole's class (KGTrainer, NCLTrainer, RecVAETrainer, ...).
-        model: to train, on `config["device"]`.
-        run_dir: created when something is first written.
-
-    Raises:
-        ConfigError: a decision tree model, or training options that do not fit together.
-    """
-    if config["MODEL_TYPE"] == ModelType.DECISIONTREE:
-        raise ConfigError(f"{config['model']} is trained by a library that saves with pickle; choose another model")
-    front: type[TrainerMixin] = TrainerMixin
-    if joined() is not None:
-        from recbole_mm.distributed.trainer import WorkerTrainer  # which stands in front of this module's class
-
-        front = WorkerTrainer
-    base = get_trainer(config["MODEL_TYPE"], config["model"])
-    if base is Trainer:
-        return front(config, model, run_dir)
-    # In this order RecBole's class stands before the loop that it calls by `super()`, and behind what replaces its own.
-    bases = (front, NCLTrainingLoop) if base is NCLTrainer else (front, base, TrainingLoop)
-    return type(base.__name__, bases, {})(config, model, run_dir)

@@ -23,7 +23,7 @@ from recbole_mm.runs import folder as run_folder
 from recbole_mm.runs import run as pipeline
 from recbole_mm.runs.leakage import held_out_seen
 from recbole_mm.runs.profiling import Stages
-from recbole_mm.training.trainer import make_trainer
+from recbole_mm.training.factory import make_trainer
 from recbole_mm.utils.files import write_json
 from recbole_mm.utils.log import init_logging
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
-from recbole_mm.distributed.batch import Rows, shared_random, whole_batch
 from recbole_mm.errors import ConfigError
 from recbole_mm.llm.answer import AnswerReader, Block, Questions, ask, fill_placeholders, padded
 from recbole_mm.models.collm.filters import build_filter
@@ -22,6 +21,7 @@ from recbole_mm.models.collm.prompt import CUE, Prompt
 from recbole_mm.models.lora import LORA, with_lora
 from recbole_mm.models.reranking import RerankingRecommender
 from recbole_mm.models.titles import read_titles
+from recbole_mm.models.whole_batch import Rows, shared_random, whole_batch
 
 logger = logging.getLogger(__name__)
 

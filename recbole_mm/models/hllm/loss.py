@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_mm.distributed.batch import whole_batch
 from recbole_mm.errors import RecboleMMError
+from recbole_mm.models.whole_batch import whole_batch
 
 logger = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_mm.data.loaders import TARGET_MASK, TARGETS
-from recbole_mm.distributed.batch import Rows, shared_random
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.base import SequentialModel
 from recbole_mm.models.hllm.llms import ItemLLM, UserLLM, content_groups, decoder_of
 from recbole_mm.models.hllm.loss import PROBED_TARGETS, CollapseWatch, alike_share, exclude_similar, shared_infonce
 from recbole_mm.models.molar.items import ContentItems
+from recbole_mm.models.whole_batch import Rows, shared_random
 
 CHOICES = {
     "item_llm_tuning": ("frozen", "full"),

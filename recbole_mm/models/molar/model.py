@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
-from recbole_mm.distributed.batch import shared_random, whole_batch
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.base import SequentialModel
 from recbole_mm.models.losses import alignment_loss, pointwise_loss, sampled_softmax_loss, softmax_loss
 from recbole_mm.models.molar import id_model as id_models
 from recbole_mm.models.molar.dueg_baselines import build_dueg
 from recbole_mm.models.molar.items import MIRM, ContentItems, item_sources
+from recbole_mm.models.whole_batch import shared_random, whole_batch
 
 CHOICES = {
     "rec_loss": ("bce", "ce", "sampled_softmax"),

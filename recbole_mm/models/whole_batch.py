@@ -1,14 +1,14 @@
-"""What a loss must know of the other workers: rows that are compared with each other, and draws that all must share.
+"""Losses on several workers: the rows of the whole batch, and random numbers that are the same on all workers.
 
-A trainer on several workers hands each of them a part of every batch, and adds their losses up, each weighted by its
-share of the targets. For a loss that is a mean over targets that is all there is to it. A loss that compares rows with
-each other, or averages over something else, takes the rows of all workers first:
+Each worker trains on a part of every batch, and the losses are summed, each weighted by its share of the targets. A
+loss that is a mean over targets needs no more than that. A loss that compares rows with each other, or averages over
+something else, gathers the rows of all workers first:
 
     states, owners = whole_batch(states, owners)
     loss = info_nce(states, owners)
 
 and is then the same number on every worker, with the gradients of one process. What is drawn for the whole batch is
-drawn under `shared_random`, by which all workers draw alike. In one process both do nothing.
+drawn within `shared_random`. In one process both do nothing.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 
 
-class Streams(Protocol):
-    """The random streams of a worker, of which one is that of all workers."""
+class RandomStreams(Protocol):
+    """The random streams of a worker: its own, and the one that is the same on all workers."""
 
     def shared(self) -> AbstractContextManager[None]:
-        """Within the block everything draws from the stream of all workers."""
+        """Draw from the stream of all workers within the block."""
 
 
 @dataclass(frozen=True)
-class Part:
+class BatchPart:
     """One worker's part of a batch, while its loss is computed.
 
     Attributes:
-        group: process group for what losses exchange.
+        group: process group in which losses exchange rows.
         size: number of workers.
-        rank: which of them this is.
-        share: of the batch's targets; the shares of all workers add up to 1.
-        idle: whether there are fewer rows than workers and none for this one. It computes on a row of another's, so
-            that it takes part in what all must do together; that row counts for nothing.
-        streams: of this worker.
+        rank: number of this worker, from 0.
+        share: share of the batch's targets; the shares of all workers sum to 1.
+        idle: whether the batch has fewer rows than there are workers and none for this one. It then computes on a row
+            of another worker, to take part in all exchanges, and that row counts for nothing.
+        streams: random streams of this worker.
     """
 
     group: Any
@@ -51,15 +51,15 @@ class Part:
     rank: int
     share: float
     idle: bool
-    streams: Streams
+    streams: RandomStreams
 
 
-_part: ContextVar[Part | None] = ContextVar("part", default=None)
+_part: ContextVar[BatchPart | None] = ContextVar("part", default=None)
 
 
 @contextmanager
-def part_of_batch(part: Part) -> Iterator[None]:
-    """Within the block the functions of this module speak of this part of a batch."""
+def part_of_batch(part: BatchPart) -> Iterator[None]:
+    """Let the functions of this module work on this part of a batch within the block."""
     token = _part.set(part)
     try:
         yield
@@ -68,7 +68,7 @@ def part_of_batch(part: Part) -> Iterator[None]:
 
 
 def shared_random() -> AbstractContextManager[None]:
-    """Within the block all workers draw the same, if each draws as much; in one process nothing changes."""
+    """Draw the same numbers on all workers within the block, if each draws as many; in one process nothing changes."""
     part = _part.get()
     return nullcontext() if part is None else part.streams.shared()
 
@@ -78,29 +78,38 @@ def whole_batch(tensor: Tensor, /) -> Tensor: ...
 @overload
 def whole_batch(*tensors: Tensor) -> tuple[Tensor, ...]: ...
 def whole_batch(*tensors: Tensor) -> Any:
-    """Rows of all workers, in the order of the batch; a gradient of any of them returns to the worker it came from.
+    """Gather the rows of all workers in the order of the batch; their gradients return to the workers they came from.
 
-    Every worker must call it, and then compute the same from it: its share of that value's gradient is what counts.
+    Every worker must call it, and compute the same value from the result, of which its share counts.
 
     Args:
-        tensors: (n, ...) each, with the same n; n may differ between workers. Several at once cost one exchange.
+        tensors: (n, ...) each, with the same n; n may differ between workers. Several in one call cost one exchange.
 
     Returns:
-        (N, ...) each, N being the sum of all n; the tensors themselves in one process.
+        (N, ...) of each tensor, N being the sum of all n; the tensors themselves in one process.
+
+    Example:
+        >>> whole_batch(torch.arange(3))
+        tensor([0, 1, 2])
     """
     whole = Rows(len(tensors[0])).whole(*tensors)
     return whole[0] if len(whole) == 1 else whole
 
 
 class Rows:
-    """Where this worker's rows stand among those of the whole batch; every worker must make one at the same time.
+    """The place of this worker's rows in the whole batch; every worker must make one at the same time.
 
     Args:
-        count: number of rows here.
+        count: number of this worker's rows.
 
     Attributes:
-        start: place of the first of them.
-        total: number of all rows.
+        start: index of its first row in the whole batch.
+        total: number of rows of the whole batch.
+
+    Example:
+        >>> rows = Rows(3)
+        >>> rows.start, rows.total
+        (0, 3)
     """
 
     def __init__(self, count: int) -> None:
@@ -113,26 +122,26 @@ class Rows:
         self.start, self.total = sum(self._counts[: self._part.rank]), sum(self._counts)
 
     def whole(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """See `whole_batch`."""
+        """Returns (N, ...) of each (n, ...) tensor, as `whole_batch` does."""
         if self._part is None:
             return tensors
         mine = [tensor[: self._counts[self._part.rank]] for tensor in tensors]
         return _Gather.apply(self._counts, self._part, *mine)
 
     def own(self, whole: Tensor) -> Tensor:
-        """This worker's rows (n, ...) of a tensor with a row for each of the whole batch (N, ...)."""
+        """Returns this worker's rows, (n, ...), of a tensor of the whole batch, (N, ...)."""
         start = 0 if self._part is not None and self._part.idle else self.start
         return whole[start : start + self.count]
 
 
-def _device_of(part: Part) -> torch.device:
-    """Where tensors must be to be exchanged."""
+def _device_of(part: BatchPart) -> torch.device:
+    """Returns the device on which tensors are exchanged."""
     on_gpu = dist.get_backend(part.group) == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
-def _counts(count: int, part: Part) -> list[int]:
-    """`count` of every worker."""
+def _counts(count: int, part: BatchPart) -> list[int]:
+    """Returns the `count` of every worker."""
     device = _device_of(part)
     found = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(part.size)]
     dist.all_gather(found, torch.tensor([count], device=device), group=part.group)
@@ -140,13 +149,13 @@ def _counts(count: int, part: Part) -> list[int]:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all workers. Its adjoint: the sum of all workers' gradients of this worker's rows.
+    """Gathers rows of all workers. Its adjoint sums all workers' gradients of this worker's rows.
 
-    One node for all tensors of a call, so that the exchanges of the backward pass follow each other alike everywhere.
+    All tensors of a call are one node, so that the backward passes of all workers exchange in the same order.
     """
 
     @staticmethod
-    def forward(ctx: Any, counts: list[int], part: Part, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, counts: list[int], part: BatchPart, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.counts, ctx.part = counts, part
         ctx.set_materialize_grads(True)
         whole = tuple(_gathered(tensor, counts, part) for tensor in tensors)
@@ -169,8 +178,8 @@ class _Gather(torch.autograd.Function):
         return None, None, *mine
 
 
-def _gathered(tensor: Tensor, counts: list[int], part: Part) -> Tensor:
-    """Rows of all workers; those of each are padded to the most that one has, since an exchange is of equal sizes."""
+def _gathered(tensor: Tensor, counts: list[int], part: BatchPart) -> Tensor:
+    """Gather rows of all workers, padded to the largest number that one has, since all must send equal sizes."""
     sent = tensor.detach().to(torch.uint8) if tensor.dtype == torch.bool else tensor.detach()
     padded = sent.new_zeros((max(counts), *sent.shape[1:]))
     padded[: len(sent)] = sent
