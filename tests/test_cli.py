@@ -275,15 +275,13 @@ def test_prepare_lists_every_source(capsys):
 
 
 def test_prepare_hands_its_options_to_the_converter(monkeypatch, capsys):
-    module = types.ModuleType("recbole_mm.datasets.hm")
     seen = {}
 
     def convert(source, out, **options):
         seen.update(source=source, out=out, options=options)
         return "12 users, 3 items"
 
-    module.convert = convert
-    monkeypatch.setitem(sys.modules, "recbole_mm.datasets.hm", module)
+    monkeypatch.setattr(CONVERTERS["hm"], "convert", convert)
     assert main(["prepare", "hm", "--source", "raw", "--out=made", "--link"]) == 0
     assert capsys.readouterr().out == "12 users, 3 items\n"
     assert (seen["source"], seen["out"]) == (Path("raw"), Path("made"))

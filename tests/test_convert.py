@@ -17,10 +17,11 @@ import yaml
 from PIL import Image
 
 from recbole_mm.config.layers import properties_dir
-from recbole_mm.datasets import CONVERTERS, atomic
+from recbole_mm.datasets import CONVERTERS
 from recbole_mm.datasets import folder as folder_module
 from recbole_mm.datasets.assemble import Summary
-from recbole_mm.datasets.atomic import clean_text, write_inter, write_item, write_table
+from recbole_mm.datasets.base import COMMON_OPTIONS
+from recbole_mm.datasets.folder import clean_text, write_table
 from recbole_mm.datasets.images import index_images, is_safe_id, put_images, same_images
 from recbole_mm.datasets.movielens import GENRES_100K
 from recbole_mm.errors import DataError, DiskError
@@ -766,6 +767,14 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
     assert list((tmp_path / "dataset").iterdir()) == []
 
 
+def test_what_a_killed_conversion_left_is_removed_by_the_next(tmp_path):
+    ours, others = (tmp_path / "dataset" / name for name in (".hm.0a1b2c3d.rmm", ".hm.partial"))
+    for folder in (ours, others):
+        put(folder / "new" / "hm.inter", "half of it")
+    prepare(tmp_path, "hm")
+    assert sorted(path.name for path in ours.parent.iterdir()) == [".hm.partial", "hm"]
+
+
 def test_a_full_disk_is_one_line_and_keeps_the_old_dataset(tmp_path, monkeypatch):
     _, out = prepare(tmp_path, "hm")
     before = tree(out)
@@ -789,18 +798,21 @@ def test_clean_text_leaves_no_character_that_breaks_a_line():
 
 
 def test_categories_are_written_as_their_values(tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic, "_LINES_AT_ONCE", 2)
+    monkeypatch.setattr(folder_module, "_LINES_AT_ONCE", 2)
     table = pd.DataFrame({"a": ["b\tc", "a", "b\tc", '"q"', "é"], "n": [1, 2, 3, 4, 5]}, index=[5, 6, 7, 9, 11])
-    written = write_item(tmp_path, "text", table, {"a": "token", "n": "float"}).read_text(encoding="utf-8")
-    as_categories = write_item(tmp_path, "codes", table.astype({"a": "category"}), {"a": "token", "n": "float"})
-    assert as_categories.read_text(encoding="utf-8") == written
+    text, codes = tmp_path / "text.item", tmp_path / "codes.item"
+    write_table(text, table, {"a": "token", "n": "float"})
+    write_table(codes, table.astype({"a": "category"}), {"a": "token", "n": "float"})
+    written = text.read_text(encoding="utf-8")
+    assert codes.read_text(encoding="utf-8") == written
     assert written == 'a:token\tn:float\nb c\t1\na\t2\nb c\t3\n "q"\t4\né\t5\n'
 
 
 def test_quotes_and_breaks_in_text_cost_recbole_no_line(tmp_path):
     texts = ['"opened, never closed', 'in the "middle"', 'ends with "', '""', "line\nbreak", "tab\there", "'", "\\"]
     table = pd.DataFrame({"item_id": [str(i) for i in range(len(texts))], "title": texts})
-    path = write_item(tmp_path, "toy", table, {"item_id": "token", "title": "token_seq"})
+    path = tmp_path / "toy.item"
+    write_table(path, table, {"item_id": "token", "title": "token_seq"})
     back = read(path)
     assert back["item_id"].tolist() == table["item_id"].tolist()
     cleaned = [text.replace("\n", " ").replace("\t", " ") for text in texts]
@@ -809,7 +821,8 @@ def test_quotes_and_breaks_in_text_cost_recbole_no_line(tmp_path):
 
 def test_numbers_in_atomic_files(tmp_path):
     table = pd.DataFrame({"a": [1.0, 2.0], "b": [0.5, np.nan], "c": [2**53 + 1, -1], "d": ["007", "1e3"]})
-    path = write_inter(tmp_path, "toy", table, {"a": "float", "b": "float", "c": "float", "d": "token"})
+    path = tmp_path / "toy.inter"
+    write_table(path, table, {"a": "float", "b": "float", "c": "float", "d": "token"})
     assert path.read_text() == "a:float\tb:float\tc:float\td:token\n1\t0.5\t9007199254740993\t007\n2\t\t-1\t1e3\n"
 
 
@@ -822,14 +835,13 @@ def test_unknown_atomic_type_is_a_bug(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(CONVERTERS))
-def test_options_are_the_keywords_of_convert(name):
+def test_options_are_the_keywords_of_read(name):
     parser = argparse.ArgumentParser()
     CONVERTERS[name].add_arguments(parser)
     options = vars(parser.parse_args([]))
-    module = __import__(CONVERTERS[name].module, fromlist=["convert"])
-    parameters = list(inspect.signature(module.convert).parameters)
-    assert parameters[:2] == ["source", "out"]
-    assert set(parameters[2:]) == set(options)
+    parameters = list(inspect.signature(CONVERTERS[name].read).parameters)[1:]
+    assert [option.flag.removeprefix("--") for option in CONVERTERS[name].options] == parameters
+    assert set(options) == {*parameters, *(option.flag.removeprefix("--") for option in COMMON_OPTIONS)}
     switches = {"link", "force"} | ({"images", "allow_private"} if name == "amazon" else set())
     assert {key for key, value in options.items() if value is not None} == switches
     assert not any(value for value in options.values())

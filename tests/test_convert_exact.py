@@ -15,9 +15,8 @@ import pytest
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.datasets import CONVERTERS
-from recbole_mm.datasets.atomic import write_inter, write_item
-from recbole_mm.datasets.ids import id_fault, written_twice
-from recbole_mm.datasets.times import first_fault, read_time, settle, units_of
+from recbole_mm.datasets.folder import write_table
+from recbole_mm.datasets.values import first_fault, id_fault, read_time, settle, units_of, written_twice
 from recbole_mm.errors import DataError
 from tests.test_convert import ARTICLES, PURCHASES, article, put
 
@@ -261,14 +260,13 @@ def test_ids():
 def test_an_id_that_would_be_changed_is_never_written(tmp_path):
     table = pd.DataFrame({"user_id": ["a\tb"], "item_id": ["c"]})
     with pytest.raises(ValueError, match="cannot stand in an atomic file"):
-        write_inter(tmp_path, "x", table, {"user_id": "token", "item_id": "token"})
+        write_table(tmp_path / "x.inter", table, {"user_id": "token", "item_id": "token"})
 
 
 def test_large_numbers_are_written_as_they_are(tmp_path):
     table = pd.DataFrame({"item_id": ["a", "b"], "n": [1e19, 3.0]})
-    assert write_item(tmp_path, "x", table, {"item_id": "token", "n": "float"}).read_text() == (
-        "item_id:token\tn:float\na\t1e+19\nb\t3.0\n"
-    )
+    write_table(tmp_path / "x.item", table, {"item_id": "token", "n": "float"})
+    assert (tmp_path / "x.item").read_text() == ("item_id:token\tn:float\na\t1e+19\nb\t3.0\n")
 
 
 # ------------------------------------------------------------------------------------------------------- damaged tables

@@ -7,8 +7,8 @@ Raw layout, in one folder, for a category such as Baby or Video_Games:
                 2023  <category>.jsonl.gz, <category>.csv.gz
     metadata    meta_<category>.json.gz (2014, 2018) or meta_<category>.jsonl.gz (2023)
 
-All may be unpacked. Files are told by these names, their columns by what is in them. Files are streamed: memory grows
-with what stays, plus some 40 bytes per review while the k-core is counted.
+All may be unpacked. Files are recognized by these names, their columns by what is in them. Files are streamed: memory
+grows with what stays, plus some 40 bytes per review while the k-core is counted.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import csv
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from recbole_mm.datasets.amazon_items import COLUMNS, TEXT_FIELDS, read_products
 from recbole_mm.datasets.amazon_reviews import read_reviews
-from recbole_mm.datasets.assemble import RawDataset, Summary, Table, write_dataset
+from recbole_mm.datasets.assemble import RawDataset, Table
+from recbole_mm.datasets.base import Converter, Option
 from recbole_mm.datasets.download import Limits, download_images, plan
-from recbole_mm.datasets.files import check_source
-from recbole_mm.datasets.folder import IMAGES, check_target, dataset_name
-from recbole_mm.datasets.images import ImageFolder
+from recbole_mm.datasets.folder import IMAGES
 from recbole_mm.errors import DataError
 
 IMAGE_URLS = "image_urls.csv"
@@ -46,87 +46,85 @@ class Sources:
     metadata: Path
 
 
-def convert(
-    source: Path,
-    out: Path,
-    category: str | None = None,
-    reviews: str | None = None,
-    k_core: int | str | None = None,
-    images: bool = False,
-    rate: float | str | None = None,
-    allow_private: bool = False,
-    name: str | None = None,
-    link: bool = False,
-    force: bool = False,
-) -> Summary:
-    """Convert the raw layout of this module.
+class Amazon(Converter):
+    """Reviews and products of one of Amazon's categories."""
 
-    Args:
-        source: folder of raw files.
-        out: dataset folder to write.
-        category: which category, where the folder holds several.
-        reviews: file of reviews or ratings in the folder, where several of the category are there.
-        k_core: least number of interactions of every user and item, 5 by default; 0 keeps all.
-        images: fetch the products' pictures into `<out>/images`; what is there is not fetched again.
-        rate: requests a second to each host, 10 by default.
-        allow_private: fetch pictures from addresses that are not public too.
-        name: dataset name, the name of `out` by default.
-        link: as for every source; there are no images to link here.
-        force: replace a different dataset in `out`.
-
-    Raises:
-        DataError: a file is missing or malformed, or nothing is left of it.
-    """
-    core = _whole_number("--k_core", k_core, DEFAULT_CORE)
-    limits = Limits(public_only=not allow_private)
-    if rate is not None:
-        limits = replace(limits, rate=_positive("--rate", rate))
-    check_source(source)
-    files = find_sources(source, category, reviews, core)
-    name = dataset_name(out, name)
-    check_target(out, name, source, force)
-    found = read_reviews(files.reviews, core)
-    counts = found.table
-    wanted = counts["item_id"].cat.categories
-    products = read_products(files.metadata, set(wanted))
-    order = {item: place for place, item in enumerate(wanted)}
-    table = products.table.iloc[products.table["item_id"].map(order).argsort(kind="stable")].reset_index(drop=True)
-    urls = {item: products.urls[item] for item in table["item_id"] if item in products.urls}
-    kept = f"{len(counts):,} of {found.read:,} reviews stay"
-    notes = [kept + (f" in the {core}-core" if core > 1 else "")]
-    notes += found.notes
-    for count, what in (
-        (found.repeated, "repeated reviews of a product by the same user were dropped; the earliest stays"),
-        (products.repeated, f"repeated products of {files.metadata.name} were dropped"),
-        (products.differing, "of these say something else than the line that stays, which is the one with more text"),
-        (products.garbled, "titles that hold page code were left empty"),
-    ):
-        if count:
-            notes.append(f"{count:,} {what}")
-    interval = f"[{core},inf)" if core > 1 else None
-    raw = RawDataset(
-        inter=Table(counts, {"user_id": "token", "item_id": "token", "rating": "float", "timestamp": "float"}),
-        item=Table(table, {column: kind for column, kind in COLUMNS.items() if column in table}),
-        user=None,
-        images=ImageFolder(),
-        text_fields=[column for column in TEXT_FIELDS if column in table],
-        features=[column for column in FEATURES if column in table],
-        source=source,
-        converter="amazon",
-        files=(files.reviews.name, files.metadata.name),
-        notes=notes,
-        settings={"user_inter_num_interval": interval, "item_inter_num_interval": interval},
-        files_beside={IMAGE_URLS: lambda path: write_urls(path, urls)},
+    name = "amazon"
+    help = "Amazon reviews and product metadata of 2014, 2018 or 2023 (McAuley Lab), with pictures if wanted"
+    options = (
+        Option("--category", "category, such as Baby, when --source holds more than one", "NAME"),
+        Option("--reviews", "file of reviews or ratings in --source, in place of the one found", "FILE"),
+        Option("--k_core", "least number of interactions of every user and item (5); 0 keeps all", "K"),
+        Option("--images", "fetch the products' pictures; a stopped download goes on where it was"),
+        Option("--rate", "pictures asked for per second from one host (10)", "N"),
+        Option("--allow_private", "fetch pictures from this machine's own network too, such as a mirror"),
     )
-    if not images:
-        if urls and not (out / IMAGES).is_dir():
-            notes.append(f"{IMAGE_URLS} holds the URLs of {len(urls):,} pictures; --images fetches them")
-        return write_dataset(raw, out, name, link, force)
-    # Once before the pictures: a different dataset in --out is refused now, and a killed download leaves a whole one.
-    write_dataset(raw, out, name, link, force)
+
+    def read(
+        self,
+        category: str | None = None,
+        reviews: str | None = None,
+        k_core: int | str | None = None,
+        images: bool = False,
+        rate: float | str | None = None,
+        allow_private: bool = False,
+    ) -> RawDataset:
+        """Read reviews and metadata.
+
+        Args:
+            category: which category, where the folder holds several.
+            reviews: file of reviews or ratings in the folder, where several of the category are there.
+            k_core: least number of interactions of every user and item, 5 by default; 0 keeps all.
+            images: fetch the products' pictures into `<out>/images`; what is there is not fetched again.
+            rate: requests a second to each host, 10 by default.
+            allow_private: fetch pictures from addresses that are not public too.
+
+        Raises:
+            DataError: a file is missing or malformed, or nothing is left of it.
+        """
+        core = _whole_number("--k_core", k_core, DEFAULT_CORE)
+        limits = Limits(public_only=not allow_private)
+        if rate is not None:
+            limits = replace(limits, rate=_positive("--rate", rate))
+        files = find_sources(self.source, category, reviews, core)
+        found = read_reviews(files.reviews, core)
+        wanted = found.table["item_id"].cat.categories
+        products = read_products(files.metadata, set(wanted))
+        order = {item: place for place, item in enumerate(wanted)}
+        table = products.table.iloc[products.table["item_id"].map(order).argsort(kind="stable")].reset_index(drop=True)
+        urls = {item: products.urls[item] for item in table["item_id"] if item in products.urls}
+        kept = f"{len(found.table):,} of {found.read:,} reviews stay"
+        self.notes += [kept + (f" in the {core}-core" if core > 1 else ""), *found.notes]
+        for count, what in (
+            (found.repeated, "repeated reviews of a product by the same user were dropped; the earliest stays"),
+            (products.repeated, f"repeated products of {files.metadata.name} were dropped"),
+            (
+                products.differing,
+                "of these say something else than the line that stays, which is the one with more text",
+            ),
+            (products.garbled, "titles that hold page code were left empty"),
+        ):
+            if count:
+                self.notes.append(f"{count:,} {what}")
+        if urls and not images and not (self.out / IMAGES).is_dir():
+            self.notes.append(f"{IMAGE_URLS} holds the URLs of {len(urls):,} pictures; --images fetches them")
+        interval = f"[{core},inf)" if core > 1 else None
+        return RawDataset(
+            inter=Table.of(found.table),
+            item=Table.of(table, COLUMNS),
+            text_fields=[column for column in TEXT_FIELDS if column in table],
+            features=[column for column in FEATURES if column in table],
+            files=(files.reviews.name, files.metadata.name),
+            settings={"user_inter_num_interval": interval, "item_inter_num_interval": interval},
+            extra_files={IMAGE_URLS: partial(write_urls, urls=urls)},
+            fetch=partial(fetch_images, urls=urls, limits=limits) if images else None,
+        )
+
+
+def fetch_images(out: Path, urls: Mapping[str, str], limits: Limits) -> str:
+    """Download the pictures that `<out>/images` lacks; returns what `DownloadReport` says in one line."""
     print(plan(urls, out / IMAGES, out / IMAGE_FAILURES, limits), flush=True)
-    report = download_images(urls, out / IMAGES, out / IMAGE_FAILURES, limits)
-    return write_dataset(replace(raw, notes=[*notes, str(report)]), out, name, link, force)
+    return str(download_images(urls, out / IMAGES, out / IMAGE_FAILURES, limits))
 
 
 def find_sources(source: Path, category: str | None, reviews: str | None, k_core: int) -> Sources:
@@ -167,7 +165,7 @@ def find_sources(source: Path, category: str | None, reviews: str | None, k_core
 
 
 def write_urls(path: Path, urls: Mapping[str, str]) -> None:
-    """Write `item_id,url` lines, for this package's downloader or any other."""
+    """Write `item_id,url` lines, for any downloader."""
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("item_id", "url"))

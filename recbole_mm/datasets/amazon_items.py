@@ -111,7 +111,7 @@ def read_products(path: Path, wanted: Collection[str]) -> Products:
         found[item] = product
     if not found:
         raise DataError(
-            f"{path}: describes none of the {len(wanted):,} products of the reviews, such as {next(iter(wanted))!r}, "
+            f"{path}: describes none of the {len(wanted):,} products of the reviews, such as {min(wanted)!r}, "
             f"but {example!r}; do the files belong together?"
         )
     table = pd.DataFrame({"item_id": list(found)})

@@ -1,4 +1,4 @@
-"""From what a source module has read to a dataset folder, and the account of what is in it."""
+"""From what a converter has read to a dataset folder, and the summary of what is in it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
-from recbole_mm.datasets.atomic import write_inter, write_item, write_user, write_yaml, yaml_text
-from recbole_mm.datasets.folder import IMAGES, check_target, dataset_name, write_folder
-from recbole_mm.datasets.ids import MISSING, written_twice
+from recbole_mm.datasets.folder import IMAGES, write_folder, write_table
 from recbole_mm.datasets.images import ImageFolder, index_images, is_safe_id
+from recbole_mm.datasets.values import MISSING, written_twice
 from recbole_mm.errors import DataError
+from recbole_mm.utils.files import atomic_write
 
 WITH_TITLE_CARDS = "ml-100k"
 """The dataset whose images, where it has no posters, are drawn by the package: nothing here may turn that off."""
+
+
+INTER_TYPES = {"user_id": "token", "item_id": "token", "rating": "float", "timestamp": "float"}
+"""The usual columns of interactions, in the order they are written."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +31,15 @@ class Table:
     rows: pd.DataFrame
     types: Mapping[str, str]
 
+    @classmethod
+    def of(cls, rows: pd.DataFrame, types: Mapping[str, str] = INTER_TYPES) -> Table:
+        """A table with those of `types` that `rows` has."""
+        return cls(rows, {column: kind for column, kind in types.items() if column in rows})
+
 
 @dataclass(frozen=True)
 class RawDataset:
-    """What a source module has read.
+    """What a converter has read.
 
     Attributes:
         inter: columns `user_id`, `item_id` (categories of str), perhaps `rating`, and `timestamp` (int64), in the order
@@ -39,26 +49,30 @@ class RawDataset:
         images: the image files.
         text_fields: columns of `item` that describe an item in words, the most telling first.
         features: columns of `item` that RecBole's feature models embed (`selected_features`).
+        files: names of the raw files read, for the YAML's comment.
+        settings: what the dataset's YAML says apart from columns and images.
+        splits: name of a split -> its rows of `inter`, where the source is split already.
+        extra_files: file name -> function that writes this file of vectors or lists, given its path.
+        fetch: downloads images into the dataset folder, once that is written, and returns a line for the summary.
         source: folder of raw files.
         converter: name of the converter.
-        files: names of the raw files read, for the YAML's comment.
         notes: what the reader should know, such as lines dropped.
-        settings: what the dataset's YAML says beside columns and images.
-        files_beside: file name -> what writes it into the folder it is given: vectors, splits, lists.
     """
 
     inter: Table
-    item: Table | None
-    user: Table | None
-    images: ImageFolder
-    text_fields: Sequence[str]
-    features: Sequence[str]
-    source: Path
-    converter: str
-    files: Sequence[str]
-    notes: Sequence[str] = ()
+    item: Table | None = None
+    user: Table | None = None
+    images: ImageFolder = field(default_factory=ImageFolder)
+    text_fields: Sequence[str] = ()
+    features: Sequence[str] = ()
+    files: Sequence[str] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
-    files_beside: Mapping[str, Callable[[Path], object]] = field(default_factory=dict)
+    splits: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    extra_files: Mapping[str, Callable[[Path], object]] = field(default_factory=dict)
+    fetch: Callable[[Path], str] | None = None
+    source: Path = Path()
+    converter: str = ""
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -102,19 +116,22 @@ class Summary:
         return "\n".join([line, *(f"  {note}" for note in self.notes)])
 
 
-def write_dataset(
-    raw: RawDataset, out: Path, name: str | None = None, link: bool = False, force: bool = False
-) -> Summary:
-    """Write `raw` as the dataset folder `out`: `<name>.inter`, `.item`, `.user`, `.yaml`, `images/`, `files_beside`.
+def write_dataset(raw: RawDataset, out: Path, name: str, link: bool, force: bool) -> Summary:
+    """Write `raw` as the dataset folder `out`: atomic files, `<name>.yaml`, `images/` and `extra_files`.
 
     Where the source has no images, those already in `<out>/images` are the dataset's, and the YAML that was written
     before they were there is replaced unasked.
 
+    Args:
+        raw: what was read.
+        out: dataset folder, which `folder.check_target` has accepted.
+        name: dataset name.
+        link: hard-link images instead of copying them, where possible.
+        force: replace a different dataset in `out`.
+
     Raises:
         DataError: interactions and catalogue share no item; `out` cannot be written or holds another dataset.
     """
-    name = dataset_name(out, name)
-    check_target(out, name, raw.source, force)
     if raw.images.root is None and (out / IMAGES).is_dir():
         note = f"images already in {out / IMAGES} were kept as they are"
         raw = replace(raw, images=index_images(out / IMAGES), notes=[*raw.notes, note])
@@ -142,7 +159,7 @@ def write_dataset(
         images,
         link,
         force,
-        (lambda: yaml_text(*_yaml_of(name, raw, has_images=False)).encode()) if images else None,
+        (lambda: _yaml_text(name, raw, has_images=False).encode()) if images else None,
     )
     return _summarise(raw, out, name, counts, catalogue, known, images)
 
@@ -167,18 +184,19 @@ def _written_alike(source: Path, tokens: pd.Index, what: str) -> list[str]:
 
 
 def _write_tables(folder: Path, name: str, raw: RawDataset, has_images: bool) -> None:
-    write_inter(folder, name, raw.inter.rows, raw.inter.types)
-    if raw.item is not None:
-        write_item(folder, name, raw.item.rows, raw.item.types)
-    if raw.user is not None:
-        write_user(folder, name, raw.user.rows, raw.user.types)
-    for file, write in raw.files_beside.items():
+    tables = {"inter": raw.inter, "item": raw.item, "user": raw.user}
+    tables |= {f"{split}.inter": Table(rows, raw.inter.types) for split, rows in raw.splits.items()}
+    for suffix, table in tables.items():
+        if table is not None:
+            write_table(folder / f"{name}.{suffix}", table.rows, table.types)
+    for file, write in raw.extra_files.items():
         write(folder / file)
-    write_yaml(folder, name, *_yaml_of(name, raw, has_images))
+    with atomic_write(folder / f"{name}.yaml") as draft:
+        draft.write_text(_yaml_text(name, raw, has_images), encoding="utf-8", newline="\n")
 
 
-def _yaml_of(name: str, raw: RawDataset, has_images: bool) -> tuple[list[str], dict[str, object]]:
-    """Leading comment and settings of the dataset's YAML."""
+def _yaml_text(name: str, raw: RawDataset, has_images: bool) -> str:
+    """The dataset's YAML, with a leading comment."""
     fields = [column for column in ("user_id", "item_id", "rating", "timestamp") if column in raw.inter.types]
     load: dict[str, list[str]] = {"inter": fields}
     if raw.item is not None and raw.features:
@@ -198,7 +216,9 @@ def _yaml_of(name: str, raw: RawDataset, has_images: bool) -> tuple[list[str], d
         settings |= {"image_dir": IMAGES, "modalities": ["image", "text"]}
     elif name != WITH_TITLE_CARDS:
         settings |= {"image_dir": None, "modalities": ["text"]}
-    return comment, settings | dict(raw.settings)
+    settings |= raw.settings
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, default_flow_style=None, width=118)
+    return "".join(f"# {line}\n" for line in comment) + text
 
 
 def _summarise(

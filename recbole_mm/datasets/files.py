@@ -19,12 +19,6 @@ from recbole_mm.errors import DataError
 _START = 2**16
 
 
-def check_source(source: Path) -> None:
-    """Raises DataError unless `source` is a folder."""
-    if not source.is_dir():
-        raise DataError(f"{source}: no such folder; --source is the folder the raw files were unpacked into")
-
-
 def find_file(source: Path, chosen: str | None, patterns: Sequence[str], option: str) -> Path | None:
     """The file the user chose, else the only one of `source` that matches the first pattern that matches any.
 

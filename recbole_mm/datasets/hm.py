@@ -13,12 +13,9 @@ the file, and repeated purchases stay (RecBole's `rm_dup_inter` removes them).
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from recbole_mm.datasets.assemble import RawDataset, Summary, Table, write_dataset
-from recbole_mm.datasets.files import check_source, find_file
-from recbole_mm.datasets.images import find_images
-from recbole_mm.datasets.raw import Column, read_catalogue, read_table
+from recbole_mm.datasets.assemble import INTER_TYPES, RawDataset, Table
+from recbole_mm.datasets.base import IMAGES, Converter, Option
+from recbole_mm.datasets.raw import Column
 from recbole_mm.errors import DataError
 
 TRANSACTIONS = ("inter_2y_core.csv*", "transactions_train.csv", "transactions_train.csv.gz")
@@ -30,13 +27,7 @@ _INTER = {
     "price": Column("number", required=False),
     "sales_channel_id": Column("id", required=False),
 }
-_INTER_TYPES = {
-    "user_id": "token",
-    "item_id": "token",
-    "timestamp": "float",
-    "price": "float",
-    "sales_channel_id": "token",
-}
+_INTER_TYPES = INTER_TYPES | {"price": "float", "sales_channel_id": "token"}
 # Names of several words stay one token each: RecBole's feature models embed them whole.
 _CATEGORIES = (
     "product_code",
@@ -76,58 +67,49 @@ _TEXT_FIELDS = (
 _FEATURES = ("product_type_name", "colour_group_name", "department_name")
 
 
-def convert(
-    source: Path,
-    out: Path,
-    transactions: str | None = None,
-    images: str | None = None,
-    name: str | None = None,
-    link: bool = False,
-    force: bool = False,
-) -> Summary:
-    """Convert the raw layout of this module.
+class HM(Converter):
+    """The purchases, articles and pictures of H&M."""
 
-    Args:
-        source: folder of raw files.
-        out: dataset folder to write.
-        transactions: file of purchases; by default the first of `TRANSACTIONS` that is there.
-        images: folder of images; `images/` of `source` by default.
-        name: dataset name, the name of `out` by default.
-        link: hard-link images instead of copying them, where possible.
-        force: replace a different dataset in `out`.
-
-    Raises:
-        DataError: a file is missing or malformed.
-    """
-    check_source(source)
-    purchases = find_file(source, transactions, TRANSACTIONS, "--transactions")
-    if purchases is None:
-        there = sorted(
-            path.name for pattern in ("inter_*.csv*", "transactions_*.csv*") for path in source.glob(pattern)
-        )
-        advice = f"; choose with --transactions: {', '.join(there)}" if there else ""
-        raise DataError(f"{source}: no inter_2y_core.csv or transactions_train.csv[.gz]{advice}")
-    articles = find_file(source, None, ("articles.csv", "articles.csv.gz"), "--source")
-    if articles is None:
-        raise DataError(f"{source}: no articles.csv[.gz], the catalogue of articles")
-    notes: list[str] = []
-    inter = read_table(purchases, _INTER, notes)
-    columns = {"item_id": Column("id", ("article_id",)), "prod_name": Column("text")}
-    columns |= {field: Column("text", required=False) for field in (*_CATEGORIES, "detail_desc")}
-    item = read_catalogue(articles, columns, notes)
-    types = dict.fromkeys(item.columns, "token") | {"prod_name": "token_seq"}
-    if "detail_desc" in types:
-        types["detail_desc"] = "token_seq"
-    raw = RawDataset(
-        inter=Table(inter, {field: kind for field, kind in _INTER_TYPES.items() if field in inter}),
-        item=Table(item, types),
-        user=None,
-        images=find_images(source, images, ("images",), "--images"),
-        text_fields=[field for field in _TEXT_FIELDS if field in types],
-        features=[field for field in _FEATURES if field in types],
-        source=source,
-        converter="hm",
-        files=(purchases.name, articles.name),
-        notes=notes,
+    name = "hm"
+    help = "H&M Personalized Fashion Recommendations (Kaggle 2022) or a sample of it"
+    options = (
+        Option(
+            "--transactions",
+            "file of purchases in --source (default: inter_2y_core.csv, else transactions_train.csv)",
+            "FILE",
+        ),
+        IMAGES,
     )
-    return write_dataset(raw, out, name, link, force)
+
+    def read(self, transactions: str | None = None, images: str | None = None) -> RawDataset:
+        """Read purchases and articles.
+
+        Args:
+            transactions: file of purchases; by default the first of `TRANSACTIONS` that is there.
+            images: folder of images; `images/` of the source by default.
+
+        Raises:
+            DataError: a file is missing or malformed.
+        """
+        purchases = self.find(transactions, TRANSACTIONS, "--transactions")
+        if purchases is None:
+            patterns = ("inter_*.csv*", "transactions_*.csv*")
+            there = sorted(path.name for pattern in patterns for path in self.source.glob(pattern))
+            advice = f"; choose with --transactions: {', '.join(there)}" if there else ""
+            raise DataError(f"{self.source}: no inter_2y_core.csv or transactions_train.csv[.gz]{advice}")
+        articles = self.find(None, ("articles.csv", "articles.csv.gz"), "--source")
+        if articles is None:
+            raise DataError(f"{self.source}: no articles.csv[.gz], the catalogue of articles")
+        inter = self.table(purchases, _INTER)
+        columns = {"item_id": Column("id", ("article_id",)), "prod_name": Column("text")}
+        columns |= {field: Column("text", required=False) for field in (*_CATEGORIES, "detail_desc")}
+        item = self.catalogue(articles, columns)
+        types = {field: "token_seq" if field in ("prod_name", "detail_desc") else "token" for field in item}
+        return RawDataset(
+            inter=Table.of(inter, _INTER_TYPES),
+            item=Table(item, types),
+            images=self.images(images, ("images",)),
+            text_fields=[field for field in _TEXT_FIELDS if field in types],
+            features=[field for field in _FEATURES if field in types],
+            files=(purchases.name, articles.name),
+        )

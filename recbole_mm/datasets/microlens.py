@@ -12,13 +12,10 @@ Where only the order is known, an interaction's timestamp is its position in its
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from recbole_mm.datasets.assemble import RawDataset, Summary, Table, write_dataset
-from recbole_mm.datasets.files import check_source, find_file
-from recbole_mm.datasets.images import find_images
+from recbole_mm.datasets.assemble import RawDataset, Table
+from recbole_mm.datasets.base import IMAGES, INTERACTIONS, ITEMS, Converter
 from recbole_mm.datasets.lines import Layout, read_header
-from recbole_mm.datasets.raw import Column, read_catalogue, read_table
+from recbole_mm.datasets.raw import Column
 from recbole_mm.datasets.sequences import read_sequences
 from recbole_mm.errors import DataError
 
@@ -34,55 +31,42 @@ _INTER = {
 _TITLES = {"item_id": Column("id", _ITEM_NAMES), "title": Column("text", ("title", "title_en"))}
 
 
-def convert(
-    source: Path,
-    out: Path,
-    interactions: str | None = None,
-    items: str | None = None,
-    images: str | None = None,
-    name: str | None = None,
-    link: bool = False,
-    force: bool = False,
-) -> Summary:
-    """Convert the raw layout of this module.
+class MicroLens(Converter):
+    """The interactions, titles and covers of MicroLens."""
 
-    Args:
-        source: folder of raw files.
-        out: dataset folder to write.
-        interactions: file of pairs; by default the first of `PAIRS` that is there.
-        items: file of titles; by default the first of `TITLES` that is there.
-        images: folder of covers; by default a folder of `source` whose name ends in `covers`, or `images`.
-        name: dataset name, the name of `out` by default.
-        link: hard-link images instead of copying them, where possible.
-        force: replace a different dataset in `out`.
+    name = "microlens"
+    help = "MicroLens short videos: pairs.csv (timestamps) or pairs.tsv (order only), titles, covers"
+    options = (INTERACTIONS, ITEMS, IMAGES)
 
-    Raises:
-        DataError: a file is missing or malformed.
-    """
-    check_source(source)
-    pairs = find_file(source, interactions, PAIRS, "--interactions")
-    if pairs is None:
-        raise DataError(f"{source}: no *pairs.csv (user,item,timestamp) and no *pairs.tsv (user, tab, items in order)")
-    titles = find_file(source, items, TITLES, "--items")
-    if titles is None:
-        raise DataError(f"{source}: no *title*.csv (item,title)")
-    ordered_only = ".tsv" in pairs.suffixes
-    notes: list[str] = []
-    inter = read_sequences(pairs, notes) if ordered_only else read_table(pairs, _INTER, notes)
-    has_header = read_header(titles)[0].lower() in {name.lower() for name in _ITEM_NAMES}
-    item = read_catalogue(titles, _TITLES, notes, Layout(header=has_header))
-    if ordered_only:
-        notes.append(f"{pairs.name} gives the order only: timestamp is the position in the user's list")
-    raw = RawDataset(
-        inter=Table(inter, {"user_id": "token", "item_id": "token", "timestamp": "float"}),
-        item=Table(item, {"item_id": "token", "title": "token_seq"}),
-        user=None,
-        images=find_images(source, images, ("*covers", "images"), "--images"),
-        text_fields=["title"],
-        features=[],
-        source=source,
-        converter="microlens",
-        files=(pairs.name, titles.name),
-        notes=notes,
-    )
-    return write_dataset(raw, out, name, link, force)
+    def read(self, interactions: str | None = None, items: str | None = None, images: str | None = None) -> RawDataset:
+        """Read pairs and titles.
+
+        Args:
+            interactions: file of pairs; by default the first of `PAIRS` that is there.
+            items: file of titles; by default the first of `TITLES` that is there.
+            images: folder of covers; by default a folder of the source whose name ends in `covers`, or `images`.
+
+        Raises:
+            DataError: a file is missing or malformed.
+        """
+        pairs = self.find(interactions, PAIRS, "--interactions")
+        if pairs is None:
+            raise DataError(
+                f"{self.source}: no *pairs.csv (user,item,timestamp) and no *pairs.tsv (user, tab, items in order)"
+            )
+        titles = self.find(items, TITLES, "--items")
+        if titles is None:
+            raise DataError(f"{self.source}: no *title*.csv (item,title)")
+        ordered_only = ".tsv" in pairs.suffixes
+        inter = read_sequences(pairs, self.notes) if ordered_only else self.table(pairs, _INTER)
+        has_header = read_header(titles)[0].lower() in {name.lower() for name in _ITEM_NAMES}
+        item = self.catalogue(titles, _TITLES, Layout(header=has_header))
+        if ordered_only:
+            self.notes.append(f"{pairs.name} gives the order only: timestamp is the position in the user's list")
+        return RawDataset(
+            inter=Table.of(inter),
+            item=Table(item, {"item_id": "token", "title": "token_seq"}),
+            images=self.images(images, ("*covers", "images")),
+            text_fields=["title"],
+            files=(pairs.name, titles.name),
+        )

@@ -1,6 +1,6 @@
 """PixelRec (Westlake University): interactions with image covers, and what is known of the items.
 
-Raw layout, in one folder or below it; files are told by their columns, whatever their names:
+Raw layout, in one folder or below it; files are recognized by their columns, whatever their names:
 
     interaction.csv[.gz]           item_id, user_id, timestamp
     item_info.csv[.gz]             item_id, view_number, comment_number, thumbup_number, share_number, coin_number,
@@ -16,11 +16,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from recbole_mm.datasets.assemble import RawDataset, Summary, Table, write_dataset
-from recbole_mm.datasets.files import check_source, find_file
-from recbole_mm.datasets.images import find_images
+from recbole_mm.datasets.assemble import RawDataset, Table
+from recbole_mm.datasets.base import IMAGES, INTERACTIONS, ITEMS, Converter
 from recbole_mm.datasets.lines import read_header
-from recbole_mm.datasets.raw import Column, read_catalogue, read_table
+from recbole_mm.datasets.raw import Column
 from recbole_mm.errors import DataError
 
 COVERS = ("cover", "covers", "images", "*/cover", "*/covers", "*/images")
@@ -44,52 +43,40 @@ _ITEM = {
 }
 
 
-def convert(
-    source: Path,
-    out: Path,
-    interactions: str | None = None,
-    items: str | None = None,
-    images: str | None = None,
-    name: str | None = None,
-    link: bool = False,
-    force: bool = False,
-) -> Summary:
-    """Convert the raw layout of this module.
+class PixelRec(Converter):
+    """The interactions, item information and covers of PixelRec."""
 
-    Args:
-        source: folder of raw files.
-        out: dataset folder to write.
-        interactions: file of interactions; by default the only one with its columns.
-        items: file of item information; by default the only one with its columns.
-        images: folder of covers; by default `cover`, `covers` or `images` in `source`.
-        name: dataset name, the name of `out` by default.
-        link: hard-link images instead of copying them, where possible.
-        force: replace a different dataset in `out`.
+    name = "pixelrec"
+    help = "PixelRec image covers: an interaction CSV, an item information CSV, a folder of covers"
+    options = (INTERACTIONS, ITEMS, IMAGES)
 
-    Raises:
-        DataError: a file is missing or malformed, or several files fit.
-    """
-    check_source(source)
-    inter_file = find_file(source, interactions, (), "--interactions") or _only_with(source, _INTER, "--interactions")
-    item_file = find_file(source, items, (), "--items") or _only_with(source, _ITEM, "--items")
-    notes: list[str] = []
-    inter = read_table(inter_file, _INTER, notes)
-    item = read_catalogue(item_file, _ITEM, notes)
-    types = {"item_id": "token", "title": "token_seq", "tag": "token", "description": "token_seq"}
-    types = {field: types.get(field, "float") for field in item.columns}
-    raw = RawDataset(
-        inter=Table(inter, {"user_id": "token", "item_id": "token", "timestamp": "float"}),
-        item=Table(item, types),
-        user=None,
-        images=find_images(source, images, COVERS, "--images"),
-        text_fields=[field for field in ("title", "tag", "description") if field in types],
-        features=["tag"] if "tag" in types else [],
-        source=source,
-        converter="pixelrec",
-        files=(inter_file.name, item_file.name),
-        notes=notes,
-    )
-    return write_dataset(raw, out, name, link, force)
+    def read(self, interactions: str | None = None, items: str | None = None, images: str | None = None) -> RawDataset:
+        """Read interactions and item information.
+
+        Args:
+            interactions: file of interactions; by default the only one with its columns.
+            items: file of item information; by default the only one with its columns.
+            images: folder of covers; by default `cover`, `covers` or `images` in the source.
+
+        Raises:
+            DataError: a file is missing or malformed, or several files fit.
+        """
+        inter_file = self._file(interactions, _INTER, "--interactions")
+        item_file = self._file(items, _ITEM, "--items")
+        inter, item = self.table(inter_file, _INTER), self.catalogue(item_file, _ITEM)
+        types = {"item_id": "token", "title": "token_seq", "tag": "token", "description": "token_seq"}
+        types = {field: types.get(field, "float") for field in item}
+        return RawDataset(
+            inter=Table.of(inter),
+            item=Table(item, types),
+            images=self.images(images, COVERS),
+            text_fields=[field for field in ("title", "tag", "description") if field in types],
+            features=["tag"] if "tag" in types else [],
+            files=(inter_file.name, item_file.name),
+        )
+
+    def _file(self, chosen: str | None, columns: Mapping[str, Column], option: str) -> Path:
+        return self.find(chosen, (), option) or _only_with(self.source, columns, option)
 
 
 def _only_with(source: Path, columns: Mapping[str, Column], option: str) -> Path:

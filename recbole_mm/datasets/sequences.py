@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recbole_mm.datasets.assemble import RawDataset, Summary, Table, write_dataset
-from recbole_mm.datasets.files import check_source, explained, find_file, open_text
-from recbole_mm.datasets.ids import id_fault
-from recbole_mm.datasets.images import ImageFolder
+from recbole_mm.datasets.assemble import RawDataset, Table
+from recbole_mm.datasets.base import INTERACTIONS, Converter
+from recbole_mm.datasets.files import explained, open_text
 from recbole_mm.datasets.lines import no_end
+from recbole_mm.datasets.values import id_fault
 from recbole_mm.errors import DataError
 
 PATTERNS = tuple(f"*{suffix}{packed}" for suffix in (".txt", ".tsv", ".seq", ".dat") for packed in ("", ".gz"))
@@ -30,57 +30,41 @@ ENCODING = "utf-8-sig"
 _BLANKS = " \t\r\n"
 
 
-def convert(
-    source: Path,
-    out: Path,
-    interactions: str | None = None,
-    name: str | None = None,
-    link: bool = False,
-    force: bool = False,
-) -> Summary:
-    """Convert the raw layout of this module.
+class Sequences(Converter):
+    """A sequence file of any origin."""
 
-    Args:
-        source: the file, or the folder that holds it.
-        out: dataset folder to write.
-        interactions: the file in the folder, when it holds several.
-        name: dataset name, the name of `out` by default.
-        link: as for every source; there are no images to link here.
-        force: replace a different dataset in `out`.
+    name = "sequences"
+    help = "a file with a line per user: user item item ..., in order, separated by spaces or tabs"
+    options = (INTERACTIONS,)
+    takes_file = True
 
-    Raises:
-        DataError: there is no such file, it is empty, or a line is malformed.
-    """
-    path = _find(source, interactions)
-    notes = [f"{path.name} gives the order only: timestamp is the position in the user's line"]
-    raw = RawDataset(
-        inter=Table(read_sequences(path, notes), {"user_id": "token", "item_id": "token", "timestamp": "float"}),
-        item=None,
-        user=None,
-        images=ImageFolder(),
-        text_fields=[],
-        features=[],
-        source=path.parent,
-        converter="sequences",
-        files=(path.name,),
-        notes=notes,
-    )
-    return write_dataset(raw, out, name, link, force)
+    def read(self, interactions: str | None = None) -> RawDataset:
+        """Read the file.
 
+        Args:
+            interactions: the file in the folder, when it holds several.
 
-def _find(source: Path, interactions: str | None) -> Path:
-    if source.is_file():
-        if interactions is not None:
-            raise DataError(f"{source}: is the file itself; --interactions chooses one in a folder, so leave it out")
-        return source
-    check_source(source)
-    path = find_file(source, interactions, PATTERNS, "--interactions")
-    if path is None:
-        raise DataError(
-            f"{source}: no sequence file (a line per user: user item item ...); looked for *.txt, *.tsv, *.seq, *.dat; "
-            "name the file itself as --source"
-        )
-    return path
+        Raises:
+            DataError: there is no such file, it is empty, or a line is malformed.
+        """
+        path = self._file(interactions)
+        self.notes.append(f"{path.name} gives the order only: timestamp is the position in the user's line")
+        return RawDataset(inter=Table.of(read_sequences(path, self.notes)), files=(path.name,))
+
+    def _file(self, interactions: str | None) -> Path:
+        if self.source.is_file():
+            if interactions is not None:
+                raise DataError(
+                    f"{self.source}: is the file itself; --interactions chooses one in a folder, so leave it out"
+                )
+            return self.source
+        path = self.find(interactions, PATTERNS, "--interactions")
+        if path is None:
+            raise DataError(
+                f"{self.source}: no sequence file (a line per user: user item item ...); looked for *.txt, *.tsv, "
+                "*.seq, *.dat; name the file itself as --source"
+            )
+        return path
 
 
 def read_sequences(path: Path, notes: list[str]) -> pd.DataFrame:

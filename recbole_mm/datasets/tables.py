@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -20,11 +20,10 @@ import numpy as np
 import pandas as pd
 
 from recbole_mm.data.item_table import did_you_mean
-from recbole_mm.datasets.assemble import RawDataset, Summary, Table, write_dataset
-from recbole_mm.datasets.files import check_source, find_file
-from recbole_mm.datasets.images import find_images
+from recbole_mm.datasets.assemble import RawDataset, Table
+from recbole_mm.datasets.base import IMAGES, INTERACTIONS, ITEMS, Converter, Option
 from recbole_mm.datasets.lines import Layout, read_header
-from recbole_mm.datasets.raw import Column, is_number, join_times, read_catalogue, read_table
+from recbole_mm.datasets.raw import Column, is_number, join_times
 from recbole_mm.errors import DataError
 
 TABLE = re.compile(r".+\.(csv|tsv)(\.gz)?", re.IGNORECASE)
@@ -32,7 +31,7 @@ USERS = ("user_id", "userid", "user", "uid", "customer_id", "customer", "reviewe
 ITEM_IDS = ("item_id", "itemid", "iid", "product_id", "article_id", "movie_id", "movieid", "asin")
 NAMES_OR_IDS = ("item", "product")
 """Columns of ids in a table of interactions; in one of items that has another column of ids, their names."""
-ITEMS = (*ITEM_IDS, *NAMES_OR_IDS)
+ITEM_NAMES = (*ITEM_IDS, *NAMES_OR_IDS)
 ABOUT_ITEMS = re.compile(r"item|product|article|movie|film|book|song|track|video|news|catalog", re.IGNORECASE)
 """In the name of a file whose column `id` is that of items."""
 TIMES = ("timestamp", "time", "datetime", "date", "created_at", "unixreviewtime")
@@ -70,88 +69,148 @@ class _Raw:
         return found
 
 
-def convert(
-    source: Path,
-    out: Path,
-    interactions: str | None = None,
-    items: str | None = None,
-    images: str | None = None,
-    user: str | None = None,
-    item: str | None = None,
-    time: str | None = None,
-    texts: str | None = None,
-    categories: str | None = None,
-    name: str | None = None,
-    link: bool = False,
-    force: bool = False,
-) -> Summary:
-    """Convert the raw layout of this module.
+class Tables(Converter):
+    """Tables of any origin."""
 
-    Args:
-        source: folder of the tables.
-        out: dataset folder to write.
-        interactions: file of interactions; by default the only one with columns of users and items.
-        items: file of items; by default the only other one with a column of items, if there is one.
-        images: folder of images; by default one of `IMAGE_FOLDERS` in `source`.
-        user, item: columns; by default those of the usual names.
-        time: column of times, two of a day and a time of day with a comma between them, or `NO_TIME`; by default the
-            one of a usual name. A table without times is taken to be in order.
-        texts: columns of items, with commas between them, that are text for a model, the most telling first; by default
-            the title and every other column of words.
-        categories: columns of items that RecBole's feature models embed as one value each.
-        name: dataset name, the name of `out` by default.
-        link: hard-link images instead of copying them, where possible.
-        force: replace a different dataset in `out`.
-
-    Raises:
-        DataError: a file or column is missing or malformed, or several fit.
-    """
-    check_source(source)
-    tables, notes = _tables(source, named=[interactions, items])
-    users, ids = [user] if user else USERS, [item] if item else ITEMS
-    fitting = [table for table in tables if table.column(users) and table.column(ids)]
-    acts = _chosen(source, fitting, interactions, "--interactions")
-    if acts is None:
-        listed = "; ".join(f"{table.path.name}: {', '.join(table.names)}" for table in tables) or "no CSV file there"
-        raise DataError(
-            f"{source}: no file has a column of users and one of items ({listed}); name the columns with --user and "
-            "--item"
-        )
-    inter, found = _interactions(acts, users, ids, time)
-    notes += found
-    catalogue = _chosen(
-        source, [table for table in tables if _describes_items(table, acts, users, ids)], items, "--items"
+    name = "csv"
+    help = "tables of your own: a CSV of users, items and times, perhaps one of items, perhaps images"
+    options = (
+        INTERACTIONS,
+        ITEMS,
+        IMAGES,
+        Option("--user", "column of users, when it has none of the usual names", "COLUMN"),
+        Option("--item", "column of items, in both files", "COLUMN"),
+        Option("--time", "column of times; date,time joins two; none takes the order of the lines", "COLUMN"),
+        Option("--texts", "columns of items that models read (default: all columns of words)", "A,B"),
+        Option("--categories", "columns of items for RecBole's feature models, such as brand", "A,B"),
     )
-    described = None if catalogue is None else _items(catalogue, ids, _listed(texts), _listed(categories))
-    notes += ["no table of items, so no texts; --items names one"] if described is None else described.notes
-    raw = RawDataset(
-        inter=inter,
-        item=None if described is None else described.table,
-        user=None,
-        images=find_images(source, images, IMAGE_FOLDERS, "--images"),
-        text_fields=[] if described is None else described.texts,
-        features=[] if described is None else described.categories,
-        source=source,
-        converter="csv",
-        files=[table.path.name for table in (acts, catalogue) if table is not None],
-        notes=notes,
-    )
-    return write_dataset(raw, out, name, link, force)
 
+    def read(
+        self,
+        interactions: str | None = None,
+        items: str | None = None,
+        images: str | None = None,
+        user: str | None = None,
+        item: str | None = None,
+        time: str | None = None,
+        texts: str | None = None,
+        categories: str | None = None,
+    ) -> RawDataset:
+        """Read a table of interactions and perhaps one of items.
 
-def _tables(source: Path, named: Sequence[str | None]) -> tuple[list[_Raw], list[str]]:
-    """The tables of a folder, unless both files are named, and a note on each file that is none."""
-    tables, notes = [], []
-    for path in sorted(path for path in source.iterdir() if TABLE.fullmatch(path.name) and None in named):
-        try:
-            tables.append(_open(path))
-        except DataError as error:
-            notes.append(f"left out: {error}")
-    return tables, notes
+        Args:
+            interactions: file of interactions; by default the only one with columns of users and items.
+            items: file of items; by default the only other one with a column of items, if there is one.
+            images: folder of images; by default one of `IMAGE_FOLDERS` in the source.
+            user, item: columns; by default those of the usual names.
+            time: column of times, two of a day and a time of day with a comma between them, or `NO_TIME`; by default
+                the one of a usual name. A table without times is taken to be in order.
+            texts: columns of items, with commas between them, that are text for a model, the most telling first; by
+                default the title and every other column of words.
+            categories: columns of items that RecBole's feature models embed as one value each.
+
+        Raises:
+            DataError: a file or column is missing or malformed, or several fit.
+        """
+        tables = self._tables(named=[interactions, items])
+        users, ids = [user] if user else USERS, [item] if item else ITEM_NAMES
+        fitting = [table for table in tables if table.column(users) and table.column(ids)]
+        acts = self._chosen(fitting, interactions, "--interactions")
+        if acts is None:
+            listed = "; ".join(f"{table.path.name}: {', '.join(table.names)}" for table in tables)
+            raise DataError(
+                f"{self.source}: no file has a column of users and one of items ({listed or 'no CSV file there'}); "
+                "name the columns with --user and --item"
+            )
+        inter = self._interactions(acts, users, ids, time)
+        fitting = [table for table in tables if _describes_items(table, acts, users, ids)]
+        catalogue = self._chosen(fitting, items, "--items")
+        raw = RawDataset(inter, files=[table.path.name for table in (acts, catalogue) if table is not None])
+        if catalogue is None:
+            self.notes.append("no table of items, so no texts; --items names one")
+        else:
+            table, words, tokens = self._items(catalogue, ids, _listed(texts), _listed(categories))
+            raw = replace(raw, item=table, text_fields=words, features=tokens)
+        return replace(raw, images=self.images(images, IMAGE_FOLDERS))
+
+    def _tables(self, named: Sequence[str | None]) -> list[_Raw]:
+        """The tables of the folder, unless both files are named; a file that is none is noted."""
+        tables = []
+        for path in sorted(path for path in self.source.iterdir() if TABLE.fullmatch(path.name) and None in named):
+            try:
+                tables.append(_open(path))
+            except DataError as error:
+                self.notes.append(f"left out: {error}")
+        return tables
+
+    def _chosen(self, fitting: Sequence[_Raw], chosen: str | None, option: str) -> _Raw | None:
+        """The file that the user chose, else the only one that fits; None if none does."""
+        path = self.find(chosen, (), option)
+        if path is not None:
+            return _open(path)
+        if len(fitting) > 1:
+            names = ", ".join(table.path.name for table in fitting)
+            raise DataError(f"{self.source}: {names} all fit; choose one with {option}")
+        return fitting[0] if fitting else None
+
+    def _interactions(self, raw: _Raw, users: Sequence[str], items: Sequence[str], time: str | None) -> Table:
+        """The interactions."""
+        found = {"user_id": raw.column(users), "item_id": raw.column(items), "rating": raw.column(RATINGS)}
+        for field, option in (("user_id", "--user"), ("item_id", "--item")):
+            if found[field] is None:
+                raise DataError(f"{raw.path}, line 1: no {field} among {', '.join(raw.names)}; name it with {option}")
+        taken = {field: name for field, name in found.items() if name is not None}
+        times = _time_columns(raw, time, list(taken.values()))
+        columns = {field: Column("optional_number" if field == "rating" else "id", (taken[field],)) for field in taken}
+        if len(times) == 1:
+            columns["timestamp"] = Column("time", (times[0],))
+        columns |= {name: Column("text") for name in times if len(times) == 2}
+        rows = self.table(raw.path, columns, raw.layout)
+        if not times:
+            rows["timestamp"] = rows.groupby("user_id", observed=True).cumcount()
+            self.notes.append(f"the order of the lines of {raw.path.name} stands in for times; else --time COLUMN")
+        elif len(times) == 2:
+            rows["timestamp"] = join_times(raw.path, raw.layout, raw.names, (times[0], times[1]), rows, self.notes)
+        used = [*taken.values(), *times]
+        if "rating" in rows and (empty := int(rows["rating"].isna().sum())):
+            del rows["rating"]
+            self.notes.append(f"{empty:,} lines of {raw.path.name} have no rating, so that ratings are left out")
+        origin = f"users from {taken['user_id']}, items from {taken['item_id']}"
+        self.notes.append(f"{raw.path.name}: {origin}" + (f", times from {' and '.join(times)}" if times else ""))
+        if left_out := [name for name in raw.names if name not in used]:
+            self.notes.append(f"columns of {raw.path.name} that are not used: {', '.join(left_out)}")
+        return Table.of(rows)
+
+    def _items(
+        self, raw: _Raw, ids: Sequence[str], texts: list[str] | None, categories: list[str] | None
+    ) -> tuple[Table, list[str], list[str]]:
+        """The items, their columns of text and their categories: a column is a number where all its values are."""
+        id_column = raw.column([*([] if ids is ITEM_NAMES else ids), *ITEM_IDS, "id", *NAMES_OR_IDS])
+        if id_column is None:
+            raise DataError(f"{raw.path}, line 1: no item_id among {', '.join(raw.names)}; name it with --item")
+        fields = _fields([name for name in raw.names if name != id_column], raw.path)
+        described = _Raw(raw.path, raw.layout, list(fields))
+        chosen_texts = None if texts is None else [fields[described.named(name, "--texts")] for name in texts]
+        tokens = [fields[described.named(name, "--categories")] for name in categories or ()]
+        columns = {"item_id": Column("id", (id_column,))}
+        columns |= {field: Column("text", (name,)) for name, field in fields.items()}
+        rows = self.catalogue(raw.path, columns, raw.layout)
+        types, numbers = {"item_id": "token"}, []
+        for field in fields.values():
+            types[field] = "token" if field in tokens else "token_seq"
+            if field not in (chosen_texts or ()) and field not in tokens and _all_numbers(rows[field]):
+                types[field] = "float"
+                rows[field] = rows[field].str.strip().replace("", "nan").astype(np.float64)
+                numbers.append(field)
+        words = [field for field in types if types[field] != "float" and field != "item_id"]
+        words.sort(key=lambda field: field.lower() not in TITLES)  # stable: the title first, else the file's order
+        if numbers:
+            self.notes.append(f"numbers of {raw.path.name}, no part of the text: {', '.join(numbers)}")
+        return Table(rows, types), words if chosen_texts is None else chosen_texts, tokens
 
 
 def _open(path: Path) -> _Raw:
-    """A table, its separator told by the first line."""
+    """A table; its separator is the one that its first line has most of."""
     first = "".join(read_header(path, Layout(separator="\0", quoted=False)))
     layout = Layout(separator=max(",;\t", key=first.count))
     return _Raw(path, layout, read_header(path, layout))
@@ -161,51 +220,9 @@ def _describes_items(table: _Raw, acts: _Raw, users: Sequence[str], items: Seque
     """Whether it may be the catalogue: it has the items and not the users of the interactions."""
     if table.path.resolve() == acts.path.resolve() or table.column(users):
         return False
-    return table.column([*items, *ITEMS]) is not None or bool(
+    return table.column([*items, *ITEM_NAMES]) is not None or bool(
         table.column(["id"]) and ABOUT_ITEMS.search(table.path.name)
     )
-
-
-def _chosen(source: Path, fitting: Sequence[_Raw], chosen: str | None, option: str) -> _Raw | None:
-    """The file that the user chose, else the only one that fits; None if none does."""
-    path = find_file(source, chosen, (), option)
-    if path is not None:
-        return _open(path)
-    if len(fitting) > 1:
-        names = ", ".join(table.path.name for table in fitting)
-        raise DataError(f"{source}: {names} all fit; choose one with {option}")
-    return fitting[0] if fitting else None
-
-
-def _interactions(raw: _Raw, users: Sequence[str], items: Sequence[str], time: str | None) -> tuple[Table, list[str]]:
-    """The interactions, and what must be said of them."""
-    found = {"user_id": raw.column(users), "item_id": raw.column(items), "rating": raw.column(RATINGS)}
-    for field, option in (("user_id", "--user"), ("item_id", "--item")):
-        if found[field] is None:
-            raise DataError(f"{raw.path}, line 1: no {field} among {', '.join(raw.names)}; name it with {option}")
-    taken = {field: name for field, name in found.items() if name is not None}
-    times = _time_columns(raw, time, list(taken.values()))
-    columns = {field: Column("optional_number" if field == "rating" else "id", (taken[field],)) for field in taken}
-    if len(times) == 1:
-        columns["timestamp"] = Column("time", (times[0],))
-    columns |= {name: Column("text") for name in times if len(times) == 2}
-    notes: list[str] = []
-    rows = read_table(raw.path, columns, notes, raw.layout)
-    if not times:
-        rows["timestamp"] = rows.groupby("user_id", observed=True).cumcount()
-        notes.append(f"the order of the lines of {raw.path.name} stands in for times; else --time COLUMN")
-    elif len(times) == 2:
-        rows["timestamp"] = join_times(raw.path, raw.layout, raw.names, (times[0], times[1]), rows, notes)
-    used = [*taken.values(), *times]
-    if "rating" in rows and (empty := int(rows["rating"].isna().sum())):
-        del rows["rating"]
-        notes.append(f"{empty:,} lines of {raw.path.name} have no rating, so that ratings are left out")
-    told = f"users from {taken['user_id']}, items from {taken['item_id']}"
-    notes.append(f"{raw.path.name}: {told}" + (f", times from {' and '.join(times)}" if times else ""))
-    if left_out := [name for name in raw.names if name not in used]:
-        notes.append(f"columns of {raw.path.name} that are not used: {', '.join(left_out)}")
-    types = {"user_id": "token", "item_id": "token", "rating": "float", "timestamp": "float"}
-    return Table(rows, {field: kind for field, kind in types.items() if field in rows}), notes
 
 
 def _time_columns(raw: _Raw, chosen: str | None, others: Sequence[str]) -> list[str]:
@@ -237,41 +254,6 @@ def _time_columns(raw: _Raw, chosen: str | None, others: Sequence[str]) -> list[
         f"{raw.path}, line 1: {', '.join(candidates)} may hold the times; say --time {candidates[0]}{joined}, or "
         f"--time {NO_TIME} for the order of the lines"
     )
-
-
-@dataclass(frozen=True)
-class _Items:
-    table: Table
-    texts: list[str]
-    categories: list[str]
-    notes: list[str]
-
-
-def _items(raw: _Raw, ids: Sequence[str], texts: list[str] | None, categories: list[str] | None) -> _Items:
-    """What the items are: a column is a number where all its values are, else a text."""
-    id_column = raw.column([*([] if ids is ITEMS else ids), *ITEM_IDS, "id", *NAMES_OR_IDS])
-    if id_column is None:
-        raise DataError(f"{raw.path}, line 1: no item_id among {', '.join(raw.names)}; name it with --item")
-    fields = _fields([name for name in raw.names if name != id_column], raw.path)
-    described = _Raw(raw.path, raw.layout, list(fields))
-    chosen_texts = None if texts is None else [fields[described.named(name, "--texts")] for name in texts]
-    tokens = [fields[described.named(name, "--categories")] for name in categories or ()]
-    columns = {"item_id": Column("id", (id_column,))}
-    columns |= {field: Column("text", (name,)) for name, field in fields.items()}
-    notes: list[str] = []
-    rows = read_catalogue(raw.path, columns, notes, raw.layout)
-    types, numbers = {"item_id": "token"}, []
-    for field in fields.values():
-        types[field] = "token" if field in tokens else "token_seq"
-        if field not in (chosen_texts or ()) and field not in tokens and _all_numbers(rows[field]):
-            types[field] = "float"
-            rows[field] = rows[field].str.strip().replace("", "nan").astype(np.float64)
-            numbers.append(field)
-    words = [field for field in types if types[field] != "float" and field != "item_id"]
-    words.sort(key=lambda field: field.lower() not in TITLES)  # a stable sort: the title first, else the file's order
-    if numbers:
-        notes.append(f"numbers of {raw.path.name}, no part of the text: {', '.join(numbers)}")
-    return _Items(Table(rows, types), words if chosen_texts is None else chosen_texts, tokens, notes)
 
 
 def _fields(names: Sequence[str], path: Path) -> dict[str, str]:
