@@ -11,7 +11,7 @@ import pytest
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import DataError
-from recbole_mm.models.answering.examples import (
+from recbole_mm.inputs.answering.examples import (
     Asked,
     PromptedQuestions,
     Target,

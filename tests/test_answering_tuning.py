@@ -13,6 +13,9 @@ import yaml
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError, DataError, ModelLoadError
+from recbole_mm.inputs.answering import tuning as tuning_module
+from recbole_mm.inputs.answering.examples import PromptedQuestions
+from recbole_mm.inputs.answering.tuning import SftSettings, training_questions
 from recbole_mm.inputs.model_inputs import provide, tiny_mllm
 from recbole_mm.llm import finetune as finetune_module
 from recbole_mm.llm import sft as sft_module
@@ -21,11 +24,8 @@ from recbole_mm.llm.finetune import Tuning
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.sft import AnswerLoss, LengthGroupedBatches, words_to_learn
 from recbole_mm.llm.sft_trainer import AnswerTrainer
-from recbole_mm.models.answering import tuning as tuning_module
 from recbole_mm.models.answering.asking import PromptBlocks
-from recbole_mm.models.answering.examples import PromptedQuestions
-from recbole_mm.models.answering.prompt import PreferencePrompt
-from recbole_mm.models.answering.tuning import SftSettings, training_questions
+from recbole_mm.models.answering.prompts import PreferencePrompt
 from recbole_mm.models.base import ModelHooks
 from tests.conftest import TOY_SETTINGS, write_toy
 from tests.test_mirm import rewrite

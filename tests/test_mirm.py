@@ -15,10 +15,12 @@ import yaml
 import recbole_mm
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
-from recbole_mm.data.item_facts import in_prose
+from recbole_mm.data.item_facts import ItemFacts, in_prose
 from recbole_mm.errors import ConfigError, DataError, ModelLoadError
+from recbole_mm.inputs.mirm.objectives import OBJECTIVES, Histories, build_mixture, examples_digest
+from recbole_mm.inputs.mirm.prompting import PromptedExamples
+from recbole_mm.inputs.mirm.tuning import MirmSettings
 from recbole_mm.inputs.model_inputs import tiny_family
-from recbole_mm.inputs.tuned_mirm import MirmSettings
 from recbole_mm.llm import finetune as finetune_module
 from recbole_mm.llm.encode import ItemEncoder
 from recbole_mm.llm.finetune import Tuning
@@ -26,14 +28,6 @@ from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.sft import AnswerLoss, LengthGroupedBatches, bottleneck_mask
 from recbole_mm.llm.sft_trainer import AnswerTrainer
 from recbole_mm.llm.tiny import build_tiny
-from recbole_mm.models.molar.mirm import (
-    OBJECTIVES,
-    Histories,
-    ItemFacts,
-    PromptedExamples,
-    build_mixture,
-    examples_digest,
-)
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.runs.run import assemble
 from tests.conftest import TOY_SETTINGS, write_toy

@@ -13,6 +13,7 @@ from recbole_mm.artifacts.store import Store
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError
+from recbole_mm.inputs.answering.examples import draw_examples, training_targets
 from recbole_mm.inputs.reasoning import recurrent
 from recbole_mm.inputs.reasoning.failures import failures_file
 from recbole_mm.inputs.reasoning.left_out import LeftOut
@@ -22,7 +23,6 @@ from recbole_mm.inputs.reasoning.settings import PreferenceSettings
 from recbole_mm.inputs.reasoning.stage import Reasoning
 from recbole_mm.llm.texts.request import Request
 from recbole_mm.llm.texts.template import TemplateGenerator
-from recbole_mm.models.answering.examples import draw_examples, training_targets
 from tests.conftest import TOY_SETTINGS
 from tests.reasoning import Forgetful, LiveRequests, RuleWriter
 from tests.test_contract import SPLITS, eval_args, leak_dataset

@@ -8,6 +8,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
 from recbole_mm.artifacts.executor import Portable
 from recbole_mm.artifacts.fill import FillReport, fill
-from recbole_mm.artifacts.ray_pool import NAMES, RayExecutor, stage_resources
+from recbole_mm.artifacts.ray_pool import NAMES, RayExecutor, open_executor, stage_resources
 from recbole_mm.artifacts.store import Store
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.distributed.cluster import Resources, inside_ray
 from recbole_mm.errors import ConfigError, ModelLoadError
-from recbole_mm.inputs.model_inputs import _from_texts, check_stages, open_executor, open_store, provide
+from recbole_mm.inputs.model_inputs import _from_texts, open_store, provide
 from recbole_mm.inputs.reasoning.left_out import LeftOut
 from recbole_mm.models.hooks import hooks_of
 from recbole_mm.runs import folder as run_folder
@@ -243,7 +244,7 @@ def provided(settings: Mapping[str, Any]) -> tuple[Any, Path]:
     """A dataset with all that the stages give it, and the file of the store."""
     config = Config("SASRec", "toy", config_dict=settings)
     dataset = create_dataset(config)
-    provide(config, dataset, hooks_of(config.model_class))
+    provide(config, dataset, hooks_of(config.model_class), open_executor=partial(open_executor, config))
     return dataset, Path(settings["checkpoint_dir"]) / "artifacts" / "artifacts.sqlite"
 
 
@@ -353,9 +354,8 @@ def test_more_workers_than_a_cluster_has_room_for(cluster, store, tmp_path):
         run(store, executor, {"k": 1}, Sines(str(tmp_path)))
 
 
-def test_a_model_without_stages_asks_nothing_of_ray(toy_config):
-    config = toy_config(ray_address="127.0.0.1:1")
-    check_stages(config, hooks_of(config.model_class))
+def test_a_model_without_stages_asks_nothing_of_ray(toy_settings):
+    assert pipeline.run("Pop", "toy", config_dict={**toy_settings, "ray_address": "127.0.0.1:1"}).test_result
 
 
 def test_the_defaults_of_a_worker(toy_config):

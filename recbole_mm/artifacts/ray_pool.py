@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
 import torch
 
-from recbole_mm.artifacts.executor import Failure, Portable, Recipe
+from recbole_mm.artifacts.executor import Executor, Failure, Portable, Recipe
 from recbole_mm.artifacts.values import Value
 from recbole_mm.artifacts.wire import Done, from_table
-from recbole_mm.distributed.cluster import Names, Resources, check_resources, ray_session
+from recbole_mm.distributed.cluster import Names, Resources, check_resources, inside_ray, ray_session
 from recbole_mm.errors import ConfigError, RecboleMMError
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,31 @@ def stage_resources(config) -> Resources | None:
     cpus = config["ray_cpus_per_worker"]
     cpus = (1 if gpus else torch.get_num_threads()) if cpus is None else cpus
     return Resources(cpus, gpus, config["ray_workers"], address, config["ray_object_store_mb"], NAMES)
+
+
+def check_stages(config) -> None:
+    """Finds what keeps the stages of a run from running on the cluster of `ray_address`, before anything is spent.
+
+    Raises:
+        ConfigError: more workers than there is room for, a cluster that cannot be reached.
+    """
+    asked = stage_resources(config)
+    if asked is not None and not inside_ray():
+        check_resources(asked)
+
+
+def open_executor(config) -> AbstractContextManager[Executor | None]:
+    """Returns what computes the stages of a run on the cluster of `ray_address`; None for this process.
+
+    A process of Ray's, such as a trial of a search, computes its own: its cluster is taken up by trials.
+    """
+    asked = stage_resources(config)
+    if asked is None:
+        return nullcontext()
+    if inside_ray():
+        logger.info("ray_address has no effect on stages here: this process is one of Ray's itself")
+        return nullcontext()
+    return RayExecutor(asked)
 
 
 @dataclass

@@ -21,20 +21,19 @@ from transformers.utils import logging as hub_logging
 
 from recbole_mm import __version__
 from recbole_mm.artifacts.executor import Executor
-from recbole_mm.artifacts.ray_pool import RayExecutor, stage_resources
 from recbole_mm.artifacts.store import Store
 from recbole_mm.artifacts.vectors import vectors_through_store
 from recbole_mm.data.content import ItemContent
 from recbole_mm.data.features import load_features
 from recbole_mm.data.inputs import ModelInputs
 from recbole_mm.data.pretrained import locate
-from recbole_mm.distributed.cluster import check_resources, inside_ray
 from recbole_mm.errors import ConfigError, ModelLoadError
+from recbole_mm.inputs.answering.tuning import SftSettings, tuned_answerer
+from recbole_mm.inputs.mirm.tuning import MirmSettings, tuned_mirm
 from recbole_mm.inputs.needs import Asks, needed
 from recbole_mm.inputs.reasoning import stage as reasoning
 from recbole_mm.inputs.reasoning.left_out import LeftOut
 from recbole_mm.inputs.reasoning.settings import ReasoningSettings
-from recbole_mm.inputs.tuned_mirm import MirmSettings, tuned_mirm
 from recbole_mm.llm.encode import DEFAULT_TEXT_TOKENS, ItemEncoder, encode_items
 from recbole_mm.llm.encode_elsewhere import carried_encoding
 from recbole_mm.llm.item_tokens import tokenize_items
@@ -44,8 +43,6 @@ from recbole_mm.llm.texts.generator import open_generator
 from recbole_mm.llm.texts.request import Request
 from recbole_mm.llm.texts.stage import TextReport, texts_through_store
 from recbole_mm.llm.tiny import build_tiny
-from recbole_mm.models.answering.tuning import SftSettings, tuned_answerer
-from recbole_mm.runs.pretrained_run import read_finished_model
 from recbole_mm.utils.files import make_folder
 
 logger = logging.getLogger(__name__)
@@ -162,32 +159,6 @@ def tiny_folder(config, dataset, family: str = "qwen2_vl") -> tuple[Path, list[s
     return artifact_dir(config) / f"{name}-{digest}", corpus
 
 
-def check_stages(config, hooks: type[Asks]) -> None:
-    """Find what keeps the stages of a model from running where they are to, before anything is spent.
-
-    Raises:
-        ConfigError: more workers than there is room for, a cluster that cannot be reached.
-    """
-    asked = stage_resources(config)
-    needs = needed(config, hooks) or config["item_features"]
-    if asked is not None and needs and not inside_ray():
-        check_resources(asked)
-
-
-def open_executor(config) -> AbstractContextManager[Executor | None]:
-    """Where stages are computed: on the cluster of `ray_address`; None for here.
-
-    A process of Ray's, such as a trial of a search, computes its own: its cluster is taken up by trials.
-    """
-    asked = stage_resources(config)
-    if asked is None:
-        return nullcontext()
-    if inside_ray():
-        logger.info("ray_address has no effect on stages here: this process is one of Ray's itself")
-        return nullcontext()
-    return RayExecutor(asked)
-
-
 def encode_with_mllm(
     config, content: ItemContent, store: Store, mllm: MLLM, executor: Executor | None = None
 ) -> np.ndarray:
@@ -203,7 +174,14 @@ def encode_with_mllm(
     return encode_items(content, encoder, store, config["show_progress"], executor, carry)
 
 
-def provide(config, dataset, hooks: type[Asks], run_dir: Path | None = None, **given: Any) -> None:
+def provide(
+    config,
+    dataset,
+    hooks: type[Asks],
+    run_dir: Path | None = None,
+    open_executor: Callable[[], AbstractContextManager[Executor | None]] = nullcontext,
+    **given: Any,
+) -> None:
     """Set `dataset.inputs` to what a model needs, and the features of `item_features`.
 
     Features that a RecBole feature model selects (`selected_features`) also become fields of its item table.
@@ -213,7 +191,8 @@ def provide(config, dataset, hooks: type[Asks], run_dir: Path | None = None, **g
         dataset: loaded and not yet split.
         hooks: of the model, whose needs count.
         run_dir: the run's folder, which remembers the texts that it had to do without.
-        given: inputs that are there already, such as `first_stage`.
+        open_executor: opens what computes stages on other machines; by default they are computed in this process.
+        given: inputs that are there already: `first_stage` and `id_model_run`.
 
     Raises:
         ConfigError: the model requires something unknown here.
@@ -228,8 +207,6 @@ def provide(config, dataset, hooks: type[Asks], run_dir: Path | None = None, **g
         return
     counts = np.bincount(dataset.inter_feat[dataset.iid_field], minlength=dataset.item_num)
     logger.info("%s", dataset.content.coverage(counts))
-    if "id_model_run" in needs:  # before anything costly, so that a wrong path costs nothing
-        provided["id_model_run"] = read_finished_model(config["id_model_path"], config)
     if "answering_mllm" in needs:
         SftSettings.of(config)
     if set(needs) & set(reasoning.ENCODED):
@@ -237,7 +214,7 @@ def provide(config, dataset, hooks: type[Asks], run_dir: Path | None = None, **g
     mllm = None
     if set(needs) & set(OF_THE_MLLM):
         mllm = open_mllm(config, dataset, with_head="mllm_with_head" in needs)
-    with open_executor(config) as executor, open_store(config) as store:
+    with open_executor() as executor, open_store(config) as store:
         if mllm is not None:
             provided |= _from_mllm(config, dataset.content, store, mllm, needs, executor)
         if set(needs) & set(reasoning.NEEDS):

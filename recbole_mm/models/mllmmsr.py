@@ -9,7 +9,7 @@ from recbole_mm.inputs.reasoning.settings import DEFAULT_DOMAIN
 from recbole_mm.llm.encode import DEFAULT_TEXT_TOKENS
 from recbole_mm.llm.model import MLLM
 from recbole_mm.models.answering.model import AnsweringRecommender
-from recbole_mm.models.answering.prompt import PreferencePrompt
+from recbole_mm.models.answering.prompts import PreferencePrompt
 
 
 class MLLMMSR(AnsweringRecommender):

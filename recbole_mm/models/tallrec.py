@@ -13,7 +13,7 @@ from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.reasoning.settings import DEFAULT_DOMAIN
 from recbole_mm.llm.model import MLLM
 from recbole_mm.models.answering.model import AnsweringRecommender
-from recbole_mm.models.answering.prompt import TitlesPrompt
+from recbole_mm.models.answering.prompts import TitlesPrompt
 from recbole_mm.models.titles import read_titles
 
 

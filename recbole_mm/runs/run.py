@@ -7,7 +7,9 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from recbole_mm.evaluation.per_user import FILE as PER_USER
 from recbole_mm.evaluation.per_user import per_user_table, write_per_user
 from recbole_mm.evaluation.ranking import RankingData
 from recbole_mm.evaluation.splits import Splits, check_split, split
-from recbole_mm.inputs.needs import asks_for_inputs
+from recbole_mm.inputs.needs import asks_for_inputs, needed
 from recbole_mm.models.hooks import full_sequence_class, hooks_of
 from recbole_mm.runs.first_stage import open_first_stage, results_beside
 from recbole_mm.runs.folder import (
@@ -36,6 +38,7 @@ from recbole_mm.runs.folder import (
     write_result,
 )
 from recbole_mm.runs.leakage import held_out_seen
+from recbole_mm.runs.pretrained_run import read_finished_model
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.runs.recbole_errors import told_in_one_line
 from recbole_mm.training.checkpoint import without_pickles
@@ -98,7 +101,7 @@ def run(
     check_dataset(config)
     hooks = hooks_of(config.model_class)
     if config["ray_address"] and asks_for_inputs(config, hooks):
-        _model_inputs().check_stages(config, hooks)
+        _ray_pool().check_stages(config)
     if config["train_workers"] > 1:
         _on_workers().check_workers(config)
     run_dir, resumed = choose_run_dir(config)
@@ -151,6 +154,18 @@ def _on_workers() -> Any:
     from recbole_mm.distributed import driver
 
     return driver
+
+
+def _ray_pool() -> Any:
+    """The module that computes stages on a Ray cluster; a run without `ray_address` does without."""
+    from recbole_mm.artifacts import ray_pool
+
+    return ray_pool
+
+
+def _open_executor(config: Config) -> AbstractContextManager[Any]:
+    """What computes the stages of a run on another machine; None for this process."""
+    return nullcontext() if config["ray_address"] is None else _ray_pool().open_executor(config)
 
 
 def _model_inputs() -> Any:
@@ -248,9 +263,13 @@ def _assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
     check_split(config, dataset, model_class)
     hooks = hooks_of(model_class)
     with stages("artifacts"):
-        given = {"first_stage": open_first_stage(config, dataset, run_dir)} if hooks.has_first_stage else {}
+        given: dict[str, Any] = {}
+        if hooks.has_first_stage:
+            given["first_stage"] = open_first_stage(config, dataset, run_dir)
+        if "id_model_run" in needed(config, hooks):  # before anything costly, so that a wrong path costs nothing
+            given["id_model_run"] = read_finished_model(config["id_model_path"], config)
         if given or asks_for_inputs(config, hooks):
-            _model_inputs().provide(config, dataset, hooks, run_dir, **given)
+            _model_inputs().provide(config, dataset, hooks, run_dir, partial(_open_executor, config), **given)
     with stages("split"):
         splits = split(config, dataset, model_class, run_dir)
     init_seed(config["seed"], config["reproducibility"])

@@ -20,6 +20,8 @@ from recbole_mm.data.content import ItemContent
 from recbole_mm.data.histories import Timelines
 from recbole_mm.data.splits import TRAIN
 from recbole_mm.errors import ConfigError
+from recbole_mm.inputs.answering.examples import training_targets
+from recbole_mm.inputs.answering.tuning import SftSettings
 from recbole_mm.inputs.reasoning.preference_prompts import PreferencePrompts, Shown
 from recbole_mm.inputs.reasoning.recurrent import Chains, Node, blocks_of_size, sessions
 from recbole_mm.inputs.reasoning.settings import PreferenceSettings
@@ -56,10 +58,6 @@ class Cases:
         Raises:
             ConfigError: the split is one whose training rows are not known yet, or an `sft_*` that is not accepted.
         """
-        # Imported here: what fine-tuning is made of reads the texts of this module in turn.
-        from recbole_mm.models.answering.examples import training_targets
-        from recbole_mm.models.answering.tuning import SftSettings
-
         tuned = SftSettings.of(config)
         timelines = dataset.user_timelines()
         lengths: dict[int, set[int]] = {int(user): set() for user in timelines.users}

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_mm.inputs.answering.prompt import Prompt
 from recbole_mm.llm.answer import Block, Questions
 from recbole_mm.llm.family import PreparedInput
 from recbole_mm.llm.model import MLLM
-from recbole_mm.models.answering.wording import Prompt
 from recbole_mm.utils.cache import ByteCache
 
 KEPT_BYTES = 1 << 29

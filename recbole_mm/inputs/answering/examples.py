@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from recbole_mm.errors import DataError
+from recbole_mm.inputs.answering.prompt import Prompt
 from recbole_mm.llm import sft
-from recbole_mm.models.answering.wording import Prompt
 
 YES_KIND, NO_KIND = "yes", "no"
 """Kinds of examples: the loss is logged for each."""

@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from recbole_mm.errors import ConfigError
+from recbole_mm.inputs.answering.prompt import WordedPrompt, cut_to_tokens
 from recbole_mm.llm.encode import DEFAULT_TEXT_TOKENS
 from recbole_mm.llm.model import MLLM
-from recbole_mm.models.answering.wording import CUE, Prompt, WordedPrompt, cut_to_tokens
-
-__all__ = ["CUE", "PreferencePrompt", "Prompt", "TitlesPrompt", "WordedPrompt", "cut_to_tokens"]
 
 PREFERENCE_TOKENS = 512
 """Longer preference texts are cut."""

@@ -8,6 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from recbole_mm.errors import DataError
+from recbole_mm.inputs.answering.examples import (
+    NO_KIND,
+    YES_KIND,
+    Asked,
+    PromptedQuestions,
+    draw_examples,
+    questions_digest,
+    training_targets,
+)
+from recbole_mm.inputs.answering.prompt import Prompt
 from recbole_mm.llm.answer import resolve_yes_no
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.tuned import (
@@ -20,16 +30,6 @@ from recbole_mm.llm.tuned import (
     read_settings,
     tuning_of,
 )
-from recbole_mm.models.answering.examples import (
-    NO_KIND,
-    YES_KIND,
-    Asked,
-    PromptedQuestions,
-    draw_examples,
-    questions_digest,
-    training_targets,
-)
-from recbole_mm.models.answering.wording import Prompt
 
 RECIPE = 1
 """Part of every folder's name: raise it whenever the same examples and settings would give another model."""

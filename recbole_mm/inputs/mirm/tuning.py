@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recbole_mm.data.item_facts import ItemFacts
 from recbole_mm.errors import ConfigError, DataError
+from recbole_mm.inputs.mirm.objectives import OBJECTIVES, Histories, build_mixture, examples_digest
+from recbole_mm.inputs.mirm.prompting import PromptedExamples
 from recbole_mm.llm.encode import DEFAULT_TEXT_TOKENS
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.prompts import ItemPrompt
@@ -21,14 +24,6 @@ from recbole_mm.llm.tuned import (
     is_number,
     read_settings,
     tuning_of,
-)
-from recbole_mm.models.molar.mirm import (
-    OBJECTIVES,
-    Histories,
-    ItemFacts,
-    PromptedExamples,
-    build_mixture,
-    examples_digest,
 )
 
 RECIPE = 1

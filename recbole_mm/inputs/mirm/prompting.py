@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from recbole_mm.inputs.mirm.objectives import Example, ShownItem
 from recbole_mm.llm import sft
 from recbole_mm.llm.encode import SPECIAL_TOKENS, Content
 from recbole_mm.llm.family import Part
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.prompts import ItemPrompt
-from recbole_mm.models.molar.mirm.examples import Example, ShownItem
 
 
 class PromptedExamples:
