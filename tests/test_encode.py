@@ -481,7 +481,8 @@ def test_rooms_content_fits(encoder: ItemEncoder, store: Store, toy_path: Path) 
 
 @pytest.mark.realdata
 def test_real_posters_and_plots(encoder: ItemEncoder, store: Store, real_data: Path) -> None:
-    from recbole_mm.data.images import FolderImages, decode_image
+    from recbole_mm.data.decode import decode_image
+    from recbole_mm.data.images import FolderImages
 
     folder = real_data / "ml-100k-mm"
     posters = FolderImages(folder / "posters")

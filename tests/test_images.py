@@ -18,7 +18,9 @@ import pytest
 from PIL import Image, ImageFile
 
 from recbole_mm.data import images
-from recbole_mm.data.images import ColumnImages, FolderImages, ImageSource, TitleCards, ZipImages, decode_image
+from recbole_mm.data.decode import decode_image
+from recbole_mm.data.images import ColumnImages, FolderImages, ImageSource, ZipImages
+from recbole_mm.data.title_cards import TitleCards
 from recbole_mm.errors import DataError, ImageError
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP"]

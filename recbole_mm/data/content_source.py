@@ -12,17 +12,11 @@ from typing import Any
 from PIL import Image
 from recbole.utils import FeatureType
 
-from recbole_mm.data.images import (
-    DEFAULT_MAX_PIXELS,
-    ColumnImages,
-    FolderImages,
-    ImageSource,
-    TitleCards,
-    ZipImages,
-    decode_image,
-)
+from recbole_mm.data.decode import DEFAULT_MAX_PIXELS, decode_image
+from recbole_mm.data.images import ColumnImages, FolderImages, ImageSource, ZipImages
 from recbole_mm.data.item_table import ItemTable, did_you_mean
 from recbole_mm.data.item_text import TextLayout, parse_template
+from recbole_mm.data.title_cards import TitleCards
 from recbole_mm.errors import ConfigError, DataError, ImageError
 from recbole_mm.utils.progress import progress
 

@@ -66,6 +66,12 @@ def _identify(data: bytes) -> tuple[str, Callable[[io.BytesIO], ImageFile.ImageF
     return None
 
 
+def suffix_of(data: bytes) -> str | None:
+    """The suffix of an image file by its content, such as `.jpg`; None for what `decode_image` does not read."""
+    found = _identify(data)
+    return None if found is None else {"JPEG": ".jpg"}.get(found[0], f".{found[0].lower()}")
+
+
 def _webp_size(data: bytes) -> tuple[int, int]:
     """Canvas width and height of a WebP file; libwebp allocates the canvas as soon as it opens the file."""
     kind = data[12:16]

@@ -1,4 +1,4 @@
-"""Where the bytes of item images come from: a folder, a zip file, a column of paths, or drawn title cards."""
+"""Sources of item images' bytes: a folder, a zip file, or a column of paths (drawn ones: `title_cards`)."""
 
 from __future__ import annotations
 
@@ -6,44 +6,64 @@ import logging
 import os
 import stat
 import zipfile
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from recbole_mm.data.cards import TitleCards
-from recbole_mm.data.decode import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, UNREAD_SUFFIXES, decode_image
+from recbole_mm.data.decode import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from recbole_mm.data.names import NameIndex
 from recbole_mm.errors import DataError, ImageError
-
-__all__ = [
-    "DEFAULT_MAX_PIXELS",
-    "ColumnImages",
-    "FolderImages",
-    "ImageSource",
-    "TitleCards",
-    "ZipImages",
-    "decode_image",
-]
 
 logger = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 
 
-@runtime_checkable
-class ImageSource(Protocol):
-    """Bytes of item images by item id (the token in `.item`)."""
+class ImageSource(ABC):
+    """Bytes of item images by item id (the token in `.item`).
+
+    Args:
+        index: item id -> path of its file, or the title that it is drawn from.
+        kind: what is counted, such as `files in images/`.
+        lacking: why an item has no image, such as `no image in images/`.
+    """
+
+    def __init__(self, index: Mapping[str, str] | NameIndex[str], kind: str, lacking: str) -> None:
+        self._index = index
+        self._kind = kind
+        self._lacking = lacking
 
     def has(self, item_id: str) -> bool:
         """Whether there is an image file for the item; it may still prove broken."""
-
-    def read(self, item_id: str) -> bytes:
-        """The file's bytes. Raises ImageError when there is none or it cannot be read."""
+        return self._find(item_id) is not None
 
     def names(self) -> Iterable[str]:
         """All item ids that have an image."""
+        return iter(self._index)
+
+    def read(self, item_id: str) -> bytes:
+        """The file's bytes.
+
+        Raises:
+            ImageError: there is none, or it cannot be read.
+        """
+        found = self._find(item_id)
+        if found is None:
+            raise ImageError(f"item {item_id}: {self._lacking}")
+        return self._read(item_id, found)
+
+    def _find(self, item_id: str) -> str | None:
+        return self._index.find(item_id) if isinstance(self._index, NameIndex) else self._index.get(item_id)
+
+    @abstractmethod
+    def _read(self, item_id: str, found: str) -> bytes:
+        """The image of an item, from its value in the index."""
+
+    def __str__(self) -> str:
+        return f"{len(self._index):,} {self._kind}"
 
 
 def _index_by_stem(paths: Iterable[str], where: str) -> NameIndex[str]:
@@ -92,7 +112,7 @@ def _check_bytes(size: int, name: str) -> None:
         raise ImageError(f"{name}: {size:,} bytes, over the limit of {MAX_FILE_BYTES:,} for one image file")
 
 
-class FolderImages:
+class FolderImages(ImageSource):
     """`<item_id>.jpg`, or with another of `IMAGE_SUFFIXES`, anywhere below a folder, listed once.
 
     Args:
@@ -116,7 +136,7 @@ class FolderImages:
                 "if that is meant, give image_dir as an absolute path on the command line or in a config file"
             )
         self._left: list[str] = []
-        self._index = _index_by_stem(self._list(), self.root)
+        super().__init__(_index_by_stem(self._list(), self.root), f"files in {self.root}", f"no image in {self.root}")
         if self._left:
             logger.warning(
                 "%s: %d symbolic links leave %s and are not followed: %s",
@@ -139,20 +159,9 @@ class FolderImages:
         self._left.append(path)
         return False
 
-    def has(self, item_id: str) -> bool:
-        return self._index.find(item_id) is not None
-
-    def read(self, item_id: str) -> bytes:
-        path = self._index.find(item_id)
-        if path is None:
-            raise ImageError(f"item {item_id}: no image in {self.root}")
-        return _read_file(os.path.join(self.root, path), f"item {item_id}, {os.path.join(self.root, path)}")
-
-    def names(self) -> Iterable[str]:
-        return self._index
-
-    def __str__(self) -> str:
-        return f"{len(self._index):,} files in {self.root}"
+    def _read(self, item_id: str, found: str) -> bytes:
+        path = os.path.join(self.root, found)
+        return _read_file(path, f"item {item_id}, {path}")
 
 
 def _open_zip(path: str) -> zipfile.ZipFile:
@@ -163,7 +172,7 @@ def _open_zip(path: str) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
 
 
-class ZipImages:
+class ZipImages(ImageSource):
     """The same names as in a folder, read straight from a zip file; nothing is extracted. Safe for threads and forks.
 
     Raises:
@@ -174,7 +183,7 @@ class ZipImages:
         self.path = str(path)
         self._handle: tuple[int, zipfile.ZipFile] | None = None
         members = (info.filename for info in self._archive().infolist() if not info.is_dir())
-        self._index = _index_by_stem(members, self.path)
+        super().__init__(_index_by_stem(members, self.path), f"files in {self.path}", f"no image in {self.path}")
 
     def _archive(self) -> zipfile.ZipFile:
         """This process's handle: threads may share it (zipfile locks its reads), a forked child may not.
@@ -192,30 +201,18 @@ class ZipImages:
                 raise DataError(f"image_zip {self.path} cannot be opened as a zip file ({error})") from error
         return handle[1]
 
-    def has(self, item_id: str) -> bool:
-        return self._index.find(item_id) is not None
-
-    def read(self, item_id: str) -> bytes:
-        member = self._index.find(item_id)
-        if member is None:
-            raise ImageError(f"item {item_id}: no image in {self.path}")
-        name = f"item {item_id}, {member} in {self.path}"
+    def _read(self, item_id: str, found: str) -> bytes:
+        name = f"item {item_id}, {found} in {self.path}"
         archive = self._archive()
-        _check_bytes(archive.getinfo(member).file_size, name)
+        _check_bytes(archive.getinfo(found).file_size, name)
         try:
-            return archive.read(member)
+            return archive.read(found)
         except Exception as error:
             # zipfile lets its decompressors' own errors through (zlib.error, LZMAError, RuntimeError when encrypted).
             raise ImageError(f"{name}: cannot be read ({error})") from error
 
-    def names(self) -> Iterable[str]:
-        return self._index
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None}
-
-    def __str__(self) -> str:
-        return f"{len(self._index):,} files in {self.path}"
 
 
 def _names_in(folder: str) -> NameIndex[str]:
@@ -224,7 +221,7 @@ def _names_in(folder: str) -> NameIndex[str]:
     return NameIndex({name: name for name in names}, folder)
 
 
-class ColumnImages:
+class ColumnImages(ImageSource):
     """Paths written in a column of `.item`, relative to `root`; every one must end inside `root`.
 
     Raises:
@@ -241,7 +238,8 @@ class ColumnImages:
         self._real_folder = lru_cache(maxsize=None)(os.path.realpath)
         self._listed = lru_cache(maxsize=None)(_names_in)
         found = ((item_id, self._resolve(item_id, path)) for item_id, path in paths.items() if path)
-        self._index = {item_id: path for item_id, path in found if path is not None}
+        index = {item_id: path for item_id, path in found if path is not None}
+        super().__init__(index, f"files named by a column, below {self.root}", f"no image below {self.root}")
         del self._real_folder, self._listed
 
     def _resolve(self, item_id: str, path: str) -> str | None:
@@ -274,17 +272,5 @@ class ColumnImages:
             spelled = os.path.join(spelled, found or part)
         return spelled
 
-    def has(self, item_id: str) -> bool:
-        return item_id in self._index
-
-    def read(self, item_id: str) -> bytes:
-        path = self._index.get(item_id)
-        if path is None:
-            raise ImageError(f"item {item_id}: no image below {self.root}")
-        return _read_file(path, f"item {item_id}, {path}")
-
-    def names(self) -> Iterable[str]:
-        return self._index.keys()
-
-    def __str__(self) -> str:
-        return f"{len(self._index):,} files named by a column, below {self.root}"
+    def _read(self, item_id: str, found: str) -> bytes:
+        return _read_file(found, f"item {item_id}, {found}")

@@ -1,4 +1,4 @@
-"""The lines of a text file, as the one idea that all atomic files are read by (docs/data-format.md).
+"""The lines of text files, checked as bytes; all atomic files are read by these rules (docs/data-format.md).
 
 A line ends at a line feed, or at a carriage return and a line feed; nothing else ends one. A line that is a row has one
 field per column. Files are checked as bytes, block by block; a line is only looked at by itself where a block is not in
@@ -26,6 +26,11 @@ _STAND_INS = [bytes([code]) for code in (*range(31, 13, -1), 12, 11, *range(8, 0
 
 
 def open_file(path: Path) -> BinaryIO:
+    """An atomic file's bytes.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
     try:
         return open(path, "rb")
     except FileNotFoundError:
@@ -35,6 +40,11 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def checked_separator(separator: str) -> bytes:
+    """The separator of fields as UTF-8.
+
+    Raises:
+        ConfigError: it is empty, or a character that ends a line.
+    """
     if not isinstance(separator, str) or not separator or set("\r\n\0") & set(separator):
         raise ConfigError(
             f"field_separator: {separator!r} cannot separate the fields of a line; give a tab, ',' or '::'"
@@ -155,7 +165,7 @@ def _checked_rows(path: Path, block: bytes, number: int, separator: str, columns
         if stand_in is None:
             raise DataError(f"{path}: too many kinds of control characters to be separated by {separator!r}")
         block, mark = block.replace(mark, stand_in), stand_in
-    if _all_rows(block, mark, columns):
+    if all_rows(block, mark, columns):
         return Rows(block, mark, range(number, number + block.count(b"\n")))
     lines, kept = [], []
     for line_number, ended_line in enumerate(block.split(b"\n")[:-1], number):
@@ -173,8 +183,18 @@ def _checked_rows(path: Path, block: bytes, number: int, separator: str, columns
     return Rows(b"".join(kept), mark, lines)
 
 
-def _all_rows(block: bytes, mark: bytes, columns: int) -> bool:
-    """Whether every line of the block is a row, without an empty line among them."""
+def all_rows(block: bytes, mark: bytes, columns: int) -> bool:
+    """Whether every line of a block is a row, without NUL, carriage return inside a line, or empty line among them.
+
+    Args:
+        block: whole lines, the last one ended by a line feed too.
+        mark: one byte that separates fields; in quoted text it does so, too.
+        columns: fields of a row.
+
+    Example:
+        >>> all_rows(b"1,2\\n3,4\\r\\n", b",", 2), all_rows(b"1,2\\n3\\n", b",", 2)
+        (True, False)
+    """
     if b"\0" in block or (b"\r" in block and block.count(b"\r") != block.count(b"\r\n")):
         return False
     if columns == 1 and (block.startswith((b"\n", b"\r\n")) or b"\n\n" in block or b"\n\r\n" in block):

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_mm.datasets.amazon_records import parse_record, read_records
-from recbole_mm.datasets.lines import Layout, check_lines, no_end, read_rows
+from recbole_mm.datasets.files import Layout, check_lines, no_end, read_rows
 from recbole_mm.datasets.values import NUMBER, id_fault, units_of
 from recbole_mm.errors import DataError
 from recbole_mm.utils.progress import progress

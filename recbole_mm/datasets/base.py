@@ -13,10 +13,9 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from recbole_mm.datasets.assemble import RawDataset, Summary, write_dataset
-from recbole_mm.datasets.files import find_file
+from recbole_mm.datasets.files import CSV, Layout, find_file
 from recbole_mm.datasets.folder import check_target, dataset_name
 from recbole_mm.datasets.images import ImageFolder, find_images
-from recbole_mm.datasets.lines import CSV, Layout
 from recbole_mm.datasets.raw import Column, read_catalogue, read_table
 from recbole_mm.errors import DataError
 from recbole_mm.utils.paths import expanded, given_path

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 import filelock
 import requests
 
-from recbole_mm.data.decode import decode_image
+from recbole_mm.data.decode import decode_image, suffix_of
 from recbole_mm.datasets.fetch import Fetcher, FetchFailed, Limits, Stopped, check_url, open_session
 from recbole_mm.datasets.images import index_images, is_safe_id
 from recbole_mm.errors import DataError, ImageError
@@ -241,7 +241,7 @@ def _fetch_one(fetcher: Fetcher, session: requests.Session, item: str, url: str,
     try:
         for again in (True, False):
             data = fetcher.fetch(session, url)
-            suffix = _suffix(data)
+            suffix = suffix_of(data)
             if suffix is None:
                 raise FetchFailed("not a picture" if data else "empty", final=True)
             try:
@@ -260,14 +260,6 @@ def _fetch_one(fetcher: Fetcher, session: requests.Session, item: str, url: str,
     finally:
         partial.unlink(missing_ok=True)
     return item
-
-
-def _suffix(data: bytes) -> str | None:
-    """File suffix by the first bytes, for the formats that `decode_image` reads."""
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return ".webp"
-    signs = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"GIF8": ".gif", b"BM": ".bmp"}
-    return next((suffix for sign, suffix in signs.items() if data.startswith(sign)), None)
 
 
 def _row(failure: Failure) -> tuple[str, str, str, str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from recbole_mm.datasets.assemble import RawDataset, Table
 from recbole_mm.datasets.base import IMAGES, INTERACTIONS, ITEMS, Converter
-from recbole_mm.datasets.lines import Layout, read_header
+from recbole_mm.datasets.files import Layout, read_header
 from recbole_mm.datasets.raw import Column
 from recbole_mm.datasets.sequences import read_sequences
 from recbole_mm.errors import DataError

@@ -29,9 +29,8 @@ from recbole_mm.data.feature_files import open_npy
 from recbole_mm.datasets.amazon_items import COLUMNS, TEXT_FIELDS, category_paths, plain_text, price_of
 from recbole_mm.datasets.assemble import RawDataset, Table
 from recbole_mm.datasets.base import IMAGES, INTERACTIONS, ITEMS, Converter
-from recbole_mm.datasets.files import explained, open_raw
+from recbole_mm.datasets.files import Layout, explained, open_raw, read_header, read_rows
 from recbole_mm.datasets.folder import SPLITS
-from recbole_mm.datasets.lines import Layout, read_header, read_rows
 from recbole_mm.datasets.raw import Column
 from recbole_mm.errors import DataError
 

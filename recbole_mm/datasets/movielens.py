@@ -22,8 +22,7 @@ import pandas as pd
 
 from recbole_mm.datasets.assemble import RawDataset, Table
 from recbole_mm.datasets.base import Converter, Option
-from recbole_mm.datasets.files import find_undecodable
-from recbole_mm.datasets.lines import Layout
+from recbole_mm.datasets.files import Layout, find_undecodable
 from recbole_mm.datasets.raw import Column
 from recbole_mm.errors import DataError
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from recbole_mm.datasets.assemble import RawDataset, Table
 from recbole_mm.datasets.base import IMAGES, INTERACTIONS, ITEMS, Converter
-from recbole_mm.datasets.lines import read_header
+from recbole_mm.datasets.files import read_header
 from recbole_mm.datasets.raw import Column
 from recbole_mm.errors import DataError
 

@@ -12,8 +12,18 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from recbole_mm.datasets.files import explained, one_character, open_raw
-from recbole_mm.datasets.lines import CSV, Layout, check_lines, count_rows, no_end, read_header, read_rows
+from recbole_mm.datasets.files import (
+    CSV,
+    Layout,
+    check_lines,
+    count_rows,
+    explained,
+    no_end,
+    one_character,
+    open_raw,
+    read_header,
+    read_rows,
+)
 from recbole_mm.datasets.values import NUMBER, first_fault, id_fault, read_time, settle, units_of
 from recbole_mm.errors import DataError
 

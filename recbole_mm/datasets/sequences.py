@@ -19,8 +19,7 @@ import pandas as pd
 
 from recbole_mm.datasets.assemble import RawDataset, Table
 from recbole_mm.datasets.base import INTERACTIONS, Converter
-from recbole_mm.datasets.files import explained, open_text
-from recbole_mm.datasets.lines import no_end
+from recbole_mm.datasets.files import explained, no_end, open_text
 from recbole_mm.datasets.values import id_fault
 from recbole_mm.errors import DataError
 

@@ -22,7 +22,7 @@ import pandas as pd
 from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.datasets.assemble import RawDataset, Table
 from recbole_mm.datasets.base import IMAGES, INTERACTIONS, ITEMS, Converter, Option
-from recbole_mm.datasets.lines import Layout, read_header
+from recbole_mm.datasets.files import Layout, read_header
 from recbole_mm.datasets.raw import Column, is_number, join_times
 from recbole_mm.errors import DataError
 

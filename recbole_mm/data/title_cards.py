@@ -6,12 +6,12 @@ import colorsys
 import hashlib
 import io
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-from recbole_mm.errors import ImageError
+from recbole_mm.data.images import ImageSource
 
 WIDTH, HEIGHT = 182, 268
 MARGIN = 14
@@ -26,7 +26,7 @@ def _font(thread: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(FONT_SIZE)
 
 
-class TitleCards:
+class TitleCards(ImageSource):
     """Cards of 182 x 268 pixels: the item's title on a color of its own.
 
     They stand in for posters that may not be shipped, so that the image path does real work; they say nothing that the
@@ -34,37 +34,30 @@ class TitleCards:
 
     Args:
         titles: item id -> title.
+
+    Example:
+        >>> TitleCards({"7": "Alien"}).read("7")[1:4]
+        b'PNG'
     """
 
-    def __init__(self, titles: Mapping[str, str]):
-        self._titles = {item_id: title for item_id, title in titles.items() if title.strip()}
+    def __init__(self, titles: Mapping[str, str]) -> None:
+        titles = {item_id: title for item_id, title in titles.items() if title.strip()}
+        super().__init__(titles, "drawn title cards", "no title to draw a card from")
 
-    def has(self, item_id: str) -> bool:
-        return item_id in self._titles
-
-    def names(self) -> Iterable[str]:
-        return self._titles.keys()
-
-    def read(self, item_id: str) -> bytes:
-        title = self._titles.get(item_id)
-        if title is None:
-            raise ImageError(f"item {item_id}: no title to draw a card from")
+    def _read(self, item_id: str, found: str) -> bytes:
         hue = hashlib.sha256(item_id.encode()).digest()[0] / 256
         red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.55, 0.45))
         card = Image.new("RGB", (WIDTH, HEIGHT), (red, green, blue))
         draw = ImageDraw.Draw(card)
         draw.rectangle((4, 4, WIDTH - 5, HEIGHT - 5), outline="white", width=2)
         font = _font(threading.get_ident())
-        lines = _wrap(title, lambda text: draw.textlength(text, font=font))
+        lines = _wrap(found, lambda text: draw.textlength(text, font=font))
         top = (HEIGHT - LINE_HEIGHT * len(lines)) // 2
         for row, line in enumerate(lines):
             draw.text((MARGIN, top + row * LINE_HEIGHT), line, fill="white", font=font)
         buffer = io.BytesIO()
         card.save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
-
-    def __str__(self) -> str:
-        return f"{len(self._titles):,} drawn title cards"
 
 
 def _wrap(title: str, width_of: Callable[[str], float]) -> list[str]:
