@@ -29,11 +29,11 @@ from recbole_mm.data.dataset import create_dataset
 from recbole_mm.data.item_facts import ItemFacts
 from recbole_mm.inputs.mirm.objectives import OBJECTIVES, Histories, build_mixture
 from recbole_mm.inputs.mirm.prompting import PromptedExamples
-from recbole_mm.llm.finetune import Tuning, _arguments, _private_randomness, _train, add_lora
+from recbole_mm.llm.finetuning.examples import AnswerLoss, LengthGroupedBatches
+from recbole_mm.llm.finetuning.finetune import Tuning, _arguments, _private_randomness, _train, add_lora
+from recbole_mm.llm.finetuning.trainer import AnswerTrainer
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.model import MLLM
-from recbole_mm.llm.sft import AnswerLoss, LengthGroupedBatches
-from recbole_mm.llm.sft_trainer import AnswerTrainer
 from recbole_mm.llm.tiny import build_tiny
 
 PIXELS, TEXT_TOKENS, ANSWER_TOKENS = 112 * 112, 256, 128

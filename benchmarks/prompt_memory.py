@@ -22,7 +22,7 @@ from common import PeakMemory, markdown_table, quiet_config
 from recbole_mm.artifacts.store import Store
 from recbole_mm.inputs.reasoning.profiles import Histories, profile_requests
 from recbole_mm.inputs.reasoning.settings import ReasoningSettings
-from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.texts.generator import Request
 from recbole_mm.llm.texts.stage import texts_through_store
 
 ITEMS = 5000

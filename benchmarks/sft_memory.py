@@ -23,16 +23,16 @@ import torch
 from common import PeakMemory, markdown_table
 from transformers.utils import logging as hub_logging
 
-from recbole_mm.llm.finetune import Tuning, _arguments, _private_randomness, _train
+from recbole_mm.llm.finetuning.examples import Example
+from recbole_mm.llm.finetuning.finetune import Tuning, _arguments, _private_randomness, _train
 from recbole_mm.llm.loading import load_mllm
-from recbole_mm.llm.sft import Example
 from recbole_mm.llm.tiny import build_tiny
 
 FIXED = 16
 
 
 class Prompts:
-    """`recbole_mm.llm.sft.Examples` of random words.
+    """`recbole_mm.llm.finetuning.examples.Examples` of random words.
 
     Args:
         count: how many.

@@ -22,9 +22,8 @@ from common import markdown_table
 from PIL import Image
 
 from recbole_mm.llm.loading import load_mllm
-from recbole_mm.llm.texts.generator import Writing
+from recbole_mm.llm.texts.generator import Request, Writing
 from recbole_mm.llm.texts.hf import HfGenerator
-from recbole_mm.llm.texts.request import Request
 from recbole_mm.llm.texts.writers import multimodal_writer
 from recbole_mm.llm.tiny import build_tiny
 

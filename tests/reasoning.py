@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from recbole_mm.artifacts.executor import Failure
-from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.texts.generator import Request
 
 
 class RuleWriter:

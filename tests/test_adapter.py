@@ -18,10 +18,9 @@ from recbole_mm.errors import ModelLoadError
 from recbole_mm.llm import loading
 from recbole_mm.llm.families import FAMILIES
 from recbole_mm.llm.family import PreparedInput
-from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.loading import load_mllm, resize_vocabulary
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.tiny import build_tiny
-from recbole_mm.llm.vocabulary import resize_vocabulary
 from recbole_mm.utils.files import CHECKSUMS
 
 CORPUS = ["a red shoe in a garden", "a golden ship and a green lamp", "the stone horse looks at a red ship"]
@@ -269,7 +268,7 @@ def test_a_hub_adapter_brings_its_base(adapter: Path, folders: Path, monkeypatch
         asked.append((name, revision, allow_patterns[0]))
         return str(places[name])
 
-    monkeypatch.setattr("recbole_mm.llm.source.snapshot_download", download)
+    monkeypatch.setattr("recbole_mm.llm.pretrained.snapshot_download", download)
     loaded = load_mllm("someone/adapter", revision="main")
     close(states(loaded), states(expected))
     assert loaded.identity == "someone/base@qwen2_vl+someone/adapter@adapter"

@@ -161,7 +161,7 @@ def test_one_feature_file_commas_no_times_and_pictures(tmp_path):
 def test_features_meet_their_items(tmp_path, mappings):
     prepare(raw(tmp_path / "raw", mappings), tmp_path / "data" / "baby")
     config = Config("SASRecContent", "baby", config_dict=settings(tmp_path, benchmark_filename=None))
-    from recbole_mm.data.features import load_features
+    from recbole_mm.llm.features import load_features
 
     dataset = create_dataset(config)
     found = load_features(config["item_features"], dataset.content, compute=None)

@@ -19,11 +19,12 @@ from PIL import Image
 
 from recbole_mm.artifacts.store import Store
 from recbole_mm.errors import ConfigError, DataError
-from recbole_mm.llm.encode import STAGE, ItemEncoder, ahead, encode_items
+from recbole_mm.llm.encode import STAGE, ItemEncoder, encode_items
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.prompts import ItemPrompt
 from recbole_mm.llm.tiny import build_tiny
+from recbole_mm.utils.prefetch import prefetch
 
 WORDS = ["red", "green", "golden", "shoe", "ship", "garden", "lamp", "night", "river", "stone", "horse", "castle"]
 PIXELS = 112 * 112
@@ -258,7 +259,7 @@ def test_gpu_items_are_prepared_in_threads_ahead_of_the_model(encoder: ItemEncod
     assert len(first) < len(loaded) < 40  # some of the next are ready, but not all of them in memory
     batches.close()
     assert threading.current_thread().name not in threads
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("items")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 def test_cpu_batches_are_prepared_by_the_cores_that_run_them(encoder: ItemEncoder) -> None:
@@ -288,15 +289,15 @@ def test_ahead_keeps_order_bounds_and_errors() -> None:
             raise ValueError("broken 50")
         return value * 2
 
-    stream = ahead(work, range(50), threads=4, depth=8)
+    stream = prefetch(work, range(50), threads=4, depth=8)
     assert next(stream) == 0
     time.sleep(0.1)
     assert max(running) < 12
     assert list(stream) == [value * 2 for value in range(1, 50)]
     with pytest.raises(ValueError, match="broken 50"):
-        list(ahead(work, range(1000), threads=4, depth=8))
+        list(prefetch(work, range(1000), threads=4, depth=8))
     assert max(running) < 100
-    assert list(ahead(work, [], threads=4, depth=8)) == []
+    assert list(prefetch(work, [], threads=4, depth=8)) == []
 
 
 def test_cpu_work_is_shared_out_and_torchs_thread_count_stays(

@@ -29,11 +29,10 @@ from recbole_mm.errors import ModelLoadError
 from recbole_mm.llm.encode import ItemEncoder
 from recbole_mm.llm.families import FAMILIES, family_class
 from recbole_mm.llm.family import Part, PreparedInput
-from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.loading import add_cur_item, load_mllm, resize_vocabulary
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.prompts import CUR_ITEM
 from recbole_mm.llm.tiny import build_tiny
-from recbole_mm.llm.vocabulary import add_cur_item, resize_vocabulary
 
 WORDS = [
     "red",

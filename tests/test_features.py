@@ -36,13 +36,14 @@ from transformers import (
 from recbole_mm.artifacts.store import Store
 from recbole_mm.artifacts.vectors import vectors_through_store
 from recbole_mm.data.content import ContentSource, ItemContent
-from recbole_mm.data.encoders import SentenceEncoder, VisionEncoder
 from recbole_mm.data.feature_files import align, read_features
-from recbole_mm.data.features import FeatureSpec, load_features
+from recbole_mm.data.features import FeatureSpec
 from recbole_mm.data.images import FolderImages
 from recbole_mm.data.item_table import ItemTable
 from recbole_mm.data.item_text import TextLayout
 from recbole_mm.errors import ConfigError, DataError, ModelLoadError
+from recbole_mm.llm.encoders import SentenceEncoder, VisionEncoder
+from recbole_mm.llm.features import load_features
 from recbole_mm.llm.tiny import build_tiny
 
 WORDS = ["red", "green", "blue", "shoe", "hat", "coat", "long", "short", "title", ":"]
@@ -281,7 +282,7 @@ class TestLoading:
     def test_unreachable_hub(self, shop, compute, on, kind):
         spec = {"encoder": "somebody/no-such-model-x1", "on": on} | ({"kind": kind} if kind else {})
         with pytest.raises(
-            ModelLoadError, match=r"somebody/no-such-model-x1: .*hub is unreachable or switched off"
+            ModelLoadError, match=r"somebody/no-such-model-x1: .*hub cannot be reached or is switched off"
         ) as caught:
             load_features({"f": spec}, content_of(shop), compute)
         assert "\n" not in str(caught.value)

@@ -19,17 +19,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from recbole_mm.errors import CheckpointError, ConfigError, DiskError, ModelLoadError
-from recbole_mm.llm import finetune as module
-from recbole_mm.llm.finetune import Lora, Tuning, add_lora, check_tuning, finetune, last_checkpoint
-from recbole_mm.llm.loading import load_mllm
-from recbole_mm.llm.model import MLLM
-from recbole_mm.llm.sft import (
+from recbole_mm.llm.finetuning import finetune as module
+from recbole_mm.llm.finetuning.examples import (
     AnswerLoss,
     Example,
     LengthGroupedBatches,
     bottleneck_mask,
 )
-from recbole_mm.llm.sft_trainer import AnswerTrainer, warm_cosine
+from recbole_mm.llm.finetuning.finetune import Lora, Tuning, add_lora, check_tuning, finetune, last_checkpoint
+from recbole_mm.llm.finetuning.trainer import AnswerTrainer, warm_cosine
+from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.tiny import build_tiny
 from recbole_mm.utils.files import CHECKSUMS
 

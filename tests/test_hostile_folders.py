@@ -21,13 +21,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTImageProcessorPil, ViTModel
 
-from recbole_mm.data import pretrained
-from recbole_mm.data.encoders import SentenceEncoder, TimmEncoder, VisionEncoder
 from recbole_mm.data.features import FeatureSpec
-from recbole_mm.data.pretrained import open_pretrained
 from recbole_mm.errors import ModelLoadError
+from recbole_mm.llm import pretrained
+from recbole_mm.llm.encoders import SentenceEncoder, TimmEncoder, VisionEncoder, open_encoder
 from recbole_mm.llm.loading import load_mllm
-from recbole_mm.llm.source import Source
+from recbole_mm.llm.pretrained import Pretrained, open_pretrained
 from recbole_mm.llm.texts.writers import read_tokenizer, text_writer
 from recbole_mm.llm.tiny import build_tiny
 from recbole_mm.utils.files import CHECKSUMS
@@ -153,7 +152,7 @@ def test_a_multimodal_llm(llm, poison, marker, without_weights):
 
 def test_a_tokenizer_that_needs_code_names_the_setting(text_llm, poison, marker):
     folder = poison(text_llm, config={"model_type": "unheard-of"}, tokenizer_config={"tokenizer_class": "Slow"})
-    told = refused(lambda: read_tokenizer(Source("some/llm", folder)), marker)
+    told = refused(lambda: read_tokenizer(Pretrained("some/llm", folder)), marker)
     assert told.startswith("some/llm: it comes with Python code of its own, which is not run; ")
     assert "trust_remote_code: True" in told
 
@@ -175,7 +174,7 @@ def test_a_tuned_llm_with_its_adapter(llm, poison, marker, tmp_path):
 
 
 def test_a_text_llm(text_llm, poison, marker):
-    text_writer(Source("some/llm", poison(text_llm)), torch.device("cpu"), "float32")
+    text_writer(Pretrained("some/llm", poison(text_llm)), torch.device("cpu"), "float32")
     assert not marker.exists()
 
 
@@ -242,7 +241,7 @@ def test_a_vision_encoder_whose_code_is_trusted(vit, tmp_path, marker, monkeypat
     save_file({"scale": torch.full((3,), 2.0)}, folder / "model.safetensors", {"format": "pt"})
     shutil.copy(vit / "preprocessor_config.json", folder / "preprocessor_config.json")
     assert "set trust_remote_code: True" in refused(lambda: VisionEncoder(str(folder)), marker)
-    encoder = FeatureSpec("x", encoder=str(folder), on="image").open_encoder("cpu", trust_remote_code=True)
+    encoder = open_encoder(FeatureSpec("x", encoder=str(folder), on="image"), "cpu", trust_remote_code=True)
     assert marker.exists()
     assert np.allclose(encoder.encode([Image.new("RGB", (20, 30), "red")]), [[2.0, -2.0, -2.0]], atol=1e-6)
     assert encoder.parameters["code"] == encoder.recipe.open("cpu").parameters["code"]
@@ -285,7 +284,7 @@ def index_of_pickles(folder: Path, marker: Path, weights: str = "model.safetenso
     ("kind", "load"),
     [
         ("llm", lambda folder: load_mllm(folder)),
-        ("text_llm", lambda folder: text_writer(Source("x", folder), torch.device("cpu"), "float32")),
+        ("text_llm", lambda folder: text_writer(Pretrained("x", folder), torch.device("cpu"), "float32")),
         ("vit", lambda folder: VisionEncoder(str(folder))),
         ("sentences", lambda folder: SentenceEncoder(str(folder))),
     ],

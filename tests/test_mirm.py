@@ -21,12 +21,12 @@ from recbole_mm.inputs.mirm.objectives import OBJECTIVES, Histories, build_mixtu
 from recbole_mm.inputs.mirm.prompting import PromptedExamples
 from recbole_mm.inputs.mirm.tuning import MirmSettings
 from recbole_mm.inputs.model_inputs import tiny_family
-from recbole_mm.llm import finetune as finetune_module
 from recbole_mm.llm.encode import ItemEncoder
-from recbole_mm.llm.finetune import Tuning
+from recbole_mm.llm.finetuning import finetune as finetune_module
+from recbole_mm.llm.finetuning.examples import AnswerLoss, LengthGroupedBatches, bottleneck_mask
+from recbole_mm.llm.finetuning.finetune import Tuning
+from recbole_mm.llm.finetuning.trainer import AnswerTrainer
 from recbole_mm.llm.loading import load_mllm
-from recbole_mm.llm.sft import AnswerLoss, LengthGroupedBatches, bottleneck_mask
-from recbole_mm.llm.sft_trainer import AnswerTrainer
 from recbole_mm.llm.tiny import build_tiny
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.runs.run import assemble

@@ -30,11 +30,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2VLModel
 
 from recbole_mm.errors import DiskError, ModelLoadError
-from recbole_mm.llm import loading, source, tiny
+from recbole_mm.llm import loading, pretrained, tiny
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.model import MLLM, TextStack
+from recbole_mm.llm.pretrained import files_identity
 from recbole_mm.llm.prompts import CUR_ITEM, ItemPrompt
-from recbole_mm.llm.source import files_identity
 from recbole_mm.llm.tiny import SPECIAL_TOKENS, build_tiny
 from recbole_mm.utils.files import CHECKSUMS
 
@@ -273,7 +273,7 @@ def test_hub_problems_are_one_line(monkeypatch: pytest.MonkeyPatch, problem: Exc
     def fail(*args: object, **kwargs: object) -> str:
         raise problem
 
-    monkeypatch.setattr(source, "snapshot_download", fail)
+    monkeypatch.setattr(pretrained, "snapshot_download", fail)
     with pytest.raises(ModelLoadError, match=words) as error:
         load_mllm("Qwen/Qwen2-VL-2B-Instruct", revision="v9")
     assert message(error).startswith("Qwen/Qwen2-VL-2B-Instruct: ")
@@ -287,7 +287,7 @@ def test_a_hub_model_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch, tin
         calls.append((name, revision, allow_patterns))
         return str(snapshot)
 
-    monkeypatch.setattr(source, "snapshot_download", download)
+    monkeypatch.setattr(pretrained, "snapshot_download", download)
     loaded = load_mllm("someone/tiny", revision="main")
     assert (loaded.name, loaded.identity) == ("someone/tiny", "someone/tiny@0123abcd")
     assert [call[2][0] for call in calls] == ["config.json", "*.json"]
@@ -421,16 +421,16 @@ def test_identity_follows_the_files(copied: Path, mllm: MLLM) -> None:
 
 
 def test_identity_is_hashed_once_per_process(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = source.files_identity(copied)
+    first = pretrained.files_identity(copied)
 
     def refuse(*args: object) -> None:
         raise AssertionError("hashed again")
 
-    monkeypatch.setattr(source.hashlib, "file_digest", refuse)
-    assert source.files_identity(copied) == first
+    monkeypatch.setattr(pretrained.hashlib, "file_digest", refuse)
+    assert pretrained.files_identity(copied) == first
     os.utime(copied / "model.safetensors", ns=(1, 1))
     with pytest.raises(AssertionError, match="hashed again"):
-        source.files_identity(copied)
+        pretrained.files_identity(copied)
 
 
 # --- [Cur_Item] ------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from recbole_mm.experiments.compare.summary import TableRow, summarize
 from recbole_mm.experiments.compare.table import to_csv, to_latex, to_markdown
 from recbole_mm.graph import TokenOrder, refined_graph
 from recbole_mm.inputs import model_inputs as provisions
-from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.texts.generator import Request
 from recbole_mm.models.mllmrec import MLLMRec
 from recbole_mm.models.mllmrec import model as mllmrec_model
 from recbole_mm.models.mllmrec.inputs import filled_in, mean_of_items, propagated

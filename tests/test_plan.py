@@ -24,7 +24,7 @@ from recbole_mm.llm import dry_run as unloaded
 from recbole_mm.llm import loading
 from recbole_mm.llm.dry_run import UnknownWriter
 from recbole_mm.llm.texts import hf
-from recbole_mm.llm.texts.template import TemplateGenerator
+from recbole_mm.llm.texts.generator import TemplateGenerator
 from recbole_mm.models.hooks import hooks_of
 from recbole_mm.runs.plan import Plan, plan
 from tests.conftest import TOY_FEATURES
@@ -54,7 +54,7 @@ def no_weights(monkeypatch):
 
     monkeypatch.setattr(loading, "_read_model", refuse)
     monkeypatch.setattr(hf, "text_writer", refuse)
-    monkeypatch.setattr("recbole_mm.data.encoders._open_sentence_model", refuse)
+    monkeypatch.setattr("recbole_mm.llm.encoders._open_sentence_model", refuse)
 
 
 def stages(planned: Plan) -> dict[str, PlannedStage]:

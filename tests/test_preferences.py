@@ -21,8 +21,7 @@ from recbole_mm.inputs.reasoning.preferences import Cases, Preferences
 from recbole_mm.inputs.reasoning.rates import read_rates
 from recbole_mm.inputs.reasoning.settings import PreferenceSettings
 from recbole_mm.inputs.reasoning.stage import Reasoning
-from recbole_mm.llm.texts.request import Request
-from recbole_mm.llm.texts.template import TemplateGenerator
+from recbole_mm.llm.texts.generator import Request, TemplateGenerator
 from tests.conftest import TOY_SETTINGS
 from tests.reasoning import Forgetful, LiveRequests, RuleWriter
 from tests.test_contract import SPLITS, eval_args, leak_dataset

@@ -19,7 +19,7 @@ from recbole_mm.inputs.reasoning.profiles import Histories, newest_within, profi
 from recbole_mm.inputs.reasoning.rates import FILE, note_rate, read_rates
 from recbole_mm.inputs.reasoning.settings import ReasoningSettings
 from recbole_mm.inputs.reasoning.stage import Reasoning
-from recbole_mm.llm.texts.template import TemplateGenerator
+from recbole_mm.llm.texts.generator import TemplateGenerator
 from tests.conftest import TOY_SETTINGS, write_toy
 from tests.reasoning import Forgetful, LiveRequests, RuleWriter, WordEncoder
 from tests.test_contract import SPLITS, eval_args, leak_dataset

@@ -48,7 +48,7 @@ def writer_of(store, generator, lengths, size=3, items=None, **options) -> Chain
 
 
 def answer(prompt: str) -> str:
-    from recbole_mm.llm.texts.request import Request
+    from recbole_mm.llm.texts.generator import Request
 
     return RuleWriter()._answer(Request(prompt, None))
 

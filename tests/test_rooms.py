@@ -40,7 +40,6 @@ KNOWN_UPWARD: frozenset[tuple[str, str]] = frozenset(
         ("recbole_mm.artifacts.ray_pool", "recbole_mm.distributed.cluster"),
         ("recbole_mm.config.resolved", "recbole_mm.data.files"),
         ("recbole_mm.config.resolved", "recbole_mm.data.splits"),
-        ("recbole_mm.data.encoders", "recbole_mm.llm.families"),
         ("recbole_mm.distributed.driver", "recbole_mm.runs.profiling"),
         ("recbole_mm.distributed.driver", "recbole_mm.runs.run"),
         ("recbole_mm.distributed.worker", "recbole_mm.runs.profiling"),
@@ -54,12 +53,6 @@ KNOWN_UPWARD: frozenset[tuple[str, str]] = frozenset(
 
 KNOWN_CIRCLES: frozenset[tuple[str, ...]] = frozenset(
     {
-        (
-            "recbole_mm.llm.texts.generator",
-            "recbole_mm.llm.texts.hf",
-            "recbole_mm.llm.texts.hf_elsewhere",
-            "recbole_mm.llm.texts.openai",
-        ),
         (
             "recbole_mm.runs.first_stage",
             "recbole_mm.runs.run",

@@ -11,10 +11,11 @@ import recbole_mm
 from recbole_mm.artifacts.store import Store
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
-from recbole_mm.data.encoders import SentenceEncoder
-from recbole_mm.data.features import FeatureSpec, load_features, reads_summaries
+from recbole_mm.data.features import FeatureSpec, reads_summaries
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.inputs.model_inputs import artifact_dir, needed, provide
+from recbole_mm.llm.encoders import SentenceEncoder
+from recbole_mm.llm.features import load_features
 from recbole_mm.models.hooks import hooks_of
 from tests.encoders import write_sentence_encoder
 from tests.reasoning import RuleWriter

@@ -14,10 +14,9 @@ from recbole_mm.artifacts.executor import Failure
 from recbole_mm.artifacts.store import Store
 from recbole_mm.config.resolved import Config
 from recbole_mm.errors import ConfigError
-from recbole_mm.llm.texts.generator import Writing, open_generator
-from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.texts.backends import open_generator
+from recbole_mm.llm.texts.generator import NOTHING_TO_SAY, Request, TemplateGenerator, Writing
 from recbole_mm.llm.texts.stage import EMPTY, text_key, texts_through_store
-from recbole_mm.llm.texts.template import NOTHING_TO_SAY, TemplateGenerator
 
 STAGE = "item_description"
 

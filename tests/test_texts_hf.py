@@ -20,10 +20,10 @@ from recbole_mm.errors import ImageError, ModelLoadError
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.prompts import CUR_ITEM
+from recbole_mm.llm.texts.backends import open_generator
 from recbole_mm.llm.texts.chat import Chat
-from recbole_mm.llm.texts.generator import Writing, open_generator
+from recbole_mm.llm.texts.generator import Request, Writing
 from recbole_mm.llm.texts.hf import IMAGE_PIXELS, NO_PICTURE, Draw, HfGenerator
-from recbole_mm.llm.texts.request import Request
 from recbole_mm.llm.texts.stage import texts_through_store
 from recbole_mm.llm.texts.writers import Writer, multimodal_writer, plain_token_ids
 from recbole_mm.llm.tiny import build_tiny

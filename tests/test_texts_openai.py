@@ -29,12 +29,16 @@ from PIL import Image
 from recbole_mm.artifacts.executor import Failure
 from recbole_mm.artifacts.store import Store
 from recbole_mm.errors import ConfigError, ImageError
-from recbole_mm.llm.texts.generator import Writing
-from recbole_mm.llm.texts.openai import LARGEST_ANSWER, OpenAIGenerator
-from recbole_mm.llm.texts.request import Request
-from recbole_mm.llm.texts.server import Server, TextServerError
+from recbole_mm.llm.texts.generator import Request, Writing
+from recbole_mm.llm.texts.openai import (
+    IMAGE_SIDE,
+    LARGEST_ANSWER,
+    SENT_HEADERS,
+    OpenAIGenerator,
+    Server,
+    TextServerError,
+)
 from recbole_mm.llm.texts.stage import texts_through_store
-from recbole_mm.llm.texts.wire import IMAGE_SIDE
 from recbole_mm.utils.retry_after import retry_after
 
 KEY = "sk-hush"
@@ -55,7 +59,7 @@ class FakeServer:
 
     def __init__(self, answer: Callable[[Any, dict, int], tuple[int, dict, bytes] | None]) -> None:
         self.seen: list[dict] = []
-        self.headers: list[dict] = []
+        self.headers: list[Any] = []
         self.paths: list[str] = []
         self.times: list[float] = []
         self.most_at_once = self._now = 0
@@ -70,7 +74,7 @@ class FakeServer:
                 with lock:
                     before = sum(seen["messages"] == body["messages"] for seen in fake.seen)
                     fake.seen.append(body)
-                    fake.headers.append(dict(self.headers))
+                    fake.headers.append(self.headers)
                     fake.paths.append(self.path)
                     fake.times.append(time.monotonic())
                     fake._now += 1
@@ -151,6 +155,17 @@ def test_a_request_says_what_it_should(serve) -> None:
     assert server.seen[1]["messages"][0]["content"] == "?"
     assert "Authorization" not in server.headers[1]
     assert server.paths == ["/v1/chat/completions"] * 2
+
+
+def test_a_server_is_told_nothing_of_the_machine_or_of_other_accounts(serve, monkeypatch) -> None:
+    for variable in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(variable, "sk-other")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer sk-other")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    server = serve(echo)
+    assert generator_of(server.url).generate(asked("a")) == ["About a."]
+    assert "sk-other" not in str(server.headers[0])
+    assert {name.lower() for name in server.headers[0]} <= SENT_HEADERS
 
 
 def test_a_picture_is_sent_as_a_jpeg_of_bounded_size(serve) -> None:
@@ -527,10 +542,8 @@ def test_leaving_a_stream_ends_the_requests_under_way(serve) -> None:
 PROGRAM = """
 import sys
 from recbole_mm.artifacts.store import Store
-from recbole_mm.llm.texts.generator import Writing
-from recbole_mm.llm.texts.openai import OpenAIGenerator
-from recbole_mm.llm.texts.request import Request
-from recbole_mm.llm.texts.server import Server
+from recbole_mm.llm.texts.generator import Request, Writing
+from recbole_mm.llm.texts.openai import OpenAIGenerator, Server
 from recbole_mm.llm.texts.stage import texts_through_store
 generator = OpenAIGenerator(Server(sys.argv[1], "m", concurrency=2), Writing())
 requests = {number: Request(str(number), None) for number in range(40)}

@@ -21,9 +21,9 @@ from transformers.utils.import_utils import is_serve_available
 from recbole_mm.artifacts.executor import Failure
 from recbole_mm.artifacts.store import Store
 from recbole_mm.llm.loading import load_mllm
-from recbole_mm.llm.texts.generator import open_generator
-from recbole_mm.llm.texts.request import Request
-from recbole_mm.llm.texts.server import TextServerError
+from recbole_mm.llm.texts.backends import open_generator
+from recbole_mm.llm.texts.generator import Request
+from recbole_mm.llm.texts.openai import TextServerError
 from recbole_mm.llm.texts.stage import texts_through_store
 from recbole_mm.llm.tiny import build_tiny
 from recbole_mm.llm.tiny_tokenizers import deepseek_tokenizer

@@ -19,8 +19,8 @@ from recbole_mm.config.yaml_settings import NOBODY
 from recbole_mm.data.content_source import ContentSource
 from recbole_mm.data.images import ZipImages
 from recbole_mm.errors import CheckpointError, ConfigError, DataError, ImageError, RecboleMMError
-from recbole_mm.llm.texts.generator import open_generator
-from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.texts.backends import open_generator
+from recbole_mm.llm.texts.generator import Request
 from recbole_mm.runs.pretrained_run import read_finished_model
 from tests.conftest import TOY_SETTINGS
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,11 +16,35 @@ from recbole_mm.artifacts.executor import Executor, Failure, Portable
 from recbole_mm.artifacts.fill import FillReport, fill, require_finite
 from recbole_mm.artifacts.store import Store, artifact_key
 from recbole_mm.data.carried import CarriedImage
-from recbole_mm.data.encoders import Encoder, EncoderRecipe
 from recbole_mm.errors import ModelLoadError
 
 BATCHES_AHEAD = 2
 NOT_LOADED = "the input cannot be loaded"
+
+
+class Encoder(Protocol):
+    """Turns inputs of one modality into vectors.
+
+    Attributes:
+        identity: which model: hub id and commit, or a hash of its files.
+        parameters: plain settings that its vectors depend on.
+    """
+
+    identity: str
+    parameters: dict[str, Any]
+
+    def encode(self, inputs: list[Any]) -> np.ndarray:
+        """n texts or RGB images -> (n, d) float32."""
+
+
+class EncoderRecipe(Protocol):
+    """How an encoder is made on another machine; `name` is for errors."""
+
+    @property
+    def name(self) -> str: ...
+
+    def open(self, device: str) -> Encoder:
+        """Load the model."""
 
 
 @dataclass(frozen=True)

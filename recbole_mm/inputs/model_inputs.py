@@ -24,9 +24,7 @@ from recbole_mm.artifacts.executor import Executor
 from recbole_mm.artifacts.store import Store
 from recbole_mm.artifacts.vectors import vectors_through_store
 from recbole_mm.data.content import ItemContent
-from recbole_mm.data.features import load_features
 from recbole_mm.data.inputs import ModelInputs
-from recbole_mm.data.pretrained import locate
 from recbole_mm.errors import ConfigError, ModelLoadError
 from recbole_mm.inputs.answering.tuning import SftSettings, tuned_answerer
 from recbole_mm.inputs.mirm.tuning import MirmSettings, tuned_mirm
@@ -35,12 +33,14 @@ from recbole_mm.inputs.reasoning import stage as reasoning
 from recbole_mm.inputs.reasoning.left_out import LeftOut
 from recbole_mm.inputs.reasoning.settings import ReasoningSettings
 from recbole_mm.llm.encode import DEFAULT_TEXT_TOKENS, ItemEncoder, encode_items
-from recbole_mm.llm.encode_elsewhere import carried_encoding
+from recbole_mm.llm.encode_remote import carried_encoding
+from recbole_mm.llm.features import load_features
 from recbole_mm.llm.item_tokens import tokenize_items
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.model import MLLM
-from recbole_mm.llm.texts.generator import open_generator
-from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.pretrained import find_encoder
+from recbole_mm.llm.texts.backends import open_generator
+from recbole_mm.llm.texts.generator import Request
 from recbole_mm.llm.texts.stage import TextReport, texts_through_store
 from recbole_mm.llm.tiny import build_tiny
 from recbole_mm.utils.files import make_folder
@@ -252,7 +252,7 @@ def _from_mllm(
 def _find_sentence_encoder(name: str) -> None:
     """Stop before anything is written where the encoder of it cannot be had."""
     try:
-        locate(name)
+        find_encoder(name)
     except ModelLoadError as error:
         raise ModelLoadError(f"sentence_encoder: {error}") from error
 

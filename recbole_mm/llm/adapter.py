@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from recbole_mm.errors import ModelLoadError
-from recbole_mm.llm.source import ADAPTER_CONFIG, Source
+from recbole_mm.llm.pretrained import ADAPTER_CONFIG, Pretrained
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 GENERATION_KEYS = ("base_model.model.model.", "base_model.model.lm_head.")
@@ -32,7 +32,7 @@ class Adapter:
         needs_head: it was trained inside a model with a head.
     """
 
-    source: Source
+    source: Pretrained
     base: str
     base_revision: str | None
     embedding_rows: int | None
@@ -49,7 +49,7 @@ class Adapter:
         return (self.source.folder / "tokenizer.json").is_file()
 
 
-def read_adapter(source: Source) -> Adapter:
+def read_adapter(source: Pretrained) -> Adapter:
     """Read what an adapter says of itself; none of its weights.
 
     Raises:

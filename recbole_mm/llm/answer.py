@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from recbole_mm.errors import ConfigError, ModelLoadError
-from recbole_mm.llm.family import Family, PreparedInput
-from recbole_mm.llm.masks import as_attention_wants
+from recbole_mm.llm.family import Family, PreparedInput, as_attention_wants
 from recbole_mm.llm.model import MLLM
 
 YES, NO = "Yes", "No"

@@ -19,11 +19,11 @@ from recbole_mm.inputs.reasoning.estimate import Estimate, PlannedStage
 from recbole_mm.inputs.reasoning.vectors import known_identity
 from recbole_mm.llm.encode import DEFAULT_TEXT_TOKENS, runs_in_bfloat16, vector_key, vector_parameters
 from recbole_mm.llm.loading import weights_dtype
+from recbole_mm.llm.pretrained import Pretrained
 from recbole_mm.llm.prompts import ItemPrompt
-from recbole_mm.llm.source import Source
-from recbole_mm.llm.texts.generator import Generator, open_generator, writing_of
+from recbole_mm.llm.texts.backends import open_generator, writing_of
+from recbole_mm.llm.texts.generator import Generator, Request
 from recbole_mm.llm.texts.hf import IMAGE_PIXELS, HfGenerator
-from recbole_mm.llm.texts.request import Request
 from recbole_mm.llm.texts.writers import check_writes, plain_token_ids, read_tokenizer
 
 SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
@@ -90,7 +90,7 @@ def unloaded_generator(config: Any, dataset: Any, notes: list[str]) -> Generator
     )
 
 
-def run_mllm(config: Any, dataset: Any, notes: list[str]) -> Source | None:
+def run_mllm(config: Any, dataset: Any, notes: list[str]) -> Pretrained | None:
     """The files of the run's own multimodal LLM, `mllm`; None, with a note, where they are not there yet."""
     if (config["mirm_tuning"] or "none") != "none":
         notes.append(f"mirm_tuning: {config['mirm_tuning']}: the MLLM is fine-tuned first, which is not estimated here")
@@ -100,22 +100,22 @@ def run_mllm(config: Any, dataset: Any, notes: list[str]) -> Source | None:
         return small_source(config["mllm"], notes)
     folder, _ = tiny_folder(config, dataset, family)
     if folder.is_dir():
-        return Source(str(folder), folder)
+        return Pretrained(str(folder), folder)
     notes.append(f"mllm: {config['mllm']} is not built yet: tokens are estimated from characters")
     return None
 
 
-def small_source(name: str, notes: list[str]) -> Source | None:
+def small_source(name: str, notes: list[str]) -> Pretrained | None:
     """A model's folder, or the configuration and tokenizer of one on the hub; None, with a note, without either."""
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return Source(name, folder)
+        return Pretrained(name, folder)
     try:
         snapshot = Path(snapshot_download(name, allow_patterns=list(SMALL_FILES)))
     except (LocalEntryNotFoundError, HFValidationError, HTTPError, OSError):
         notes.append(f"{name} is neither here nor can it be asked about: everything of it counts as to do")
         return None
-    return Source(name, snapshot, snapshot.name)
+    return Pretrained(name, snapshot, snapshot.name)
 
 
 def mllm_stages(config: Any, dataset: Any, store: Any, needs: Sequence[str], notes: list[str]) -> list[PlannedStage]:
@@ -131,7 +131,7 @@ def mllm_stages(config: Any, dataset: Any, store: Any, needs: Sequence[str], not
     return planned
 
 
-def _item_vectors(config: Any, content: ItemContent, store: Any, source: Source | None, name: str) -> PlannedStage:
+def _item_vectors(config: Any, content: ItemContent, store: Any, source: Pretrained | None, name: str) -> PlannedStage:
     prints = set(content.fingerprints(range(1, len(content))))
     pixels = config["mllm_image_pixels"]
     if source is None or source.is_adapter or pixels is None:

@@ -18,11 +18,11 @@ from PIL import Image
 from recbole_mm.artifacts.executor import Executor, Portable
 from recbole_mm.artifacts.fill import fill, require_finite
 from recbole_mm.artifacts.store import Store, artifact_key
-from recbole_mm.llm.ahead import ahead
 from recbole_mm.llm.family import Part, PreparedInput
 from recbole_mm.llm.loading import has_bfloat16
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.prompts import ItemPrompt
+from recbole_mm.utils.prefetch import prefetch
 
 logger = logging.getLogger(__name__)
 
@@ -291,7 +291,7 @@ class ItemEncoder:
         depth = max(2 * self.threads, min(LOOKAHEAD * self._items_per_part, 512))
         batch: dict[Given, PreparedInput | None] = {}
         longest = patches = 0
-        with closing(ahead(partial(self._load, load), order, self.threads, depth)) as stream:
+        with closing(prefetch(partial(self._load, load), order, self.threads, depth)) as stream:
             for place, (item, prepared) in enumerate(zip(order, stream)):
                 tokens, more = (len(prepared.ids), prepared.patches) if prepared else (0, 0)
                 size = (len(batch) + 1) * max(longest, tokens) + patches + more
@@ -332,7 +332,7 @@ def encode_items(
         store: what was computed before is taken from it, every finished batch is added at once.
         show_progress: show a progress display.
         executor: encodes elsewhere; None encodes here.
-        carry: how the work is sent there (`encode_elsewhere.carried_encoding`).
+        carry: how the work is sent there (`encode_remote.carried_encoding`).
 
     Returns:
         (items, hidden) float32: row 0 and the rows of items with neither image nor text are zeros.
@@ -391,5 +391,5 @@ def fingerprints(content: Content, threads: int, per_task: int = 256) -> Iterato
     def some(start: int) -> list[str]:
         return [content.fingerprint(index) for index in range(start, min(start + per_task, len(content)))]
 
-    for part in ahead(some, starts, threads, 2 * threads):
+    for part in prefetch(some, starts, threads, 2 * threads):
         yield from part

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,14 +14,13 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
-from recbole_mm.data.pretrained import open_pretrained
 from recbole_mm.errors import ModelLoadError
 from recbole_mm.llm.adapter import Adapter, merge_adapter, read_adapter
 from recbole_mm.llm.families import FAMILIES, family_class
 from recbole_mm.llm.family import Family
 from recbole_mm.llm.model import MLLM
-from recbole_mm.llm.source import OFFLINE_HINT, Source, first_line, locate
-from recbole_mm.llm.vocabulary import add_cur_item, resize_vocabulary, set_to_mean
+from recbole_mm.llm.pretrained import LLM_HINT, Pretrained, find_llm, first_line, open_pretrained
+from recbole_mm.llm.prompts import CUR_ITEM
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ def load_mllm(
     name = str(name_or_path)
     target = torch.device(device)
     own_dtype = weights_dtype(dtype, target)
-    source = locate(name, revision, supported_family, trust_remote_code)
+    source = find_llm(name, revision, supported_family, trust_remote_code)
     adapter = read_adapter(source) if source.is_adapter else None
     base = source if adapter is None else _locate_base(adapter, trust_remote_code)
     # Before anything of it is used: a file that is damaged is found here.
@@ -128,7 +127,7 @@ def require_words(name: str, tokenizer: Any) -> None:
         raise ModelLoadError(f"{name}: there are no words in its tokenizer; copy the model's tokenizer.json there, too")
 
 
-def _read_model(base: Source, model_class: Any, settings: dict[str, Any]) -> PreTrainedModel:
+def _read_model(base: Pretrained, model_class: Any, settings: dict[str, Any]) -> PreTrainedModel:
     """The model's weights, every tensor accounted for."""
     try:
         # Its random starts, where it makes any, must not advance the caller's generator.
@@ -145,7 +144,7 @@ def _read_model(base: Source, model_class: Any, settings: dict[str, Any]) -> Pre
     return model
 
 
-def _outline(base: Source, model_class: Any) -> PreTrainedModel:
+def _outline(base: Pretrained, model_class: Any) -> PreTrainedModel:
     """A model whose tensors have shapes alone."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -187,10 +186,10 @@ def _with_adapter(adapter: Adapter, family_type: type[Family], model: PreTrained
     return model
 
 
-def _locate_base(adapter: Adapter, with_code: bool) -> Source:
+def _locate_base(adapter: Adapter, with_code: bool) -> Pretrained:
     """The files of an adapter's base model."""
     try:
-        base = locate(adapter.base, adapter.base_revision, supported_family, with_code)
+        base = find_llm(adapter.base, adapter.base_revision, supported_family, with_code)
     except ModelLoadError as error:
         raise ModelLoadError(f"{adapter.name}: the adapter's base model is missing: {error}") from error
     if base.is_adapter:
@@ -226,7 +225,7 @@ def supported_family(name: str, folder: Path) -> type[Family]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelLoadError(f"{name}: no model there, its folder holds no config.json; {OFFLINE_HINT}") from error
+        raise ModelLoadError(f"{name}: no model there, its folder holds no config.json; {LLM_HINT}") from error
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"{name}: its config.json cannot be read: {first_line(error)}") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
@@ -255,3 +254,52 @@ def weights_dtype(name: str, device: torch.device) -> torch.dtype:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device is a GPU that computes in bfloat16. CPUs do too, but most of them slowly."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+# --- new words: in memory only, the checkpoint on disk stays as it is -------------------------------------------------
+
+
+def add_cur_item(model: PreTrainedModel, tokenizer: Any, name: str) -> int:
+    """Make `[Cur_Item]` a special token of a loaded model.
+
+    A checkpoint that knows the token already (one that was fine-tuned with it) is left alone. Otherwise the token's
+    embedding is the mean of all words' embeddings: the same on every machine, and no direction preferred.
+
+    Args:
+        model: with a head or without.
+        tokenizer: of the model.
+        name: of the model, for errors.
+
+    Returns:
+        The token's id.
+
+    Raises:
+        ModelLoadError: the tokenizer has no fast version.
+    """
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ModelLoadError(f"{name}: its tokenizer has no fast version (tokenizer.json), which recbole_mm needs")
+    words = len(tokenizer)
+    if tokenizer.add_special_tokens({"extra_special_tokens": [CUR_ITEM]}, replace_extra_special_tokens=False) == 0:
+        return int(tokenizer.convert_tokens_to_ids(CUR_ITEM))
+    token = int(tokenizer.convert_tokens_to_ids(CUR_ITEM))
+    if token >= model.get_input_embeddings().num_embeddings:
+        resize_vocabulary(model, token + 1)
+    set_to_mean(model, [token], words)
+    return token
+
+
+def resize_vocabulary(model: PreTrainedModel, rows: int) -> None:
+    """Give the word embeddings, and the head where there is one, this many rows."""
+    with torch.random.fork_rng(devices=[]):  # what is drawn for new rows is overwritten
+        family_class(model.config.model_type).resize(model, rows)
+
+
+@torch.no_grad()
+def set_to_mean(model: PreTrainedModel, tokens: Iterable[int], words: int) -> None:
+    """Set the rows of new tokens to the mean over the first `words` rows, in the embeddings and in an untied head."""
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    for layer in {id(layer.weight): layer for layer in layers if layer is not None}.values():
+        mean = layer.weight[:words].double().mean(dim=0).to(layer.weight.dtype)
+        for token in tokens:
+            if token < len(layer.weight):  # a head may know fewer words than the embeddings
+                layer.weight[token] = mean

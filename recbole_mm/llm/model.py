@@ -15,8 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from recbole_mm.llm.family import Family, PreparedInput
-from recbole_mm.llm.masks import as_attention_wants
+from recbole_mm.llm.family import Family, PreparedInput, as_attention_wants
 
 
 @dataclass

@@ -17,7 +17,7 @@ import numpy as np
 
 from recbole_mm.errors import DataError
 from recbole_mm.inputs.answering.prompt import Prompt
-from recbole_mm.llm import sft
+from recbole_mm.llm.finetuning import examples as sft
 
 YES_KIND, NO_KIND = "yes", "no"
 """Kinds of examples: the loss is logged for each."""
@@ -130,7 +130,7 @@ def _draw_others(population: np.ndarray, known: set[int], count: int, rng: np.ra
 
 
 class PromptedQuestions:
-    """`recbole_mm.llm.sft.Examples` of questions: prompt and first token of the answer.
+    """`recbole_mm.llm.finetuning.examples.Examples` of questions: prompt and first token of the answer.
 
     The token that is learnt is the one whose probability ranks; what a model would write behind it ranks nothing.
 

@@ -19,8 +19,7 @@ from recbole_mm.inputs.answering.examples import (
 )
 from recbole_mm.inputs.answering.prompt import Prompt
 from recbole_mm.llm.answer import resolve_yes_no
-from recbole_mm.llm.model import MLLM
-from recbole_mm.llm.tuned import (
+from recbole_mm.llm.finetuning.tuned_model import (
     ACCEPTED_TUNING,
     WHOLE,
     Accepted,
@@ -30,6 +29,7 @@ from recbole_mm.llm.tuned import (
     read_settings,
     tuning_of,
 )
+from recbole_mm.llm.model import MLLM
 
 RECIPE = 1
 """Part of every folder's name: raise it whenever the same examples and settings would give another model."""

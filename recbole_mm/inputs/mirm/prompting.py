@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from recbole_mm.inputs.mirm.objectives import Example, ShownItem
-from recbole_mm.llm import sft
 from recbole_mm.llm.encode import SPECIAL_TOKENS, Content
 from recbole_mm.llm.family import Part
+from recbole_mm.llm.finetuning import examples as sft
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.prompts import ItemPrompt
 
 
 class PromptedExamples:
-    """`recbole_mm.llm.sft.Examples` of a mixture.
+    """`recbole_mm.llm.finetuning.examples.Examples` of a mixture.
 
     Every item ends in `[Cur_Item]`, as when it is encoded, and nothing stands before the first one: what follows is
     predicted from the very states that are read as item vectors.

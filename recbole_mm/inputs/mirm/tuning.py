@@ -12,9 +12,7 @@ from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.inputs.mirm.objectives import OBJECTIVES, Histories, build_mixture, examples_digest
 from recbole_mm.inputs.mirm.prompting import PromptedExamples
 from recbole_mm.llm.encode import DEFAULT_TEXT_TOKENS
-from recbole_mm.llm.model import MLLM
-from recbole_mm.llm.prompts import ItemPrompt
-from recbole_mm.llm.tuned import (
+from recbole_mm.llm.finetuning.tuned_model import (
     ACCEPTED_TUNING,
     FLAG,
     WHOLE,
@@ -25,6 +23,8 @@ from recbole_mm.llm.tuned import (
     read_settings,
     tuning_of,
 )
+from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.prompts import ItemPrompt
 
 RECIPE = 1
 """Part of every folder's name: raise it whenever the same examples and settings would give another model."""

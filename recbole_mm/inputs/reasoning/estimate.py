@@ -27,8 +27,7 @@ from recbole_mm.inputs.reasoning.rates import (
 from recbole_mm.inputs.reasoning.recurrent import Node
 from recbole_mm.inputs.reasoning.settings import PreferenceSettings, ReasoningSettings
 from recbole_mm.inputs.reasoning.stage import ENCODED, NAMES, NEEDS, computing_device, device_name, preference_prompts
-from recbole_mm.llm.texts.generator import Generator
-from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.texts.generator import Generator, Request
 from recbole_mm.llm.texts.stage import text_key
 
 STAND_IN = "A dark red cotton shirt with long sleeves, small round buttons and a loose fit, for warm days outside."

@@ -12,8 +12,7 @@ from recbole_mm.data.item_text import clean_text
 from recbole_mm.inputs.reasoning.prompts import description_prompt
 from recbole_mm.inputs.reasoning.settings import ReasoningSettings
 from recbole_mm.llm.texts.cleaning import cut_words
-from recbole_mm.llm.texts.generator import Generator
-from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.texts.generator import Generator, Request
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from recbole_mm.inputs.reasoning.items import Texts
 from recbole_mm.inputs.reasoning.profiles import MARKUP_TOKENS, newest_within
 from recbole_mm.inputs.reasoning.prompts import history_line, preference_prompt
-from recbole_mm.llm.texts.generator import Generator
-from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.texts.generator import Generator, Request
 
 
 @dataclass(frozen=True)

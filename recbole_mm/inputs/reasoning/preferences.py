@@ -26,7 +26,7 @@ from recbole_mm.inputs.reasoning.preference_prompts import PreferencePrompts, Sh
 from recbole_mm.inputs.reasoning.recurrent import Chains, Node, blocks_of_size, sessions
 from recbole_mm.inputs.reasoning.settings import PreferenceSettings
 from recbole_mm.inputs.reasoning.summary import HistorySummary
-from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.texts.generator import Request
 
 SECONDS_PER_HOUR = 3600
 EARLIEST = 1e8

@@ -14,8 +14,7 @@ from recbole_mm.inputs.reasoning.items import Texts
 from recbole_mm.inputs.reasoning.prompts import history_line, profile_prompt
 from recbole_mm.inputs.reasoning.settings import ReasoningSettings
 from recbole_mm.inputs.reasoning.summary import HistorySummary
-from recbole_mm.llm.texts.generator import Generator
-from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.texts.generator import Generator, Request
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from recbole_mm.llm.texts.generator import Generator
-from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.texts.generator import Generator, Request
 from recbole_mm.utils.files import read_json, write_json
 
 logger = logging.getLogger(__name__)

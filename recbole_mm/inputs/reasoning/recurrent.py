@@ -20,8 +20,7 @@ import numpy as np
 from recbole_mm.artifacts.store import Store
 from recbole_mm.inputs.reasoning.preference_prompts import PreferencePrompts, Shown
 from recbole_mm.llm.texts.cleaning import cut_words
-from recbole_mm.llm.texts.generator import Generator
-from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.texts.generator import Generator, Request
 from recbole_mm.llm.texts.stage import text_key, texts_through_store
 from recbole_mm.utils.progress import progress
 

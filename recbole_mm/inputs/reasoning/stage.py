@@ -15,7 +15,7 @@ import numpy as np
 from recbole_mm.artifacts.executor import Executor
 from recbole_mm.artifacts.fill import OnDemand
 from recbole_mm.artifacts.store import Store
-from recbole_mm.data.encoders import Encoder, SentenceEncoder
+from recbole_mm.artifacts.vectors import Encoder
 from recbole_mm.errors import DataError
 from recbole_mm.inputs.reasoning import items, profiles, recurrent, vectors
 from recbole_mm.inputs.reasoning.failures import failures_file, list_failures
@@ -25,8 +25,8 @@ from recbole_mm.inputs.reasoning.preferences import Cases, Preferences, requests
 from recbole_mm.inputs.reasoning.rates import TextWork, note_rate, rate_name, text_work
 from recbole_mm.inputs.reasoning.recurrent import Node
 from recbole_mm.inputs.reasoning.settings import PreferenceSettings, ReasoningSettings
-from recbole_mm.llm.texts.generator import Generator
-from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.encoders import SentenceEncoder
+from recbole_mm.llm.texts.generator import Generator, Request
 from recbole_mm.llm.texts.stage import texts_through_store
 
 logger = logging.getLogger(__name__)

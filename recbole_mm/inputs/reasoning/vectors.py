@@ -6,17 +6,15 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from recbole_mm.artifacts.executor import Executor
 from recbole_mm.artifacts.fill import FillReport
 from recbole_mm.artifacts.store import Store, artifact_key
-from recbole_mm.artifacts.vectors import vectors_through_store
-from recbole_mm.data.encoders import Encoder
-from recbole_mm.data.pretrained import MODEL_FILES, files_identity
+from recbole_mm.artifacts.vectors import Encoder, vectors_through_store
 from recbole_mm.errors import ModelLoadError
+from recbole_mm.llm.pretrained import find_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -114,13 +112,7 @@ def known_identity(name: str, revision: str | None = None) -> str | None:
         name: folder or hub id.
         revision: of a hub model.
     """
-    folder = Path(name).expanduser()
     try:
-        if folder.is_dir():
-            return files_identity(folder)
-        from huggingface_hub import snapshot_download
-
-        kept = snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES), local_files_only=True)
-    except (ModelLoadError, OSError, ValueError):  # no weights in the folder, no such hub id, nothing in the cache
+        return find_encoder(name, revision, download=False).identity
+    except ModelLoadError:  # no weights in the folder, no such hub id, nothing in the cache
         return None
-    return f"{name}@{Path(kept).name}"

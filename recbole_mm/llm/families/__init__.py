@@ -1,4 +1,4 @@
-"""The families of multimodal LLMs that can be loaded, one module each, imported when first asked for."""
+"""The families of multimodal LLMs that can be loaded, imported when first asked for."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from importlib import import_module
 from recbole_mm.llm.family import Family
 
 FAMILIES = {
-    "qwen2_vl": "Qwen2VL",
-    "qwen2_5_vl": "Qwen2_5VL",
-    "internvl": "InternVL",
-    "deepseek_vl": "DeepseekVL",
-    "mllama": "Mllama",
-    "llava_next": "LlavaNext",
+    "qwen2_vl": "qwen2_vl.Qwen2VL",
+    "qwen2_5_vl": "qwen2_vl.Qwen2_5VL",
+    "internvl": "internvl.InternVL",
+    "deepseek_vl": "deepseek_vl.DeepseekVL",
+    "mllama": "mllama.Mllama",
+    "llava_next": "llava_next.LlavaNext",
 }
-"""`model_type` of a checkpoint's config.json, which is also the module's name -> its class."""
+"""`model_type` of a checkpoint's config.json -> its module here and class."""
 
 
 def family_class(model_type: str) -> type[Family]:
@@ -22,5 +22,10 @@ def family_class(model_type: str) -> type[Family]:
 
     Raises:
         KeyError: no such family.
+
+    Example:
+        >>> family_class("qwen2_vl").__name__
+        'Qwen2VL'
     """
-    return getattr(import_module(f"{__name__}.{model_type}"), FAMILIES[model_type])
+    module, name = FAMILIES[model_type].split(".")
+    return getattr(import_module(f"{__name__}.{module}"), name)

@@ -1,4 +1,4 @@
-"""Qwen2-VL: image patches at the picture's own resolution, and 3-D positions (multimodal rope)."""
+"""Qwen2-VL and Qwen2.5-VL: image patches at the picture's own resolution, and 3-D positions (multimodal rope)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional
-from transformers import Qwen2VLForConditionalGeneration, Qwen2VLModel
+from transformers import (
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLModel,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLModel,
+)
 from transformers.masking_utils import create_causal_mask
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorPil,
@@ -216,6 +221,13 @@ class Qwen2VL(Family):
         """(3, tokens) of time, row and column of each image token, relative to the image's own corner."""
         time, high, wide = grid
         return np.indices((time, high // self.merge, wide // self.merge), dtype=np.int64).reshape(3, -1)
+
+
+class Qwen2_5VL(Qwen2VL):
+    """Inputs of a Qwen2.5-VL checkpoint: its vision tower looks through windows, its decoder is Qwen2-VL's."""
+
+    model_class = Qwen2_5_VLModel
+    generation_class = Qwen2_5_VLForConditionalGeneration
 
 
 def _in_line(start: int, count: int) -> np.ndarray:

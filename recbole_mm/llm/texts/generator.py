@@ -1,28 +1,64 @@
-"""Who writes texts: one interface, three backends, chosen by `text_backend`.
-
-| `text_backend` | who writes | reads images |
-|---|---|---|
-| `template` | nobody: a fixed text made of metadata | no |
-| `hf` | a model that transformers runs here | yes, if it is a multimodal one |
-| `openai` | any OpenAI-compatible server: vLLM, SGLang, Ollama, `transformers serve`, ... | if its model does |
-"""
+"""Text generation: what is asked for, the interface of the backends, and the one that needs no LLM."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
-from recbole_mm.artifacts.executor import Executor, Failure
-from recbole_mm.errors import ConfigError
-from recbole_mm.llm.texts.request import Request
+from PIL import Image
 
-if TYPE_CHECKING:  # importing it for real would load transformers, which two of the backends do without
-    from recbole_mm.llm.model import MLLM
-
+from recbole_mm.artifacts.executor import Failure
 
 logger = logging.getLogger(__name__)
+
+
+NOTHING_TO_SAY = "there is no metadata to make a text of"
+NO_PICTURE = "the picture cannot be loaded"
+"""Why a text fails whose picture is not there; a reason may follow."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text that is wanted, and all that it may be made of.
+
+    Attributes:
+        prompt: everything the LLM is told, the instruction included.
+        fallback: what the `template` backend gives: a deterministic text made of metadata. None: nothing to say.
+        image: loads the picture, RGB, or gives None where it turns out to be unusable. Called only by backends that
+            read pictures, maybe in a thread.
+        image_hash: content hash of the picture, "" without one.
+
+    Raises:
+        ValueError: a picture without a hash, or a hash without a picture: texts of different pictures would be one.
+
+    Example:
+        >>> Request("Describe this product in one sentence: blue suede shoes", "Blue suede shoes.")
+    """
+
+    prompt: str
+    fallback: str | None
+    image: Callable[[], Image.Image | None] | None = None
+    image_hash: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.image is None) != (not self.image_hash):
+            raise ValueError("a request has a picture and its content hash, or neither")
+
+    def content_hash(self, reads_images: bool) -> str:
+        """Hash of what a text is made of, for the artifact key.
+
+        Args:
+            reads_images: whether an LLM answers, which reads the picture beside the prompt (the prompt has a place of
+                its own in the key); else a template gives the fallback.
+        """
+        if reads_images:
+            return self.image_hash
+        if self.fallback is None:
+            return ""
+        return hashlib.sha256(self.fallback.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Generator(Protocol):
@@ -94,70 +130,33 @@ class Writing:
         return plain | ({"top_p": self.top_p, "seed": self.seed} if self.temperature > 0 else {})
 
 
-def open_generator(
-    config,
-    load_mllm: Callable[[], MLLM],
-    executor: Executor | None = None,
-    outline_mllm: Callable[[], MLLM] | None = None,
-) -> Generator:
-    """The generator of `text_backend`.
+class TemplateGenerator:
+    """Gives every request its fallback, word for word.
 
-    Nothing costly happens here: models are loaded, and servers asked, when the first text is wanted.
-
-    Args:
-        config: of the run.
-        load_mllm: loads the run's own multimodal LLM (`mllm`) with its head; called only by `hf` without `text_model`.
-        executor: has the texts of `hf` written elsewhere; None has them written here.
-        outline_mllm: as `load_mllm`, without weights; for an executor.
-
-    Raises:
-        ConfigError: a setting that the backend needs and lacks, or an address or a key that cannot be one.
-        ModelLoadError: `text_model` names no model that writes.
+    Its parameters are empty: whoever makes the fallback decides how long it is, and it is itself part of the key.
     """
-    backend, model, url = config["text_backend"], config["text_model"], config["text_url"]
-    writing = writing_of(config)
-    if executor is not None and backend != "hf":
-        logger.info("text_backend: %s works in this process; ray_address is for models that write (hf)", backend)
-    if backend == "template":
-        from recbole_mm.llm.texts.template import TemplateGenerator
 
-        return TemplateGenerator()
-    if backend == "hf" and executor is not None and outline_mllm is not None:
-        from recbole_mm.llm.texts.hf_elsewhere import open_elsewhere
+    identity = "template-1"
+    makes: Literal["templates"] = "templates"
 
-        return open_elsewhere(config, model, outline_mllm, writing, config["text_batch_tokens"], executor)
-    if backend == "hf":
-        from recbole_mm.llm.texts.hf import open_hf
+    def __init__(self) -> None:
+        self.parameters: dict[str, Any] = {}
+        logger.warning(
+            "text_backend: template: texts are made of METADATA BY A TEMPLATE; no LLM writes them and no image is "
+            "looked at. text_backend: hf (the model of mllm, or of text_model) or openai has an LLM write them."
+        )
 
-        return open_hf(config, model, load_mllm, writing, config["text_batch_tokens"])
-    from recbole_mm.llm.texts.openai import OpenAIGenerator
-    from recbole_mm.llm.texts.server import Server, read_key
+    def generate(self, requests: list[Request]) -> list[str | Failure]:
+        """The fallbacks, in order; a `Failure` where there is none."""
+        return [self._text(request.fallback) for request in requests]
 
-    if model is None:
-        raise ConfigError("text_backend: openai needs text_model: the name the server knows its model by")
-    if url is None:
-        raise ConfigError("text_backend: openai needs text_url: its address, e.g. http://localhost:8000/v1")
-    return OpenAIGenerator(
-        Server(
-            url,
-            model,
-            key=read_key(config["text_api_key_env"]),
-            concurrency=config["text_concurrency"],
-            timeout=config["text_timeout"],
-            retries=config["text_retries"],
-        ),
-        writing,
-    )
+    @staticmethod
+    def _text(fallback: str | None) -> str | Failure:
+        return Failure(NOTHING_TO_SAY) if fallback is None or not fallback.strip() else fallback
 
+    def count_tokens(self, text: str) -> int:
+        """Words."""
+        return len(text.split())
 
-def writing_of(config) -> Writing:
-    """How the config wants texts written."""
-    seed = config["text_seed"]
-    return Writing(
-        max_words=config["text_max_words"],
-        max_new_tokens=config["text_max_new_tokens"],
-        context_tokens=config["text_context_tokens"],
-        temperature=float(config["text_temperature"]),
-        top_p=float(config["text_top_p"]),
-        seed=config["seed"] if seed is None else seed,
-    )
+    def close(self) -> None:
+        """Nothing is held open."""

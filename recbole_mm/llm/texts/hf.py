@@ -17,14 +17,12 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from recbole_mm.artifacts.executor import Failure
 from recbole_mm.errors import ImageError
-from recbole_mm.llm.ahead import ahead
 from recbole_mm.llm.family import PreparedInput
 from recbole_mm.llm.loading import has_bfloat16, load_mllm
 from recbole_mm.llm.model import MLLM
-from recbole_mm.llm.source import locate
+from recbole_mm.llm.pretrained import find_llm
 from recbole_mm.llm.texts.cleaning import clean_answer
-from recbole_mm.llm.texts.generator import Writing, collected
-from recbole_mm.llm.texts.request import NO_PICTURE, Request
+from recbole_mm.llm.texts.generator import NO_PICTURE, Request, Writing, collected
 from recbole_mm.llm.texts.writers import (
     Writer,
     check_writes,
@@ -33,6 +31,7 @@ from recbole_mm.llm.texts.writers import (
     read_tokenizer,
     text_writer,
 )
+from recbole_mm.utils.prefetch import prefetch
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +124,7 @@ class HfGenerator:
         batch: dict[str, PreparedInput] = {}
         failed: dict[str, str | Failure] = {}
         longest = patches = 0
-        stream = ahead(lambda key: self._prepared(requests[key]), order, self.threads, LOOKAHEAD * self.threads)
+        stream = prefetch(lambda key: self._prepared(requests[key]), order, self.threads, LOOKAHEAD * self.threads)
         with closing(stream):
             for place, (key, item) in enumerate(zip(order, stream)):
                 if batch and place % UNIT == 0:
@@ -286,7 +285,7 @@ def open_hf(
     pixels = int(config["mllm_image_pixels"] or IMAGE_PIXELS)
     if model is None or model == config["mllm"]:
         return HfGenerator(lambda: multimodal_writer(load_run_mllm(), pixels), writing, batch_tokens, pixels)
-    source = locate(model, None, check_writes, bool(config["trust_remote_code"]))
+    source = find_llm(model, None, check_writes, bool(config["trust_remote_code"]))
     device, trust = torch.device(config["device"]), bool(config["trust_remote_code"])
     dtype = config["mllm_dtype"] or ("bfloat16" if has_bfloat16(device) else "float32")
     multimodal = source.is_adapter or check_writes(model, source.folder)

@@ -1,7 +1,7 @@
 """Texts by an OpenAI-compatible server: vLLM, SGLang, Ollama, `transformers serve`, or a hosted one.
 
-Requests run side by side on an event loop in a thread of its own; each finished text goes straight to whoever fills the
-store. What a request may meet is told apart:
+The `openai` client sends requests, many at once, on an event loop in a thread of its own; each finished text goes
+straight to the caller, who stores it. Which errors end what is decided here, and the client retries nothing itself:
 
 - the server is busy, breaks or stalls (429, 5xx, a lost connection, no whole answer in time): tried again, later and
   later; after the last try, a `Failure`;
@@ -13,26 +13,30 @@ store. What a request may meet is told apart:
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import logging
+import os
 import queue
 import random
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
 from itertools import islice
 from typing import Any, Literal
 
 import httpx2
+from anyio.from_thread import start_blocking_portal
+from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, Omit
+from PIL import Image
 
 from recbole_mm.artifacts.executor import Failure
 from recbole_mm.config.yaml_settings import NOBODY
-from recbole_mm.errors import ImageError
+from recbole_mm.errors import ConfigError, ImageError
 from recbole_mm.llm.texts.cleaning import clean_answer
-from recbole_mm.llm.texts.generator import Writing, collected
-from recbole_mm.llm.texts.request import NO_PICTURE, Request
-from recbole_mm.llm.texts.server import Server, TextServerError
-from recbole_mm.llm.texts.wire import IMAGE_SIDE, error_message, message_content
+from recbole_mm.llm.texts.generator import NO_PICTURE, Request, Writing, collected
 from recbole_mm.utils.retry_after import retry_after
 
 logger = logging.getLogger(__name__)
@@ -53,22 +57,108 @@ LARGEST_ANSWER = 8 * 2**20
 CHARACTERS_PER_TOKEN = 4
 """An estimate: only the server knows its tokenizer."""
 TEXTS_PER_BATCH = 64
+IMAGE_SIDE = 1024
+"""Longer pictures are made smaller before they are sent."""
+JPEG_QUALITY = 92
+RAW = "x-stainless-raw-response"
+"""Header by which the client itself knows, from the request, that the answer's bytes are wanted."""
+SENT_HEADERS = {"host", "connection", "accept-encoding", "authorization", "content-type", "content-length", RAW}
+"""All that a server is sent. The client would add the machine's description, and an organization of the environment."""
 
 
-class _Lost(Exception):
-    """A try that may succeed later. `pause`: seconds the server asks for; `gone`: there was no answer at all."""
+class TextServerError(ConfigError):
+    """No text can be had from this server, now or with these settings."""
 
-    def __init__(self, reason: str, pause: float | None = None, gone: bool = False, unreachable: bool = False) -> None:
+
+@dataclass(frozen=True)
+class Server:
+    """Where texts come from.
+
+    Attributes:
+        url: up to and including the version, e.g. http://localhost:8000/v1.
+        model: the name the server knows its model by.
+        key: sent as a bearer token; never shown, logged or stored.
+        concurrency: requests under way at once.
+        timeout: seconds for one whole request and answer, however much of it has come.
+        retries: further tries of a request that was lost.
+        backoff: seconds before the first of them; each further one waits twice as long.
+
+    Raises:
+        ConfigError: the address is not one, or would be written to logs with a secret in it.
+    """
+
+    url: str
+    model: str
+    key: str | None = field(default=None, repr=False)
+    concurrency: int = 8
+    timeout: float = 120.0
+    retries: int = 4
+    backoff: float = 1.0
+
+    def __post_init__(self) -> None:
+        try:
+            url = httpx2.URL(self.url.strip())
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise ConfigError("text_url is not an address; give one like http://localhost:8000/v1") from error
+        if url.scheme not in ("http", "https") or not url.host:  # not shown: it may hold a password
+            raise ConfigError("text_url is not accepted; give one like http://localhost:8000/v1")
+        if url.userinfo or url.query or url.fragment:
+            raise ConfigError(
+                f"text_url: the address of {url.host} holds a user name, a query or a fragment, which would be logged; "
+                "name an environment variable with the key in text_api_key_env instead"
+            )
+
+    @property
+    def endpoint(self) -> str:
+        """Where chats are asked for."""
+        base = self.url.strip().rstrip("/")
+        return base if base.endswith("/chat/completions") else f"{base}/chat/completions"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it runs on this machine: no proxy stands between, and no eavesdropper."""
+        host = httpx2.URL(self.url.strip()).host
+        try:
+            return ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost" or host.endswith(".localhost")
+
+
+def read_key(variable: str | None) -> str | None:
+    """The key in an environment variable; None where the variable is absent or empty, or none is named.
+
+    Raises:
+        ConfigError: it cannot be sent in a header. The message does not show it.
+    """
+    key = os.environ.get(variable, "").strip() if variable else ""
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(f"text_api_key_env: the key in {variable} holds characters that no key has; set it anew")
+    return key or None
+
+
+class TransientError(Exception):
+    """A try that may succeed later.
+
+    Attributes:
+        reason: one line.
+        pause: seconds the server asks for.
+        unanswered: there was no answer at all.
+        unreachable: there was no connection.
+    """
+
+    def __init__(
+        self, reason: str, pause: float | None = None, unanswered: bool = False, unreachable: bool = False
+    ) -> None:
         super().__init__(reason)
-        self.reason, self.pause, self.gone, self.unreachable = reason, pause, gone, unreachable
+        self.reason, self.pause, self.unanswered, self.unreachable = reason, pause, unanswered, unreachable
 
 
 class OpenAIGenerator:
     """Asks a server for `/chat/completions`, many at once.
 
-    The server is taken for the model it names: the address is no part of the keys, so the same model elsewhere gives
-    the same texts. Greedy by default; with a temperature, the seed is sent along, and repeats as well as the server
-    does.
+    The server is taken for the model it names: the address is no part of the keys, so the same model on another server
+    gives the same texts. Greedy by default; with a temperature, the seed is sent along, and repeats as well as the
+    server does.
 
     Args:
         server: whom to ask, and how patiently.
@@ -76,6 +166,11 @@ class OpenAIGenerator:
 
     Raises:
         TextServerError: while texts are written: see the module.
+
+    Example:
+        >>> generator = OpenAIGenerator(Server("http://localhost:8000/v1", "Qwen/Qwen2.5-7B-Instruct"), Writing())
+        >>> generator.identity, generator.count_tokens("blue suede shoes")
+        ('openai:Qwen/Qwen2.5-7B-Instruct', 4)
     """
 
     makes: Literal["answers"] = "answers"
@@ -110,89 +205,44 @@ class OpenAIGenerator:
                 f"text_url: {len(requests)} texts of {self.server.model} are not in the artifact store, and the "
                 "settings of a finished run ask no server by themselves; say which one"
             )
-        done: queue.SimpleQueue[tuple[str, str | Failure] | BaseException | None] = queue.SimpleQueue()
-        asking = _Asking(self.server, self.writing, done)
-        thread = threading.Thread(target=asking.run, args=(requests,), name="text-server", daemon=True)
-        thread.start()
-        try:
-            ended = False
-            while not ended:
-                taken = [done.get()]
-                while len(taken) < TEXTS_PER_BATCH and not done.empty():
-                    taken.append(done.get())
-                batch = dict(one for one in taken if isinstance(one, tuple))
-                if batch:
-                    yield batch
-                for one in taken:
-                    if isinstance(one, BaseException):
-                        raise one
-                ended = taken[-1] is None
-        finally:
-            asking.stop()
-            thread.join()
+        done: queue.SimpleQueue[tuple[str, str | Failure] | None] = queue.SimpleQueue()
+        with start_blocking_portal(name="text-server") as portal:
+            asking = portal.start_task_soon(_Asking(self.server, self.writing, done).all, requests)
+            asking.add_done_callback(lambda _: done.put(None))
+            try:
+                taken: list[tuple[str, str | Failure] | None] = []
+                while None not in taken:
+                    taken = [done.get()]
+                    while len(taken) < TEXTS_PER_BATCH and not done.empty():
+                        taken.append(done.get())
+                    if batch := dict(filter(None, taken)):
+                        yield batch
+                asking.result()
+            finally:
+                asking.cancel()
 
     def close(self) -> None:
         """No connection outlives a stream."""
 
 
 class _Asking:
-    """The requests of one stream, on one event loop."""
+    """The requests of one stream, on one event loop; `done` gets each key with its text."""
 
     def __init__(self, server: Server, writing: Writing, done: queue.SimpleQueue) -> None:
         self.server, self.writing, self.done = server, writing, done
         self.jitter = random.Random()  # its own: a run's random state must not depend on how busy a server was
         self.limit = "max_tokens"
         self.succeeded = False
-        self.lost_in_a_row = 0
+        self.failed_in_a_row = 0
         self.not_before = 0.0
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task | None = None
-        self._stopped = False
-        self._guard = threading.Lock()
-
-    # --- the thread --------------------------------------------------------------------------------------------------
-
-    def run(self, requests: Mapping[str, Request]) -> None:
-        """Answer all requests; the last thing put is None, or the error that ended it."""
-        try:
-            asyncio.run(self._guarded(requests))
-            self.done.put(None)
-        except asyncio.CancelledError:
-            self.done.put(None)
-        except BaseException as error:
-            self.done.put(error)
-
-    def stop(self) -> None:
-        """End what is under way. Called from another thread."""
-        with self._guard:
-            self._stopped = True
-            if self._loop is not None and self._task is not None and not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._task.cancel)
-
-    async def _guarded(self, requests: Mapping[str, Request]) -> None:
-        with self._guard:
-            if self._stopped:
-                return
-            self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-        try:
-            await self._all(requests)
-        finally:
-            with self._guard:
-                self._task = None
 
     # --- all requests ------------------------------------------------------------------------------------------------
 
-    async def _all(self, requests: Mapping[str, Request]) -> None:
+    async def all(self, requests: Mapping[str, Request]) -> None:
         """One request first: if it shows that none can succeed, no second one is sent. Then several at once."""
-        headers = {"Authorization": f"Bearer {self.server.key}"} if self.server.key else {}
-        limits = httpx2.Limits(max_connections=self.server.concurrency)
-        # A proxy that the environment names is for other machines.
-        async with httpx2.AsyncClient(
-            headers=headers, timeout=None, limits=limits, follow_redirects=False, trust_env=not self.server.is_local
-        ) as client:
+        async with _open_client(self.server) as client:
             todo = iter(requests.items())
-            for key, request in islice(todo, 1):
-                await self._one(client, key, request)
+            await self._work(client, islice(todo, 1))
             try:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(min(self.server.concurrency, len(requests))):
@@ -200,14 +250,11 @@ class _Asking:
             except* TextServerError as errors:
                 raise errors.exceptions[0] from None
 
-    async def _work(self, client: httpx2.AsyncClient, todo: Iterator[tuple[str, Request]]) -> None:
+    async def _work(self, client: AsyncOpenAI, todo: Iterator[tuple[str, Request]]) -> None:
         for key, request in todo:
-            await self._one(client, key, request)
+            self.done.put((key, await self._text(client, request)))
 
-    async def _one(self, client: httpx2.AsyncClient, key: str, request: Request) -> None:
-        self.done.put((key, await self._text(client, request)))
-
-    async def _text(self, client: httpx2.AsyncClient, request: Request) -> str | Failure:
+    async def _text(self, client: AsyncOpenAI, request: Request) -> str | Failure:
         """One text, after as many tries as it takes and is allowed."""
         tokens = -(-len(request.prompt) // CHARACTERS_PER_TOKEN)
         if tokens > self.writing.context_tokens:
@@ -220,100 +267,56 @@ class _Asking:
         if content is None:
             return Failure(NO_PICTURE)
         for attempt in range(self.server.retries + 1):
-            await self._wait()
+            while (rest := self.not_before - time.monotonic()) > 0:  # the server asked everybody to wait
+                await asyncio.sleep(rest)
             try:
-                answer = await self._asked(client, content)
-            except _Lost as lost:
+                answer = await self._ask(client, content)
+            except TransientError as error:
                 if attempt == self.server.retries:
-                    return self._given_up(lost)
-                await self._pause(lost, attempt)
+                    return self._given_up(error)
+                await self._pause(error, attempt)
             else:
-                self.lost_in_a_row = 0
+                self.failed_in_a_row = 0
                 return answer
         raise AssertionError("the last try returns")
 
-    # --- waiting -----------------------------------------------------------------------------------------------------
-
-    async def _wait(self) -> None:
-        """Until the time the server asked everybody to wait for."""
-        while (rest := self.not_before - time.monotonic()) > 0:
-            await asyncio.sleep(rest)
-
-    async def _pause(self, lost: _Lost, attempt: int) -> None:
+    async def _pause(self, error: TransientError, attempt: int) -> None:
         """Twice as long each time, from half of it to all of it, so that requests lost together return apart."""
         pause = min(self.server.backoff * 2**attempt, LONGEST_PAUSE) * self.jitter.uniform(0.5, 1.0)
-        if lost.pause is not None:
-            asked = min(lost.pause, LONGEST_PAUSE)
+        if error.pause is not None:
+            asked = min(error.pause, LONGEST_PAUSE)
             self.not_before = max(self.not_before, time.monotonic() + asked)
             pause = max(pause, asked)
         await asyncio.sleep(pause)
 
-    def _given_up(self, lost: _Lost) -> Failure:
+    def _given_up(self, error: TransientError) -> Failure:
         """A failure; or the end, where nobody answers at all.
 
         Raises:
             TextServerError: the server cannot be reached and never could, or many requests in a row got no answer.
         """
         tries = self.server.retries + 1
-        if lost.unreachable and not self.succeeded:
+        if error.unreachable and not self.succeeded:
             raise TextServerError(
-                f"text_url: no server answers at {self.server.url} ({lost.reason}); start it, or correct the address"
+                f"text_url: no server answers at {self.server.url} ({error.reason}); start it, or correct the address"
             )
-        self.lost_in_a_row = self.lost_in_a_row + 1 if lost.gone or not self.succeeded else 0
-        if self.lost_in_a_row >= 3 * self.server.concurrency:
+        self.failed_in_a_row = self.failed_in_a_row + 1 if error.unanswered or not self.succeeded else 0
+        if self.failed_in_a_row >= 3 * self.server.concurrency:
             raise TextServerError(
-                f"the server at {self.server.url} has failed {self.lost_in_a_row} requests in a row "
-                f"({lost.reason}); what was finished is kept: run again when it is back"
+                f"the server at {self.server.url} has failed {self.failed_in_a_row} requests in a row "
+                f"({error.reason}); what was finished is kept: run again when it is back"
             )
-        return Failure(f"{lost.reason} (tried {tries} {'time' if tries == 1 else 'times'})")
+        return Failure(f"{error.reason} (tried {tries} {'time' if tries == 1 else 'times'})")
 
     # --- one try -----------------------------------------------------------------------------------------------------
 
-    async def _asked(self, client: httpx2.AsyncClient, content: str | list[dict[str, Any]]) -> str | Failure:
+    async def _ask(self, client: AsyncOpenAI, content: str | list[dict[str, Any]]) -> str | Failure:
         """Send a request, read the answer.
 
         Raises:
-            _Lost: it may succeed later.
+            TransientError: it may succeed later.
             TextServerError: none can succeed.
         """
-        body = self._body(content)
-        try:
-            async with asyncio.timeout(self.server.timeout):
-                status, headers, raw = await self._exchanged(client, body)
-        except (TimeoutError, httpx2.TimeoutException) as error:
-            raise _Lost(f"no whole answer within {self.server.timeout:g} s", gone=True) from error
-        except (httpx2.ConnectError, httpx2.ProxyError) as error:
-            raise _Lost(f"no connection: {self._safe(str(error))}", gone=True, unreachable=True) from error
-        except httpx2.HTTPError as error:
-            raise _Lost(
-                f"the connection was lost: {self._safe(str(error)) or type(error).__name__}", gone=True
-            ) from error
-        if status == 200:
-            return self._read(raw)
-        reason = f"the server answered {status}: {self._safe(error_message(raw))}"
-        if status in TRANSIENT:
-            raise _Lost(reason, retry_after(headers.get("retry-after")))
-        if status in HOPELESS or (status in HOPELESS_AT_FIRST and not self.succeeded):
-            raise TextServerError(
-                f"text_url {self.server.url}, text_model {self.server.model!r}: {reason}{_hint(status)}"
-            )
-        if status == 400 and "max_completion_tokens" in reason and self.limit == "max_tokens":
-            self.limit = "max_completion_tokens"  # what OpenAI's newer models call it
-            return await self._asked(client, content)
-        return Failure(reason)
-
-    async def _exchanged(self, client: httpx2.AsyncClient, body: bytes) -> tuple[int, httpx2.Headers, bytes]:
-        """Status, headers and content. An answer without end is cut short, and none is unpacked, to any size."""
-        kind = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        async with client.stream("POST", self.server.endpoint, content=body, headers=kind) as response:
-            raw = bytearray()
-            async for chunk in response.aiter_raw():
-                raw += chunk
-                if len(raw) > LARGEST_ANSWER:
-                    break
-            return response.status_code, response.headers, bytes(raw)
-
-    def _body(self, content: str | list[dict[str, Any]]) -> bytes:
         fields: dict[str, Any] = {
             "model": self.server.model,
             "messages": [{"role": "user", "content": content}],
@@ -322,10 +325,42 @@ class _Asking:
         }
         if self.writing.temperature > 0:
             fields |= {"top_p": self.writing.top_p, "seed": self.writing.seed}
-        return json.dumps(fields).encode("ascii")
+        key = f"Bearer {self.server.key}" if self.server.key else Omit()
+        headers = {"Authorization": key, "Accept-Encoding": "identity"}
+        try:
+            async with asyncio.timeout(self.server.timeout):
+                answer = await client.chat.completions.with_raw_response.create(**fields, extra_headers=headers)
+        except (TimeoutError, APITimeoutError) as error:
+            raise TransientError(f"no whole answer within {self.server.timeout:g} s", unanswered=True) from error
+        except APIConnectionError as error:
+            cause = error.__cause__
+            said = self._safe(str(cause)) or type(cause).__name__
+            if isinstance(cause, (httpx2.ConnectError, httpx2.ProxyError)):
+                raise TransientError(f"no connection: {said}", unanswered=True, unreachable=True) from error
+            raise TransientError(f"the connection was lost: {said}", unanswered=True) from error
+        except APIStatusError as error:
+            return await self._refused(client, content, error.response)
+        return self._read(answer.content)
+
+    async def _refused(
+        self, client: AsyncOpenAI, content: str | list[dict[str, Any]], response: httpx2.Response
+    ) -> str | Failure:
+        """What a status other than 200 means; see `_ask` for errors."""
+        status = response.status_code
+        reason = f"the server answered {status}: {self._safe(error_message(response.content))}"
+        if status in TRANSIENT:
+            raise TransientError(reason, retry_after(response.headers.get("retry-after")))
+        if status in HOPELESS or (status in HOPELESS_AT_FIRST and not self.succeeded):
+            raise TextServerError(
+                f"text_url {self.server.url}, text_model {self.server.model!r}: {reason}{_hint(status)}"
+            )
+        if status == 400 and "max_completion_tokens" in reason and self.limit == "max_tokens":
+            self.limit = "max_completion_tokens"  # what OpenAI's newer models call it
+            return await self._ask(client, content)
+        return Failure(reason)
 
     def _read(self, raw: bytes) -> str | Failure:
-        """The text in an answer of the server."""
+        """The text in an answer of the server: of its JSON, since compatible servers stray from the client's types."""
         try:
             choice = json.loads(raw)["choices"][0]
             message = choice["message"]
@@ -354,3 +389,91 @@ def _hint(status: int) -> str:
     if status == 404:
         return "; check text_model, and that text_url ends in the version, e.g. /v1"
     return "; check text_url"
+
+
+# --- the client ------------------------------------------------------------------------------------------------------
+
+
+def _open_client(server: Server) -> AsyncOpenAI:
+    """A client that sends nothing but what it is asked to, follows no redirect and reads no answer without end."""
+
+    async def send_little(request: httpx2.Request) -> None:
+        for name in set(request.headers) - SENT_HEADERS:
+            del request.headers[name]
+
+    async def read_little(response: httpx2.Response) -> None:
+        response.stream = _Bounded(response.stream)
+        response.headers.pop("content-encoding", None)  # a small packed answer may hold gigabytes: none is unpacked
+
+    http = httpx2.AsyncClient(
+        timeout=None,  # `_ask` has one for the whole answer
+        limits=httpx2.Limits(max_connections=server.concurrency),
+        follow_redirects=False,
+        trust_env=not server.is_local,  # a proxy that the environment names is for other machines
+        event_hooks={"request": [send_little], "response": [read_little]},
+    )
+    base = server.endpoint.removesuffix("/chat/completions")
+    return AsyncOpenAI(api_key=server.key or "none", base_url=base, max_retries=0, timeout=None, http_client=http)
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    """The beginning of a stream, at most a chunk more than `LARGEST_ANSWER`."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for chunk in self.stream:
+            yield chunk
+            size += len(chunk)
+            if size > LARGEST_ANSWER:
+                return
+
+    async def aclose(self) -> None:
+        """Close the connection, or give it back."""
+        await self.stream.aclose()
+
+
+# --- messages --------------------------------------------------------------------------------------------------------
+
+
+def message_content(request: Request) -> str | list[dict[str, Any]] | None:
+    """The content of a chat message; None where the picture cannot be had. Called in threads."""
+    if request.image is None:
+        return _encodable(request.prompt)
+    image = request.image()
+    if image is None:
+        return None
+    picture = {"type": "image_url", "image_url": {"url": data_url(image)}}
+    return [picture, {"type": "text", "text": _encodable(request.prompt)}]
+
+
+def _encodable(text: str) -> str:
+    """Without lone surrogates (a broken file's bytes read as text), which many servers refuse."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def data_url(image: Image.Image) -> str:
+    """A picture as the `data:` address that servers take: a JPEG of at most `IMAGE_SIDE` pixels a side."""
+    if max(image.size) > IMAGE_SIDE:
+        image = image.copy()
+        image.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.convert("RGB").save(file, "JPEG", quality=JPEG_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+
+
+def error_message(raw: bytes) -> str:
+    """The message of an error in JSON, or the beginning of anything else."""
+    text = raw[:2000].decode("utf-8", "replace")
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError):
+        return text or "nothing"
+    while isinstance(found, dict):
+        inner = next((found[key] for key in ("error", "message", "detail", "msg") if found.get(key)), None)
+        if inner is None:
+            return text
+        found = inner
+    return found if isinstance(found, str) else text

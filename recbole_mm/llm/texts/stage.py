@@ -10,8 +10,7 @@ from typing import Any, Generic, TypeVar
 from recbole_mm.artifacts.executor import Failure
 from recbole_mm.artifacts.fill import OnDemand, fill
 from recbole_mm.artifacts.store import Store, artifact_key
-from recbole_mm.llm.texts.generator import Generator, StreamingGenerator
-from recbole_mm.llm.texts.request import Request
+from recbole_mm.llm.texts.generator import Generator, Request, StreamingGenerator
 
 logger = logging.getLogger(__name__)
 

@@ -15,13 +15,12 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from recbole_mm.data.pretrained import open_pretrained
 from recbole_mm.errors import ModelLoadError
 from recbole_mm.llm.families import FAMILIES
 from recbole_mm.llm.family import Part, PreparedInput, opening_token
 from recbole_mm.llm.loading import DTYPES, LOAD_ERRORS, _read_model, require_words
 from recbole_mm.llm.model import MLLM
-from recbole_mm.llm.source import Source, first_line
+from recbole_mm.llm.pretrained import Pretrained, first_line, open_pretrained
 from recbole_mm.llm.texts.chat import Chat
 
 
@@ -100,7 +99,7 @@ def multimodal_writer(mllm: MLLM, image_pixels: int) -> Writer:
     )
 
 
-def text_writer(source: Source, device: torch.device, dtype: str, trust_remote_code: bool = False) -> Writer:
+def text_writer(source: Pretrained, device: torch.device, dtype: str, trust_remote_code: bool = False) -> Writer:
     """A text LLM that transformers' AutoModelForCausalLM loads.
 
     Args:
@@ -147,7 +146,7 @@ def text_writer(source: Source, device: torch.device, dtype: str, trust_remote_c
     )
 
 
-def read_tokenizer(source: Source, trust_remote_code: bool = False) -> Any:
+def read_tokenizer(source: Pretrained, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model's files.
 
     Raises:

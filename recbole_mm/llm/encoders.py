@@ -8,17 +8,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors import SafetensorError
+from transformers import AutoImageProcessor, AutoModel
 
-from recbole_mm.data.pretrained import Pretrained, check_identity, code_identity, locate, located, open_pretrained
+from recbole_mm.artifacts.vectors import Encoder
+from recbole_mm.data.features import FeatureSpec
 from recbole_mm.errors import ConfigError, ModelLoadError
-
-if TYPE_CHECKING:
-    import torch
+from recbole_mm.llm.families import FAMILIES
+from recbole_mm.llm.pretrained import (
+    Pretrained,
+    check_identity,
+    code_identity,
+    find_encoder,
+    first_line,
+    open_pretrained,
+    published,
+)
 
 POOLINGS = ("auto", "pooler", "cls", "mean")
 WEIGHTS_MISSING_SHOWN = 3
@@ -27,21 +37,6 @@ TIMM_SETTINGS = (
     *("num_classes", "pool_size", "first_conv", "classifier", "license", "tag"),
 )
 """What a model's folder may say of it to timm. The others name other places of weights, or another way to read them."""
-
-
-class Encoder(Protocol):
-    """Turns inputs of one modality into vectors.
-
-    Attributes:
-        identity: which model: hub id and commit, or a hash of its files.
-        parameters: plain settings that its vectors depend on.
-    """
-
-    identity: str
-    parameters: dict[str, Any]
-
-    def encode(self, inputs: list[Any]) -> np.ndarray:
-        """n texts or RGB images -> (n, d) float32."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,7 @@ class EncoderRecipe:
     @classmethod
     def of(cls, kind: type, name: str, identity: str, **options: Any) -> EncoderRecipe:
         """That of an encoder which is being made."""
-        return cls(kind.__name__, *located(name, identity), identity, tuple(sorted(options.items())))
+        return cls(kind.__name__, *published(name, identity), identity, tuple(sorted(options.items())))
 
     def open(self, device: str) -> Encoder:
         """Load the model.
@@ -74,7 +69,7 @@ class EncoderRecipe:
             ModelLoadError: it is not there, cannot be loaded, or is another one.
             ConfigError: its library is not installed.
         """
-        kind = next(kind for kind in KINDS.values() if kind.__name__ == self.kind)
+        kind = next(kind for kind in (SentenceEncoder, VisionEncoder, TimmEncoder) if kind.__name__ == self.kind)
         encoder = kind(self.name, device=device, revision=self.revision, **dict(self.options))
         check_identity(self.name, encoder.identity, self.identity)
         return encoder
@@ -102,7 +97,7 @@ class SentenceEncoder:
         normalize: bool = False,
         trust_remote_code: bool = False,
     ):
-        found = locate(name, revision, trust_remote_code)
+        found = find_encoder(name, revision, trust_remote_code)
         library = _library("sentence_transformers", "sentence-transformers")
         self._model = _loading(name, lambda: _open_sentence_model(library, name, found, device, trust_remote_code))
         self.identity = found.identity
@@ -160,9 +155,7 @@ class VisionEncoder:
     ):
         if pooling not in POOLINGS:
             raise ConfigError(f"pooling: {pooling!r} is none of {', '.join(POOLINGS)}")
-        from recbole_mm.llm.families import FAMILIES  # a run on interactions alone knows this module, and no LLM
-
-        found = locate(name, revision, trust_remote_code)
+        found = find_encoder(name, revision, trust_remote_code)
         described = _described(found)
         if "architecture" in described and "model_type" not in described:  # of timm, which transformers then wraps
             _library("timm", "timm")
@@ -185,8 +178,6 @@ class VisionEncoder:
         self.recipe = EncoderRecipe.of(type(self), name, found.identity, **options)
 
     def encode(self, inputs: list[Image.Image]) -> np.ndarray:
-        import torch
-
         pixels = self._processor(images=inputs, return_tensors="pt")["pixel_values"].to(self._device)
         with torch.inference_mode():
             vectors = self._pooled(pixels)
@@ -219,7 +210,7 @@ def _trust(code: Mapping[str, str]) -> dict[str, bool]:
 
 
 def _described(found: Pretrained) -> dict[str, Any]:
-    """A model's config.json; {} where it cannot be read, which is told when the model is loaded."""
+    """A model's config.json; {} where it cannot be read, which is an error when the model is loaded."""
     try:
         described = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -229,9 +220,6 @@ def _described(found: Pretrained) -> dict[str, Any]:
 
 def _open_vision_model(name: str, found: Pretrained, trust_remote_code: bool) -> tuple[Any, Any, list[str]]:
     """Image processor, model in evaluation mode, and the names of the weights that the checkpoint lacks."""
-    import torch
-    from transformers import AutoImageProcessor, AutoModel
-
     processor = open_pretrained(
         AutoImageProcessor.from_pretrained, name, found.folder, trust_remote_code, backend="pil"
     )
@@ -277,7 +265,7 @@ class TimmEncoder:
         self, name: str, device: str | torch.device = "cpu", revision: str | None = None, normalize: bool = False
     ):
         timm = _library("timm", "timm")
-        found = locate(name, revision)
+        found = find_encoder(name, revision)
         self._model, self._transform = _loading(name, lambda: _open_timm_model(timm, found))
         self._device = device
         self._model = self._model.to(device)
@@ -287,8 +275,6 @@ class TimmEncoder:
         self.recipe = EncoderRecipe.of(type(self), name, found.identity, normalize=normalize)
 
     def encode(self, inputs: list[Image.Image]) -> np.ndarray:
-        import torch
-
         pixels = torch.stack([self._transform(image) for image in inputs]).to(self._device)
         with torch.inference_mode():
             vectors = self._model(pixels)
@@ -297,8 +283,6 @@ class TimmEncoder:
 
 def _open_timm_model(timm: ModuleType, found: Pretrained) -> tuple[Any, Any]:
     """Model in evaluation mode and its transform from an RGB image to a (3, height, width) tensor."""
-    import torch
-
     described = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
     architecture, given = described["architecture"], described.get("pretrained_cfg", {})
     if not re.fullmatch(r"[\w.]+", architecture):  # timm would take hf-hub:... and local-dir:... for other places
@@ -327,18 +311,31 @@ def _library(module: str, package: str) -> ModuleType:
 
 
 def _loading(name: str, load: Callable[[], Any]) -> Any:
-    """Run `load`; whatever the libraries raise on damaged or unsuitable files becomes one line that names the model."""
+    """Run `load`; what libraries raise on damaged or unsuitable files becomes one line that names the model."""
     try:
         return load()
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelLoadError(f"{name}: the model cannot be loaded: {reason}") from error
+        raise ModelLoadError(f"{name}: the model cannot be loaded: {first_line(error)}") from error
 
 
-KINDS: dict[tuple[str, str], type] = {
-    ("sentence-transformers", "text"): SentenceEncoder,
-    ("huggingface", "text"): SentenceEncoder,
-    ("huggingface", "image"): VisionEncoder,
-    ("timm", "image"): TimmEncoder,
-}
-"""(`kind`, `on`) of a feature -> its encoder."""
+def open_encoder(spec: FeatureSpec, device: str | torch.device = "cpu", trust_remote_code: bool = False) -> Encoder:
+    """Load the pretrained model of a feature.
+
+    Args:
+        spec: of `item_features`, with an encoder other than `mllm`.
+        device: where it runs.
+        trust_remote_code: run Python code that comes with it; models of timm have none.
+
+    Raises:
+        ModelLoadError: it cannot be found or loaded.
+        ConfigError: its library is not installed, or the settings do not fit it.
+    """
+    kind = spec.encoder_kind()
+    if spec.pooling is not None and (kind, spec.reads) != ("huggingface", "image"):
+        raise ConfigError(f"item_features.{spec.name}: pooling is for vision models of kind huggingface")
+    name, revision, normalize = str(spec.encoder), spec.revision, bool(spec.normalize)
+    if kind == "timm":
+        return TimmEncoder(name, device, revision, normalize)
+    if spec.reads == "text":
+        return SentenceEncoder(name, device, revision, normalize, trust_remote_code)
+    return VisionEncoder(name, device, revision, normalize, spec.pooling or "auto", trust_remote_code)

@@ -12,14 +12,11 @@ import torch
 
 from recbole_mm.artifacts.executor import Executor, Failure, Portable
 from recbole_mm.data.carried import CarriedImage, ItemImage
-from recbole_mm.data.pretrained import check_identity, located
-from recbole_mm.llm.ahead import ahead
 from recbole_mm.llm.loading import load_mllm, weights_dtype
 from recbole_mm.llm.model import MLLM
-from recbole_mm.llm.source import locate
-from recbole_mm.llm.texts.generator import Writing, collected
+from recbole_mm.llm.pretrained import check_identity, find_llm, published
+from recbole_mm.llm.texts.generator import NO_PICTURE, Request, Writing, collected
 from recbole_mm.llm.texts.hf import IMAGE_PIXELS, UNIT, HfGenerator, longest_first, text_parameters
-from recbole_mm.llm.texts.request import NO_PICTURE, Request
 from recbole_mm.llm.texts.writers import (
     Writer,
     check_writes,
@@ -28,6 +25,7 @@ from recbole_mm.llm.texts.writers import (
     read_tokenizer,
     text_writer,
 )
+from recbole_mm.utils.prefetch import prefetch
 
 THREADS = 8
 READ_AHEAD = 2 * UNIT
@@ -72,7 +70,7 @@ class WriteRecipe:
     def _writer(self, device: str) -> Writer:
         trust = self.trust_remote_code
         if not self.multimodal:
-            source = locate(self.place, self.revision, check_writes, trust)
+            source = find_llm(self.place, self.revision, check_writes, trust)
             return text_writer(source, torch.device(device), self.dtype, trust)
         mllm = load_mllm(self.place, device, self.dtype, trust, self.revision, with_head=True)
         return multimodal_writer(mllm, self.image_pixels)
@@ -97,7 +95,7 @@ class WriteWorker:
         return {"problems": self._problems}
 
 
-class HfElsewhere:
+class RemoteHfGenerator:
     """Writes what `HfGenerator` writes, on other machines; this one needs no weights.
 
     Args:
@@ -159,7 +157,7 @@ class HfElsewhere:
 def _units(requests: Mapping[str, Request]) -> Iterator[dict[str, Request | Failure]]:
     """Requests with their pictures' bytes, which are read in threads."""
     order = longest_first(requests)
-    with closing(ahead(lambda key: _carried(requests[key]), order, THREADS, READ_AHEAD)) as ready:
+    with closing(prefetch(lambda key: _carried(requests[key]), order, THREADS, READ_AHEAD)) as ready:
         for start in range(0, len(order), UNIT):
             yield dict(zip(order[start : start + UNIT], ready, strict=False))
 
@@ -173,14 +171,14 @@ def _carried(request: Request) -> Request | Failure:
     return Failure(NO_PICTURE) if image is None else replace(request, fallback=None, image=image)
 
 
-def open_elsewhere(
+def open_remote_hf(
     config: Any,
     model: str | None,
     outline: Callable[[], MLLM],
     writing: Writing,
     batch_tokens: int,
     executor: Executor,
-) -> HfElsewhere:
+) -> RemoteHfGenerator:
     """The generator of `text_backend: hf` where an executor has its work done elsewhere.
 
     Args:
@@ -207,17 +205,17 @@ def open_elsewhere(
     )
 
     def of_mllm(mllm: MLLM) -> tuple[WriteRecipe, Callable[[str], int]]:
-        place, revision = located(mllm.name, mllm.identity)
+        place, revision = published(mllm.name, mllm.identity)
         made = recipe(mllm.name, place, revision, mllm.identity, multimodal=True)
         return made, lambda text: len(mllm.token_ids(text))
 
     if model is None or model == config["mllm"]:
-        return HfElsewhere(lambda: of_mllm(outline()), executor)
-    source = locate(model, None, check_writes, bool(config["trust_remote_code"]))
+        return RemoteHfGenerator(lambda: of_mllm(outline()), executor)
+    source = find_llm(model, None, check_writes, bool(config["trust_remote_code"]))
     if source.is_adapter or check_writes(model, source.folder):
         load = partial(load_mllm, model, dtype=dtype, trust_remote_code=trust, with_head=True, without_weights=True)
-        return HfElsewhere(lambda: of_mllm(load()), executor)
+        return RemoteHfGenerator(lambda: of_mllm(load()), executor)
     token_ids = plain_token_ids(read_tokenizer(source, trust))
-    place, revision = located(source.name, source.identity)
+    place, revision = published(source.name, source.identity)
     made = recipe(source.name, place, revision, source.identity, multimodal=False)
-    return HfElsewhere(lambda: (made, lambda text: len(token_ids(text))), executor)
+    return RemoteHfGenerator(lambda: (made, lambda text: len(token_ids(text))), executor)

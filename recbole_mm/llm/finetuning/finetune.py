@@ -25,10 +25,10 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerState
 
 from recbole_mm.errors import ConfigError
+from recbole_mm.llm.finetuning.examples import AnswerLoss, Examples, LengthGroupedBatches
+from recbole_mm.llm.finetuning.trainer import AnswerTrainer, check_checkpoint
 from recbole_mm.llm.loading import has_bfloat16
 from recbole_mm.llm.model import MLLM
-from recbole_mm.llm.sft import AnswerLoss, Examples, LengthGroupedBatches
-from recbole_mm.llm.sft_trainer import AnswerTrainer, check_checkpoint
 from recbole_mm.utils.file_lock import locked
 from recbole_mm.utils.files import disk_errors, make_folder, write_checksums
 

@@ -13,8 +13,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Sampler
 
-from recbole_mm.llm.family import Family, Part, PreparedInput
-from recbole_mm.llm.masks import as_attention_wants
+from recbole_mm.llm.family import Family, Part, PreparedInput, as_attention_wants
 
 POOL_BATCHES = 16
 """Batches are cut from pools of so many, sorted by length: more pad less, fewer mix examples better."""

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from recbole_mm.errors import ConfigError
+from recbole_mm.llm.finetuning.examples import Examples
 from recbole_mm.llm.loading import supported_family
 from recbole_mm.llm.model import MLLM
-from recbole_mm.llm.sft import Examples
-from recbole_mm.llm.source import locate
+from recbole_mm.llm.pretrained import find_llm
 
 if TYPE_CHECKING:
-    from recbole_mm.llm.finetune import Tuning
+    from recbole_mm.llm.finetuning.finetune import Tuning
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def tuning_of(settings: TuningSettings, image_pixels: int) -> Tuning:
         settings: of the run, perhaps with more of `Tuning`'s.
         image_pixels: bound on an image's area.
     """
-    from recbole_mm.llm.finetune import Lora, Tuning  # takes seconds to import
+    from recbole_mm.llm.finetuning.finetune import Lora, Tuning  # takes seconds to import
 
     adapter = {name: value for name, value in settings.lora.items() if value is not None}
     shared = set(Tuning.__dataclass_fields__) & set(settings.__dataclass_fields__) - {"lora"}
@@ -170,10 +170,10 @@ class TunedModel:
         Raises:
             ConfigError, ModelLoadError: settings that do not fit together, or the base model.
         """
-        from recbole_mm.llm.finetune import check_tuning
+        from recbole_mm.llm.finetuning.finetune import check_tuning
 
         check_tuning(self.tuning)
-        if locate(self.base, None, supported_family).is_adapter and self.tuning.method == "lora":
+        if find_llm(self.base, None, supported_family).is_adapter and self.tuning.method == "lora":
             raise ConfigError(
                 f"{self.key}: {self.base} is an adapter itself: set none to use it as it is, or full to go on"
             )
@@ -203,12 +203,12 @@ class TunedModel:
         Raises:
             ConfigError, CheckpointError, ModelLoadError: the machine, an old checkpoint, the model; or it diverged.
         """
-        from recbole_mm.llm.finetune import finetune, is_finetuned
+        from recbole_mm.llm.finetuning.finetune import finetune, is_finetuned
 
         dtype = self.dtype(config)
         parts = {
             **parts,
-            "model": locate(self.base, None, supported_family).identity,
+            "model": find_llm(self.base, None, supported_family).identity,
             "precision": [config["device"].type, dtype],
             "tuning": {name: value for name, value in asdict(self.tuning).items() if name not in NO_EFFECT},
         }

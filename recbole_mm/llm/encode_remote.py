@@ -13,13 +13,13 @@ import numpy as np
 from recbole_mm.artifacts.executor import Portable
 from recbole_mm.data.carried import CarriedItem, carried_item
 from recbole_mm.data.content import ItemContent
-from recbole_mm.data.pretrained import check_identity, located
 from recbole_mm.errors import ModelLoadError
-from recbole_mm.llm.ahead import ahead
 from recbole_mm.llm.encode import ItemEncoder
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.pretrained import check_identity, published
 from recbole_mm.llm.prompts import ItemPrompt
+from recbole_mm.utils.prefetch import prefetch
 
 READ_AHEAD = 64
 """Items whose files are read ahead of the batch that they are for."""
@@ -46,7 +46,7 @@ class MLLMRecipe:
     @classmethod
     def of(cls, mllm: MLLM, dtype: str, trust_remote_code: bool) -> MLLMRecipe:
         """That of a model that is loaded here."""
-        return cls(*located(mllm.name, mllm.identity), mllm.identity, dtype, trust_remote_code)
+        return cls(*published(mllm.name, mllm.identity), mllm.identity, dtype, trust_remote_code)
 
     def load(self, device: str, with_head: bool = False) -> MLLM:
         """The model.
@@ -153,6 +153,6 @@ def _read(
     """Units of items with their files' bytes, which are read in threads."""
     keys = (key for unit in units for key in unit)
     indexes = (missing[key] for key in keys)
-    with closing(ahead(partial(carried_item, content), indexes, threads, READ_AHEAD)) as items:
+    with closing(prefetch(partial(carried_item, content), indexes, threads, READ_AHEAD)) as items:
         for unit in units:
             yield dict(zip(unit, items, strict=False))
