@@ -11,8 +11,7 @@ from recbole.utils import ModelType
 
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.loaders import TARGET_MASK
-from recbole_mm.distributed.driver import cpus_each
-from recbole_mm.distributed.worker import read_verdict, write_verdict
+from recbole_mm.distributed.training import cpus_each, take_failure, write_failure
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.models.hooks import full_sequence_class, hooks_of
 from recbole_mm.models.recbole_models import RECBOLE
@@ -173,11 +172,11 @@ def test_cpus_are_shared_out_as_far_as_nodes_have_them():
 
 
 def test_the_first_error_of_a_worker_is_told_as_what_it_was_and_once(tmp_path):
-    write_verdict(tmp_path, NanLossError("the loss is no number"))
-    write_verdict(tmp_path, DataError("what came of it"))
-    told = read_verdict(tmp_path)
+    write_failure(tmp_path, NanLossError("the loss is no number"))
+    write_failure(tmp_path, DataError("what came of it"))
+    told = take_failure(tmp_path)
     assert (type(told), str(told)) == (NanLossError, "the loss is no number")
-    assert read_verdict(tmp_path) is None
+    assert take_failure(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
 

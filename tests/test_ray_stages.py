@@ -362,7 +362,7 @@ def test_the_defaults_of_a_worker(toy_config):
     assert stage_resources(toy_config()) is None
     found = stage_resources(toy_config(ray_address="local", ray_workers=3))
     assert found is not None
-    assert (found.cpus, found.gpus, found.jobs, found.here) == (torch.get_num_threads(), 0, 3, True)
+    assert (found.cpus, found.gpus, found.jobs, found.is_local) == (torch.get_num_threads(), 0, 3, True)
     shared = stage_resources(toy_config(ray_address="auto", ray_gpus_per_worker=0.5))
     assert shared is not None
     assert (shared.cpus, shared.gpus) == (1, 0.5)

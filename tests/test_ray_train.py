@@ -12,11 +12,12 @@ import torch
 import recbole_mm
 from recbole_mm.config.resolved import Config
 from recbole_mm.distributed.cluster import ray_session
-from recbole_mm.distributed.driver import LostWorkerError, _asked
+from recbole_mm.distributed.training import LostWorkerError
 from recbole_mm.errors import ConfigError, RecboleMMError
 from recbole_mm.evaluation.per_user import read_per_user
 from recbole_mm.experiments.tune.plan import plan_search
 from recbole_mm.runs import folder as run_folder
+from recbole_mm.runs.on_workers import worker_resources
 from recbole_mm.training.checkpoint import load_tree
 from tests.conftest import TOY_SETTINGS
 from tests.two_workers import Mortal
@@ -34,7 +35,7 @@ def one_ray():
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PYTHONPATH", os.pathsep.join(here))  # Ray's processes import tests.two_workers, too
         config = Config("BPR", "toy", config_dict={"train_workers": 2, "use_gpu": False})
-        with ray_session(_asked(config)):
+        with ray_session(worker_resources(config)):
             yield
     assert not ray.is_initialized()
 

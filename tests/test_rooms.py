@@ -40,10 +40,6 @@ KNOWN_UPWARD: frozenset[tuple[str, str]] = frozenset(
         ("recbole_mm.artifacts.ray_pool", "recbole_mm.distributed.cluster"),
         ("recbole_mm.config.resolved", "recbole_mm.data.files"),
         ("recbole_mm.config.resolved", "recbole_mm.data.splits"),
-        ("recbole_mm.distributed.driver", "recbole_mm.runs.profiling"),
-        ("recbole_mm.distributed.driver", "recbole_mm.runs.run"),
-        ("recbole_mm.distributed.worker", "recbole_mm.runs.profiling"),
-        ("recbole_mm.distributed.worker", "recbole_mm.runs.run"),
         ("recbole_mm.llm.dry_run", "recbole_mm.inputs.model_inputs"),
         ("recbole_mm.llm.dry_run", "recbole_mm.inputs.reasoning.estimate"),
         ("recbole_mm.llm.dry_run", "recbole_mm.inputs.reasoning.vectors"),
@@ -53,10 +49,7 @@ KNOWN_UPWARD: frozenset[tuple[str, str]] = frozenset(
 
 KNOWN_CIRCLES: frozenset[tuple[str, ...]] = frozenset(
     {
-        (
-            "recbole_mm.runs.first_stage",
-            "recbole_mm.runs.run",
-        ),
+        ("recbole_mm.runs.first_stage", "recbole_mm.runs.run"),
     }
 )
 """Modules that still import each other, sorted. A circle that is gone must be taken out."""

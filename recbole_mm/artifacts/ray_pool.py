@@ -106,7 +106,7 @@ class RayExecutor:
     """
 
     def __init__(self, asked: Resources) -> None:
-        self.asked = replace(asked, store_mb=asked.store_mb or STORE_MB) if asked.here else asked
+        self.asked = replace(asked, store_mb=asked.store_mb or STORE_MB) if asked.is_local else asked
         self._session = ExitStack()
         self._workers = 0
         self._recipe: Recipe | None = None

@@ -1,7 +1,8 @@
-"""Ray for the length of some work: one of its own on this machine, or a cluster that is there; checked before use."""
+"""A Ray session: started on this machine, or connected to a cluster; and what is checked before."""
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import socket
@@ -19,27 +20,32 @@ from recbole_mm.errors import ConfigError
 from recbole_mm.utils.files import scratch_folder
 
 LOCAL = "local"
-"""An address that stands for a Ray of one's own on this machine."""
+"""The address that starts Ray on this machine."""
 
 REACH_SECONDS = 5.0
 LEAST_STORE_MB = 75
 """Ray's own minimum for its object store."""
 
 STORE_MB = 100
-"""Enough where what passes through Ray's object store are settings and scores."""
+"""Object store of a Ray that is started here: enough for settings and scores."""
 
 LONGEST_PARENT = 20
-"""Of a path to Ray's folder: a socket's path may have 107 bytes, and Ray adds some eighty."""
+"""Most characters of the path above Ray's folder: a socket's path may have 107 bytes, and Ray adds some eighty."""
 
 _QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to anybody
+    "RAY_USAGE_STATS_ENABLED": "0",  # usage statistics are not sent
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or Ray warns about how it hides GPUs from processes without any
 }
 
 
 @dataclass(frozen=True)
 class Names:
-    """What messages call the numbers of `Resources`: the settings as a user gives them, and what they are of."""
+    """What error messages call the numbers of `Resources`.
+
+    Attributes:
+        cpus, gpus, jobs, store, address: names of the settings or options.
+        several: plural of what runs, such as `workers`.
+    """
 
     cpus: str
     gpus: str
@@ -54,12 +60,12 @@ class Resources:
     """What is asked of Ray.
 
     Attributes:
-        cpus, gpus: of one process (a trial, a worker); GPUs may be a fraction, shared by several.
-        jobs: processes at the same time; 0 for as many as there is room for.
-        address: of a cluster (`auto`, host:port or ray://host:port); None or `local` starts Ray here and stops it
-            afterwards.
-        store_mb: object store of a Ray that is started here.
-        names: for messages.
+        cpus, gpus: of one process (a trial, a worker); GPUs may be a fraction, shared by several processes.
+        jobs: number of processes at the same time; 0 for as many as there is room for.
+        address: address of a cluster (`auto`, host:port or ray://host:port); None or `local` starts Ray on this machine
+            and stops it afterwards.
+        store_mb: megabytes of the object store of a Ray that is started here.
+        names: for error messages.
     """
 
     cpus: float
@@ -70,13 +76,13 @@ class Resources:
     names: Names
 
     @property
-    def here(self) -> bool:
+    def is_local(self) -> bool:
         """Whether Ray is started on this machine."""
         return self.address in (None, LOCAL)
 
 
 def check_resources(asked: Resources) -> None:
-    """Find what cannot work before Ray is started.
+    """Make sure, before Ray is started, that it can run what is asked.
 
     Raises:
         ConfigError: numbers that make no sense, more than this machine has, or a cluster that cannot be reached.
@@ -91,7 +97,7 @@ def check_resources(asked: Resources) -> None:
         raise ConfigError(
             f"{names.jobs}={asked.jobs}: give a number of at least 0; 0 runs as many as there is room for"
         )
-    if not asked.here:
+    if not asked.is_local:
         if asked.store_mb is not None:
             raise ConfigError(f"{names.store} is for a Ray that is started here; the cluster has its own store")
         _check_reachable(asked)
@@ -103,9 +109,10 @@ def check_resources(asked: Resources) -> None:
 
 @contextmanager
 def ray_session(asked: Resources) -> Iterator[int]:
-    """Ray, connected and with room for what is asked; a Ray that is running in this process is used as it is.
+    """Start or connect to Ray for the length of a block; a session that this process has is used as it is.
 
-    Gives how many of the processes may run at the same time.
+    Yields:
+        The number of processes that may run at the same time.
 
     Raises:
         ConfigError: the cluster does not answer, or has no room for one of them.
@@ -113,11 +120,11 @@ def ray_session(asked: Resources) -> Iterator[int]:
     import ray
 
     started = not ray.is_initialized()
-    with environment(_QUIET), _folder_of_ray(started and asked.here) as folder:
+    with environment(_QUIET), _folder_of_ray(started and asked.is_local) as folder:
         try:
             if started:
                 _start(asked, folder)
-            room = _check_room(asked, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+            room = _check_room(asked, alive_nodes())
             yield asked.jobs or room
         finally:
             if started:
@@ -126,7 +133,7 @@ def ray_session(asked: Resources) -> Iterator[int]:
 
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for a while."""
+    """Set environment variables for the length of a block."""
     before = {key: os.environ.get(key) for key in variables}
     os.environ.update(variables)
     try:
@@ -139,20 +146,43 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[key] = value
 
 
+def alive_nodes() -> list[dict[str, float]]:
+    """Returns the resources of each node of the connected cluster that is alive."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def set_up_process(cwd: str, cpus: float) -> None:
+    """Make one of Ray's processes work like the command's own: in its directory, with its share of the CPU cores.
+
+    Args:
+        cwd: working directory of the command; Ray changes into a folder of its own.
+        cpus: CPU cores of this process. `OMP_NUM_THREADS` may ask for fewer threads.
+    """
+    gc.collect()  # the process may have done other work before
+    torch.cuda.empty_cache()
+    if Path(cwd).is_dir():
+        os.chdir(cwd)
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    threads = max(1, int(cpus))
+    torch.set_num_threads(min(threads, int(given)) if given.isdigit() and int(given) else threads)
+
+
 def inside_ray() -> bool:
-    """Whether this process is one that Ray has started: a trial of a search, a worker."""
-    ray = sys.modules.get("ray")  # a process of Ray's has imported it
+    """Returns whether Ray has started this process: a trial of a search, or a worker."""
+    ray = sys.modules.get("ray")  # imported in every process that Ray starts
     return ray is not None and ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def _folder_of_ray(is_started: bool) -> Iterator[dict[str, Any]]:
-    """Options that have Ray keep its sockets and logs in a folder that goes with it; Ray alone would leave them."""
+    """Yields options for `ray.init` that keep sockets and logs in a folder, which is removed afterwards."""
     parent = Path(tempfile.gettempdir())
     if not is_started or len(str(parent)) > LONGEST_PARENT:
         yield {}
@@ -166,7 +196,7 @@ def _start(asked: Resources, folder: Mapping[str, Any]) -> None:
 
     shared: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
-        if not asked.here:
+        if not asked.is_local:
             ray.init(address=asked.address, **shared)
         else:
             ray.init(
@@ -179,16 +209,16 @@ def _start(asked: Resources, folder: Mapping[str, Any]) -> None:
                 **shared,
             )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        told = " ".join(str(error).split())
-        if not asked.here:
+        reason = " ".join(str(error).split())
+        if not asked.is_local:
             raise ConfigError(
-                f"{asked.names.address}={asked.address}: no Ray cluster answers there ({told})"
+                f"{asked.names.address}={asked.address}: no Ray cluster answers there ({reason})"
             ) from error
-        raise ConfigError(f"Ray cannot be started on this machine ({told})") from error
+        raise ConfigError(f"Ray cannot be started on this machine ({reason})") from error
 
 
 def _check_reachable(asked: Resources) -> None:
-    """Whether somebody listens at the address; Ray itself would try for minutes."""
+    """Make sure that a server listens at the address; Ray itself would try for minutes."""
     address, given = str(asked.address), f"{asked.names.address}={asked.address}"
     if address == "auto":
         return
@@ -204,8 +234,8 @@ def _check_reachable(asked: Resources) -> None:
 
 
 def _check_room(asked: Resources, nodes: list[dict[str, float]]) -> int:
-    """Make sure that one fits on a node, and `jobs` of them on all; gives how many fit."""
-    names, where = asked.names, "this machine" if asked.here else "the cluster"
+    """Make sure that one process fits on a node, and `jobs` of them on all; returns how many fit."""
+    names, where = asked.names, "this machine" if asked.is_local else "the cluster"
     most = {name: max((node.get(name, 0) for node in nodes), default=0) for name in ("CPU", "GPU")}
     for option, name, number in ((names.cpus, "CPU", asked.cpus), (names.gpus, "GPU", asked.gpus)):
         if number > most[name]:
@@ -224,7 +254,7 @@ def _check_room(asked: Resources, nodes: list[dict[str, float]]) -> int:
 
 
 def _fitting(asked: Resources, node: Mapping[str, float]) -> int:
-    """How many fit on a node at once."""
+    """Returns how many processes fit on a node at once."""
     by_cpu = int(node.get("CPU", 0) / asked.cpus + 1e-9)
     if not asked.gpus:
         return by_cpu

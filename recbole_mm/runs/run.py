@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from recbole.utils import ModelType, dict2str, init_seed
 
 from recbole_mm.config.resolved import NOT_FROM_A_RUN, Config, opener_settings
@@ -38,6 +39,7 @@ from recbole_mm.runs.folder import (
     write_result,
 )
 from recbole_mm.runs.leakage import held_out_seen
+from recbole_mm.runs.on_workers import check_workers, train_on_workers, worker_config
 from recbole_mm.runs.pretrained_run import read_finished_model
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.runs.recbole_errors import told_in_one_line
@@ -103,7 +105,7 @@ def run(
     if config["ray_address"] and asks_for_inputs(config, hooks):
         _ray_pool().check_stages(config)
     if config["train_workers"] > 1:
-        _on_workers().check_workers(config)
+        check_workers(config)
     run_dir, resumed = choose_run_dir(config)
     with locked(run_dir, "running"):
         if is_finished(run_dir):
@@ -138,7 +140,7 @@ def _train_and_test(config: Config, run_dir: Path) -> Run:
         logger.warning("SEES HELD-OUT DATA: %s; no result of this run is one of the train-only protocol", text)
     beside = results_beside(config, run_dir, stages) if hooks_of(config.model_class).has_first_stage else {}
     if config["train_workers"] > 1:
-        _on_workers().train_on_workers(config, run_dir, stages, sees_held_out, beside)
+        train_on_workers(config, run_dir, stages, sees_held_out, beside, assemble, train_in_worker)
         init_logging(run_dir, "ERROR")  # the log has said what loading would say again
         finished = load(run_dir, config.model_class, opener_settings(config))
         init_logging(run_dir, config["state"])
@@ -147,13 +149,6 @@ def _train_and_test(config: Config, run_dir: Path) -> Run:
     assembled.sees_held_out[:0] = sees_held_out
     assembled.beside = beside
     return train_and_test(assembled, stages)
-
-
-def _on_workers() -> Any:
-    """The module that trains on several workers; it imports this one, and Ray when it is used."""
-    from recbole_mm.distributed import driver
-
-    return driver
 
 
 def _ray_pool() -> Any:
@@ -173,6 +168,37 @@ def _model_inputs() -> Any:
     from recbole_mm.inputs import model_inputs
 
     return model_inputs
+
+
+def train_in_worker(
+    run_dir: Path,
+    *,
+    device: torch.device,
+    model_class: type,
+    stages: Mapping[str, dict[str, float]],
+    sees_held_out: Sequence[str],
+    beside: Mapping[str, dict[str, float]],
+) -> None:
+    """Assemble, train and test a run in one of several workers, from its checkpoint if there is one.
+
+    Args:
+        run_dir: the run's folder, with its settings.
+        device: the worker's device.
+        model_class: the model's class, which need not be registered.
+        stages: what the command has measured so far.
+        sees_held_out, beside: as in `Run`.
+
+    Raises:
+        RecboleMMError: something the user can mend.
+    """
+    config = worker_config(run_dir, model_class, device)
+    assembled = assemble(config, run_dir, Stages())
+    assembled.sees_held_out[:0] = sees_held_out
+    assembled.beside = dict(beside)
+    workers = current_workers()
+    if workers is None or workers.is_first:
+        init_logging(run_dir, config["state"])
+    train_and_test(assembled, Stages(stages), resume=(run_dir / CHECKPOINT).exists())
 
 
 def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -> Run:

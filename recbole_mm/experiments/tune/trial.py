@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from recbole_mm.config.layers import merge
 from recbole_mm.config.resolved import Config
-from recbole_mm.distributed.process import settle
+from recbole_mm.distributed.cluster import set_up_process
 from recbole_mm.errors import ConfigError, RecboleMMError
 from recbole_mm.experiments.tune.records import FAILURE, OUTCOME, number_in
 from recbole_mm.registry import ModelEntry, find_model, register_model
@@ -135,7 +135,7 @@ def evaluate_best(job: Job, drawn: Mapping[str, Any], folder: Path) -> dict[str,
 
 def _settle(job: Job) -> None:
     """Make Ray's process what the command's own would be: its directory, its models, its share of the machine."""
-    settle(job.cwd, job.cpus)
+    set_up_process(job.cwd, job.cpus)
     try:
         known = find_model(job.model.name)
     except ConfigError:
