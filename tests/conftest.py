@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,17 @@ TOY_SETTINGS = {
     "show_progress": False,
     "state": "WARNING",
 }
+
+
+@pytest.fixture(autouse=True)
+def without_anomaly_detection() -> None:
+    """Turn off what importing RecBole's sequential models turns on for the whole process (sine.py:25).
+
+    It records a Python stack for every operation, which makes an epoch of a small model several times slower. A
+    trainer's `fit` turns it off by itself; tests also call what is inside.
+    """
+    if "torch" in sys.modules:
+        sys.modules["torch"].autograd.set_detect_anomaly(False)
 
 
 @pytest.fixture(scope="session")
