@@ -1,9 +1,11 @@
 """recbole_mm: images, text and multimodal LLMs for RecBole, ranked by RecBole's own metrics.
 
 >>> import recbole_mm
->>> outcome = recbole_mm.run(model="Molar", dataset="ml-100k")      # train, evaluate, write a run folder
+>>> outcome = recbole_mm.run(model="Molar", dataset="ml-100k")      # doctest: +SKIP
 >>> outcome.test_result["ndcg@10"]                                  # doctest: +SKIP
->>> again = recbole_mm.load(outcome.run_dir)                        # config, dataset and model, ready to score
+>>> again = recbole_mm.load(outcome.run_dir)                        # doctest: +SKIP
+
+`run` trains, evaluates and writes a run folder; `load` reads one: config, dataset and model, ready to score.
 """
 
 from __future__ import annotations

@@ -124,6 +124,8 @@ def fill(
         ValueError: `work` returned another number of values than it got inputs, or `batches` left some out.
 
     Example:
+        >>> from recbole_mm.artifacts.store import Store
+        >>> store = Store(tmp_path / "artifacts.sqlite")
         >>> fill(store, "upper", {"k1": "a", "k2": "b"}, lambda texts: [text.upper() for text in texts]).computed
         2
     """

@@ -435,7 +435,7 @@ def parameter_kinds(of_recbole: Mapping[str, Any], of_ours: Mapping[str, Any] = 
         of_recbole, of_ours: default of each, by RecBole's and by our property file.
 
     >>> parameter_kinds({"n_layers": 2, "dropout_prob": 0, "mlp_hidden_size": [64]})["dropout_prob"].words
-    'a number of at least 0'
+    'a number of at least 0, up to 1e+30'
     """
     theirs = {key: _kind_like(key, value) for key, value in of_recbole.items()}
     ours = {key: _kind_like(key, value, bounded=False) for key, value in of_ours.items()}

@@ -169,9 +169,10 @@ class AnswerReader(nn.Module):
         contrast: (hidden,), from `answer_contrast`.
 
     Example:
-        >>> reader = AnswerReader.of(mllm, prompt_tail="Answer:\\n")
-        >>> prefix = reader.read_prefix(history)                          # U users
-        >>> reader.read_behind(prefix, owners, candidates).sigmoid()      # R candidates, owners (R,) in 0 .. U - 1
+        >>> reader = AnswerReader.of(mllm, prompt_tail="Answer:\\n")         # doctest: +SKIP
+        >>> prefix = reader.read_prefix(history)                            # doctest: +SKIP
+        >>> reader.read_behind(prefix, owners, candidates).sigmoid().shape  # doctest: +SKIP
+        torch.Size([12])
     """
 
     contrast: Tensor

@@ -119,8 +119,8 @@ class ItemEncoder:
         ValueError: a bound is too small to hold anything.
 
     Example:
-        >>> encoder = ItemEncoder(load_mllm(build_tiny(texts, folder)), image_pixels=112 * 112)
-        >>> encoder.encode([record, another]).shape
+        >>> encoder = ItemEncoder(load_mllm(build_tiny(texts, folder)), image_pixels=112 * 112)  # doctest: +SKIP
+        >>> encoder.encode([record, another]).shape                                              # doctest: +SKIP
         (2, 128)
     """
 

@@ -106,10 +106,11 @@ class TextStack(nn.Module):
         without: its layers that text alone never enters, and that the copy does without.
 
     Example:
-        >>> stack = mllm.text_stack()
-        >>> allowed = torch.ones(L, L, dtype=torch.bool).tril().expand(B, 1, L, L)
-        >>> positions = torch.arange(L).expand(B, L)
-        >>> stack(inputs_embeds, allowed, positions).last_hidden_state   # (B, L, stack.hidden_size)
+        >>> stack = mllm.text_stack()                                                  # doctest: +SKIP
+        >>> allowed = torch.ones(L, L, dtype=torch.bool).tril().expand(B, 1, L, L)     # doctest: +SKIP
+        >>> positions = torch.arange(L).expand(B, L)                                   # doctest: +SKIP
+        >>> stack(inputs_embeds, allowed, positions).last_hidden_state.shape           # doctest: +SKIP
+        torch.Size([2, 5, 128])
     """
 
     def __init__(self, decoder: PreTrainedModel, without: Sequence[nn.Module] = ()) -> None:

@@ -4,8 +4,9 @@ RecBole saves with `torch.save` and so reads with an unpickler, which can run an
 arrays become entries of a safetensors file that any tool can read, and everything else (numbers, text, the nesting) a
 JSON skeleton in that file's metadata.
 
-    >>> save_tree("run/checkpoint.safetensors", {"epoch": 3, "loss": {0: 1.5}, "weights": {"w": torch.ones(2)}})
-    >>> load_tree("run/checkpoint.safetensors")["loss"]  # int keys survive
+    >>> path = tmp_path / "checkpoint.safetensors"
+    >>> save_tree(path, {"epoch": 3, "loss": {0: 1.5}, "weights": {"w": torch.ones(2)}})
+    >>> load_tree(path)["loss"]  # int keys survive
     {0: 1.5}
 """
 

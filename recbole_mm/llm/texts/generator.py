@@ -35,7 +35,8 @@ class Request:
         ValueError: a picture without a hash, or a hash without a picture: texts of different pictures would be one.
 
     Example:
-        >>> Request("Describe this product in one sentence: blue suede shoes", "Blue suede shoes.")
+        >>> Request("Describe this product in one sentence: blue suede shoes", "Blue suede shoes.").fallback
+        'Blue suede shoes.'
     """
 
     prompt: str

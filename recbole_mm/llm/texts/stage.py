@@ -75,6 +75,9 @@ def texts_through_store(
         RecboleMMError: no text at all can be had, as from a server that refuses the key; what was finished is kept.
 
     Example:
+        >>> from recbole_mm.artifacts.store import Store
+        >>> from recbole_mm.llm.texts.generator import TemplateGenerator
+        >>> store = Store(tmp_path / "artifacts.sqlite")
         >>> texts_through_store(store, "title", TemplateGenerator(), {1: Request("Name it", "Blue shoes")}).texts
         {1: 'Blue shoes'}
     """
