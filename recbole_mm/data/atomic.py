@@ -1,9 +1,9 @@
 """Reads RecBole's atomic files: `.inter`, `.item`, `.user`, `.kg`, `.link` and those of `additional_feat_suffix`.
 
-This is the only reader, so that all of them are read by one idea of a line (docs/data-format.md): a line ends at a line
-feed, or at a carriage return and a line feed; it has one field per column; nothing is quoted. The lines are checked as
-bytes, block by block, before pandas' C parser takes them apart: by itself it would end a field at a NUL and a line at a
-lone carriage return, and pad or cut lines of other lengths, all in silence.
+This is the only reader, so that one rule holds for all of them (docs/data-format.md): a line ends at a line feed, or at
+a carriage return and a line feed; it has one field per column; nothing is quoted. The lines are checked as bytes, block
+by block, before pandas' C parser takes them apart: by itself it would end a field at a NUL and a line at a lone
+carriage return, and pad or cut lines of other lengths, all in silence.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def read_atomic(
 
 
 def check_kind(path: Path, name: str, kind: FeatureType, accepted: Iterable[FeatureType], holds: str) -> None:
-    """Refuse a column whose type does not fit what it holds.
+    """Refuse a column whose type does not fit its content.
 
     Raises:
         DataError: `kind` is none of `accepted`; names the column and what to write instead.
@@ -98,7 +98,7 @@ def check_kind(path: Path, name: str, kind: FeatureType, accepted: Iterable[Feat
 
 
 def check_ids(path: Path, column: pd.Series) -> None:
-    """Every row names its user or item.
+    """Refuse rows that do not name their user or item.
 
     Args:
         path: file that the column was read from.

@@ -1,4 +1,4 @@
-"""What each item looks like, lined up with RecBole's item ids: `content[i]` is the item whose embedding is row `i`."""
+"""Items' texts and images in the order of RecBole's item ids: `content[i]` is the item whose embedding is row `i`."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ class ItemContent(Sequence[ItemRecord]):
             return [fingerprint for part in parts for fingerprint in part]
 
     def _raw(self, place: int) -> Iterator[tuple[str, bytes | None]]:
-        """What the item's derived values depend on, named."""
+        """The inputs that the item's derived values depend on, named."""
         for modality in self.modalities:
             if modality == "text":
                 text = self.text(place)
@@ -190,7 +190,7 @@ class ItemContent(Sequence[ItemRecord]):
         return frozenset(self.tokens[1:])
 
     def report_problems(self) -> None:
-        """Log one line with what is missing, broken or cut, and the first ids; nothing if all is well or known."""
+        """Log one line with what is missing, broken and cut, and the first ids; nothing if there is none or known."""
         total = len(self) - 1
         parts = [
             f"{len(ids):,} of {total:,} items have no {name} ({_some(ids)})"

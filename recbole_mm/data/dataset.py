@@ -1,7 +1,7 @@
 """RecBole datasets that keep interactions flat and carry the items' raw text and images.
 
 `create_dataset` gives any RecBole or recbole_mm model its dataset: the class RecBole would take, with loading,
-ordering, filtering, splitting and sequence building replaced by exact and fast ones, and with `content` beside the ids.
+ordering, filtering, splitting and sequence building replaced by exact and fast ones, and with the items' `content`.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ def _builds_plain_sequences(upstream: type[Dataset]) -> bool:
 
 
 class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
-    """What every dataset here does differently from RecBole's; mixed in front of one of its dataset classes."""
+    """Loading, filtering, order and split of every dataset here; mixed in front of one of RecBole's dataset classes."""
 
     inter_feat: Any
     user_feat: Any
     item2entity: dict[str, str]
     entity2item: dict[str, str]
     inputs: ModelInputs = ModelInputs()
-    """What the model receives beside interactions; set once, before `build`."""
+    """What the model receives in addition to interactions; set once, before `build`."""
     rows: Rows
     """All interactions, whichever part they are in; since the dataset was split."""
     own_rows: np.ndarray
@@ -167,7 +167,7 @@ class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
 
     @cached_property
     def split(self) -> Split:
-        """What `eval_args` holds out."""
+        """The split of `eval_args`."""
         return Split.of(self.config)
 
     def _times(self) -> np.ndarray:
@@ -207,7 +207,7 @@ class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
         return self.inter_feat[self.label_field].to_numpy() > 0
 
     def split_rows(self) -> tuple[np.ndarray, Rows]:
-        """What `build` will hold out: the order that it puts the table into, int64 (M,), and the rows in that order."""
+        """The order that `build` puts the table into, int64 (M,), and the rows in that order with their phases."""
         order = self._split_order()
         users, items = (self.inter_feat[field].to_numpy()[order] for field in (self.uid_field, self.iid_field))
         in_time = self.split.in_time and self.benchmark_filename_list is None
@@ -222,7 +222,7 @@ class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
         return [self.part(self.rows_of_part(self.rows, phase)) for phase in (TRAIN, VALID, TEST)]
 
     def rows_of_part(self, rows: Rows, phase: int) -> np.ndarray:
-        """Those of all rows that are learnt from, or held out, in a phase: int64, ascending."""
+        """The rows that are trained on, or held out, in a phase: int64, ascending."""
         return rows.of_phase(phase)
 
     def _drop_unused_col(self) -> None:
@@ -282,7 +282,7 @@ class SequenceMixin(FlatDatasetMixin):
         super()._benchmark_presets()
 
     def rows_of_part(self, rows: Rows, phase: int) -> np.ndarray:
-        """Those of all rows that are targets in a phase: int64, ascending."""
+        """The rows that are targets in a phase: int64, ascending."""
         mine = rows.of_phase(phase)
         return mine if self.benchmark_filename_list is not None else mine[rows.starts[mine] < mine]
 

@@ -27,10 +27,10 @@ from recbole_mm.errors import ImageError
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp")
-"""How files are named that may be images, the preferred ones first; what they are is told by their content."""
+"""Suffixes of files that may be images, the preferred ones first; the format is recognized by the content."""
 
 UNREAD_SUFFIXES = frozenset({".avif", ".avifs", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".tif", ".tiff"})
-"""Images that are not read. Of AVIF and TIFF, Pillow cannot tell before it decodes how much memory that takes."""
+"""Images that are not read. For AVIF and TIFF, Pillow does not know before decoding how much memory that takes."""
 
 DEFAULT_MAX_PIXELS = 50_000_000
 
@@ -48,7 +48,7 @@ _EXIF_TURNS = {
 
 
 def _identify(data: bytes) -> tuple[str, Callable[[io.BytesIO], ImageFile.ImageFile]] | None:
-    """The format's name and Pillow's reader for it, told by the first bytes alone; None for anything else.
+    """The format's name and Pillow's reader for it, recognized by the first bytes alone; None for anything else.
 
     The readers are called directly and not through `Image.open`, which would also try formats that run outside programs
     (EPS) and warn about big images through the process-wide warning filters.
@@ -128,7 +128,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def decode_image(
     data: bytes, name: str, max_pixels: float = DEFAULT_MAX_PIXELS, max_side: int | None = None
 ) -> Image.Image:
-    """Decode the first frame of a JPEG, PNG, WebP, GIF or BMP file, told by its content and not by its suffix.
+    """Decode the first frame of a JPEG, PNG, WebP, GIF or BMP file, recognized by its content and not its suffix.
 
     Args:
         data: the whole file.

@@ -5,10 +5,10 @@ dimensions of value times the index's embedding. With index 1..d that is a linea
 feature should get. Two things in RecBole 1.2.1 stand in the way and are mended here:
 
 - sasrecf.py:47 and gru4recf.py:52 size their layers as if a `float_seq` field gave `dataset.num(field)` vectors, while
-  layers.py:1003 pools it into one; so `num` is 1 for a feature field and the embedding table's size is asked elsewhere.
+  layers.py:1003 pools it into one; so `num` is 1 for a feature field, and `field2bucketnum` is the embedding
+  table's size.
 - layers.py:1015 gathers an embedding for every value of every item of every sequence, gigabytes for a 384-d feature;
-  the same
-  sum is a matrix product.
+  the same sum is a matrix product.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 
 
 class FeatureFieldsMixin(Dataset):
-    """Dataset side: fields named in `feature_fields` hold feature vectors."""
+    """Gives a dataset `declare_feature_field`: item fields that hold feature vectors."""
 
     feature_fields: Mapping[str, Tensor] = MappingProxyType({})
     item_feat: Any

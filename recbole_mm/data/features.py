@@ -5,12 +5,12 @@ In YAML::
     item_features:
       text:    {encoder: sentence-transformers/all-MiniLM-L6-v2, on: text}
       image:   {encoder: google/vit-base-patch16-224-in21k, on: image}
-      told:    {encoder: sentence-transformers/all-MiniLM-L6-v2, on: summary}
+      summary: {encoder: sentence-transformers/all-MiniLM-L6-v2, on: summary}
       visual:  {file: image_features.npy, ids: image_ids.txt}      # or a .safetensors file that carries its ids
       both:    {encoder: mllm}
 
-`text` is the item's metadata; `summary` is what the reasoning stage says of the item: the same with an LLM's
-description of the image, as `item_text` says (docs/reasoning.md).
+`text` is the item's metadata; `summary` is the reasoning stage's text of the item: the metadata with an LLM's
+description of the image, as the setting `item_text` asks (docs/reasoning.md).
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class FeatureSpec:
 
 
 def reads_summaries(specs: Mapping[str, Any]) -> bool:
-    """Whether a feature of `item_features` is made of what the reasoning stage says of items."""
+    """Whether a feature of `item_features` encodes the texts of the reasoning stage."""
     return any(isinstance(settings, Mapping) and settings.get("on") == SUMMARY for settings in specs.values())
 
 

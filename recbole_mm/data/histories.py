@@ -1,4 +1,4 @@
-"""What each user has chosen, in time order, before the data is split: what texts and fine-tuning data are made of."""
+"""Users' histories in time order, before the data is split: texts and fine-tuning data are made of them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class HistoriesMixin:
         return items, offsets
 
     def user_histories(self, held_out: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Every user's training items in time order: what may be learnt from before the data is split.
+        """Every user's training items in time order: all that may be learnt from before the data is split.
 
         To be called before `build`. The users come in the order of their tokens, not of RecBole's numbers, which depend
         on the rows that are held out. Files of a split made beforehand (`benchmark_filename`): the first one is what is

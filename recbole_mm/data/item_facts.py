@@ -1,4 +1,4 @@
-"""What is known of items beside their vectors: image, text, metadata, and a description made of the metadata."""
+"""Facts about items for prompts: image, text, metadata, and a description made of the metadata."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ItemFacts:
         self.description_column = description_column
         self.described: set[int] = set()
         self.templated: set[int] = set()
-        # Answers may say what the metadata does even where prompts show images alone.
+        # Answers may quote the metadata even where prompts show images alone.
         layout: TextLayout | None = content.source.layout
         layout = None if layout is None else _without(layout, description_column)
         self._layout = layout if "text" in content.modalities else None
@@ -67,8 +67,8 @@ class ItemFacts:
         if self._layout is None:
             return None
         fields = self.content.fields(item)
-        told = self._written(fields)
-        shown = {column: "" if told and clean_text(value) == told else value for column, value in fields.items()}
+        known = self._written(fields)
+        shown = {column: "" if known and clean_text(value) == known else value for column, value in fields.items()}
         return self._layout.compose(lambda column: shown.get(column, ""))[0]
 
     def description(self, item: int) -> str | None:
@@ -91,11 +91,11 @@ def in_prose(values: Mapping[str, str], title: str | None) -> str | None:
     """Metadata as sentences: the description of an item that nobody has described.
 
     Args:
-        values: column -> value, in the order in which they are told; empty ones are left out.
+        values: column -> value, in the order of the sentences; empty ones are left out.
         title: the column that names the item.
 
     Returns:
-        None where nothing but the title is known: there is nothing to tell.
+        The sentences; None where nothing but the title is known.
 
     Example:
         >>> in_prose({"title": "Lamp", "colour": "red", "price": "9"}, "title")
@@ -108,9 +108,9 @@ def in_prose(values: Mapping[str, str], title: str | None) -> str | None:
     subject = f"This is {named}" if named else "This is an item"
     *before, last = [f"{label} {value}" for label, value in known.items() if not _is_sentence(value)] or [""]
     with_these = f"{', '.join(before)} and {last}" if before else last
-    told = [_closed(f"{subject}, with {with_these}" if last else subject)]
-    told += [_closed(f"Its {label} reads: {value}") for label, value in known.items() if _is_sentence(value)]
-    return " ".join(told)
+    sentences = [_closed(f"{subject}, with {with_these}" if last else subject)]
+    sentences += [_closed(f"Its {label} reads: {value}") for label, value in known.items() if _is_sentence(value)]
+    return " ".join(sentences)
 
 
 def _is_sentence(value: str) -> bool:

@@ -1,4 +1,4 @@
-"""How an item's columns become the one text that models and prompts read."""
+"""Composes an item's columns into the one text that models and prompts read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def clean_text(value: str) -> str:
 
 
 def label_of(column: str) -> str:
-    """What a reader calls a column: `movie_title` -> `Title`, `release_year` -> `Release year`.
+    """A column's name in plain words: `movie_title` -> `Title`, `release_year` -> `Release year`.
 
     >>> label_of("item_brand_name")
     'Brand name'

@@ -15,7 +15,7 @@ from recbole_mm.errors import ConfigError
 TARGETS = "target_id_list"
 NEGATIVES = "neg_id_list"
 TARGET_MASK = "target_mask"
-"""Fields of a full-sequence batch beside RecBole's `item_id_list` and `item_length`, each (B, W)."""
+"""Fields of a full-sequence batch in addition to RecBole's `item_id_list` and `item_length`, each (B, W)."""
 
 
 class NegativeSampler:

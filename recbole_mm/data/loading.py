@@ -1,4 +1,4 @@
-"""Loading half of a dataset: its files, and what they may hold before RecBole fills in, drops or numbers anything.
+"""Loading of a dataset's files, and checks of them before RecBole fills in, drops or numbers anything.
 
 RecBole takes the mean where a number is missing, keeps the first of two descriptions of an item, numbers a token where
 a number is meant, and ranks items that only some extra file names. Here each of these is an error with the line, a
@@ -93,7 +93,7 @@ class LoadingMixin(Dataset):
     # ------------------------------------------------------------- before
 
     def _check_more_files(self, token: str, path: Path) -> None:
-        """The files beside those of interactions that the settings ask for are there."""
+        """Refuse settings that ask for a file, other than those of interactions, that is not there."""
         more = list(self.config["additional_feat_suffix"] or ())
         for suffix in more:
             if suffix in ("inter", "item", "user"):
@@ -108,7 +108,7 @@ class LoadingMixin(Dataset):
                 raise ConfigError(f'load_col: nothing is loaded of .{suffix}; add {{{suffix}: "*"}}, or its columns')
 
     def _check_inter_columns(self, files: list[Path]) -> None:
-        """The columns of users, items and times are there, and loaded; files of a given split agree."""
+        """Refuse files without columns of users, items and times, or with them not loaded, or that disagree."""
         headers = [self._loaded(file, "inter") for file in files]
         for file, header in zip(files, headers):
             self._require(file, "inter", {"USER_ID_FIELD": self.uid_field, "ITEM_ID_FIELD": self.iid_field})
@@ -119,7 +119,7 @@ class LoadingMixin(Dataset):
             self._check_time(files[0], headers[0])
 
     def _check_time(self, path: Path, loaded: dict[str, FeatureType]) -> None:
-        """Rows can be ordered by time, and whoever has several columns of times is told which one is used."""
+        """Refuse a file whose rows cannot be ordered by time; log which of several columns of times is used."""
         there = dict(read_header(path, self.config["field_separator"], self.config["encoding"]))
         likely = [name for name in there if _LIKE_A_TIME.search(name) and name != self.time_field]
         if self.time_field not in loaded:
@@ -157,7 +157,7 @@ class LoadingMixin(Dataset):
         return {name: kind for name, kind in header if self._wanted(source, name)}
 
     def _require(self, path: Path, source: str, fields: dict[str, str]) -> None:
-        """Columns that no dataset can do without, by the setting that names each, are there and loaded."""
+        """Refuse a file without the columns that every dataset needs: `fields`, by the setting that names them."""
         there = [name for name, _ in read_header(path, self.config["field_separator"], self.config["encoding"])]
         for key, name in fields.items():
             if name not in there:
@@ -236,7 +236,7 @@ class LoadingMixin(Dataset):
             yield from self.config[key] or ()
 
     def _check_types(self, path: Path, source: str, types: dict[str, FeatureType]) -> None:
-        """Ids are tokens, and what is ordered or compared is a number: RecBole would number the tokens as they come."""
+        """Refuse ids that are no tokens, and tokens where numbers are ordered or compared: RecBole numbers them."""
         accepted: dict[str, tuple[Iterable[FeatureType], str]] = {
             name: ((FeatureType.TOKEN, FeatureType.TOKEN_SEQ), "ids") for name in self._aliases()
         }
@@ -262,7 +262,7 @@ class LoadingMixin(Dataset):
             )
 
     def _check_empty_numbers(self, path: Path, source: str, table: pd.DataFrame, types: dict[str, FeatureType]) -> None:
-        """An empty number is an error where order, labels or filters follow from it, else it is said once a column."""
+        """Refuse an empty number where order, labels or filters follow from it, else log it once a column."""
         deciding = (
             {self.time_field, self.label_field, *(self.config["threshold"] or ())} if source == "inter" else set()
         )
@@ -282,7 +282,7 @@ class LoadingMixin(Dataset):
             )  # fmt: skip
 
     def _check_one_owner(self, path: Path, source: str, name: str) -> None:
-        """A column's name stands for one thing: RecBole keeps one type, source and numbering by name."""
+        """Refuse a column name that two files have: RecBole keeps one type, source and numbering by name."""
         if source == "link":  # which RecBole reads and does not keep
             return
         before = self._owners.setdefault(name, source)
@@ -303,7 +303,7 @@ class LoadingMixin(Dataset):
     # -------------------------------------------------------------- after
 
     def _check_named_columns(self) -> None:
-        """Settings that name columns name loaded ones."""
+        """Refuse settings that name a column which is not loaded."""
         for key in _NAME_COLUMNS:
             given = self.config[key] or ()
             names = [*given, *(given.values() if key == "preload_weight" and given else ())]
@@ -315,8 +315,8 @@ class LoadingMixin(Dataset):
                     )
 
     def _check_all_described(self, path: Path, table: pd.DataFrame | None, field: str) -> None:
-        """Interactions with users or items that their file, which is loaded, does not list are an error, unless the
-        settings ask for their removal: RecBole would fill in their columns."""
+        """Refuse interactions with users or items that their loaded file does not list, unless the settings ask
+        for their removal: RecBole would fill in their columns."""
         if table is None or self.config["filter_inter_by_user_or_item"] is True:
             return
         ids = self.inter_feat[field]
@@ -328,7 +328,7 @@ class LoadingMixin(Dataset):
             )
 
     def _drop_never_interacted(self) -> None:
-        """Leave out what names an item or user that no interaction names, in whichever file: these are no candidates.
+        """Leave out rows, of any file, of items or users that are in no interaction: these are no candidates.
 
         `candidates: catalogue` keeps those that `.item` and `.user` list.
         """

@@ -1,4 +1,4 @@
-"""Finds what belongs to an item by its id, in whichever Unicode form a file, an archive or a list writes the id."""
+"""Finds values by item id, in any Unicode form that a file, an archive or a list writes the id in."""
 
 from __future__ import annotations
 

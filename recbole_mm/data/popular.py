@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def keeps_popular(config) -> bool:
-    """Whether the setting asks for it.
+    """Whether `positives` is `popular`.
 
     Raises:
         ConfigError: the data has no last item of a user to choose: it is shuffled, or its split is given.

@@ -51,13 +51,13 @@ _LONGEST_TEXT = 200_000
 
 @dataclass(frozen=True)
 class Products:
-    """What metadata says of the wanted products.
+    """The wanted products as their metadata describe them.
 
     Attributes:
         table: columns of `COLUMNS` of which any product has a value, in its order; each product once.
         urls: item id -> URL of its picture, for those that have one.
         repeated: further lines of a product already listed.
-        differing: those of them that say something else; the description with more text counts, whichever is first.
+        differing: those of them that differ; the description with more text counts, in any order of lines.
         garbled: titles that were page code, and were left empty.
     """
 
@@ -70,7 +70,7 @@ class Products:
 
 @dataclass(frozen=True)
 class _Described:
-    """What one line says of a product."""
+    """One line's description of a product."""
 
     columns: Mapping[str, Any]
     url: str | None
@@ -78,8 +78,8 @@ class _Described:
 
     def fullness(self) -> tuple[int, str]:
         """Orders descriptions: more text first, and never by which line comes first."""
-        said = repr((self.columns, self.url))
-        return len(said), said
+        text = repr((self.columns, self.url))
+        return len(text), text
 
 
 def read_products(path: Path, wanted: Collection[str]) -> Products:
@@ -92,7 +92,7 @@ def read_products(path: Path, wanted: Collection[str]) -> Products:
     repeated = differing = 0
     example = ""
     for number, text in progress(read_records(path), "reading metadata", unit="line"):
-        start = _FIRST_ASIN.match(text)  # 2014: saves parsing the literals of products nobody asked for
+        start = _FIRST_ASIN.match(text)  # 2014: saves parsing the literals of products that are not wanted
         if start is not None and start[1] not in wanted and '"parent_asin"' not in text:
             example = example or start[1]
             continue
@@ -130,7 +130,7 @@ def read_products(path: Path, wanted: Collection[str]) -> Products:
 
 
 def describe(record: Mapping[str, Any]) -> dict[str, Any]:
-    """One product's columns, without `item_id`: plain text, "" where nothing is said, and the price or NaN.
+    """One product's columns, without `item_id`: plain text, "" where there is none, and the price or NaN.
 
     >>> describe({"title": "Soft <b>Bib</b> &amp; Spoon", "categories": [["Baby", "Feeding"]]})["categories"]
     'Baby > Feeding'

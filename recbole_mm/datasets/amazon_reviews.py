@@ -49,7 +49,7 @@ class Reviews:
         table: `user_id` and `item_id` (categories of str), `rating` and `timestamp` (int64), in the file's order.
         read: lines of the file.
         repeated: of the lines left by a first count, how many repeat a user's review of an item.
-        notes: what else the reader should know.
+        notes: further lines for the summary.
     """
 
     table: pd.DataFrame
@@ -152,7 +152,7 @@ def iter_reviews(path: Path) -> Iterator[Review]:
     """The reviews of a `.json`, `.jsonl` or `.csv` file (or `.gz` of these), one at a time.
 
     A CSV file may have a header, as in 2023. Without one its columns are user, item, rating, time (2014) or item, user,
-    rating, time (2018): the ids of items are told by their ten characters.
+    rating, time (2018): items are recognized by their ids of ten characters.
 
     Raises:
         DataError: a line is malformed or lacks a value, naming it.
@@ -192,7 +192,7 @@ def _from_csv(path: Path) -> Iterator[Review]:
 
 
 def _check_csv(path: Path) -> tuple[str, ...]:
-    """What must be said of a CSV file that is sound; DataError, naming the line, where it is not."""
+    """Notes on a CSV file; DataError, naming the line, where it is malformed."""
     first = next(read_rows(path, _CSV), None)
     sound = first is None or check_lines(path, _CSV, len(first[1])).ended
     return () if sound else (no_end(path),)

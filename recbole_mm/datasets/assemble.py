@@ -50,13 +50,13 @@ class RawDataset:
         text_fields: columns of `item` that describe an item in words, the most telling first.
         features: columns of `item` that RecBole's feature models embed (`selected_features`).
         files: names of the raw files read, for the YAML's comment.
-        settings: what the dataset's YAML says apart from columns and images.
+        settings: of the dataset's YAML, apart from columns and images.
         splits: name of a split -> its rows of `inter`, where the source is split already.
         extra_files: file name -> function that writes this file of vectors or lists, given its path.
         fetch: downloads images into the dataset folder, once that is written, and returns a line for the summary.
         source: folder of raw files.
         converter: name of the converter.
-        notes: what the reader should know, such as lines dropped.
+        notes: lines for the summary, such as how many lines were dropped.
     """
 
     inter: Table
@@ -77,7 +77,7 @@ class RawDataset:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a conversion wrote. `str()` is one line of counts, then one line per note.
+    """Counts of what a conversion wrote. `str()` is one line of counts, then one line per note.
 
     Attributes:
         name: dataset name.

@@ -1,4 +1,4 @@
-"""Connections for a downloader whose URLs are not its user's own: to public addresses alone, and with an end in time.
+"""Connections for downloads from untrusted URLs: to public addresses alone, and with a deadline.
 
 A host's name is resolved once, all of its addresses are looked at, and the connection is made to one of those, so that
 a name server which answers differently the next time changes nothing. That holds for every redirect too. Where the

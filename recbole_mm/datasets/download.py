@@ -1,6 +1,6 @@
 """Fetches items' pictures by a list of URLs; may be killed at any time, and goes on where it was.
 
-What has been fetched is told by the files in the folder alone: a picture is decoded before it is kept, written under a
+The files in the folder alone show what has been fetched: a picture is decoded before it is kept, written under a
 temporary name and then moved into place. What failed for good (no such page, not a picture) is remembered in a CSV file
 of failures, and asked for again only once its line, or the file, is gone.
 """
@@ -45,7 +45,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class DownloadReport:
-    """What a download did. `str()` is one line.
+    """Counts and failures of a download. `str()` is one line.
 
     Attributes:
         fetched: pictures that are new.
@@ -71,7 +71,7 @@ class DownloadReport:
 
 @dataclass(frozen=True)
 class _Work:
-    """What there is to do: jobs, pictures that are there, failures that stay."""
+    """Jobs to do, number of pictures that are there, and failures that stay."""
 
     jobs: Mapping[str, str]
     there: int
@@ -79,7 +79,7 @@ class _Work:
 
 
 def plan(urls: Mapping[str, str], folder: Path, failures: Path, limits: Limits) -> str:
-    """One line that says what `download_images` with these arguments would do."""
+    """The plan of `download_images` with these arguments, in one line."""
     work = _work(urls, folder, failures)
     hosts = Counter(_host(url) for url in work.jobs.values())
     line = f"pictures: {len(urls):,} URLs; {work.there:,} are in {folder}"
@@ -106,7 +106,7 @@ def download_images(urls: Mapping[str, str], folder: Path, failures: Path, limit
 
     Raises:
         DataError: another process fetches into this folder, or it cannot be written.
-        KeyboardInterrupt: with a message that says how far it came.
+        KeyboardInterrupt: with a message of how many pictures are there.
     """
     lock = filelock.FileLock(failures.with_name(f".{failures.stem}.lock"))
     try:
@@ -193,7 +193,7 @@ def _download(urls: Mapping[str, str], folder: Path, failures: Path, limits: Lim
 
 
 def _outcomes(jobs: Mapping[str, str], folder: Path, limits: Limits) -> Iterator[Failure | str]:
-    """Of each job, as it ends: its item id, or why there is no picture."""
+    """The outcome of each job, as it ends: its item id, or why there is no picture."""
     stop = threading.Event()
     fetcher = Fetcher(limits, stop)
     waiting = iter(jobs.items())

@@ -60,7 +60,7 @@ class FetchFailed(Exception):
         reason: a few words.
         final: whether asking again would be in vain.
         wait: seconds the server asked for, None if it did not.
-        answered: whether the host said anything at all.
+        answered: whether the host answered at all.
         later: whether the host is asked nothing more in this run.
     """
 
@@ -76,7 +76,7 @@ class FetchFailed(Exception):
 
 
 class Stopped(Exception):
-    """The download was told to end."""
+    """The download was stopped."""
 
 
 class _Host:
@@ -141,7 +141,7 @@ class Fetcher:
 
         Raises:
             FetchFailed: it cannot be had.
-            Stopped: the download was told to end.
+            Stopped: the download was stopped.
         """
         host = self._host(check_url(url))
         for attempt in range(1, self.limits.attempts + 1):

@@ -63,7 +63,7 @@ def read_table(path: Path, columns: Mapping[str, Column], notes: list[str], layo
     Args:
         path: file to read; `.gz` is unpacked on the way.
         columns: name in the result -> column. Without a header line they are the file's columns in order.
-        notes: gets a line for each thing that the reader of the result should know.
+        notes: gets lines for the summary of the conversion.
         layout: how the file is written.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What values of raw files may be: ids as they stand in an atomic file, and times, kept exactly.
+"""Ids and times of raw files: which texts are ids, and which times they mean, exactly.
 
 Times are numbers in any one unit, or days and times of day as ISO 8601 writes them.
 """
@@ -18,7 +18,7 @@ from recbole_mm.data.names import CONTROL, one_form
 MISSING = frozenset(
     {"nan", "-nan", "NaN", "-NaN", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "NaT", "None", "null", "NULL"}
 )
-"""What programs write where they have no value."""
+"""Texts that programs write in place of a missing value."""
 
 _UNUSABLE = re.compile(rf'{CONTROL}|^"')
 _WHOLE = re.compile(r"(\d+)\.0+", re.ASCII)
@@ -85,7 +85,7 @@ _EDGES = (1e4, 1e5, 1.9e7, 2.1e7, 3e8, 1e10, 3e11, 1e13, 3e14, 1e16, 3e17, 1e19)
 
 
 class Time(NamedTuple):
-    """What a text means: a number, or a second since 1970 (UTC where no zone is named); and how it is written."""
+    """The meaning of a text: a number, or a second since 1970 (UTC where no zone is named); and how it is written."""
 
     value: Decimal
     form: str
