@@ -63,7 +63,8 @@ class Carrier(Protocol):
     """A picture that can be loaded here, or carried."""
 
     def __call__(self) -> Image.Image | None: ...
-    def carried(self) -> CarriedImage | None: ...
+    def carried(self) -> CarriedImage | None:
+        """What is sent; None where there is no picture to send."""
 
 
 @dataclass(frozen=True)

@@ -77,9 +77,13 @@ class ItemContent(Sequence[ItemRecord]):
         DataError: the policy is `error` and an item lacks a modality.
 
     Example:
-        >>> content = dataset.content                    # doctest: +SKIP
-        >>> content[1].text                              # doctest: +SKIP
-        'Title: Toy Story\\nRelease year: 1995'
+        >>> from recbole_mm.data.item_table import ItemTable
+        >>> from recbole_mm.data.item_text import TextLayout
+        >>> _ = (tmp_path / "shop.item").write_text("item_id:token\\ttitle:token_seq\\n7\\tLamp\\n")
+        >>> source = ContentSource(ItemTable.read(tmp_path / "shop.item"), TextLayout(["title"]), modalities=["text"])
+        >>> content = ItemContent(source, ["[PAD]", "7"])          # of a dataset: `dataset.content`
+        >>> content[1].text, content[0].text
+        ('Title: Lamp', None)
     """
 
     def __init__(self, source: ContentSource, id_tokens: Sequence[str], modalities: Iterable[str] | None = None):

@@ -40,6 +40,12 @@ class ContentSource:
         max_image_pixels: larger images count as broken.
         root: the dataset's folder.
         show_progress: whether long loops show how far they are.
+
+    Example:
+        >>> _ = (tmp_path / "shop.item").write_text("item_id:token\\ttitle:token_seq\\n7\\tLamp\\n")
+        >>> table = ItemTable.read(tmp_path / "shop.item")
+        >>> ContentSource(table, TextLayout(["title"])).text("7")
+        'Title: Lamp'
     """
 
     def __init__(
@@ -110,6 +116,7 @@ class ContentSource:
         return text
 
     def has_text(self, item_id: str) -> bool:
+        """Whether the item has a text, without composing it."""
         if self.table is None or self.layout is None:
             return False
         table = self.table

@@ -46,6 +46,10 @@ class FeatureSpec:
         pooling: of a huggingface vision model: auto, pooler, cls or mean.
         normalize: scale every vector to length 1.
         batch_size: inputs encoded at once.
+
+    Example:
+        >>> FeatureSpec.parse("looks", {"encoder": "google/vit-base-patch16-224-in21k", "on": "image"}).encoder_kind()
+        'huggingface'
     """
 
     name: str

@@ -121,6 +121,12 @@ class FolderImages(ImageSource):
 
     Raises:
         DataError: `root` is not a folder, or is itself a link that leaves `within`.
+
+    Example:
+        >>> _ = (tmp_path / "7.jpg").write_bytes(b"...")
+        >>> source = FolderImages(tmp_path)
+        >>> source.has("7"), source.has("8"), source.read("7")
+        (True, False, b'...')
     """
 
     def __init__(self, root: Path | str, within: Path | str | None = None):

@@ -28,6 +28,13 @@ class SequenceSamples(Interaction):
         user_field: name of the user id field, which gets no list.
         list_suffix, length_field: RecBole's `LIST_SUFFIX` and `ITEM_LIST_LENGTH_FIELD`.
         max_len: RecBole's `MAX_ITEM_LIST_LENGTH`.
+
+    Example:
+        >>> columns = {"user_id": torch.tensor([1, 1, 1]), "item_id": torch.tensor([5, 6, 7])}
+        >>> names = {"user_field": "user_id", "list_suffix": "_list", "length_field": "item_length"}
+        >>> samples = SequenceSamples(columns, np.array([0, 0]), np.array([1, 2]), **names, max_len=3)
+        >>> samples[[1]]["item_id_list"], samples[[1]]["item_id"]
+        (tensor([[5, 6, 0]]), tensor([7]))
     """
 
     def __init__(

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping
 
+from recbole_mm.data.content import ItemContent
 from recbole_mm.data.item_text import TextLayout, clean_text, label_of
 
 LONG_VALUE = 60
 """Characters from which a metadata value is given a sentence of its own."""
-
-
-class Content(Protocol):
-    """Items aligned to RecBole's ids; index 0 is padding (`recbole_mm.data.content.ItemContent`)."""
-
-    @property
-    def tokens(self) -> Sequence[str]: ...
-    @property
-    def source(self) -> Any: ...
-    @property
-    def modalities(self) -> Sequence[str]: ...
-    def text(self, index: int, /) -> str | None: ...
-    def fields(self, index: int, /) -> dict[str, str]: ...
 
 
 class ItemFacts:
@@ -39,7 +26,7 @@ class ItemFacts:
         title: the one of them that names the item; None where there are no columns.
     """
 
-    def __init__(self, content: Content, description_column: str | None = None) -> None:
+    def __init__(self, content: ItemContent, description_column: str | None = None) -> None:
         self.content = content
         self.description_column = description_column
         self.described: set[int] = set()

@@ -31,6 +31,12 @@ class ItemTable:
     Attributes:
         path: the file.
         kinds: column -> RecBole's type, in the file's order, without the id column.
+
+    Example:
+        >>> path = tmp_path / "shop.item"
+        >>> _ = path.write_text("item_id:token\\ttitle:token_seq\\n007\\tLamp\\n")
+        >>> ItemTable.read(path).fields("007")
+        {'title': 'Lamp'}
     """
 
     def __init__(self, path: Path, kinds: dict[str, FeatureType], rows: dict[str, Sequence[str]]):

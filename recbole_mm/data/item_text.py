@@ -62,6 +62,10 @@ class TextLayout:
         columns: the columns that are read, in order.
         template: parts from `parse_template`; None for one line `Label: value` per column that has a value.
         max_chars: the text is cut after so many characters; None keeps all.
+
+    Example:
+        >>> TextLayout(["title", "brand_name"]).compose({"title": "Lamp", "brand_name": "Arc"}.__getitem__)
+        ('Title: Lamp\\nBrand name: Arc', False)
     """
 
     columns: Sequence[str]

@@ -24,6 +24,11 @@ class NegativeSampler:
     Args:
         users, items: training pairs, int64 (M,).
         item_num: number of items with padding; 1 .. item_num - 1 are drawn.
+
+    Example:
+        >>> users, items = np.array([1, 1]), np.array([1, 2])
+        >>> NegativeSampler(users, items, item_num=4).sample(users, np.random.default_rng(0))
+        array([3, 3])
     """
 
     def __init__(self, users: np.ndarray, items: np.ndarray, item_num: int) -> None:
@@ -109,9 +114,11 @@ class FullSequenceLoader:
         )
 
     def state_dict(self) -> dict[str, int]:
+        """The epoch's number, which the order, the cuts and the negatives follow from."""
         return {"epoch": self.epoch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on at the epoch of a `state_dict`."""
         self.epoch = state["epoch"]
 
     def __len__(self) -> int:

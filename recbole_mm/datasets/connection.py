@@ -84,15 +84,22 @@ class BoundedAdapter(HTTPAdapter):
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        """Make the pool of direct connections."""
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = self._pools(self.public_only)
 
     def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the pool of connections to a proxy."""
         manager = super().proxy_manager_for(*args, **kwargs)
         manager.pool_classes_by_scheme = self._pools(public_only=False)  # a proxy may well be inside the own network
         return manager
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        """Send a request.
+
+        Raises:
+            PrivateAddressError: its host is at an address that is not public, and `public_only` is set.
+        """
         url = str(request.url)
         if self.public_only and select_proxy(url, kwargs.get("proxies")):
             parts = urlsplit(url)

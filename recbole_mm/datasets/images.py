@@ -25,6 +25,12 @@ class ImageFolder:
         empty: files of 0 bytes, which are no images and are left out of `files`.
         repeated: further files of an item that has one.
         others: suffixes of files that no image is named like, and how many have them.
+
+    Example:
+        >>> _ = (tmp_path / "7.jpg").write_bytes(b"..."), (tmp_path / "8.tif").write_bytes(b"...")
+        >>> found = index_images(tmp_path)
+        >>> list(found.of(["7", "8"])), found.others
+        (['7'], Counter({'.tif': 1}))
     """
 
     root: Path | None = None

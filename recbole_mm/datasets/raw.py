@@ -50,6 +50,11 @@ class Column:
             writes them, in UTC where they name no zone, which are read as unix seconds).
         names: headers it may carry, the preferred one first; compared without case.
         required: whether a file without it is an error.
+
+    Example:
+        >>> _ = (tmp_path / "orders.csv").write_text("User,Item\\nann,007\\n")
+        >>> read_table(tmp_path / "orders.csv", {"item_id": Column("id", ("item",))}, [])["item_id"].tolist()
+        ['007']
     """
 
     kind: Kind

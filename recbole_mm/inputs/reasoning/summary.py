@@ -15,7 +15,8 @@ from itertools import chain
 
 from recbole.utils import FeatureType
 
-from recbole_mm.data.item_facts import LONG_VALUE, Content, ItemFacts
+from recbole_mm.data.content import ItemContent
+from recbole_mm.data.item_facts import LONG_VALUE, ItemFacts
 from recbole_mm.data.item_text import clean_text, label_of
 
 HALF_LIFE = 20
@@ -52,7 +53,7 @@ class Attributes:
         table = facts.content.source.table
         self._split: dict[str, Callable[[str], list[str]]] = {}
         self.rarity: dict[str, dict[str, float]] = {}
-        for column in facts.columns:
+        for column in [] if table is None else facts.columns:
             kind = table.kinds[column]
             if column == facts.title or kind in (FeatureType.FLOAT, FeatureType.FLOAT_SEQ):
                 continue
@@ -113,7 +114,7 @@ class HistorySummary:
         'Likes class Drama, Crime; director Ang Lee. Chose lately: Seven (Crime); Lust, Caution (Drama).'
     """
 
-    def __init__(self, content: Content, words: int) -> None:
+    def __init__(self, content: ItemContent, words: int) -> None:
         self.facts = ItemFacts(content)
         self.words = words
 
