@@ -53,7 +53,8 @@ class Attributes:
         table = facts.content.source.table
         self._split: dict[str, Callable[[str], list[str]]] = {}
         self.rarity: dict[str, dict[str, float]] = {}
-        for column in [] if table is None else facts.columns:
+        for column in facts.columns:
+            assert table is not None  # which the columns are of
             kind = table.kinds[column]
             if column == facts.title or kind in (FeatureType.FLOAT, FeatureType.FLOAT_SEQ):
                 continue
