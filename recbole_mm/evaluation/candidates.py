@@ -1,9 +1,9 @@
-"""Sampled candidates of a run: drawn once per seed, kept in its folder by token, read again when it is resumed or
-loaded.
+"""Sampled candidates of a run: drawn once per seed, stored in its folder by token, and read again when the run is
+resumed or loaded.
 
-The draw goes by tokens, not by RecBole's numbers, and depends on the seed, the phase, and who is ranked with which
-history alone: every model of the same data, split and seed ranks the same items. Validation and test have draws of
-their own. `candidates-valid.parquet` and `candidates-test.parquet` have a row per ranked case, in the order of the
+The draw goes by tokens, not by RecBole's ids, and depends on the seed, the phase, the ranked users and their histories
+alone: every model of the same data, split and seed ranks the same items. Validation and test have separate draws.
+`candidates-valid.parquet` and `candidates-test.parquet` have a row per ranked case, in the order of the
 users' tokens: `user_id`, and the lists `positives` and `negatives`, of item tokens in ascending order.
 """
 
@@ -33,6 +33,11 @@ class Tokens:
 
     Args:
         tokens: (n,) ids of the data files by RecBole's ids; index 0 is padding and stays at place 0.
+
+    Example:
+        >>> tokens = Tokens(np.array(["[PAD]", "pear", "apple"]))
+        >>> tokens.ids, tokens.named(np.array(["pear", "fig"]))
+        (array([0, 2, 1]), array([2, 0]))
     """
 
     def __init__(self, tokens: np.ndarray) -> None:
@@ -45,18 +50,18 @@ class Tokens:
         return len(self.ids)
 
     def named(self, tokens: np.ndarray) -> np.ndarray:
-        """Places of tokens; 0 for one that is not there."""
+        """Return the places (m,) of tokens (m,); 0 for an unknown one."""
         ordered = self.tokens[self.ids[1:]]
         at = np.minimum(np.searchsorted(ordered, tokens), len(ordered) - 1)
         return np.where(ordered[at] == tokens, at + 1, 0)
 
 
 class Cases:
-    """What is ranked in a phase, in the order of tokens: rows by user, items by place among `Tokens`.
+    """The ranked cases of a phase in the order of tokens: rows by user, items by place among `Tokens`.
 
     Args:
         users: `EvalUsers` of the phase.
-        user_tokens, item_tokens: by RecBole's ids, padding first.
+        user_tokens, item_tokens: tokens by RecBole's ids, padding first.
     """
 
     def __init__(self, users, user_tokens: np.ndarray, item_tokens: np.ndarray) -> None:
@@ -72,7 +77,7 @@ class Cases:
         return CSR(mine.offsets, self.items.places[mine.items]).distinct(len(self.items))
 
     def by_id(self, candidates: CSR) -> SampledCandidates:
-        """Candidates by place, in the order of tokens, as those of RecBole's ids and of the rows as they were."""
+        """Turn candidates by place, in the order of tokens, into RecBole's ids in the order of `EvalUsers`."""
         back = np.empty_like(self.rows)
         back[self.rows] = np.arange(len(self.rows))
         mine = candidates.take(back)
@@ -80,14 +85,14 @@ class Cases:
 
 
 def draw(cases: Cases, mode: str, phase: str, seed: int, counts: np.ndarray | None) -> CSR:
-    """Candidates of each case by place, positives included, in the order of `cases`.
+    """Draw the candidates of each case by place, positives included, in the order of `cases`.
 
     Args:
-        cases: what is ranked.
-        mode: `uni<n>`: n per positive, all items alike; `pop<n>`: by `counts`.
+        cases: the cases to rank.
+        mode: `uni<n>` for n per positive, all items alike; `pop<n>` for n per positive with chances by `counts`.
         phase: valid or test.
-        seed: of the run.
-        counts: (item_num,) how often each item, by RecBole's id, is in the training data.
+        seed: the run's seed.
+        counts: (item_num,) number of training interactions of each item, by RecBole's id.
 
     Raises:
         ConfigError: another mode, or `pop<n>` without counts.
@@ -111,7 +116,11 @@ def draw(cases: Cases, mode: str, phase: str, seed: int, counts: np.ndarray | No
 
 
 def write_candidates(path: Path, cases: Cases, candidates: CSR) -> None:
-    """Keep what was drawn; a reader never sees half a file."""
+    """Write drawn candidates; a reader never sees half a file.
+
+    Raises:
+        DiskError: the file cannot be written.
+    """
     negatives = candidates.without(cases.positives, len(cases.items))
     tokens = cases.items.tokens[cases.items.ids]
     lists = [
@@ -123,7 +132,7 @@ def write_candidates(path: Path, cases: Cases, candidates: CSR) -> None:
 
 
 def read_candidates(path: Path, cases: Cases) -> CSR:
-    """Candidates by place, as `draw` gives them, of a file that `write_candidates` wrote.
+    """Read the candidates by place, as `draw` returns them, that `write_candidates` wrote.
 
     Raises:
         DataError: it cannot be read, or was not written for these users, held-out items and histories.
@@ -151,7 +160,7 @@ def read_candidates(path: Path, cases: Cases) -> CSR:
 
 
 def candidates_digest(run_dir: str | os.PathLike) -> str | None:
-    """A hash of what a run's test users were ranked against; None for a run that keeps no candidates (full ranking).
+    """Return a hash of the candidates of a run's test users; None for a run without any (full ranking).
 
     Raises:
         DataError: the file cannot be read.
@@ -177,7 +186,7 @@ def _read(path: Path) -> pa.Table:
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """A column of lists as int64 offsets (n + 1,) and the flat tokens."""
+    """Return a column of lists as int64 offsets (n + 1,) and the flat tokens."""
     lengths = column.combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), _strings(column.combine_chunks().flatten())
 
@@ -187,5 +196,5 @@ def _strings(values: pa.Array) -> np.ndarray:
 
 
 def _hashes(tokens: np.ndarray) -> bytes:
-    """A hash of each token, the same on every machine."""
+    """Return a hash of each token, the same on every machine."""
     return pd.util.hash_array(np.asarray(tokens, dtype=object)).astype("<u8").tobytes()

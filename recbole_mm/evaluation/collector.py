@@ -31,11 +31,15 @@ RANKS = "rec.ranks"
 
 @dataclass(frozen=True)
 class TrainCounts:
-    """How often each item and each user occurs in the training data.
+    """Number of training interactions of each item and each user.
 
     Attributes:
-        items: (item_num,) whole numbers by item id.
-        users: (user_num,) whole numbers by user id.
+        items: (item_num,) int64 by item id.
+        users: (user_num,) int64 by user id.
+
+    Example:
+        >>> TrainCounts.of(np.array([1, 1, 2]), np.array([3, 1, 3]), user_num=3, item_num=4).items
+        array([0, 1, 0, 2])
     """
 
     items: np.ndarray
@@ -90,7 +94,7 @@ class RankingCollector:
             positives: the columns of the score blocks that hold each row's positives: distinct, ascending.
             masked: (n,) number of columns of each row that are masked (set to -inf), padding included.
             width: number of columns.
-            names: (n,) what to call the user of each row in an error message.
+            names: (n,) the user of each row, for error messages.
         """
         self._positives, self._masked, self._width, self._names = positives, masked, width, names
         self._at_least = np.zeros(len(positives.items), dtype=np.int64)
@@ -105,10 +109,10 @@ class RankingCollector:
         self._scratch: torch.Tensor | None = None
 
     def collect(self, scores: torch.Tensor, rows: np.ndarray, items: np.ndarray | None = None) -> None:
-        """Take in the scores of some rows.
+        """Collect the scores of some rows.
 
         Args:
-            scores: (B, width) floating, masked columns at -inf; on any device, and left as it is.
+            scores: (B, width) floating, masked columns at -inf; on any device; not changed.
             rows: (B,) rows of `positives`; every row is collected once, in any order.
             items: (B, width) item id of each column; None: the column is the id.
 
@@ -137,11 +141,11 @@ class RankingCollector:
             self._items[rows] = best if items is None else np.take_along_axis(items, best, axis=1)
 
     def put_together(self, total: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Take in what other processes have collected of the rows that were not collected here.
+        """Add the rows that other processes have collected.
 
         Args:
-            total: gives the sum of an array over all processes, of which each calls it with its own. What a process has
-                not collected is zero there, so every number stays what it was where it was collected.
+            total: returns the sum of an array over all processes, each of which calls it with its own array. Rows that
+                a process has not collected are zero there, so every number stays exactly as it was collected.
         """
         self._at_least, self._scores = total(self._at_least), total(self._scores)
         if self.needs.need("rec.meanrank"):
@@ -203,18 +207,22 @@ class RankingCollector:
 
 
 def catalogue_facts(name: str, num: int | None, counts: np.ndarray | None) -> dict[str, Any]:
-    """What RecBole's metrics are told of all items or users there are; padding is none of them.
+    """Return the numbers of all items or users that RecBole's metrics need, without padding.
 
-    RecBole counts padding as an item, so that a coverage of 1 cannot be had, and does not count items without a
+    RecBole counts padding as an item, so that a coverage of 1 is impossible, and does not count items without a
     training interaction among those of the long tail.
 
     Args:
         name: `items` or `users`.
-        num: number of ids, padding included; None tells none.
-        counts: (num,) how often each id is in the training data; None tells none.
+        num: number of ids, padding included; None leaves it out.
+        counts: (num,) number of training interactions of each id; None leaves them out.
 
     Returns:
-        `data.num_<name>`, and `data.count_<name>`: id -> how often, of every id but padding.
+        `data.num_<name>`, and `data.count_<name>`: id -> number of training interactions, for every id but padding.
+
+    Example:
+        >>> catalogue_facts("items", 3, np.array([0, 5, 2]))
+        {'data.num_items': 2, 'data.count_items': Counter({1: 5, 2: 2})}
     """
     facts: dict[str, Any] = {} if num is None else {f"data.num_{name}": num - 1}
     if counts is not None:

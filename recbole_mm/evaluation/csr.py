@@ -67,13 +67,13 @@ class CSR:
         return np.repeat(np.arange(len(self)), self.lengths)
 
     def positions(self, rows: np.ndarray) -> np.ndarray:
-        """Indices into `items` of all items of the given rows, row after row."""
+        """Return the indices into `items` of all items of the given rows, row after row."""
         starts, lengths = self.offsets[rows], self.lengths_of(rows)
         ends = np.cumsum(lengths)
         return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
 
     def take(self, rows: np.ndarray) -> CSR:
-        """The given rows, in the given order."""
+        """Return the given rows, in the given order."""
         return CSR(offsets_of(self.lengths_of(rows)), self.items[self.positions(rows)])
 
     def keys(self, item_num: int) -> np.ndarray:
@@ -81,7 +81,7 @@ class CSR:
         return self.rows * item_num + self.items
 
     def distinct(self, item_num: int) -> CSR:
-        """Each row's distinct items in ascending order, without the padding item 0."""
+        """Return each row's distinct items in ascending order, without the padding item 0."""
         keys = self.keys(item_num)
         if np.all(np.diff(keys) > 0) and np.all(self.items != 0):
             return self
@@ -89,19 +89,19 @@ class CSR:
         return CSR.from_keys(keys[keys % item_num != 0], len(self), item_num)
 
     def without(self, other: CSR, item_num: int) -> CSR:
-        """The items that `other` does not hold in the same row. Both must be `distinct`."""
+        """Return the items that `other` does not hold in the same row. Both must be `distinct`."""
         keys = self.keys(item_num)
         shared = contains(other.keys(item_num), keys)
         return CSR.from_keys(keys[~shared], len(self), item_num) if shared.any() else self
 
     def union(self, other: CSR, item_num: int) -> CSR:
-        """The distinct items of either, row by row, ascending."""
+        """Return the distinct items of either, row by row, ascending."""
         keys = np.union1d(self.keys(item_num), other.keys(item_num))
         return CSR.from_keys(keys, len(self), item_num)
 
     @classmethod
     def from_keys(cls, keys: np.ndarray, n_rows: int, item_num: int) -> CSR:
-        """The inverse of `keys`; `keys` must be ascending."""
+        """Build from what the method `keys` returns; `keys` must be ascending."""
         rows, items = np.divmod(keys, item_num)
         return cls(offsets_of(np.bincount(rows, minlength=n_rows)), items)
 

@@ -1,7 +1,7 @@
 """Models whose score is the dot product of a user vector and an item vector: item vectors once, a product per block.
 
-A model says so itself by offering both `user_vectors` and `item_vectors` (see `models/base.py`); of RecBole's own
-models `models/recbole_models.py` spells out the two halves. Models that score otherwise keep their `full_sort_predict`.
+A model declares it by having both `user_vectors` and `item_vectors` (see `models/base.py`); `models/recbole_models.py`
+has them for RecBole's own models. Models that score otherwise keep their `full_sort_predict`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class DotProduct:
 
 
 def dot_product_of(model: Any) -> DotProduct | None:
-    """The two halves of a model's score, or None where it scores in another way.
+    """Return the two halves of a model's score, or None where it scores in another way.
 
     A subclass of a RecBole model counts as that model unless it defines `full_sort_predict` anew.
     """
@@ -44,11 +44,16 @@ class ScoreBlocks:
     """Scores of blocks of users against all items, written into one buffer over and over.
 
     On a CPU in float32 the item vectors are packed once for oneDNN, which can be twice as fast as `torch.mm` because it
-    uses the widest vector instructions of every make of processor; elsewhere it is `torch.mm` into the buffer.
+    uses the widest vector instructions of every make of processor; otherwise it is `torch.mm` into the buffer.
 
     Args:
         item_vectors: (N, d). Half precision is raised to float32, so that scores are not rounded into ties.
-        memory_mb: at most so much for the scores; fewer rows are used on a CPU, where a block should fit its cache.
+        memory_mb: bound in MiB of the scores; fewer rows are used on a CPU, where a block should fit its cache.
+
+    Example:
+        >>> blocks = ScoreBlocks(torch.eye(3), memory_mb=1)
+        >>> blocks(torch.tensor([[1.0, 2.0, 3.0]]))
+        tensor([[1., 2., 3.]])
     """
 
     def __init__(self, item_vectors: torch.Tensor, memory_mb: float) -> None:
@@ -64,7 +69,7 @@ class ScoreBlocks:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self._items.contiguous(), self.rows)
 
     def __call__(self, user_vectors: torch.Tensor) -> torch.Tensor:
-        """(B, N) scores of (B, d) users, B <= `rows`; valid until the next call."""
+        """Return the (B, N) scores of (B, d) users, B <= `rows`; they are valid until the next call."""
         users = user_vectors.to(self.dtype)
         if self._packed is not None:
             return torch.ops.mkldnn._linear_pointwise(users.contiguous(), self._packed, None, "none", [], "")
@@ -74,5 +79,5 @@ class ScoreBlocks:
 
 
 def can_pack(item_vectors: torch.Tensor) -> bool:
-    """Whether this build of torch has oneDNN's product with packed weights for such vectors."""
+    """Return whether this build of torch has oneDNN's product with packed weights for such vectors."""
     return onednn_takes(item_vectors) and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")

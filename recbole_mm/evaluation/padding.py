@@ -27,10 +27,16 @@ class RowBatches:
     """Cuts rows into batches for a model and hands out their `Interaction`, on the model's device.
 
     Args:
-        model: names of the history field and its length come from RecBole's `ITEM_SEQ`, `ITEM_SEQ_LEN` and `ITEM_ID` of
-            a sequential model; another one has no histories.
-        interaction: what the model is given; indexing it with a numpy array of rows gives an `Interaction`.
-        device: where the model is.
+        model: a sequential model has the names of the history field and its length (RecBole's `ITEM_SEQ`,
+            `ITEM_SEQ_LEN` and `ITEM_ID`); another one has no histories.
+        interaction: the model's input; indexing it with a numpy array of rows gives an `Interaction`.
+        device: the model's device.
+
+    Example:
+        >>> users = Interaction({"user_id": torch.arange(5)})
+        >>> batches = RowBatches(torch.nn.Identity(), users, torch.device("cpu"))
+        >>> batches.split(batches.order(np.array([1, 0, 0, 1, 0])), most=3)
+        [array([1, 2, 4]), array([0, 3])]
     """
 
     def __init__(self, model: Any, interaction: Any, device: torch.device) -> None:
@@ -49,13 +55,15 @@ class RowBatches:
             self._width = interaction[np.arange(1)][self._list_field].shape[1]
 
     def order(self, groups: np.ndarray) -> np.ndarray:
-        """All rows: lower `groups` (n,) first, within a group long histories first, otherwise as they come."""
+        """Return all rows (n,): lower `groups` (n,) first, within a group long histories first, otherwise in order."""
         keys = () if self._lengths is None else (-self._lengths,)
         return np.lexsort((*keys, groups))
 
     def split(self, order: np.ndarray, most: int) -> list[np.ndarray]:
-        """Consecutive batches of the rows `order`: of at most `most` rows, and of no more positions than a CPU or a GPU
-        should be given, if that leaves a row."""
+        """Cut the rows `order` into consecutive batches of at least one row.
+
+        A batch has at most `most` rows and, padding included, `CPU_BATCH_TOKENS` or `GPU_BATCH_TOKENS` positions.
+        """
         limit = CPU_BATCH_TOKENS if self.device.type == "cpu" else GPU_BATCH_TOKENS
         widths = np.full(len(order), self._width) if self._lengths is None else self._lengths[order]
         batches, start = [], 0
@@ -68,7 +76,7 @@ class RowBatches:
         return batches
 
     def __getitem__(self, rows: np.ndarray) -> Interaction:
-        """The rows' fields; histories end with the longest of them where the model allows it."""
+        """Return the rows' fields; histories are cut to the longest of them where the model allows it."""
         batch = self.interaction[rows]
         if self._lengths is not None:
             longest = int(self._lengths[rows].max(initial=1))

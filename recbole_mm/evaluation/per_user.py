@@ -1,4 +1,4 @@
-"""Every ranked user's own metric values, as one Parquet table per run: what paired tests and slices are made of."""
+"""Metric values of every ranked user, as one Parquet table per run: the data of paired tests and slices."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILE = "per_user.parquet"
 
 
 def per_user_values(config: Any, struct: DataStruct) -> dict[str, np.ndarray]:
-    """`ndcg@10` and so on: (n,) float64 value of every row, for every top-k metric and k of `config`, and `gauc`.
+    """Return the values (n,) float64 of every row, for every top-k metric and k of `config` (`ndcg@10`), and `gauc`.
 
     The values are those of RecBole's metric classes before they are averaged, so the mean of a column is the reported
     metric. `gauc` is the AUC of each row, equal scores counted half, NaN for one without a negative; RecBole averages
@@ -50,7 +50,7 @@ def per_user_values(config: Any, struct: DataStruct) -> dict[str, np.ndarray]:
 
 
 def _auc(mean_ranks: np.ndarray) -> np.ndarray:
-    """(n,) AUC of each row, of (n, 3): sum of the positives' ranks, ranked items, positives.
+    """Return the AUC (n,) of each row, of (n, 3): sum of the positives' ranks, ranked items, positives.
 
     A positive of rank r among the negatives alone is ahead of all but r - 1 of them; its rank among all items is higher
     by the positives ahead, which are 0 + 1 + ... over a row.
@@ -62,8 +62,7 @@ def _auc(mean_ranks: np.ndarray) -> np.ndarray:
 
 
 def ranked_digest(run_dir: str | os.PathLike) -> str | None:
-    """A hash of which held-out items of which users a run ranked, in whatever order and cases; None where the table
-    does not say.
+    """Return a hash of a run's ranked users and their held-out items, in any order; None where the table lacks them.
 
     Raises:
         DataError: there is no table, or it cannot be read.
@@ -87,16 +86,15 @@ def _hashes(tokens: pa.Array | pa.ChunkedArray) -> np.ndarray:
 def per_user_table(
     config: Any, users: EvalUsers, struct: DataStruct, item_tokens: np.ndarray | None = None
 ) -> pa.Table:
-    """One row per ranked case, in the order of `users`.
+    """Build a table with one row per ranked case, in the order of `users`.
 
-    Columns: `user_id` (its id in the data files where `users.user_tokens` is known), `n_positives`, `rank` (of the
-    positive ranked first, counted from 1), the columns of `per_user_values`, then the lists `positives` (item ids) and
-    `ranks` (of each).
+    Columns: `user_id` (its token where `users.user_tokens` is known), `n_positives`, `rank` (of the positive ranked
+    first, counted from 1), the columns of `per_user_values`, then the lists `positives` (item ids) and `ranks`.
 
     Args:
         config: `metrics` and `topk`.
-        users: what was ranked.
-        struct: what `rank_users` gave for it.
+        users: the ranked cases.
+        struct: the result of `rank_users` for them.
         item_tokens: (item_num,) item ids of the data files by RecBole's ids; None: RecBole's ids.
     """
     ranks = CSR(users.positives.offsets, struct.get(RANKS).numpy())
@@ -116,12 +114,16 @@ def per_user_table(
 
 
 def write_per_user(path: str | os.PathLike, table: pa.Table) -> None:
-    """Write the table as Parquet; a reader never sees half a file."""
+    """Write the table as Parquet; a reader never sees half a file.
+
+    Raises:
+        DiskError: it cannot be written.
+    """
     write_parquet(Path(path), table)
 
 
 def read_per_user(path: str | os.PathLike) -> pa.Table:
-    """The table of a run folder or of a file in it.
+    """Read the table of a run folder, or a file of such a table.
 
     Raises:
         DataError: there is none, or it cannot be read.

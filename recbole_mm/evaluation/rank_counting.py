@@ -18,25 +18,33 @@ MAX_COLUMNS = 1 << 24
 
 
 def scratch_for(scores: torch.Tensor) -> torch.Tensor:
-    """A buffer of a few rows of `scores` ((B, N), floating), to be reused from one block to the next."""
+    """Return a buffer of a few rows of `scores` ((B, N), floating), to be reused from one block to the next."""
     budget = CPU_SCRATCH_BYTES if scores.device.type == "cpu" else GPU_SCRATCH_BYTES
     rows = max(1, budget // (scores.shape[1] * scores.element_size()))
     return torch.empty((min(rows, scores.shape[0]), scores.shape[1]), dtype=scores.dtype, device=scores.device)
 
 
 def count_at_least(scores: torch.Tensor, thresholds: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
-    """(B, P) int64: how many of the scores of row b are >= thresholds[b, p].
+    """Count the scores of row b that are >= thresholds[b, p]: (B, P) int64.
 
     Args:
         scores: (B, N) floating, without NaN.
         thresholds: (B, P), same dtype.
         scratch: (some rows, N), same dtype; overwritten.
+
+    Raises:
+        ValueError: 2 ** 24 columns or more.
+
+    Example:
+        >>> scores = torch.tensor([[0.1, 0.5, 0.5, 0.9]])
+        >>> count_at_least(scores, torch.tensor([[0.5, 0.9]]), scratch_for(scores))
+        tensor([[3, 1]])
     """
     return _count(torch.ge, scores, thresholds, scratch)
 
 
 def count_above(scores: torch.Tensor, thresholds: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
-    """(B, P) int64: how many of the scores of row b are > thresholds[b, p]. See `count_at_least`."""
+    """Count the scores of row b that are > thresholds[b, p]: (B, P) int64. See `count_at_least`."""
     return _count(torch.gt, scores, thresholds, scratch)
 
 
@@ -57,12 +65,12 @@ def _count(
 
 
 def rows_with_nan(scores: torch.Tensor) -> torch.Tensor:
-    """(m,) the rows of `scores` ((B, N)) that hold a NaN. `amax` passes NaN on, at the price of one read."""
+    """Return the rows (m,) of `scores` ((B, N)) that hold a NaN; `amax` passes NaN on, at the price of one read."""
     return torch.isnan(scores.amax(dim=1)).nonzero().squeeze(1)
 
 
 def top_columns(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """(B, k) int64: the columns of the k highest scores of each row, best first, lower column first among equal scores.
+    """Return the columns (B, k) int64 of the k highest scores of each row, best first, lower columns first in ties.
 
     Args:
         scores: (B, N) floating, without NaN; N >= k.

@@ -4,7 +4,7 @@
     struct = rank_users(model, users, item_num, collector=RankingCollector(config))
     Evaluator(config).evaluate(struct)                      # RecBole's own metrics
 
-What is done with equal scores stands in `collector.py`.
+`collector.py` states the rule for equal scores.
 """
 
 from __future__ import annotations
@@ -39,15 +39,23 @@ __all__ = ["CSR", "EvalUsers", "RankingData", "SampledCandidates", "TrainCounts"
 
 @dataclass
 class EvalUsers:
-    """What is ranked in one phase; a row is one ranked case: a user, or a user at one point in time.
+    """The cases to rank in one phase; a row is one case: a user, or a user at one point in time.
 
     Attributes:
-        interaction: what the model is given; indexing it with a numpy array of rows gives their `Interaction`.
-        positives: (n rows) the items each row should rank high. Repeated ones count once.
+        interaction: the model's input; indexing it with a numpy array of rows gives their `Interaction`.
+        positives: (n rows) the items that each row should rank high. Repeated ones count once.
         history: (n rows) items that are masked; None masks nothing. A positive is never masked.
         user_ids: (n,) RecBole's user id of each row.
         candidates: (n rows) rank only these instead of all items; nothing else is masked then.
         user_tokens: (user_num,) ids of the data files by RecBole's ids, for messages and tables.
+
+    Example:
+        >>> users = Interaction({"user_id": torch.tensor([1, 2])})
+        >>> positives, history = CSR.from_lists([[3], [1, 1, 2]]), CSR.from_lists([[1], [2, 4]])
+        >>> held_out = EvalUsers(users, positives, history, np.array([1, 2]))
+        >>> held_out.tidy(item_num=5)
+        >>> held_out.positives.items, held_out.history.items
+        (array([3, 1, 2]), array([1, 4]))
     """
 
     interaction: Any
@@ -63,7 +71,7 @@ class EvalUsers:
 
     @property
     def names(self) -> np.ndarray:
-        """(n,) the user of each row, by its own id where `user_tokens` is given."""
+        """(n,) user of each row: its token where `user_tokens` is given, or else RecBole's id."""
         return self.user_ids if self.user_tokens is None else np.asarray(self.user_tokens)[self.user_ids]
 
     def tidy(self, item_num: int) -> None:
@@ -103,7 +111,7 @@ def rank_users(
 ) -> DataStruct:
     """Score all candidates of every row and collect what RecBole's ranking metrics need.
 
-    Dot-product models (see `dot_product.py`) get their item vectors computed once; other models are asked through
+    Item vectors of dot-product models (see `dot_product.py`) are computed once; other models are asked through
     `full_sort_predict`, and those without it through `predict`.
 
     Several workers (`utils.process_group`) share the batches of rows, cut as one process would cut them, so that each
@@ -111,14 +119,14 @@ def rank_users(
 
     Args:
         model: RecBole's or ours; in evaluation mode while it is ranked.
-        eval_users: what is ranked. Its lists are sorted in place.
+        eval_users: the cases. Their lists are sorted in place.
         item_num: number of item ids, padding 0 included.
-        collector: takes in the scores.
-        memory_mb: at most so much for one block of scores; a single row is always possible.
-        batch_size: at most so many rows go through the model at once, and so many (row, item) pairs through `predict`.
-        device: where the model is; None: where its parameters are.
-        item_features: one row per item id, for models whose `predict` wants more of an item than its id.
-        show_progress: report how far it has come.
+        collector: receives the scores.
+        memory_mb: bound in MiB of one block of scores; a single row is always possible.
+        batch_size: bound of the rows that go through the model at once, and of the (row, item) pairs of a `predict`.
+        device: the model's device; None for that of its parameters.
+        item_features: one row per item id, for models whose `predict` reads more of an item than its id.
+        show_progress: whether to report progress.
 
     Raises:
         RecboleMMError: a score is NaN, or the model gives another number of scores than there are items.
@@ -204,15 +212,15 @@ def _rank_candidates(
 
 @dataclass
 class RankingData:
-    """One phase's cases together with the dataset they stem from: what a trainer's `evaluate` is given.
+    """One phase's cases and their dataset: the argument of a trainer's `evaluate`.
 
     Attributes:
         users: the cases.
-        dataset: RecBole's dataset of the phase; gives the number of items and users, item features and ids.
+        dataset: the phase's part of the dataset, with the numbers of items and users, item features and ids.
         mode: RecBole's `eval_args.mode`: `full`, `uni<n>` (n uniformly sampled negatives per positive) or `pop<n>`
             (sampled by their count in the training data).
         train_counts: for `pop<n>` and for metrics over popularity.
-        phase: valid or test; each has a draw of its own.
+        phase: valid or test; each has a separate draw.
     """
 
     users: EvalUsers
@@ -253,12 +261,12 @@ class RankingData:
         )
 
     def sample(self, seed: int, run_dir: Path | None = None) -> None:
-        """Set the candidates of a sampled `mode`: those that the run's folder keeps, or else a draw, kept there.
+        """Set the candidates of a sampled `mode`: those that the run's folder holds, or else a draw, stored there.
 
-        A finished run that keeps none, of a version that did not store them, is left as it is.
+        The folder of a finished run without candidates, of a version that did not store them, is not changed.
 
         Args:
-            seed: of the run.
+            seed: the run's seed.
             run_dir: its folder; None stores nothing.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Sampled candidates: rank the positives of each user among a few random items, as some papers report.
+"""Sampled candidates: the positives of each user are ranked among a few random items, as some papers report.
 
 Sampled metrics are not comparable to full ranking, nor to samples of another size or distribution.
 """
@@ -19,10 +19,15 @@ DENSE_BLOCK_CELLS = 1 << 24
 
 @dataclass(frozen=True)
 class SampledCandidates:
-    """What is ranked for each row: its positives and its negatives.
+    """The items to rank for each row: its positives and its negatives.
 
     Attributes:
         items: the candidates of each row in ascending order of item id, positives included.
+
+    Example:
+        >>> drawn = SampledCandidates.draw(CSR.from_lists([[3], [1]]), None, item_num=50, per_positive=4, seed=0)
+        >>> drawn.items.lengths
+        array([5, 5])
     """
 
     items: CSR
@@ -38,7 +43,7 @@ class SampledCandidates:
         seed: int | Sequence[int],
         weights: np.ndarray | None = None,
     ) -> SampledCandidates:
-        """Draw `per_positive` different negatives for every positive of a row, never one that the user knows.
+        """Draw `per_positive` different negatives for every positive of a row, never an item that the user knows.
 
         A row with fewer unknown items than that gets all of them. The draw depends on the arguments alone.
 
@@ -47,7 +52,7 @@ class SampledCandidates:
             known: (n rows) items that are no negatives beside the positives, such as the history; None for none.
             item_num: number of item ids, padding 0 included.
             per_positive: the 20 of `uni20`.
-            seed: of the draw, one number or several.
+            seed: one number or several.
             weights: (item_num,) chance of each item to be drawn, not normalised; zero is never drawn. None: all alike.
 
         Raises:
@@ -64,7 +69,7 @@ class SampledCandidates:
 
 
 class _Draw:
-    """Draws without replacement for all rows at once, by rejection; the few rows that resist are drawn exactly.
+    """Draws without replacement for all rows at once, by rejection; the few rows that are left are drawn exactly.
 
     Both ways follow the same law: one item after the other, each with its chance among those that are left.
     """
@@ -82,6 +87,7 @@ class _Draw:
         self.taken = np.zeros(0, dtype=np.int64)
 
     def run(self) -> CSR:
+        """Return the negatives of each row."""
         bounds = np.cumsum(self.chances)
         uniform = np.all(self.chances[1:] == self.chances[-1])
         for _ in range(REJECTION_ROUNDS):

@@ -1,4 +1,4 @@
-"""Asks a model for scores: of all items for blocks of rows, or of given items for given rows."""
+"""Computes a model's scores: of all items for blocks of rows, or of given items for given rows."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Scorer:
 
     Args:
         model: in evaluation mode.
-        interaction: what the model is given; indexing it with a numpy array of rows gives an `Interaction`.
+        interaction: the model's input; indexing it with a numpy array of rows gives an `Interaction`.
         item_num: N, number of item ids, padding 0 included.
-        device: where the model is.
-        memory_mb: at most so much for one block of scores; a single row is always possible.
-        batch_size: at most so many rows go through the model at once, and so many (row, item) pairs through `predict`.
+        device: the model's device; None for that of its parameters.
+        memory_mb: bound in MiB of one block of scores; a single row is always possible.
+        batch_size: bound of the rows that go through the model at once, and of the (row, item) pairs of a `predict`.
         item_features: one row per item id; None: the id alone, under the model's `ITEM_ID`, or `item_id`.
     """
 
@@ -55,15 +55,15 @@ class Scorer:
         self._item_vectors: torch.Tensor | None = None
 
     def order(self, groups: np.ndarray) -> np.ndarray:
-        """All rows, those of lower `groups` (n,) first, in an order that costs the model least."""
+        """Return all rows (n,), those of lower `groups` (n,) first, in the order that costs the model least."""
         return self._rows.order(groups)
 
     def batches(self, order: np.ndarray) -> list[np.ndarray]:
-        """The rows `order` in the batches that go through the model."""
+        """Cut the rows `order` into the batches that go through the model."""
         return self._rows.split(order, self.batch_size if self._halves is not None else self._rows_at_once())
 
     def all_items(self, batches: Iterable[np.ndarray]) -> Iterator[Iterator[Block]]:
-        """Scores of all items for the rows of each batch.
+        """Score all items for the rows of each batch.
 
         Yields:
             Per batch an iterator of (rows (B,), scores (B, N)); the scores may be written to, and hold only until the
@@ -78,7 +78,11 @@ class Scorer:
                 yield self._full_sort(rows)
 
     def item_vectors(self) -> torch.Tensor:
-        """(N, d) of a dot-product model, computed once."""
+        """Return the (N, d) item vectors of a dot-product model, computed once.
+
+        Raises:
+            RecboleMMError: the model returns another number of vectors.
+        """
         if self._item_vectors is None:
             assert self._halves is not None
             self._item_vectors = self._halves.items()
@@ -89,7 +93,7 @@ class Scorer:
         return self._item_vectors
 
     def of_items(self, rows: np.ndarray, items: torch.Tensor) -> torch.Tensor:
-        """(B, C) scores of the items (B, C) for the rows (B,)."""
+        """Return the (B, C) scores of the items (B, C) for the rows (B,)."""
         batch = self._rows[rows]
         items = items.to(self.device)
         if self._halves is not None:
@@ -127,7 +131,7 @@ class Scorer:
         yield rows, scores.clone() if len(rows) == 1 else scores
 
     def _predict(self, batch: Interaction, pair_rows: torch.Tensor, pair_items: torch.Tensor) -> torch.Tensor:
-        """(n,) scores of (row of the batch, item) pairs through `predict`, `batch_size` pairs at a time."""
+        """Return the (n,) scores of (row of the batch, item) pairs by `predict`, `batch_size` pairs at a time."""
         parts = []
         for start in range(0, len(pair_rows), self.batch_size):
             pairs = _at(batch, pair_rows[start : start + self.batch_size])
@@ -146,7 +150,7 @@ def _at(interaction: Interaction, rows: torch.Tensor) -> Interaction:
 
 
 def _floating(scores: torch.Tensor) -> torch.Tensor:
-    """float32, or float64 where the model scores in it."""
+    """Return scores in float64 where the model scores in it, or else in float32."""
     return scores if scores.dtype == torch.float64 else scores.float()
 
 

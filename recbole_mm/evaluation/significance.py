@@ -1,4 +1,4 @@
-"""Is one model better than another, or were the users lucky? A paired test over users, with a confidence interval.
+"""Paired test over users whether one model is better than another, with a confidence interval.
 
     >>> import numpy as np
     >>> found = compare(np.array([1.0, 0.5, 1.0, 0.0]), np.array([0.5, 0.5, 0.0, 0.0]), seed=0)
@@ -53,7 +53,7 @@ class Comparison:
         ci_low, ci_high: 95% confidence interval of the difference.
         p_value: two-sided.
         n: number of users.
-        method: how interval and p-value were found.
+        method: name of the test and of the interval.
     """
 
     mean_a: float
@@ -72,7 +72,7 @@ def compare(a: np.ndarray, b: np.ndarray, *, seed: int) -> Comparison:
 
     Args:
         a, b: values of each user.
-        seed: of the resampling; the same seed gives the same answer.
+        seed: seed of the resampling; the same seed gives the same result.
 
     Raises:
         DataError: fewer than two users, different numbers of users, or a value that is not finite.
@@ -110,7 +110,7 @@ def compare_runs(run_dirs_a: RunDirs, run_dirs_b: RunDirs, metric: str, *, seed:
         run_dirs_a, run_dirs_b: a run's folder, or those of one model's runs with several seeds: a user's value is then
             its mean over the runs. A user who was ranked more than once in a run counts once, in the same way.
         metric: a column of the tables.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Raises:
         DataError: a table or the metric is missing, or the runs did not rank the same users' same held-out items
@@ -125,13 +125,13 @@ def compare_runs(run_dirs_a: RunDirs, run_dirs_b: RunDirs, metric: str, *, seed:
 
 
 def both_have(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The values (n,) of the users that have one in both: the AUC of a user without a negative is NaN."""
+    """Return the values (n,) of the users that have one in both: the AUC of a user without a negative is NaN."""
     there = ~(np.isnan(a) | np.isnan(b))
     return a[there], b[there]
 
 
 def values_by_user(run_dirs: RunDirs, metrics: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Sorted users (n,), and metric -> each user's value (n,), averaged over its rows and then over the runs.
+    """Return sorted users (n,), and metric -> each user's value (n,), averaged over its rows and then over the runs.
 
     Raises:
         DataError: a table or a metric is missing, or the runs did not rank the same users.
@@ -192,7 +192,7 @@ def require_same_candidates(run_dirs_a: RunDirs, run_dirs_b: RunDirs) -> None:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of several tests, corrected by Holm's step-down method: each bounds the chance of even one false alarm.
+    """Correct p-values of several tests by Holm's step-down method, which bounds the chance of even one false alarm.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]

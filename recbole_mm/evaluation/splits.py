@@ -1,4 +1,4 @@
-"""Training, validation and test data of a run: who is ranked, against which positives, with which items masked.
+"""Training, validation and test data of a run: the ranked users, their positives, and the items that are masked.
 
 General and sequential models get the same held-out items, the same masked histories and the same candidates, whatever
 loader their training needs.
@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,12 +27,21 @@ from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.evaluation.ranking import CSR, EvalUsers, RankingData, TrainCounts
 from recbole_mm.models.hooks import hooks_of
 
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Splits:
-    """What `split` gives: a training loader and two evaluation sets, each with the dataset it stems from."""
+    """A training loader and two evaluation sets; `split` builds them.
+
+    Attributes:
+        train: batches of training interactions.
+        valid, test: `RankingData`, one of RecBole's evaluation loaders, or None where nothing is held out.
+        train_dataset: the training part of the dataset, which models are built from.
+    """
 
     train: Iterable[Interaction]
     valid: Any
@@ -40,13 +49,13 @@ class Splits:
     train_dataset: Dataset
 
 
-def split(config, dataset: Dataset, model_class: type, run_dir: Path | None = None) -> Splits:
+def split(config: Config, dataset: Dataset, model_class: type, run_dir: Path | None = None) -> Splits:
     """Split a loaded dataset by `eval_args` and build what training and evaluation iterate over.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         dataset: from `create_dataset`.
-        model_class: decides the training loader: classes with `trains_on_full_sequences` get whole sequences.
+        model_class: the model's class; one with `trains_on_full_sequences` gets a loader of whole sequences.
         run_dir: the run's folder, which keeps sampled candidates; None keeps none.
 
     Raises:
@@ -73,13 +82,13 @@ def split(config, dataset: Dataset, model_class: type, run_dir: Path | None = No
     return Splits(train, evaluated[0], evaluated[1], built[0])
 
 
-def check_split(config, dataset: Dataset, model_class: Any) -> None:
-    """Find what keeps a dataset from being trained on or tested, before anything is spent.
+def check_split(config: Config, dataset: Dataset, model_class: Any) -> None:
+    """Check that a dataset can be trained on and tested, before anything is computed.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         dataset: loaded and not yet split.
-        model_class: the run's.
+        model_class: the model's class.
 
     Raises:
         ConfigError: the model cannot leave out what is labelled 0.
@@ -103,7 +112,7 @@ def check_split(config, dataset: Dataset, model_class: Any) -> None:
 
 
 def _nothing_held_out(dataset: Dataset, rows: Rows, phase: int) -> str:
-    """Which split leaves a phase empty, and what to do about it."""
+    """Return the words for a split that leaves a phase empty, and what to do about it."""
     given = dataset.benchmark_filename_list
     if given:
         return f"benchmark_filename {given}; fill its file, or split anew: --benchmark_filename=~"
@@ -115,7 +124,7 @@ def _nothing_held_out(dataset: Dataset, rows: Rows, phase: int) -> str:
     )
 
 
-def _check_trainable(config, dataset: Dataset, targets: int, model_class: Any) -> None:
+def _check_trainable(config: Config, dataset: Dataset, targets: int, model_class: Any) -> None:
     where, label = f"dataset {dataset.dataset_name!r}", config["LABEL_FIELD"]
     if targets == 0:
         raise DataError(
@@ -135,20 +144,20 @@ def _check_trainable(config, dataset: Dataset, targets: int, model_class: Any) -
         )
 
 
-def _learns_from_labels(config, model_class: Any) -> bool:
-    """Whether training reads each interaction's label; otherwise every one is a positive, beside sampled negatives."""
+def _learns_from_labels(config: Config, model_class: Any) -> bool:
+    """Return whether training reads labels; otherwise all interactions are positives, and negatives are sampled."""
     sampled = config["train_neg_sample_args"]["distribution"] != "none"
     return reads_labels(model_class) and not sampled and config["MODEL_TYPE"] != ModelType.TRADITIONAL
 
 
-def _only_positives(config, model_class: Any) -> tuple[bool, bool, bool]:
-    """Of training, validation and test: whether what is labelled 0 is left out, neither chosen nor looked for."""
+def _only_positives(config: Config, model_class: Any) -> tuple[bool, bool, bool]:
+    """Return for training, validation and test whether interactions that are labelled 0 are left out."""
     modes = config["eval_args"]["mode"]
     return not _learns_from_labels(config, model_class), modes["valid"] != "labeled", modes["test"] != "labeled"
 
 
 def _positives(dataset: Dataset, part: Dataset) -> Dataset:
-    """A part without the interactions that are labelled 0; those of the past stay in users' histories."""
+    """Return a part without the interactions that are labelled 0; those of the past stay in users' histories."""
     kept = dataset.rows.positive[part.own_rows]
     if kept.all():
         return part
@@ -156,7 +165,7 @@ def _positives(dataset: Dataset, part: Dataset) -> Dataset:
     return dataset.part(part.own_rows[kept])
 
 
-def _training_loader(config, dataset: Dataset, train: Dataset, model_class: Any) -> Iterable[Interaction]:
+def _training_loader(config: Config, dataset: Dataset, train: Dataset, model_class: Any) -> Iterable[Interaction]:
     hooks = hooks_of(model_class)
     if hooks.trains_on_full_sequences:
         return FullSequenceLoader(
@@ -186,7 +195,7 @@ def _training_loader(config, dataset: Dataset, train: Dataset, model_class: Any)
 
 
 def _ranking_data(
-    config, built: list[Dataset], index: int, mode: str, phase: str, run_dir: Path | None
+    config: Config, built: list[Dataset], index: int, mode: str, phase: str, run_dir: Path | None
 ) -> RankingData | None:
     if len(built[index].inter_feat) == 0:
         return None
@@ -202,7 +211,7 @@ def _ranking_data(
 
 
 def _warn_repeated(users: EvalUsers, item_num: int) -> None:
-    """Say how many held-out items stand in the histories that a reranker leaves out; it can never put those first."""
+    """Warn of held-out items that are in the user's history, which a reranker leaves out and can never put first."""
     if users.history is None:
         return
     held_out = users.positives.distinct(item_num)
@@ -215,15 +224,17 @@ def _warn_repeated(users: EvalUsers, item_num: int) -> None:
 
 
 def training_pairs(train: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """User and item of every training interaction that is a positive; a sequence's first one, which is no target, is
-    one of them."""
+    """Return the users and items, both (M,) int64, of all training interactions that are positives.
+
+    A sequence's first interaction, which is no target, is one of them.
+    """
     rows = train.rows
     mine = (rows.phases == TRAIN) & rows.positive
     return rows.users[mine], rows.items[mine]
 
 
 def sequential_cases(dataset: Dataset) -> EvalUsers:
-    """One case per held-out row: rank its item given all rows of the user before it; those are the history."""
+    """Build one case per held-out row: its item is the positive, and the user's rows before it are the history."""
     rows, targets = dataset.rows, dataset.own_rows
     if dataset.benchmark_filename_list is None:
         starts = rows.starts[targets]
@@ -243,8 +254,8 @@ def sequential_cases(dataset: Dataset) -> EvalUsers:
 
 
 def user_cases(dataset: Dataset, phase: int) -> EvalUsers:
-    """One case per user with held-out items in a phase: rank them all; what is known of the user by then is the
-    history."""
+    """Build one case per user with held-out items in a phase: these are the positives, and the user's rows that are
+    known by then are the history."""
     rows, known = dataset.rows, dataset.rows.known_at(phase)
     owners, items = rows.users[dataset.own_rows], rows.items[dataset.own_rows]
     users = np.unique(owners)
@@ -257,7 +268,7 @@ def user_cases(dataset: Dataset, phase: int) -> EvalUsers:
 
 
 def _by_user(users: np.ndarray, owners: np.ndarray, items: np.ndarray) -> CSR:
-    """Distinct items of each of the sorted `users`, from unordered pairs."""
+    """Return the distinct items of each of the sorted `users`, from unordered pairs."""
     mine = np.isin(owners, users)
     row, item = np.unique(np.stack([np.searchsorted(users, owners[mine]), items[mine]]), axis=1)
     return CSR(np.searchsorted(row, np.arange(len(users) + 1)), item)

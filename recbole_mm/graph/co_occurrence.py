@@ -1,4 +1,4 @@
-"""Which items share their audience: Jaccard of the users who had them, in blocks of rows of a sparse product."""
+"""Graph of items that share their users: Jaccard indices, in blocks of rows of a sparse product."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BLOCK_ENTRIES = 1 << 19
 def co_occurrence_graph(
     users: np.ndarray, items: np.ndarray, n_items: int, k: int, drop_identical: bool = False
 ) -> csr_array:
-    """For each item the k items whose audience is most like its own, with the Jaccard index as weight.
+    """Link each item to the k items with the most similar sets of users, weighted by the Jaccard index.
 
     C_ij = |U_i and U_j| / |U_i or U_j| (MLLMRec's co-occurrence enhancement), where U_i is the set of users of item i;
     the diagonal is left out. Entries are ranked by the exact fraction; of equal ones the smaller item id comes first.
@@ -31,6 +31,13 @@ def co_occurrence_graph(
 
     Raises:
         DataError: an id is out of range, or users and items differ in length.
+
+    Example:
+        >>> graph = co_occurrence_graph(np.array([0, 0, 1, 1]), np.array([1, 2, 1, 3]), n_items=4, k=1)
+        >>> graph.toarray()[1:, 1:]
+        array([[0. , 0.5, 0. ],
+               [0.5, 0. , 0. ],
+               [0.5, 0. , 0. ]], dtype=float32)
     """
     audience, together = _incidence(users, items, n_items, k)
     at_most = np.minimum(_products_of_rows(together), n_items)

@@ -25,15 +25,21 @@ DENSE = 256
 
 
 class NearestCosines:
-    """One search; `search()` runs it.
+    """Exact search for the nearest rows by cosine; `search()` runs it.
 
     Args:
         vectors: (n, d) float32, finite.
         places: (m,) rows of `vectors` that take part; none of them zero, no two of them equal.
-        k: neighbours wanted of each.
-        floor: neighbours of a lower cosine are not wanted; -inf for all.
+        k: number of neighbours of each.
+        floor: lowest cosine of a neighbour; -inf for all.
         block: rows of a block of products.
-        dtype: of the products; None for the fastest on this machine.
+        dtype: dtype of the products; None for the fastest on this machine.
+
+    Example:
+        >>> vectors = np.array([[1, 0], [4, 3], [0, 2]], dtype=np.float32)
+        >>> ids, cosines = NearestCosines(vectors, np.arange(3), k=2).search()
+        >>> ids.tolist(), cosines.round(1).tolist()[0]
+        ([[0, 1], [1, 0], [2, 1]], [1.0, 0.800000011920929])
     """
 
     def __init__(
@@ -67,7 +73,7 @@ class NearestCosines:
         self.waiting_count = 0
 
     def _fill_units(self) -> float:
-        """Norms and unit vectors; the largest distance between a unit vector and what is stored for it."""
+        """Compute norms and unit vectors; return the largest distance between a unit vector and its stored rounding."""
         off = 0.0
         for start in range(0, len(self.places), PAIRS):
             rows = self.vectors[self.places[start : start + PAIRS]].astype(np.float64)
@@ -80,7 +86,7 @@ class NearestCosines:
         return off
 
     def search(self) -> tuple[np.ndarray, np.ndarray]:
-        """(m, k) positions in `places` and (m, k) float32 cosines, best first; missing ones have a cosine of -inf."""
+        """Return (m, k) positions in `places` and (m, k) float32 cosines, best first, -inf where there are fewer."""
         count = len(self.places)
         scratch = torch.empty(self.block * self.block, dtype=self.dtype)
         blocks = [slice(start, min(start + self.block, count)) for start in range(0, count, self.block)]

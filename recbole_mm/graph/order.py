@@ -9,17 +9,22 @@ from scipy.sparse import csr_array
 
 
 class TokenOrder:
-    """Builds graphs of items that are numbered by their own ids, and gives the graphs in RecBole's numbers.
+    """Builds graphs of items in the order of their tokens, and returns the graphs in RecBole's ids.
 
-    Of equally similar items the smaller number wins a place among the k best. RecBole's numbers change when a held-out
-    row does; the items' own ids do not.
+    Of equally similar items the smaller number wins a place among the k best. RecBole's ids change when a held-out row
+    does; the order of tokens does not.
 
     Args:
-        tokens: the dataset's own item ids, index = RecBole's number; index 0 is padding and stays so.
+        tokens: the dataset's item tokens, index = RecBole's id; index 0 is padding and stays so.
 
     Example:
-        >>> order = TokenOrder(dataset.item_tokens())                                      # doctest: +SKIP
-        >>> order.graph(lambda vectors: similarity_graph(vectors, k=10), vectors)          # doctest: +SKIP
+        >>> order = TokenOrder(["[PAD]", "pear", "apple"])
+        >>> order.items
+        array([0, 2, 1])
+        >>> order.graph(lambda vectors: csr_array(vectors @ vectors.T), np.array([[0.0], [1.0], [2.0]])).toarray()
+        array([[0., 0., 0.],
+               [0., 1., 2.],
+               [0., 2., 4.]])
     """
 
     def __init__(self, tokens: Sequence[str]) -> None:
@@ -28,15 +33,15 @@ class TokenOrder:
         self.rank[self.items] = np.arange(len(self.items))
 
     def graph(self, build: Callable[..., csr_array], vectors: np.ndarray, items: np.ndarray | None = None) -> csr_array:
-        """`build(vectors, items)`, or `build(vectors)` without items.
+        """Return `build(vectors, items)`, or `build(vectors)` without items.
 
         Args:
-            build: makes an (n_items, n_items) graph.
-            vectors: (n_items, d), row = RecBole's number.
-            items: (M,) RecBole's numbers of the items of interactions.
+            build: returns an (n_items, n_items) graph.
+            vectors: (n_items, d), row = RecBole's id.
+            items: (M,) RecBole's ids of the items of interactions.
 
         Returns:
-            The graph in RecBole's numbers, columns ascending within a row.
+            The graph in RecBole's ids, columns ascending within a row.
         """
         found = build(vectors[self.items], *(() if items is None else (self.rank[items],)))
         found = found[self.rank][:, self.rank].tocsr()

@@ -12,7 +12,7 @@ from recbole_mm.graph.similarity import similarity_graph
 
 
 def normalized(graph: csr_array, how: str = "symmetric") -> csr_array:
-    """D^-1/2 A D^-1/2 ("symmetric") or D^-1 A ("row") with D = the row sums of A.
+    """Return D^-1/2 A D^-1/2 ("symmetric") or D^-1 A ("row") with D = the row sums of A.
 
     A need not be symmetric and is not made so: column j is scaled by row j's sum, as in MLLMRec's released code. Rows
     without edges stay empty. A row whose sum is not positive (possible only with negative weights) has no such
@@ -27,6 +27,11 @@ def normalized(graph: csr_array, how: str = "symmetric") -> csr_array:
 
     Raises:
         ConfigError: `how` is neither.
+
+    Example:
+        >>> normalized(csr_array([[1.0, 3.0], [0.0, 2.0]]), "row").toarray()
+        array([[0.25, 0.75],
+               [0.  , 1.  ]], dtype=float32)
     """
     if how not in ("symmetric", "row"):
         raise ConfigError(f"A graph is normalised 'symmetric' or 'row', not {how!r}.")
@@ -56,7 +61,7 @@ def refined_graph(
     co_occur: bool = True,
     drop_identical: bool = False,
 ) -> csr_array:
-    """MLLMRec's S* = D^-1/2 (S^s + S^c) D^-1/2, with D = the row sums of S^s + S^c.
+    """Build MLLMRec's S* = D^-1/2 (S^s + S^c) D^-1/2, with D = the row sums of S^s + S^c.
 
     S^s is `similarity_graph` (the paper's threshold-controlled denoising), S^c is `co_occurrence_graph`.
 
@@ -81,7 +86,11 @@ def refined_graph(
 
 
 def to_torch(graph: csr_array, device: str | torch.device = "cpu") -> torch.Tensor:
-    """The graph as a coalesced float32 COO tensor, which `torch.sparse.mm` multiplies with gradients."""
+    """Return the graph as a coalesced float32 COO tensor, which `torch.sparse.mm` multiplies with gradients.
+
+    Raises:
+        DataError: the graph has unsorted or repeated columns.
+    """
     if not graph.has_canonical_format:
         raise DataError("The graph has unsorted or repeated columns; call graph.sum_duplicates() first.")
     rows = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))

@@ -10,13 +10,17 @@ BUCKET_ENTRIES = 1 << 18
 
 
 def top_k_rows(indptr: np.ndarray, columns: np.ndarray, values: np.ndarray, k: int) -> np.ndarray:
-    """Positions of the kept entries, ordered by row, then by falling value, then by column.
+    """Return the positions of the kept entries, ordered by row, then by falling value, then by column.
 
     Args:
         indptr: (rows + 1,) where each row starts, as in a CSR matrix.
         columns: (entries,) of any order within a row.
         values: (entries,) without NaN.
         k: entries kept of each row; shorter rows are kept whole.
+
+    Example:
+        >>> top_k_rows(np.array([0, 3, 4]), np.array([5, 2, 9, 1]), np.array([0.5, 0.7, 0.7, 0.1]), k=2)
+        array([1, 2, 3])
     """
     lengths = np.diff(indptr)
     floor = np.full(len(lengths), -np.inf, dtype=values.dtype)
@@ -43,7 +47,7 @@ def top_k_rows(indptr: np.ndarray, columns: np.ndarray, values: np.ndarray, k: i
 
 
 def csr_from_edges(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, n_items: int) -> csr_array:
-    """(n_items, n_items) float32 CSR with sorted columns, without zeros; each (row, column) is given once."""
+    """Build an (n_items, n_items) float32 CSR with sorted columns, without zeros, of distinct (row, column) pairs."""
     some = values != 0
     rows, columns, values = rows[some], columns[some], values[some]
     order = np.lexsort((columns, rows))

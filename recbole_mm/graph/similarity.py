@@ -1,4 +1,4 @@
-"""Which items are alike: the k best cosines of each row, exact, with duplicates counted once."""
+"""Graph of similar items: the k best cosines of each row, exact, with duplicate vectors searched once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXPANDED = 1 << 21
 def similarity_graph(
     vectors: np.ndarray, k: int, threshold: float | None = None, binary: bool = True, block: int | None = None
 ) -> csr_array:
-    """For each item the k items of the highest cosine, itself included (MLLMRec's S_hat), cut at a threshold.
+    """Link each item to the k items of the highest cosine, itself included (MLLMRec's S_hat), cut at a threshold.
 
     A cosine is the float64 quotient x.y / (|x| |y|) of the float32 vectors, rounded once to float32. It is this
     number that is ranked, compared with `float32(threshold)` and stored, so the result is the same for every block
@@ -40,6 +40,13 @@ def similarity_graph(
 
     Raises:
         DataError: vectors are not a finite (n_items, d) table, or k or block is below 1.
+
+    Example:
+        >>> vectors = np.array([[0, 0], [1, 0], [4, 3], [0, 2]])
+        >>> similarity_graph(vectors, k=2, binary=False).toarray()[1:, 1:].round(2)
+        array([[1. , 0.8, 0. ],
+               [0.8, 1. , 0. ],
+               [0. , 0.6, 1. ]], dtype=float32)
     """
     vectors = _table(vectors, k, threshold, block)
     some, leader = _leaders(vectors)
@@ -74,7 +81,7 @@ def _table(vectors: np.ndarray, k: int, threshold: float | None, block: int | No
 
 
 def _leaders(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Items that have a vector, in order, and for each the first item of exactly that vector."""
+    """Return the items that have a vector, in order, and for each the first item with exactly that vector."""
     first: dict[bytes, int] = {}
     some, leader = [], []
     for item in range(1, len(vectors)):
@@ -90,7 +97,7 @@ def _leaders(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _expanded(
     some: np.ndarray, group: np.ndarray, ids: np.ndarray, cosines: np.ndarray, k: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Edges between items (rows, columns, cosines) from those between groups of duplicates, two (groups, k) tables.
+    """Yield edges between items (rows, columns, cosines) from those between groups of duplicates, (groups, k) tables.
 
     The k best items of a row lie in its k best groups, since each group has at least its first item; and of one
     group, all of one cosine, only the first k can be among them.
@@ -128,7 +135,7 @@ def _for_members(
     columns: np.ndarray,
     weights: np.ndarray,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The row of a group is the row of each of its members."""
+    """Yield the row of a group for each of its members."""
     repeats = sizes[groups]
     place = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
     rows = some[order[np.repeat(begins[groups], repeats) + place]]

@@ -61,15 +61,17 @@ def save_tree(path: PathLike, tree: Any, metadata: Mapping[str, str] | None = No
     path = Path(path)
     encoder = Encoder()
     skeleton = json.dumps(encoder.encode(tree, ""), separators=(",", ":"), allow_nan=False)
-    told = {"format": "pt", **(metadata or {}), CHECKSUM: UNSEALED, SKELETON: skeleton}
+    header = {"format": "pt", **(metadata or {}), CHECKSUM: UNSEALED, SKELETON: skeleton}
     with atomic_write(path) as draft:
-        save_file(encoder.tensors, str(draft), told)
+        save_file(encoder.tensors, str(draft), header)
         seal(draft)
 
 
 def load_tree(path: PathLike) -> Any:
-    """What `save_tree` wrote, on the CPU, byte for byte. A safetensors file from elsewhere gives its tensors as a flat
-    dict.
+    """Read what `save_tree` wrote, on the CPU, byte for byte.
+
+    Returns:
+        The tree; of a safetensors file that another program wrote, a flat dict of its tensors.
 
     Raises:
         CheckpointError: the file is missing, truncated, damaged, or a pickle (which is never opened).
@@ -83,7 +85,7 @@ def load_tree(path: PathLike) -> Any:
 
 
 def read_metadata(path: PathLike) -> dict[str, str]:
-    """The `metadata` given to `save_tree`, without reading any tensor.
+    """Return the `metadata` given to `save_tree`, without reading any tensor.
 
     Raises:
         CheckpointError: as `load_tree`.
@@ -134,9 +136,11 @@ def without_pickles() -> Iterator[None]:
     load_array = np.load
 
     def load(path: PathLike, *_: Any, **__: Any) -> Any:
+        """Read a safetensors file in place of `torch.load`."""
         return load_tree(path)
 
     def load_numbers(file: Any, *arguments: Any, **settings: Any) -> Any:
+        """Read an array without pickled objects in place of `numpy.load`."""
         try:
             return load_array(file, *arguments, **{**settings, "allow_pickle": False})
         except ValueError as error:
@@ -148,7 +152,7 @@ def without_pickles() -> Iterator[None]:
 
 @contextmanager
 def swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Within the block `owner.name` is `value`."""
+    """Set `owner.name` to `value` for the length of the block."""
     original = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -158,7 +162,7 @@ def swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def rng_state() -> dict[str, Any]:
-    """State of every random generator that training may draw from: Python's, numpy's, torch's and each GPU's."""
+    """Return the state of every random generator that training may draw from: Python's, numpy's, torch's and GPUs'."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     return {
         "python": random.getstate(),
@@ -169,7 +173,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Undo what was drawn since `rng_state()` gave `state`. GPUs that are not there are left out."""
+    """Set every random generator to what `rng_state()` returned. GPUs that this machine lacks are left out."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])

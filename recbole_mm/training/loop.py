@@ -49,12 +49,17 @@ ADVICE = "lower learning_rate, set clip_grad_norm, or turn enable_amp off"
 
 
 class LossSum:
-    """Adds up losses where they are computed, and finds the first that is not finite without waiting for the GPU.
+    """Adds up losses on their device, and finds the first that is not finite without waiting for the GPU.
 
     Args:
-        device: where the losses are.
-        epoch: epoch named in errors.
-        scaled: whether a gradient scaler leaves out the steps of infinite losses, which are none of its errors then.
+        device: device of the losses.
+        epoch: number of the epoch, for error messages.
+        scaled: whether a gradient scaler skips the steps of infinite losses; only NaN is an error then.
+
+    Example:
+        >>> losses = LossSum(torch.device("cpu"), epoch=0)
+        >>> losses.add(torch.tensor(1.5)), losses.add(torch.tensor(0.5)), losses.total()
+        (None, None, 2.0)
     """
 
     def __init__(self, device: torch.device, epoch: int, scaled: bool = False) -> None:
@@ -67,7 +72,7 @@ class LossSum:
         self._period = 1 if device.type == "cpu" else CHECK_PERIOD
 
     def add(self, losses: Tensor | tuple[Tensor, ...]) -> None:
-        """Count one batch's loss, or its parts.
+        """Add one batch's loss, a scalar, or the tuple of its parts.
 
         Raises:
             NanLossError: this loss, or an earlier one on a GPU, is not finite.
@@ -83,7 +88,11 @@ class LossSum:
             self.check()
 
     def check(self) -> None:
-        """Raise `NanLossError` if any loss so far was not finite."""
+        """Wait for the device and check every loss so far.
+
+        Raises:
+            NanLossError: one of them was not finite.
+        """
         first = int(self._first_bad)
         if first >= 0:
             raise NanLossError(
@@ -91,7 +100,7 @@ class LossSum:
             )
 
     def total(self) -> float | tuple[float, ...]:
-        """Sum over all batches; a tuple where the model gives its loss in parts, as RecBole's trainers expect."""
+        """Return the sum over all batches; a tuple of sums where the model returns its loss in parts."""
         self.check()
         if self._parts is None:
             return 0.0
@@ -120,6 +129,7 @@ class KeepingCollector(Collector):
                     self.data_struct.set(fact, facts[fact])
 
     def get_data_struct(self) -> DataStruct:
+        """Return what was collected, on the CPU, and keep it as `last_struct`."""
         struct = DataStruct()
         for key, value in self.data_struct._data_dict.items():
             struct.set(key, value.cpu() if isinstance(value, Tensor) else value)
@@ -133,15 +143,15 @@ class KeepingCollector(Collector):
 class TrainingLoop(Trainer):
     """RecBole's `Trainer` with accumulated, clipped, scheduled and mixed-precision optimizer steps.
 
-    A model whose class says `is_trainable = False` has nothing to be trained: an epoch of it reads no batch.
+    An epoch of a model whose class has `is_trainable = False` reads no batch.
 
     Reads `gradient_accumulation_steps`, `clip_grad_norm` (a number or RecBole's dict), `enable_amp`, `max_train_steps`,
     and what RecBole reads. `parameter_groups` of the model (see `models/base.py`) may have learning rates of their own;
     frozen parameters are left out of the optimizer.
 
     Args:
-        config: of the run.
-        model: to train, on its device.
+        config: the run's configuration.
+        model: the model to train, on its device.
 
     Raises:
         ConfigError: unknown learner, no trainable parameter, impossible numbers.
@@ -152,7 +162,7 @@ class TrainingLoop(Trainer):
     best_valid_score: float
     best_valid_result: dict[str, float] | None
     run_dir: Path
-    """Set by the class in front; RecBole's trainer classes, which come between, pass on (config, model) only."""
+    """Set by the subclass, since RecBole's trainer classes in between pass on (config, model) only."""
 
     def __init__(self, config: Any, model: nn.Module) -> None:
         check_wandb(config)
@@ -218,9 +228,10 @@ class TrainingLoop(Trainer):
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
     ) -> float | tuple[float, ...]:
-        """Sum of the batches' losses (a tuple of sums where the model gives parts) after one pass over `train_data`.
+        """Train on each batch of `train_data` once, after the model's `start_epoch` hook.
 
-        A model that trains in phases is told first by its `start_epoch`.
+        Returns:
+            Sum of the batches' losses; a tuple of sums where the model returns its loss in parts.
         """
         if not self.hooks.is_trainable:
             return 0.0
@@ -249,14 +260,14 @@ class TrainingLoop(Trainer):
         return self._epoch_loss(total)
 
     def _backward(self, loss_func: Any, interaction: Any, epoch_idx: int, window: int, steps: bool) -> Any:
-        """Add a batch's gradients to those that are there; gives its loss.
+        """Add a batch's gradients to the accumulated ones and return its loss.
 
         Args:
-            loss_func: of the model.
+            loss_func: the model's loss of an interaction.
             interaction: the batch.
-            epoch_idx: the epoch's number.
-            window: batches that make up an optimizer step.
-            steps: whether this is the last of them.
+            epoch_idx: number of the epoch.
+            window: number of batches in the optimizer step.
+            steps: whether this batch is the last of them.
         """
         with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.enable_amp):
             losses = self._chosen_losses(loss_func(interaction.to(self.device)), epoch_idx)
@@ -265,7 +276,7 @@ class TrainingLoop(Trainer):
         return losses
 
     def _chosen_losses(self, losses: Any, epoch_idx: int) -> Any:
-        """The parts of the loss that count in this epoch."""
+        """Return the parts of the loss that count in this epoch."""
         return losses
 
     def _step(self) -> None:
@@ -286,11 +297,11 @@ class TrainingLoop(Trainer):
         self.timings["steps"] += 1
 
     def _epoch_loss(self, total: LossSum) -> float | tuple[float, ...]:
-        """The loss of an epoch whose batches have been added up."""
+        """Return the loss of an epoch whose batches have been added up."""
         return total.total()
 
     def _before_epoch(self, epoch_idx: int) -> None:
-        """What a model needs done before each epoch."""
+        """Do what a model needs before each epoch."""
 
 
 class NCLTrainingLoop(TrainingLoop):
@@ -314,7 +325,7 @@ def _trainable(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _count_targets(interaction: Any) -> int:
-    """Training targets of a batch: positions with a target, or rows."""
+    """Return the number of training targets of a batch: positions with a target, or rows."""
     if TARGET_MASK in interaction:
         return int(interaction[TARGET_MASK].sum())
     return len(interaction)

@@ -1,4 +1,4 @@
-"""What a trainer writes into its run folder, and how it takes it up again."""
+"""Writes a trainer's weights and checkpoints into its run folder, and resumes from them."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ CHECKPOINT = "checkpoint.safetensors"
 """All that the next epoch depends on."""
 
 NEXT_WEIGHTS = "model.next.safetensors"
-"""Best weights while they are being written."""
+"""Best weights that are being written."""
 
 PREVIOUS_WEIGHTS = "model.previous.safetensors"
-"""The best weights that the last checkpoint speaks of, kept until the next checkpoint is written."""
+"""The best weights as of the last checkpoint, kept until the next checkpoint is written."""
 
 
 class SavingLoop(TrainingLoop):
@@ -70,8 +70,8 @@ class SavingLoop(TrainingLoop):
     def _save(self, epoch_idx: int, train_data: Any, improved: bool, due: bool) -> None:
         """Write the weights if they are the best (`improved`), and the checkpoint if it is `due`.
 
-        A kill between the two must not leave weights that the checkpoint knows nothing of as the best ones, so the
-        weights that it does know are kept beside them until the new checkpoint is written.
+        A kill between the two must not leave weights as the best ones that are newer than the checkpoint, so the
+        best weights as of the last checkpoint are kept until the new checkpoint is written.
         """
         tree = model_tree(self.model, self._watch)
         name = str(self.config["model"])
@@ -106,18 +106,18 @@ class SavingLoop(TrainingLoop):
         }
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        """RecBole's name for writing the model: the current weights, as a safetensors file."""
+        """Write the current weights as a safetensors file; RecBole's name for it."""
         path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
         save_tree(path, model_tree(self.model, self._watch), {"model": str(self.config["model"]), "epoch": str(epoch)})
         if verbose:
             logger.info("Saving current: %s", path)
 
     def save_pretrained_model(self, epoch: int, saved_model_file: PathLike) -> None:
-        """RecBole's name for writing a pretrained model, here without pickle."""
+        """Write a pretrained model as a safetensors file; RecBole's name for it."""
         self._save_checkpoint(epoch, verbose=False, saved_model_file=saved_model_file)
 
     def _optimizers(self) -> dict[str, Optimizer]:
-        """Every optimizer of the trainer by attribute name; RecVAE has three and switches between them."""
+        """Return every optimizer of the trainer by attribute name; RecVAE has three and switches between them."""
         found = {name: value for name, value in vars(self).items() if isinstance(value, Optimizer)}
         main = found.pop("optimizer")
         return found if any(main is other for other in found.values()) else {**found, "optimizer": main}
@@ -125,7 +125,11 @@ class SavingLoop(TrainingLoop):
     # ----------------------------------------------------------------- resume
 
     def _start(self, train_data: Any, resume: bool, saved: bool) -> None:
-        """Take up the run folder's checkpoint if asked, or make sure that none is overwritten."""
+        """Load the run folder's checkpoint if `resume`, or make sure that none is overwritten.
+
+        Raises:
+            CheckpointError: the folder holds a checkpoint of an earlier run, or one that does not fit.
+        """
         found = self.checkpoint_file.exists()
         if resume and found and self._resumed is None:
             self.resume_checkpoint(self.checkpoint_file)
@@ -143,7 +147,7 @@ class SavingLoop(TrainingLoop):
             self._resumed = None
 
     def resume_checkpoint(self, resume_file: PathLike) -> None:
-        """Take up model, optimizer and progress from a checkpoint; the next `fit` continues after its epoch.
+        """Load model, optimizer and progress from a checkpoint; the next `fit` continues after its epoch.
 
         Raises:
             CheckpointError: the file is missing, damaged, a pickle, or of another model or optimizer.
@@ -177,14 +181,14 @@ class SavingLoop(TrainingLoop):
             ) from error
 
     def _restore_last(self, train_data: Any, state: Mapping[str, Any]) -> None:
-        """What must wait until everything is built: only the epochs may draw from the generators after this."""
+        """Restore schedule, loader and generators, after everything is built: only epochs may draw from them now."""
         if self.schedule is not None and state["schedule"] is not None:
             self.schedule.load_state_dict(state["schedule"])
         load_loader_state(train_data, state["loader"])
         set_rng_state(state["rng"])
 
     def _settle_best_weights(self, folder: Path) -> None:
-        """Have the best weights that a checkpoint in `folder` speaks of, whatever a later, lost epoch wrote there."""
+        """Restore the best weights as of the checkpoint in `folder`, whatever a later, lost epoch wrote there."""
         candidates = [folder / name for name in (WEIGHTS, PREVIOUS_WEIGHTS)]
         wanted = str(self.best_epoch)
         best = next((file for file in candidates if file.exists() and read_metadata(file).get("epoch") == wanted), None)

@@ -27,6 +27,14 @@ class LearningRateSchedule:
         total_steps: optimizer steps of the whole training.
         warmup_steps: optimizer steps of the warm-up; 0 for none.
         start_factor: factor of the first step of a warm-up.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+        >>> schedule = LearningRateSchedule(optimizer, "linear", total_steps=4, warmup_steps=0)
+        >>> schedule.step()
+        >>> schedule.last_rates()
+        [0.375]
     """
 
     def __init__(
@@ -42,7 +50,7 @@ class LearningRateSchedule:
         self._apply()
 
     def factor(self, step: int) -> float:
-        """Factor of the optimizer step number `step`, counted from 0."""
+        """Return the factor of the optimizer step number `step`, counted from 0."""
         if step < self.warmup_steps:
             return self.start_factor + (1 - self.start_factor) * step / self.warmup_steps
         progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
@@ -51,7 +59,7 @@ class LearningRateSchedule:
         return 1 - progress if self.name == "linear" else 1.0
 
     def step(self) -> None:
-        """Go on to the next optimizer step's rate; call it after `optimizer.step()`."""
+        """Set the rate of the next optimizer step; to be called after `optimizer.step()`."""
         self.steps_done += 1
         self._apply()
 
@@ -61,13 +69,15 @@ class LearningRateSchedule:
             group["lr"] = rate * factor
 
     def last_rates(self) -> list[float]:
-        """Learning rate of each parameter group for the coming step."""
+        """Return the learning rate of each parameter group for the coming step."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the step counter and the groups' full rates."""
         return {"steps_done": self.steps_done, "full_rates": list(self.full_rates)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
         self.steps_done = state["steps_done"]
         self.full_rates = list(state["full_rates"])
         self._apply()
@@ -81,7 +91,7 @@ def lr_schedule(
     warmup_steps: int | None = None,
     start_factor: float = 0.01,
 ) -> LearningRateSchedule:
-    """Schedule from configuration values, checked.
+    """Build a schedule from settings, and check them.
 
     Args:
         optimizer: its groups' `lr` are the full rates.

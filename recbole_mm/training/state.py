@@ -1,4 +1,4 @@
-"""What must be kept beside the parameters so that a reloaded model and a resumed run equal the originals.
+"""The state that must be saved with the parameters so that a reloaded model and a resumed run equal the originals.
 
 A RecBole model keeps part of itself outside its parameters: `other_parameter` (Pop's counts, ItemKNN's matrix) and
 plain attributes that training changes (KGAT's attentive graph, NCL's clusters, MultiVAE's annealing step). RecBole
@@ -56,7 +56,7 @@ class _TensorMark:
 
 
 def _mark(value: Any) -> Any:
-    """Something that compares equal as long as `value` is unchanged; `_IGNORED` for what cannot be saved anyway."""
+    """Return what compares equal as long as `value` is unchanged; `_IGNORED` for what cannot be saved anyway."""
     if value is None or isinstance(value, (bool, int, float, str, np.bool_, np.number)):
         return (type(value), value)
     if isinstance(value, nn.Parameter):
@@ -75,21 +75,28 @@ def _mark(value: Any) -> Any:
 
 
 def _attributes(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of every plain attribute and non-persistent buffer of the model and its parts."""
-    saved_elsewhere = set(model.other_parameter()) if isinstance(model, AbstractRecommender) else set()
+    """Yield the dotted name and value of every plain attribute and non-persistent buffer of the model and its parts."""
+    other_parameters = set(model.other_parameter()) if isinstance(model, AbstractRecommender) else set()
     for prefix, module in model.named_modules():
         own = {name: value for name, value in vars(module).items() if name not in _OWN_ATTRIBUTES}
         own |= {name: module._buffers[name] for name in module._non_persistent_buffers_set}
         for name, value in own.items():
-            if prefix or name not in saved_elsewhere:
+            if prefix or name not in other_parameters:
                 yield f"{prefix}.{name}" if prefix else name, value
 
 
 class AttributeWatch:
-    """Knows which plain attributes of a model have changed since the watch began.
+    """Finds the plain attributes of a model that have changed since the watch began.
 
-    Numbers, text, tensors, numpy arrays and small containers of them are watched; a scipy matrix only for being
-    replaced by another one.
+    Numbers, text, tensors, numpy arrays and small containers of them are compared by value; a scipy matrix counts as
+    changed only when another one replaces it.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> watch = AttributeWatch(model)
+        >>> model.annealing_step = 3
+        >>> watch.changed()
+        {'annealing_step': 3}
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -97,7 +104,7 @@ class AttributeWatch:
         self._before = {name: _mark(value) for name, value in _attributes(model)}
 
     def changed(self) -> dict[str, Any]:
-        """Dotted name -> value of what is new or different."""
+        """Return dotted name -> value of every attribute that is new or different."""
         found = {}
         for name, value in _attributes(self.model):
             mark = _mark(value)
@@ -107,7 +114,7 @@ class AttributeWatch:
 
 
 def model_tree(model: AbstractRecommender, watch: AttributeWatch | None = None) -> dict[str, Any]:
-    """Everything that makes this model score as it does, for `save_tree`.
+    """Return everything that the model's scores depend on, for `save_tree`.
 
     A model that should not store all of its weights (a frozen backbone) leaves them out of its `state_dict` and takes
     them as optional in its `load_state_dict`.
@@ -122,7 +129,7 @@ def model_tree(model: AbstractRecommender, watch: AttributeWatch | None = None) 
 
 
 def load_model_tree(model: AbstractRecommender, tree: Mapping[str, Any], source: PathLike) -> None:
-    """Undo `model_tree`: put weights, other parameters and attributes back, on the model's device.
+    """Load what `model_tree` returned: weights, other parameters and attributes, onto the model's device.
 
     Args:
         tree: from `model_tree`, or a bare state dict.
@@ -177,14 +184,14 @@ def _to_device(value: Any, device: torch.device) -> Any:
 
 
 def loader_state(loader: Any) -> dict[str, Any]:
-    """Where a loader stands: its own `state_dict`, or the generators of it and of the loaders inside it."""
+    """Return the position of a loader: its own `state_dict`, or the state of its generators."""
     if hasattr(loader, "state_dict"):
         return {"own": loader.state_dict()}
     return {"generators": {name: generator.get_state() for name, generator in _generators(loader)}}
 
 
 def load_loader_state(loader: Any, state: Mapping[str, Any]) -> None:
-    """Undo `loader_state`.
+    """Set a loader to what `loader_state` returned.
 
     Raises:
         CheckpointError: the state is of another kind of loader.
@@ -209,7 +216,7 @@ def _generators(loader: Any) -> Iterator[tuple[str, torch.Generator]]:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Let Ctrl-C wait until the block has ended, so that it never falls between training and saving an epoch."""
+    """Delay Ctrl-C until the block has ended, so that it never falls between training and saving an epoch."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

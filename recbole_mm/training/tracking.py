@@ -20,7 +20,12 @@ class TensorBoard:
     (`Loss/Train`, `Vaild_score`), so boards of both can be laid side by side.
 
     Args:
-        folder: where the event files go.
+        folder: folder of the event files.
+
+    Example:
+        >>> board = TensorBoard(tmp_path / "tensorboard")
+        >>> board.close(), board.folder.exists()
+        (None, False)
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,15 +35,25 @@ class TensorBoard:
         self._first_step: int | None = None
 
     def resume_at(self, step: int) -> None:
-        """Hide what an interrupted run wrote at `step` and later; it is written again."""
+        """Hide what an interrupted run wrote at `step` and later, since the resumed run writes it again."""
         self.close()
         self._first_step = step
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Write one value of a curve.
+
+        Raises:
+            DiskError: it cannot be written.
+        """
         with disk_errors(self.folder):
             self._open().add_scalar(tag, value, step)
 
     def add_hparams(self, hparams: dict[str, Any], metrics: dict[str, float]) -> None:
+        """Write the settings and final metrics of the run.
+
+        Raises:
+            DiskError: they cannot be written.
+        """
         with disk_errors(self.folder):
             self._open().add_hparams(hparams, metrics, run_name=".")
 
@@ -70,7 +85,7 @@ class TensorBoard:
 
 
 class _QuietThreads:
-    """Keeps the traceback of a board's own thread out of the terminal: what stops it is raised for the caller, too."""
+    """Keeps the traceback of a board's own thread out of the terminal, since the caller gets the same error."""
 
     def __init__(self) -> None:
         self._before = threading.excepthook
@@ -82,12 +97,13 @@ class _QuietThreads:
             self._before(arguments)
 
     def end(self) -> None:
+        """Put the former `threading.excepthook` back."""
         if threading.excepthook is self:
             threading.excepthook = self._before
 
 
 def check_wandb(config: Any) -> None:
-    """Say early and plainly that `log_wandb: True` needs a package that is not installed.
+    """Check that the package that `log_wandb: True` needs is installed.
 
     Raises:
         ConfigError: wandb is asked for and missing.

@@ -32,11 +32,11 @@ class TrainerMixin(SavingLoop):
     """`fit` and `evaluate` over any RecBole trainer class; build one with `make_trainer`.
 
     Attributes:
-        timings: `train_seconds`, `eval_seconds` (of validation), `train_targets`, `steps`, `epochs`; a resumed run goes
-            on counting, without the part of an epoch that was lost.
-        last_struct: what the last evaluation handed to RecBole's metrics.
+        timings: `train_seconds`, `eval_seconds` (of validation), `train_targets`, `steps`, `epochs`; a resumed run
+            continues the sums, without the part of an epoch that was lost.
+        last_struct: what RecBole's metrics were computed from in the last evaluation.
 
-    And those of `SavingLoop` and of RecBole's `Trainer`.
+    The attributes of `SavingLoop` and of RecBole's `Trainer` are inherited.
     """
 
     def __init__(self, config: Any, model: nn.Module, run_dir: PathLike) -> None:
@@ -63,11 +63,11 @@ class TrainerMixin(SavingLoop):
         Args:
             train_data: RecBole's training loader or one of ours. One with `state_dict` and `load_state_dict` keeps its
                 own place; otherwise the `generator` of the loader, and of loaders inside it, is kept.
-            valid_data: what `evaluate` takes. Without it the weights of the last epoch are the ones kept.
+            valid_data: see `evaluate`. Without it the weights of the last epoch are kept.
             verbose: write a line per epoch to the log.
             saved: write weights and checkpoints.
             show_progress: report within each epoch.
-            callback_fn: called with (epoch, validation score) once that epoch is safe on disk.
+            callback_fn: called with (epoch, validation score) once that epoch is on disk.
             resume: continue from the run folder's checkpoint, if there is one; None takes `config["resume"]`. On a CPU
                 the outcome is, bit for bit, that of a run that was never interrupted.
 
@@ -109,7 +109,7 @@ class TrainerMixin(SavingLoop):
         return self.best_valid_score, self.best_valid_result
 
     def _build_schedule(self, train_data: Any) -> LearningRateSchedule | None:
-        """The schedule of `lr_scheduler`, `warmup_ratio`, `warmup_steps` and `warmup_start_factor`, if any is asked."""
+        """Build the schedule that `lr_scheduler`, `warmup_ratio`, `warmup_steps` and `warmup_start_factor` ask for."""
         name, ratio, steps = (self.config[key] for key in ("lr_scheduler", "warmup_ratio", "warmup_steps"))
         if not (ratio or steps) and name in (None, "constant"):
             return None
@@ -124,13 +124,13 @@ class TrainerMixin(SavingLoop):
         return lr_schedule(self.optimizer, name, min(total, self.max_train_steps or total), ratio, steps, start)
 
     def _stopped(self, valid_data: Any) -> bool:
-        """Whether early stopping or `max_train_steps` has ended the training."""
+        """Return whether early stopping or `max_train_steps` has ended the training."""
         return self.out_of_steps or (bool(valid_data) and self.cur_step > self.stopping_step)
 
     def _run_epoch(
         self, epoch_idx: int, train_data: Any, valid_data: Any, saved: bool, callback_fn: Callback | None
     ) -> None:
-        """Train one epoch, validate if it is time, make it safe on disk, tell the caller."""
+        """Train one epoch, validate if it is due, write the epoch to disk, call `callback_fn`."""
         record = self._train_once(epoch_idx, train_data)
         self._require_finite_weights(epoch_idx)
         validates = self.eval_step > 0 and bool(valid_data)
@@ -151,29 +151,33 @@ class TrainerMixin(SavingLoop):
             logger.info("Finished training, best eval result in epoch %d", self.best_epoch)
 
     def _require_finite_weights(self, epoch_idx: int) -> None:
-        """The last step of an epoch may have made weights of which no loss has told yet; they are not to be saved."""
+        """Check the weights after the last step of an epoch, which no loss has seen yet.
+
+        Raises:
+            DivergedError: a weight is NaN or infinite, so that the epoch must not be saved.
+        """
         for name, weight in self.model.named_parameters():
             if weight.requires_grad and not torch.isfinite(weight.detach()).all():
                 raise DivergedError(f"the weight {name} holds NaN or infinity after epoch {epoch_idx}; {ADVICE}")
 
     def _kept(self) -> str:
-        """What a training that has diverged leaves behind."""
+        """Return what a training that has diverged leaves in its folder, in words."""
         if not self.saved_model_file.exists():
             return "no epoch was saved before"
         return f"{self.saved_model_file} has the weights of epoch {self.best_epoch}, the best until then"
 
     def _validates_after(self, epoch_idx: int) -> bool:
-        """Whether it is time to validate.
+        """Return whether a validation is due after this epoch.
 
-        A model that is pretraining a part of itself is not fit to be judged: neither the best epoch nor early
-        stopping may come of it. But no training ends without a validation, whose weights are the ones that are kept.
+        A model that pretrains a part of itself is not validated, so that neither the best epoch nor early stopping
+        depends on it. But no training ends without a validation, whose weights are the ones that are kept.
         """
         if self.out_of_steps or (epoch_idx + 1 == self.epochs and self.best_epoch < 0):
             return True
         return not self.hooks.is_pretraining(self.model) and (epoch_idx + 1) % self.eval_step == 0
 
     def _train_once(self, epoch_idx: int, train_data: Any) -> dict[str, Any]:
-        """Train one epoch and report it; gives its record in `history`."""
+        """Train one epoch, log it, and return its record for `history`."""
         start = time.perf_counter()
         self._before_epoch(epoch_idx)
         loss = self._train_epoch(train_data, epoch_idx, show_progress=self._show_progress)
@@ -194,7 +198,7 @@ class TrainerMixin(SavingLoop):
         return f"train loss: {loss:.{places}f}"
 
     def _validate(self, record: dict[str, Any], valid_data: Any) -> bool:
-        """Evaluate, complete the epoch's record, and say whether these weights are the best so far."""
+        """Evaluate, complete the epoch's record, and return whether these weights are the best so far."""
         start = time.perf_counter()
         epoch_idx = record["epoch"]
         score, result = self._valid_epoch(valid_data, show_progress=self._show_progress)
@@ -229,12 +233,12 @@ class TrainerMixin(SavingLoop):
         model_file: PathLike | None = None,
         show_progress: bool = False,
     ) -> dict[str, float] | None:
-        """RecBole's metrics of the model on `eval_data`.
+        """Compute RecBole's metrics of the model on `eval_data`.
 
         Args:
             eval_data: anything with `rank(model, config, device, show_progress) -> DataStruct`, or one of RecBole's
                 evaluation loaders; None or empty gives None.
-            load_best_model: take `model_file` first, by default the run's best weights.
+            load_best_model: load `model_file` first, by default the run's best weights.
             model_file: see `state.load_weights`.
             show_progress: report how far it has come.
 

@@ -1,4 +1,4 @@
-"""Values as tensors and JSON: the two things that a safetensors file can hold."""
+"""Encodes values as tensors and JSON, the two things that a safetensors file can hold, and decodes them."""
 
 from __future__ import annotations
 
@@ -21,17 +21,36 @@ SCIPY_FORMATS = frozenset({"bsr", "coo", "csc", "csr", "dia", "dok", "lil"})
 
 
 class Encoder:
-    """Turns values into JSON nodes and collects their tensors under readable, unique keys."""
+    """Turns values into JSON nodes and collects their tensors under readable, unique keys.
+
+    Attributes:
+        tensors: dotted path of a tensor in the tree -> the tensor, on the CPU.
+
+    Example:
+        >>> encoder = Encoder()
+        >>> encoder.encode({"loss": (1, torch.ones(2))}, "")
+        {'loss': {'$': 'tuple', 'items': [1, {'$': 'tensor', 'key': 'loss.1'}]}}
+        >>> encoder.tensors["loss.1"]
+        tensor([1., 1.])
+    """
 
     def __init__(self) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
         self._keys: dict[tuple, str] = {}
         self._storages: set[int] = set()
-        # Tensors are told apart by their memory, so none may be freed (and its memory reused) before the file is there.
+        # Tensors are identified by their memory, so none may be freed (and its memory reused) before the file is there.
         self._alive: list[torch.Tensor] = []
 
     def encode(self, value: Any, where: str) -> Any:
-        """JSON node of `value`; `where` is its dotted path in the tree."""
+        """Return the JSON node of `value`.
+
+        Args:
+            value: see `checkpoint.save_tree`.
+            where: its dotted path in the tree.
+
+        Raises:
+            CheckpointError: a value of another type, or an array of Python objects.
+        """
         if value is None or isinstance(value, (bool, str)):
             return value
         if isinstance(value, (np.bool_, np.number)):
@@ -80,7 +99,7 @@ class Encoder:
         return {name: self._tensor(part, f"{where}.{name}") for name, part in parts.items()}
 
     def _dense(self, value: torch.Tensor, where: str) -> str:
-        """Key of a strided tensor; tensors that are the same view of the same memory share one entry."""
+        """Store a strided tensor and return its key; equal views of the same memory share one entry."""
         identity = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
         if value.numel() and identity in self._keys:
             return self._keys[identity]
@@ -131,18 +150,32 @@ class Encoder:
 
 
 class Decoder:
-    """Turns JSON nodes back into values. Every tensor is a copy of its own: nothing stays tied to the file."""
+    """Turns JSON nodes back into values. Every tensor is a copy, so that nothing stays tied to the file.
+
+    Args:
+        handle: an open safetensors file: anything with `get_tensor(key)`.
+
+    Example:
+        >>> Decoder(None).decode({"epochs": {"$": "tuple", "items": [1, 2]}})
+        {'epochs': (1, 2)}
+    """
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
         self._loaded: dict[str, torch.Tensor] = {}
 
     def tensor(self, key: str) -> torch.Tensor:
+        """Return the tensor of that key, read once."""
         if key not in self._loaded:
             self._loaded[key] = self._handle.get_tensor(key).clone()
         return self._loaded[key]
 
     def decode(self, node: Any) -> Any:
+        """Return the value of a JSON node.
+
+        Raises:
+            ValueError: the node is of an unknown kind.
+        """
         if isinstance(node, list):
             return [self.decode(item) for item in node]
         if not isinstance(node, dict):
