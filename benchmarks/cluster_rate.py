@@ -25,11 +25,11 @@ import numpy as np
 from common import markdown_table
 from cost_model import BACKBONES, DATASETS, Assumed, Costs
 
-from recbole_mm.artifacts.executor import Portable
+from recbole_mm.artifacts.executor import RemoteWork
 from recbole_mm.artifacts.fill import fill
-from recbole_mm.artifacts.ray_pool import NAMES, RayExecutor
 from recbole_mm.artifacts.store import Store
 from recbole_mm.distributed.cluster import Resources, cores
+from recbole_mm.distributed.stages import NAMES, RayExecutor
 
 ITEMS = 64
 """Of a batch."""
@@ -55,7 +55,7 @@ class Sleeper:
         time.sleep(self.seconds)
         return [np.ones(self.width, dtype=np.float32)] * len(inputs)
 
-    def told(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         return {"process": os.getpid()}
 
 
@@ -75,7 +75,7 @@ def of_a_gpu() -> float:
 def measured(workers: int, batches: int, seconds: float) -> tuple[float, float]:
     """Efficiency without and with writing; `batches` of each worker."""
     seen: set[int] = set()
-    work = Portable(Sleeper(seconds, BACKBONES[0].hidden), cut, lambda told: seen.add(told["process"]))
+    work = RemoteWork(Sleeper(seconds, BACKBONES[0].hidden), cut, lambda told: seen.add(told["process"]))
     asked = Resources(cores() / workers, 0, workers, None, 2_048, NAMES)
     image = os.urandom(IMAGE_BYTES)
 
@@ -95,7 +95,9 @@ def measured(workers: int, batches: int, seconds: float) -> tuple[float, float]:
         count = sum(len(values) for values in executor.stream(work, inputs(batches)))
         sent = time.perf_counter() - started
         with Store(Path(folder) / "artifacts.sqlite") as store:
-            report = fill(store, "sleep", inputs(batches), list, show_progress=False, executor=executor, portable=work)
+            report = fill(
+                store, "sleep", inputs(batches), list, show_progress=False, executor=executor, remote_work=work
+            )
         if not count == report.computed == batches * workers * ITEMS or len(seen) != workers:
             raise RuntimeError(f"{count} and {report.computed} values by {len(seen)} workers")
     return ideal / sent, ideal / report.seconds

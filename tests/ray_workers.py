@@ -52,7 +52,7 @@ class SineWorker:
         self.count = len(inputs)
         return [sine(number) for number in inputs]
 
-    def told(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         return {"count": self.count, "inside": inside_ray()}
 
 

@@ -18,13 +18,13 @@ import pytest
 import torch
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
-from recbole_mm.artifacts.executor import Portable
+from recbole_mm.artifacts.executor import RemoteWork
 from recbole_mm.artifacts.fill import FillReport, fill
-from recbole_mm.artifacts.ray_pool import NAMES, RayExecutor, open_executor, stage_resources
 from recbole_mm.artifacts.store import Store
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.distributed.cluster import Resources, inside_ray
+from recbole_mm.distributed.stages import NAMES, RayExecutor, open_executor, stage_resources
 from recbole_mm.errors import ConfigError, ModelLoadError
 from recbole_mm.inputs.model_inputs import _from_texts, open_store, provide
 from recbole_mm.inputs.reasoning.left_out import LeftOut
@@ -102,13 +102,13 @@ def cut(missing: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def run(store: Store, executor: RayExecutor | None, inputs: Mapping[str, Any], recipe: Sines, told=None) -> FillReport:
     """`fill` on the cluster, or here."""
-    work = Portable(recipe, cut, (lambda _: None) if told is None else told.append)
+    work = RemoteWork(recipe, cut, (lambda _: None) if told is None else told.append)
 
     def here(batch: list[Any]) -> list[Any]:
         assert executor is None, "nothing is computed here"
         return [sine(number) for number in batch]
 
-    return fill(store, "sine", inputs, here, cut, show_progress=False, executor=executor, portable=work)
+    return fill(store, "sine", inputs, here, cut, show_progress=False, executor=executor, remote_work=work)
 
 
 def contents(path: Path) -> list[tuple]:
@@ -148,11 +148,11 @@ def test_values_are_those_of_the_local_loop_written_once_and_workers_stay(execut
 
 def test_an_interrupted_stage_goes_on_with_the_rest(executor, store, tmp_path, shared):
     inputs = {f"i{number}": 100 + number for number in range(24)}
-    work = Portable(Sines(str(shared)), cut)
+    work = RemoteWork(Sines(str(shared)), cut)
     stream = executor.stream(work, inputs)
     kept = dict(next(stream))
     stream.close()
-    assert executor._desk is None, "its workers are let go of"
+    assert executor._queue is None, "its workers are let go of"
     store.put_many("sine", kept)
     report = run(store, executor, inputs, Sines(str(shared)))
     assert (report.done, report.computed) == (24, 24 - BATCH)
@@ -269,7 +269,7 @@ def test_items_are_encoded_as_by_the_local_loop_bit_for_bit(cluster, executor, s
     settings = settings_of(small, tmp_path, {"both": {"encoder": "mllm"}})
     here, _, local = both_ways(cluster, settings, tmp_path)
     assert {stage for _, stage, *_ in contents(local)} == {"item_vector"}
-    monkeypatch.setattr("recbole_mm.artifacts.ray_pool.ray_session", lambda _: pytest.fail("Ray is not needed"))
+    monkeypatch.setattr("recbole_mm.distributed.stages.ray_session", lambda _: pytest.fail("Ray is not needed"))
     lost = {"checkpoint_dir": str(tmp_path / "there"), "ray_address": "127.0.0.1:1"}
     again, _ = provided({**settings, **lost})
     assert np.array_equal(here.inputs.item_features["both"], again.inputs.item_features["both"]), "all is there already"
@@ -295,7 +295,7 @@ def test_descriptions_and_chains_are_written_as_here_by_workers_that_stay(cluste
         dataset = create_dataset(config)
         with open_executor(config) as executor, open_store(config) as store:
             if executor is not None:
-                monkeypatch.setattr(executor, "_open_desk", noting(executor._open_desk, opened))
+                monkeypatch.setattr(executor, "_start_queue", noting(executor._start_queue, opened))
                 loaded = property(lambda _: pytest.fail("its weights are loaded here"))
                 monkeypatch.setattr("recbole_mm.llm.texts.hf.HfGenerator.writer", loaded)
             needs = ("item_texts", "user_preferences")

@@ -37,7 +37,6 @@ ROOMS = (
 
 KNOWN_UPWARD: frozenset[tuple[str, str]] = frozenset(
     {
-        ("recbole_mm.artifacts.ray_pool", "recbole_mm.distributed.cluster"),
         ("recbole_mm.config.resolved", "recbole_mm.data.files"),
         ("recbole_mm.config.resolved", "recbole_mm.data.splits"),
         ("recbole_mm.llm.dry_run", "recbole_mm.inputs.model_inputs"),

@@ -1,8 +1,4 @@
-"""Where the work of a stage is done: in the loop's own process, or by workers elsewhere that are sent what they need.
-
-`fill` takes an executor and knows no more of it than this page says. What a stage has to tell of its work to have it
-done elsewhere is a `Portable`; `ray_pool.RayExecutor` does it on a Ray cluster.
-"""
+"""The interface between `fill` and workers in other processes or on other machines (`distributed.stages`)."""
 
 from __future__ import annotations
 
@@ -15,7 +11,12 @@ from recbole_mm.artifacts.values import Value
 
 @dataclass(frozen=True)
 class Failure:
-    """Takes the place of a value that could not be computed. It is recorded, and tried again by the next run."""
+    """Takes the place of a value that could not be computed. It is recorded, and the next run tries again.
+
+    Example:
+        >>> Failure("the image is broken").reason
+        'the image is broken'
+    """
 
     reason: str
 
@@ -24,52 +25,55 @@ class Worker(Protocol):
     """Computes batches, in another process."""
 
     def compute(self, inputs: list[Any]) -> Sequence[Value | Failure]:
-        """As many values, in the same order."""
+        """Returns as many values as there are inputs, in the same order."""
 
-    def told(self) -> dict[str, Any]:
-        """What else is to be known of the batch before, in values that JSON has; {} for nothing."""
+    def report(self) -> dict[str, Any]:
+        """Returns what else the calling process should know of the last batch, in values that JSON has; often {}."""
 
 
 class Recipe(Protocol):
-    """How a worker is made. Small, can be pickled, and equal to another one that makes the same."""
+    """Makes a worker. Recipes are small, can be pickled, and are equal if they make the same worker."""
 
     def open(self, device: str) -> Worker:
         """Load the model, once in the life of a worker.
 
+        Args:
+            device: `cpu` or `cuda`.
+
         Raises:
-            RecboleMMError: it is not there, or not the same as where the work comes from.
+            RecboleMMError: the model is not there, or another one than in the calling process.
         """
 
 
 def _ignore(_: Mapping[str, Any]) -> None:
-    """For work of which there is nothing to tell."""
+    """Ignore a report."""
 
 
 @dataclass(frozen=True)
-class Portable:
-    """The work of a stage as it is sent elsewhere.
+class RemoteWork:
+    """The work of a stage in a form that can be sent to other processes.
 
     Attributes:
         recipe: makes a worker.
-        batches: cuts the missing inputs as the local loop does, so that values have the same bits; each batch maps keys
+        batches: cuts the missing inputs as the local loop does, so that values have the same bits. Each batch maps keys
             to what a worker needs and nothing else (no path, no open file), or to a `Failure`.
-        hear: called here with what a worker has `told`.
+        on_report: called in the calling process with each non-empty `Worker.report`.
     """
 
     recipe: Recipe
     batches: Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]]
-    hear: Callable[[Mapping[str, Any]], None] = _ignore
+    on_report: Callable[[Mapping[str, Any]], None] = _ignore
 
 
 class Executor(Protocol):
-    """Has work done elsewhere."""
+    """Computes the values of a stage by workers in other processes."""
 
-    def stream(self, work: Portable, missing: Mapping[str, Any]) -> Iterator[Mapping[str, Value | Failure]]:
-        """Yield every key of `missing` once, with its value, a batch as soon as it is done, in any order.
+    def stream(self, work: RemoteWork, missing: Mapping[str, Any]) -> Iterator[Mapping[str, Value | Failure]]:
+        """Yields every key of `missing` once with its value, a batch as soon as it is computed, in any order.
 
         Raises:
-            RecboleMMError: what a worker has raised.
+            RecboleMMError: raised by a worker.
         """
 
     def release(self) -> None:
-        """Let go of the workers and their models: another stage wants the room."""
+        """End the workers, so that another stage can use their memory."""

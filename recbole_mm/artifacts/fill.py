@@ -1,4 +1,4 @@
-"""The loop that fills a stage of the store: computes only what is missing, keeps every batch as soon as it is done."""
+"""The loop that computes the missing values of a stage, and writes every batch to the store as soon as it is done."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from recbole_mm.artifacts.executor import Executor, Failure, Portable
+from recbole_mm.artifacts.executor import Executor, Failure, RemoteWork
 from recbole_mm.artifacts.store import READ_ONLY, Store
 from recbole_mm.artifacts.values import NOT_FINITE, Value
 from recbole_mm.errors import DataError, StoreError
@@ -34,13 +34,13 @@ Batches = int | Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]]
 
 
 class OnDemand(Mapping[Key, Input], Generic[Key, Input]):
-    """A mapping whose values are made whenever they are asked for, and never kept.
+    """A mapping that makes a value at each look-up and keeps none.
 
-    The prompts of a million users are gigabytes, of which a batch at a time is needed.
+    The prompts of a million users are gigabytes, of which one batch at a time is needed.
 
     Args:
-        keys: in order, each once.
-        make: key -> value, the same each time.
+        keys: the keys, in order.
+        make: key -> value, the same at each call.
 
     Example:
         >>> squares = OnDemand([1, 2, 3], lambda number: number**2)
@@ -57,7 +57,7 @@ class OnDemand(Mapping[Key, Input], Generic[Key, Input]):
         return self._make(key)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._keys  # Mapping's own would make the value
+        return key in self._keys  # `Mapping` would make the value
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._keys)
@@ -68,14 +68,14 @@ class OnDemand(Mapping[Key, Input], Generic[Key, Input]):
 
 @dataclass
 class FillReport:
-    """What `fill` did.
+    """What a call of `fill` did.
 
     Attributes:
-        done: keys that have a value now.
-        computed: keys whose value was computed by this call.
-        failed: keys that have no value now.
+        done: number of keys that have a value now.
+        computed: number of keys whose value this call computed.
+        failed: number of keys that have no value now.
         seconds: wall time.
-        reasons: key -> reason of the failed ones.
+        reasons: key -> reason, of the keys that have no value.
     """
 
     done: int = 0
@@ -94,27 +94,27 @@ def fill(
     show_progress: bool = True,
     label: str | None = None,
     executor: Executor | None = None,
-    portable: Portable | None = None,
+    remote_work: RemoteWork | None = None,
 ) -> FillReport:
     """Compute the values of the keys that the store lacks, and write each batch in one transaction when it is done.
 
-    Interrupt it anywhere: all batches but the one in flight are kept, and the next call computes only the rest.
-    Several processes may fill one store at once. Of those that want the same keys one computes, and the others wait for
-    it: nothing is paid for twice. Where they want some keys in common, a batch skips what another one has finished.
+    After an interrupt all batches but the one in flight are kept, and the next call computes only the rest. Several
+    processes may fill one store at once. Of those that want the same keys one computes and the others wait for it.
+    Where they want some keys in common, a batch skips what another process has finished.
 
     Args:
-        store: where the values go.
+        store: receives the values.
         stage: name of the stage, for counting and for the progress display.
-        inputs: key -> input, for every key that is wanted; each is looked up when its batch is cut, perhaps not once
-            only (`OnDemand`).
+        inputs: key -> input, of every key that is wanted; looked up when its batch is cut, possibly several times
+            (`OnDemand`).
         work: computes one batch: takes a list of inputs, returns as many values or `Failure`s in the same order.
-        batches: how the missing inputs are cut: a number of inputs per batch, or a function from the missing inputs
-            to an iterable of batches. Such a function may prepare inputs ahead of the work: each batch maps keys to
-            what `work` is to get, or to a `Failure` where preparing failed.
+        batches: number of inputs per batch, or a function from the missing inputs to an iterable of batches. Such a
+            function may prepare inputs ahead of the work: each batch maps keys to what `work` takes, or to a `Failure`
+            where preparing failed.
         show_progress: show a progress display.
-        label: what it says; the stage's name by default.
-        executor: has the work done elsewhere; None does it here.
-        portable: the same work as `work` and `batches` tell here, for the executor; work without it is done here.
+        label: text of the display; the stage's name by default.
+        executor: computes in other processes; None computes in this one.
+        remote_work: `work` and `batches` for the executor; None computes in this process.
 
     Returns:
         The counts, over the distinct keys of `inputs`.
@@ -136,14 +136,14 @@ def fill(
             lacking = f"{len(inputs) - report.done} of {len(inputs)} values of {stage} are not in the store"
             raise StoreError(f"{store.path}: {lacking}, and {READ_ONLY}")
         cut = batches if callable(batches) else _every(batches)
-        if executor is not None and portable is not None:
-            cut, work = partial(executor.stream, portable), list  # its batches are finished values already
+        if executor is not None and remote_work is not None:
+            cut, work = partial(executor.stream, remote_work), list  # its batches are finished values already
         with locked(store.path.with_name(f"{store.path.stem}-{_digest(inputs)}"), f"computing {label or stage} for"):
             present = store.contains(inputs)
             missing = OnDemand((key for key in inputs if key not in present), inputs.__getitem__)
             report.done = len(present)
-            finished = _finished_keys(store, stage, cut(missing) if missing else (), work, report)
-            for _ in progress(finished, label or stage, total=len(missing), unit="it", show=show_progress):
+            keys = _finished_keys(store, stage, cut(missing) if missing else (), work, report)
+            for _ in progress(keys, label or stage, total=len(missing), unit="it", show=show_progress):
                 pass
     if report.done + report.failed != len(inputs):
         raise ValueError(f"{stage}: the batches covered {report.done + report.failed} of {len(inputs)} inputs")
@@ -155,15 +155,15 @@ def fill(
 
 
 def require_finite(report: FillReport, encoder: str, name: Callable[[str], str]) -> None:
-    """Make sure that no vector is missing because its encoder gave NaN or infinity. What it gave else is kept.
+    """Make sure that no vector is missing because its encoder gave NaN or infinity.
 
     Args:
-        report: of `fill`.
-        encoder: what computed, for people.
-        name: key -> its input, for people.
+        report: what `fill` returned.
+        encoder: name of the encoder, for the error message.
+        name: key -> name of its input, for the error message.
 
     Raises:
-        DataError: one is; names the encoder and the first input.
+        DataError: a vector is; names the encoder and the first input.
     """
     broken = [key for key, reason in report.reasons.items() if reason == NOT_FINITE]
     if broken:
@@ -174,7 +174,7 @@ def require_finite(report: FillReport, encoder: str, name: Callable[[str], str])
 
 
 def _digest(keys: Iterable[str]) -> str:
-    """The same for the same keys in any order."""
+    """Returns a hash that does not depend on the order of the keys."""
     digest = hashlib.sha256()
     for key in sorted(keys):
         digest.update(key.encode() + b"\n")
@@ -182,7 +182,7 @@ def _digest(keys: Iterable[str]) -> str:
 
 
 def _every(size: int) -> Callable[[Mapping[str, Any]], Iterator[Mapping[str, Any]]]:
-    """Cut the inputs, in order, into batches of `size`."""
+    """Returns a function that cuts inputs, in order, into batches of `size`."""
     if size < 1:
         raise ValueError(f"a batch holds at least one input, not {size}")
 
@@ -201,11 +201,11 @@ def _finished_keys(
     work: Work,
     report: FillReport,
 ) -> Iterator[str]:
-    """Run the batches; yield each key once its batch is in the store."""
+    """Compute the batches; yields each key once its batch is in the store."""
     for batch in batches:
-        elsewhere = store.contains(batch)
-        todo = {key: value for key, value in batch.items() if key not in elsewhere and not isinstance(value, Failure)}
-        unprepared = {key: value for key, value in batch.items() if key not in elsewhere and key not in todo}
+        finished = store.contains(batch)
+        todo = {key: value for key, value in batch.items() if key not in finished and not isinstance(value, Failure)}
+        unprepared = {key: value for key, value in batch.items() if key not in finished and key not in todo}
         reasons = {key: value.reason for key, value in unprepared.items()}
         values: dict[str, Value] = {}
         for key, outcome in zip(todo, _outcomes(stage, work, list(todo.values())), strict=True):
@@ -217,7 +217,7 @@ def _finished_keys(
             store.put_many(stage, values)
         if reasons:
             store.fail_many(stage, reasons)
-        report.done += len(elsewhere) + len(values)
+        report.done += len(finished) + len(values)
         report.computed += len(values)
         report.failed += len(reasons)
         report.reasons.update(reasons)
@@ -225,7 +225,7 @@ def _finished_keys(
 
 
 def _outcomes(stage: str, work: Work, inputs: list[Any]) -> list[Value | Failure]:
-    """Run one batch. A vector with NaN or infinity is a failure, never a value."""
+    """Returns the outcomes of one batch. A vector with NaN or infinity becomes a failure."""
     outcomes = list(work(inputs)) if inputs else []
     if len(outcomes) != len(inputs):
         raise ValueError(f"{stage}: the worker returned {len(outcomes)} values for {len(inputs)} inputs")

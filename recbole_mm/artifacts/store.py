@@ -107,9 +107,10 @@ class Store:
         StoreError: from every method, on a full disk, a lock that is not released, a damaged or foreign file.
 
     Example:
-        >>> store = Store(tmp_path / "artifacts.sqlite")
-        >>> store.put_many("caption", {"k1": "a red shoe"})
-        >>> store.get_many(["k1", "k2"])
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, Store(f"{folder}/artifacts.sqlite") as store:
+        ...     store.put_many("caption", {"k1": "a red shoe"})
+        ...     store.get_many(["k1", "k2"])
         {'k1': 'a red shoe'}
     """
 

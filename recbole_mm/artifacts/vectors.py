@@ -1,24 +1,25 @@
-"""Vectors through the store: each distinct input is encoded once, ever."""
+"""Vectors of texts and images, by any encoder, through the store: each distinct input is encoded once."""
 
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 
-from recbole_mm.artifacts.executor import Executor, Failure, Portable
+from recbole_mm.artifacts.executor import Executor, Failure, RemoteWork
 from recbole_mm.artifacts.fill import FillReport, fill, require_finite
 from recbole_mm.artifacts.store import Store, artifact_key
 from recbole_mm.data.carried import CarriedImage
 from recbole_mm.errors import ModelLoadError
+from recbole_mm.utils.prefetch import prefetch
 
 BATCHES_AHEAD = 2
+THREADS = min(os.cpu_count() or 1, 8)
 NOT_LOADED = "the input cannot be loaded"
 
 
@@ -38,7 +39,7 @@ class Encoder(Protocol):
 
 
 class EncoderRecipe(Protocol):
-    """How an encoder is made on another machine; `name` is for errors."""
+    """Makes an encoder in another process; `name` is for error messages."""
 
     @property
     def name(self) -> str: ...
@@ -49,7 +50,7 @@ class EncoderRecipe(Protocol):
 
 @dataclass(frozen=True)
 class VectorRecipe:
-    """An encoder, with the settings that its vectors depend on."""
+    """The recipe of a `VectorWorker`: an encoder, and the settings that its vectors depend on."""
 
     encoder: EncoderRecipe
     parameters: dict[str, Any]
@@ -76,9 +77,9 @@ class VectorWorker:
         self._problems: dict[str, str] = {}
 
     def compute(self, inputs: list[Any]) -> list[np.ndarray | Failure]:
-        """(d,) float32 of each; a failure for an image that is broken."""
+        """Returns the (d,) float32 vector of each text or image, or a failure where the image is broken."""
         images = {place: each for place, each in enumerate(inputs) if isinstance(each, CarriedImage)}
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             decoded = dict(zip(images, pool.map(lambda image: image(), images.values())))
         self._problems = {image.item_id: image.problem for image in images.values() if image.problem}
         ready = [decoded.get(place, each) for place, each in enumerate(inputs)]
@@ -86,8 +87,8 @@ class VectorWorker:
         vectors = iter(list(np.asarray(self.encoder.encode(loaded), dtype=np.float32)) if loaded else [])
         return [Failure(NOT_LOADED) if each is None else next(vectors) for each in ready]
 
-    def told(self) -> dict[str, Any]:
-        """Images that proved broken."""
+    def report(self) -> dict[str, Any]:
+        """Returns the ids of the last batch's broken images, and why they are broken."""
         return {"problems": self._problems}
 
 
@@ -105,30 +106,31 @@ def vectors_through_store(
     recipe: EncoderRecipe | None = None,
     carry: Callable[[int], Any] | None = None,
     problems: MutableMapping[str, str] | None = None,
-    hear: Callable[[FillReport], None] | None = None,
+    on_report: Callable[[FillReport], None] | None = None,
     names: tuple[str, Callable[[int], str]] | None = None,
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Encode n inputs, taking from the store what it has and adding each batch to it as soon as it is done.
+    """Encode n inputs: take from the store what it has, and add each batch to it as soon as it is encoded.
 
     Args:
-        store: where vectors are kept.
+        store: keeps the vectors.
         stage: name of the stage.
         identity: the encoder and its revision, or a hash of its files.
         parameters: plain settings that the vectors depend on.
         hashes: n content hashes; inputs with the same hash are encoded once.
-        load: place in `hashes` -> input, or None when it cannot be had. Called in threads, only for what is encoded.
-        encode: inputs -> (k, d) array.
-        batch_size: inputs per call of `encode`.
+        load: index in `hashes` -> input, or None where it cannot be loaded. Called in threads, for missing vectors.
+        encode: k inputs -> (k, d) array.
+        batch_size: number of inputs per call of `encode`.
         show_progress: show a progress display.
-        executor: encodes elsewhere, if the encoder has a recipe; None encodes here.
-        recipe: of the encoder.
-        carry: as `load`, of inputs that are sent elsewhere: texts, or images as `data.carried` has them.
-        problems: item id -> why its image is broken, for those that prove so elsewhere.
-        hear: called with what was done.
-        names: what encodes, and place -> its input, for errors; by default the stage and the key.
+        executor: encodes in other processes, if there is a recipe; None encodes in this one.
+        recipe: makes the encoder in other processes.
+        carry: as `load`, of inputs that can be sent to other processes: texts, or the images of `data.carried`.
+        problems: receives item id -> reason, of images that other processes find broken.
+        on_report: called with the report of `fill`.
+        names: name of the encoder, and index -> name of its input, for errors; by default the stage and the key.
 
     Returns:
-        (n, d) float32 array, zeros where there is no vector ((n, 0) where no input has one); place -> reason of those.
+        (n, d) float32 array with zeros where there is no vector, or (n, 0) where no input has one; and index -> reason
+        of those without.
 
     Raises:
         StoreError: the store cannot be read or written.
@@ -148,38 +150,28 @@ def vectors_through_store(
     def carried(missing: Mapping[str, int]) -> Iterator[dict[str, Any]]:
         return _loaded_ahead(missing, carry or load, batch_size)
 
-    def note(told: Mapping[str, Any]) -> None:
+    def add_problems(found: Mapping[str, Any]) -> None:
         if problems is not None:
-            problems.update(told["problems"])
+            problems.update(found["problems"])
 
-    portable = None if recipe is None else Portable(VectorRecipe(recipe, dict(parameters)), carried, note)
-    report = fill(store, stage, places, work, batches, show_progress, executor=executor, portable=portable)
+    remote = None if recipe is None else RemoteWork(VectorRecipe(recipe, dict(parameters)), carried, add_problems)
+    report = fill(store, stage, places, work, batches, show_progress, executor=executor, remote_work=remote)
     encoder, name = names or (stage, lambda place: keys[place])
     require_finite(report, encoder, lambda key: name(places[key]))
-    if hear is not None:
-        hear(report)
+    if on_report is not None:
+        on_report(report)
     matrix = store.get_matrix([None if key in report.reasons else key for key in keys])
     return matrix, {place: report.reasons[key] for place, key in enumerate(keys) if key in report.reasons}
 
 
 def _loaded_ahead(missing: Mapping[str, int], load: Callable[[int], Any], size: int) -> Iterator[dict[str, Any]]:
-    """Batches of loaded inputs by key; the next ones are loaded in threads while one is worked on."""
+    """Yields batches of loaded inputs by key; threads load the next ones while one is encoded."""
 
-    def loaded(place: int) -> Any:
-        value = load(place)
+    def loaded(key: str) -> Any:
+        value = load(missing[key])
         return Failure(NOT_LOADED) if value is None else value
 
-    keys = iter(missing)
-    chunks = iter(lambda: list(islice(keys, size)), [])
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-        pending: deque = deque()
-        try:
-            for chunk in chunks:
-                pending.append([(key, pool.submit(loaded, missing[key])) for key in chunk])
-                if len(pending) > BATCHES_AHEAD:
-                    yield {key: future.result() for key, future in pending.popleft()}
-            while pending:
-                yield {key: future.result() for key, future in pending.popleft()}
-        finally:
-            for _, future in (pair for batch in pending for pair in batch):
-                future.cancel()
+    keys = list(missing)
+    with closing(prefetch(loaded, keys, THREADS, BATCHES_AHEAD * size)) as ready:
+        for start in range(0, len(keys), size):
+            yield dict(zip(keys[start : start + size], ready, strict=False))

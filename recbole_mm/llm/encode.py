@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from recbole_mm.artifacts.executor import Executor, Portable
+from recbole_mm.artifacts.executor import Executor, RemoteWork
 from recbole_mm.artifacts.fill import fill, require_finite
 from recbole_mm.artifacts.store import Store, artifact_key
 from recbole_mm.llm.family import Part, PreparedInput
@@ -70,8 +70,8 @@ class Content(Protocol):
     def fingerprint(self, index: int, /) -> str: ...
 
 
-Carry = Callable[[Any, "ItemEncoder"], Portable]
-"""Items and an encoder -> the work of encoding them, to be sent elsewhere."""
+Carry = Callable[[Any, "ItemEncoder"], RemoteWork]
+"""Items and an encoder -> the work of encoding them, to be sent to another process."""
 
 
 def runs_in_bfloat16(dtype: torch.dtype, device: torch.device) -> bool:
@@ -331,7 +331,7 @@ def encode_items(
         encoder: the model and its settings.
         store: what was computed before is taken from it, every finished batch is added at once.
         show_progress: show a progress display.
-        executor: encodes elsewhere; None encodes here.
+        executor: encodes in other processes; None encodes in this one.
         carry: how the work is sent there (`encode_remote.carried_encoding`).
 
     Returns:
@@ -353,11 +353,11 @@ def encode_items(
         return encoder.batches(lambda key: content[missing[key]], lengths)
 
     cut = encoder.texts_cut
-    portable = None if carry is None else carry(content, encoder)
+    remote_work = None if carry is None else carry(content, encoder)
     report = fill(
         *(store, STAGE, indexes, encoder.compute, batches, show_progress, "Encoding items"),
         executor=executor,
-        portable=portable,
+        remote_work=remote_work,
     )
     mllm = f"the multimodal LLM {encoder.mllm.name}"
     require_finite(report, mllm, lambda key: f"item {content[indexes[key]].item_id!r}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_mm.artifacts.executor import Portable
+from recbole_mm.artifacts.executor import RemoteWork
 from recbole_mm.data.carried import CarriedItem, carried_item
 from recbole_mm.data.content import ItemContent
 from recbole_mm.errors import ModelLoadError
@@ -99,7 +99,7 @@ class EncodeWorker:
 
     def __init__(self, encoder: ItemEncoder) -> None:
         self.encoder = encoder
-        self._told: dict[str, Any] = {}
+        self._report: dict[str, Any] = {}
 
     def compute(self, inputs: list[CarriedItem]) -> list[np.ndarray]:
         """(hidden,) float32 of each item."""
@@ -109,16 +109,16 @@ class EncodeWorker:
         for batch in self.encoder.batches(lambda place: inputs[place].record(), lengths):
             vectors[list(batch)] = self.encoder.compute(list(batch.values()))
         problems = {item.item_id: item.image.problem for item in inputs if item.image and item.image.problem}
-        self._told = {"problems": problems, "texts_cut": self.encoder.texts_cut - cut}
+        self._report = {"problems": problems, "texts_cut": self.encoder.texts_cut - cut}
         return list(vectors)
 
-    def told(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         """Images that proved broken, and how many texts were cut."""
-        return self._told
+        return self._report
 
 
-def carried_encoding(content: ItemContent, encoder: ItemEncoder, trust_remote_code: bool = False) -> Portable:
-    """The encoding of items, to be sent elsewhere.
+def carried_encoding(content: ItemContent, encoder: ItemEncoder, trust_remote_code: bool = False) -> RemoteWork:
+    """The encoding of items, to be sent to another process.
 
     Args:
         content: the items.
@@ -140,11 +140,11 @@ def carried_encoding(content: ItemContent, encoder: ItemEncoder, trust_remote_co
         lengths = {key: len(content.text(index) or "") for key, index in missing.items()}
         return _read(content, missing, encoder.units(lengths), encoder.threads)
 
-    def hear(told: Mapping[str, Any]) -> None:
-        content.source.problems.update(told["problems"])
-        encoder.texts_cut += told["texts_cut"]
+    def on_report(report: Mapping[str, Any]) -> None:
+        content.source.problems.update(report["problems"])
+        encoder.texts_cut += report["texts_cut"]
 
-    return Portable(recipe, batches, hear)
+    return RemoteWork(recipe, batches, on_report)
 
 
 def _read(

@@ -137,7 +137,7 @@ def _encode(
 def _inputs(
     spec: FeatureSpec, content: ItemContent, summaries: Sequence[str | None] | None
 ) -> tuple[list[int], list[str], Callable[[int], Any], Callable[[int], Any]]:
-    """Items that have what the encoder reads, its hash for each, and what loads it, here and to be sent elsewhere."""
+    """Items that have what the encoder reads, its hash for each, and what loads it, here and for another process."""
     if spec.on == SUMMARY:
         if summaries is None:
             raise ConfigError(f"item_features.{spec.name}: on: summary needs item texts, and none are given")

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from recbole.utils import ModelType, dict2str, init_seed
 from recbole_mm.config.resolved import NOT_FROM_A_RUN, Config, opener_settings
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.data.loading import check_dataset
+from recbole_mm.distributed.stages import check_stages, open_executor
 from recbole_mm.errors import CheckpointError, ConfigError, RecboleMMError
 from recbole_mm.evaluation.per_user import FILE as PER_USER
 from recbole_mm.evaluation.per_user import per_user_table, write_per_user
@@ -103,7 +103,7 @@ def run(
     check_dataset(config)
     hooks = hooks_of(config.model_class)
     if config["ray_address"] and asks_for_inputs(config, hooks):
-        _ray_pool().check_stages(config)
+        check_stages(config)
     if config["train_workers"] > 1:
         check_workers(config)
     run_dir, resumed = choose_run_dir(config)
@@ -149,18 +149,6 @@ def _train_and_test(config: Config, run_dir: Path) -> Run:
     assembled.sees_held_out[:0] = sees_held_out
     assembled.beside = beside
     return train_and_test(assembled, stages)
-
-
-def _ray_pool() -> Any:
-    """The module that computes stages on a Ray cluster; a run without `ray_address` does without."""
-    from recbole_mm.artifacts import ray_pool
-
-    return ray_pool
-
-
-def _open_executor(config: Config) -> AbstractContextManager[Any]:
-    """What computes the stages of a run on another machine; None for this process."""
-    return nullcontext() if config["ray_address"] is None else _ray_pool().open_executor(config)
 
 
 def _model_inputs() -> Any:
@@ -295,7 +283,7 @@ def _assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
         if "id_model_run" in needed(config, hooks):  # before anything costly, so that a wrong path costs nothing
             given["id_model_run"] = read_finished_model(config["id_model_path"], config)
         if given or asks_for_inputs(config, hooks):
-            _model_inputs().provide(config, dataset, hooks, run_dir, partial(_open_executor, config), **given)
+            _model_inputs().provide(config, dataset, hooks, run_dir, partial(open_executor, config), **given)
     with stages("split"):
         splits = split(config, dataset, model_class, run_dir)
     init_seed(config["seed"], config["reproducibility"])

@@ -55,7 +55,7 @@ def sentence_vectors(
         encoder: of sentences.
         store: where vectors are kept.
         show_progress: show a progress display.
-        executor: encodes elsewhere; None encodes here.
+        executor: encodes in other processes; None encodes in this one.
     """
     places = encoding_order(texts)
     reports: list[FillReport] = []
@@ -71,7 +71,7 @@ def sentence_vectors(
         show_progress,
         executor=executor,
         recipe=getattr(encoder, "recipe", None),
-        hear=reports.append,
+        on_report=reports.append,
         names=("the sentence encoder", lambda rank: f"the text {(texts[places[rank]] or '')[:40]!r}"),
     )
     vectors = np.zeros((len(texts), found.shape[1]), dtype=np.float32)

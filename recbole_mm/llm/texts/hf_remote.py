@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from recbole_mm.artifacts.executor import Executor, Failure, Portable
+from recbole_mm.artifacts.executor import Executor, Failure, RemoteWork
 from recbole_mm.data.carried import CarriedImage, ItemImage
 from recbole_mm.llm.loading import load_mllm, weights_dtype
 from recbole_mm.llm.model import MLLM
@@ -90,7 +90,7 @@ class WriteWorker:
         self._problems = {image.item_id: image.problem for image in images if image.problem}
         return answers
 
-    def told(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         """Images that proved broken."""
         return {"problems": self._problems}
 
@@ -143,11 +143,11 @@ class RemoteHfGenerator:
             image.item_id: image.source for each in requests.values() if isinstance(image := each.image, ItemImage)
         }
 
-        def hear(told: Mapping[str, Any]) -> None:
-            for item_id, problem in told["problems"].items():
+        def on_report(report: Mapping[str, Any]) -> None:
+            for item_id, problem in report["problems"].items():
                 sources[item_id].problems[item_id] = problem
 
-        return self.executor.stream(Portable(self.recipe, _units, hear), requests)
+        return self.executor.stream(RemoteWork(self.recipe, _units, on_report), requests)
 
     def close(self) -> None:
         """Let go of the workers."""
@@ -166,7 +166,7 @@ def _carried(request: Request) -> Request | Failure:
     if request.image is None:
         return replace(request, fallback=None)
     if not isinstance(request.image, ItemImage):
-        raise TypeError("only the image of an item can be sent elsewhere")
+        raise TypeError("only the image of an item can be sent to another process")
     image = request.image.carried()
     return Failure(NO_PICTURE) if image is None else replace(request, fallback=None, image=image)
 
@@ -179,7 +179,7 @@ def open_remote_hf(
     batch_tokens: int,
     executor: Executor,
 ) -> RemoteHfGenerator:
-    """The generator of `text_backend: hf` where an executor has its work done elsewhere.
+    """The generator of `text_backend: hf` where an executor has its work done in other processes.
 
     Args:
         config: of the run: device, `mllm_dtype`, `trust_remote_code`, `mllm_image_pixels`.

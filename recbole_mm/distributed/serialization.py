@@ -1,4 +1,4 @@
-"""The values of a batch as a table, on their way back from a worker: the same bits, and nothing that is unpickled."""
+"""The values of a batch as a table, which Ray Data brings from a worker: bit for bit, and without pickle."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from recbole_mm.artifacts.values import TEXT, VECTOR_DTYPES, Value
 from recbole_mm.errors import RecboleMMError
 
 SCHEMA = pa.schema([("batch", pa.int64()), ("kinds", pa.list_(pa.string())), ("values", pa.list_(pa.large_binary()))])
-"""A row is a batch: its number, and for each value a kind (`text`, `float32`, `float16`, `failure`, `told` or `error`)
+"""A row is a batch: number, and for each value its kind (`text`, `float32`, `float16`, `failure`, `report`, `error`)
 and its bytes. One row, so that Ray Data cannot cut it in two."""
 
-FAILURE, TOLD, ERROR = "failure", "told", "error"
+FAILURE, REPORT, ERROR = "failure", "report", "error"
 
 
 @dataclass
-class Done:
-    """A batch that has come back.
+class BatchResult:
+    """What a worker has made of a batch.
 
     Attributes:
-        outcomes: in the order of its inputs; empty after an error.
-        told: what the worker told of it.
+        outcomes: values and failures in the order of the inputs; empty after an error.
+        report: what the worker's `report` returned.
         error: what the worker raised.
     """
 
     outcomes: list[Value | Failure] = field(default_factory=list)
-    told: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
     error: Exception | None = None
 
 
-def to_table(batch: int, outcomes: Sequence[Value | Failure], told: Mapping[str, Any]) -> pa.Table:
-    """A batch's outcomes as a table of `SCHEMA`."""
+def to_table(batch: int, outcomes: Sequence[Value | Failure], report: Mapping[str, Any]) -> pa.Table:
+    """Returns a batch's outcomes as a table of `SCHEMA`."""
     rows = [_packed(outcome) for outcome in outcomes]
-    rows += [(TOLD, json.dumps(dict(told)).encode())] if told else []
+    rows += [(REPORT, json.dumps(dict(report)).encode())] if report else []
     return _table(batch, rows)
 
 
 def error_table(batch: int, error: Exception, where: str, trace: str = "") -> pa.Table:
-    """An exception in place of a batch's outcomes."""
+    """Returns an exception in place of a batch's outcomes, as a table of `SCHEMA`."""
     return _table(batch, [(ERROR, json.dumps([type(error).__name__, f"{error}{trace}", where]).encode())])
 
 
@@ -65,21 +65,21 @@ def _packed(outcome: Value | Failure) -> tuple[str, bytes]:
     return vector.dtype.name, vector.astype(VECTOR_DTYPES[vector.dtype.name], copy=False).tobytes()
 
 
-def from_table(table: pa.Table) -> dict[int, Done]:
-    """Batch -> what has come of it."""
-    return {row["batch"]: _done(zip(row["kinds"], row["values"])) for row in table.to_pylist()}
+def from_table(table: pa.Table) -> dict[int, BatchResult]:
+    """Returns number of batch -> its result."""
+    return {row["batch"]: _result(zip(row["kinds"], row["values"])) for row in table.to_pylist()}
 
 
-def _done(values: Iterable[tuple[str, bytes]]) -> Done:
-    done = Done()
+def _result(values: Iterable[tuple[str, bytes]]) -> BatchResult:
+    result = BatchResult()
     for kind, value in values:
-        if kind == TOLD:
-            done.told = json.loads(value)
+        if kind == REPORT:
+            result.report = json.loads(value)
         elif kind == ERROR:
-            done.error = raised(*json.loads(value))
+            result.error = raised(*json.loads(value))
         else:
-            done.outcomes.append(_unpacked(kind, value))
-    return done
+            result.outcomes.append(_unpacked(kind, value))
+    return result
 
 
 def _unpacked(kind: str, value: bytes) -> Value | Failure:
@@ -92,7 +92,7 @@ def _unpacked(kind: str, value: bytes) -> Value | Failure:
 
 
 def raised(name: str, text: str, where: str) -> Exception:
-    """The exception of a worker: ours of the same class, or a RuntimeError that says what it was."""
+    """Returns a worker's exception: ours of the same class, or a RuntimeError that names its class."""
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, RecboleMMError):
         return kind(f"{text} (on the node {where})")

@@ -1,7 +1,7 @@
-"""Stages on a Ray cluster: batches go out to a pool of workers and come back as values.
+"""Stages of the artifact store on a Ray cluster: batches are sent to a pool of workers, and values come back.
 
-The process that calls keeps the store, cuts the batches, and is the only one that writes: SQLite's write-ahead log does
-not work over a network. What is under way at a time is bounded, so a stage may be larger than Ray's object store.
+The calling process keeps the store, cuts the batches, and is the only one that writes: SQLite's write-ahead log does
+not work over a network. The number of batches in flight is bounded, so a stage may be larger than Ray's object store.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recbole_mm.artifacts.executor import Executor, Failure, Portable, Recipe
+from recbole_mm.artifacts.executor import Executor, Failure, Recipe, RemoteWork
 from recbole_mm.artifacts.values import Value
-from recbole_mm.artifacts.wire import Done, from_table
 from recbole_mm.distributed.cluster import Names, Resources, check_resources, inside_ray, ray_session
 from recbole_mm.errors import ConfigError, RecboleMMError
+
+if TYPE_CHECKING:
+    from recbole_mm.distributed.serialization import BatchResult
 
 logger = logging.getLogger(__name__)
 
@@ -33,19 +35,19 @@ NAMES = Names(
 )
 
 STORE_MB = 512
-"""Object store of a Ray that is started here: some batches of pictures."""
+"""Object store of a Ray that is started here: enough for some batches of images."""
 
 BATCHES_PER_WORKER, BATCHES_AHEAD = 2, 2
-"""Under way at a time: one that a worker is at and one that waits for it; and some more that are ready."""
+"""Batches in flight: for each worker one that it computes and one that waits for it; and some more in all."""
 
 RESERVED_SHARE = 0.5
-"""Of the object store, for batches; Ray Data and others need the rest."""
+"""Share of the object store for batches; Ray Data needs the rest."""
 
 
 def stage_resources(config) -> Resources | None:
-    """What the settings of a run ask of Ray; None where its stages run in the loop of this process.
+    """Returns what the stages of a run ask of Ray; None where this process computes them.
 
-    By default a worker has one GPU if the run has, else as many CPUs as torch has threads here.
+    By default a worker has one GPU if the run has one, else as many CPUs as torch has threads in this process.
     """
     address = config["ray_address"]
     if address is None:
@@ -58,7 +60,7 @@ def stage_resources(config) -> Resources | None:
 
 
 def check_stages(config) -> None:
-    """Finds what keeps the stages of a run from running on the cluster of `ray_address`, before anything is spent.
+    """Make sure that the cluster of `ray_address` can compute the stages of a run, before anything is computed.
 
     Raises:
         ConfigError: more workers than there is room for, a cluster that cannot be reached.
@@ -69,9 +71,9 @@ def check_stages(config) -> None:
 
 
 def open_executor(config) -> AbstractContextManager[Executor | None]:
-    """Returns what computes the stages of a run on the cluster of `ray_address`; None for this process.
+    """Open the executor of the cluster of `ray_address`; gives None where this process computes the stages itself.
 
-    A process of Ray's, such as a trial of a search, computes its own: its cluster is taken up by trials.
+    One of Ray's own processes, such as a trial of a search, computes its stages itself: trials take up the cluster.
     """
     asked = stage_resources(config)
     if asked is None:
@@ -83,8 +85,8 @@ def open_executor(config) -> AbstractContextManager[Executor | None]:
 
 
 @dataclass
-class _UnderWay:
-    """A batch that was sent out: the keys of its inputs, what could not be sent, and the reference that keeps it."""
+class _InFlight:
+    """A batch that was sent: the keys of its inputs, failures of those that were not sent, and the reference to it."""
 
     keys: list[str]
     unsent: dict[str, Value | Failure]
@@ -92,17 +94,17 @@ class _UnderWay:
 
 
 class RayExecutor:
-    """Has work done by a pool of Ray actors, which Ray Data keeps; one pool at a time.
+    """Computes stages by a pool of Ray actors that Ray Data manages; one pool at a time.
 
-    Ray is started or connected to with the first batch, so never where nothing is missing. While the recipe stays the
-    same the workers stay, with their models, from stage to stage.
+    Ray is started or connected to with the first batch, so not at all where nothing is missing. Workers keep their
+    models from stage to stage while the recipe stays the same.
 
     Args:
-        asked: of Ray.
+        asked: resources of the workers.
 
     Example:
         >>> with RayExecutor(stage_resources(config)) as executor:                       # doctest: +SKIP
-        ...     fill(store, stage, inputs, work, batches, executor=executor, portable=portable)
+        ...     fill(store, stage, inputs, work, batches, executor=executor, remote_work=remote_work)
     """
 
     def __init__(self, asked: Resources) -> None:
@@ -110,7 +112,7 @@ class RayExecutor:
         self._session = ExitStack()
         self._workers = 0
         self._recipe: Recipe | None = None
-        self._desk: Any = None
+        self._queue: Any = None
         self._numbers = count()
 
     def __enter__(self) -> RayExecutor:
@@ -120,32 +122,32 @@ class RayExecutor:
         self.close()
 
     def close(self) -> None:
-        """Let go of the workers, and of Ray unless it was running before."""
+        """End the workers, and the Ray session unless it was there before."""
         self.release()
         self._session.close()
         self._workers = 0
 
     def release(self) -> None:
-        """Let go of the workers and their models."""
-        if self._desk is not None:
+        """End the workers, and with them their models."""
+        if self._queue is not None:
             import ray
 
-            ray.kill(self._desk)  # Ray ends the actors that it has made, too
-            self._desk = self._recipe = None
+            ray.kill(self._queue)  # Ray also ends the actors that it has started
+            self._queue = self._recipe = None
 
-    def stream(self, work: Portable, missing: Mapping[str, Any]) -> Iterator[Mapping[str, Value | Failure]]:
-        """Yield every key of `missing` once, with its value, a batch as soon as it is done, in any order.
+    def stream(self, work: RemoteWork, missing: Mapping[str, Any]) -> Iterator[Mapping[str, Value | Failure]]:
+        """Yields every key of `missing` once with its value, a batch as soon as it is computed, in any order.
 
         Raises:
-            ConfigError: what is asked for cannot be had: a cluster, room on it, room in its object store.
-            RecboleMMError: what a worker has raised.
+            ConfigError: no cluster answers, or it or its object store has too little room.
+            RecboleMMError: raised by a worker.
         """
         source = iter(work.batches(missing))
-        under_way: dict[int, _UnderWay] = {}
+        in_flight: dict[int, _InFlight] = {}
         left = True
         try:
-            while left or under_way:
-                while left and len(under_way) < self._most_under_way():
+            while left or in_flight:
+                while left and len(in_flight) < self._most_in_flight():
                     batch = next(source, None)
                     left = batch is not None
                     if batch is None:
@@ -154,57 +156,57 @@ class RayExecutor:
                     inputs = {key: value for key, value in batch.items() if key not in unsent}
                     if inputs:
                         number = next(self._numbers)
-                        under_way[number] = _UnderWay(list(inputs), dict(unsent), None)
-                        under_way[number].reference = self._offer(work.recipe, number, list(inputs.values()))
+                        in_flight[number] = _InFlight(list(inputs), dict(unsent), None)
+                        in_flight[number].reference = self._send(work.recipe, number, list(inputs.values()))
                     elif unsent:
                         yield unsent
-                if under_way:
-                    for number, done in self._come_back():
-                        if number in under_way:
-                            yield _values(under_way.pop(number), done, work.hear)
+                if in_flight:
+                    for number, result in self._finished():
+                        if number in in_flight:
+                            yield _values(in_flight.pop(number), result, work.on_report)
         finally:
-            if under_way:  # interrupted: what still comes back is of nobody's interest
+            if in_flight:  # interrupted: nobody waits for the results any more
                 self.release()
 
-    def _most_under_way(self) -> int:
+    def _most_in_flight(self) -> int:
         return BATCHES_PER_WORKER * self._workers + BATCHES_AHEAD if self._workers else 1
 
     # --- Ray ---------------------------------------------------------------------------------------------------------
 
-    def _offer(self, recipe: Recipe, number: int, inputs: list[Any]) -> Any:
-        """Send a batch out; gives the reference that keeps it while a worker may want it again."""
+    def _send(self, recipe: Recipe, number: int, inputs: list[Any]) -> Any:
+        """Send a batch; returns the reference that keeps it in the object store while a worker may need it again."""
         import ray
 
         if not self._workers:
             check_resources(self.asked)
             self._workers = self._session.enter_context(ray_session(self.asked))
             logger.info("Ray: %d workers of %g CPUs and %g GPUs", self._workers, self.asked.cpus, self.asked.gpus)
-        if self._desk is None or recipe != self._recipe:
+        if self._queue is None or recipe != self._recipe:
             self.release()
             self._check_object_store(inputs)
-            self._desk, self._recipe = self._open_desk(recipe), recipe
+            self._queue, self._recipe = self._start_queue(recipe), recipe
         reference = ray.put(inputs)
-        ray.get(self._desk.offer.remote(number, [reference]))
+        ray.get(self._queue.put.remote(number, [reference]))
         return reference
 
-    def _open_desk(self, recipe: Recipe) -> Any:
+    def _start_queue(self, recipe: Recipe) -> Any:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        from recbole_mm.artifacts.ray_actors import Desk
+        from recbole_mm.distributed.stage_actors import BatchQueue
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor: Any = ray.remote(Desk)
+        actor: Any = ray.remote(BatchQueue)
         cpus, gpus, threads = self.asked.cpus, self.asked.gpus, torch.get_num_threads()
         return actor.options(num_cpus=0, scheduling_strategy=here).remote(recipe, self._workers, cpus, gpus, threads)
 
     def _check_object_store(self, inputs: list[Any]) -> None:
-        """Make sure that there is room for the batches that are under way at a time, told by the first one."""
+        """Make sure, by the first batch, that the object store has room for all batches in flight."""
         import ray
 
         size = len(ray.cloudpickle.dumps(inputs))
         stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
-        needed = size * self._most_under_way() / RESERVED_SHARE
+        needed = size * self._most_in_flight() / RESERVED_SHARE
         if needed > min(stores):
             raise ConfigError(
                 f"Ray's object store of {min(stores) / 2**20:.0f} MB is too small for {self._workers} workers: batches "
@@ -212,12 +214,14 @@ class RayExecutor:
                 "`ray start --object-store-memory`, or fewer ray_workers"
             )
 
-    def _come_back(self) -> Iterator[tuple[int, Done]]:
-        """Batches that are done, by number."""
+    def _finished(self) -> Iterator[tuple[int, BatchResult]]:
+        """Yields the numbers and results of finished batches, as soon as there are any."""
         import ray
 
+        from recbole_mm.distributed.serialization import from_table
+
         try:
-            tables, broken = ray.get(self._desk.results.remote())
+            tables, broken = ray.get(self._queue.results.remote())
         except ray.exceptions.RayError as error:
             raise RecboleMMError(f"the Ray cluster was lost: {' '.join(str(error).split())}; run again") from error
         for table in tables:
@@ -226,16 +230,18 @@ class RayExecutor:
             raise RecboleMMError(f"the workers on Ray have stopped: {broken}")
 
 
-def _values(sent: _UnderWay, done: Done, hear: Callable[[Mapping[str, Any]], None]) -> dict[str, Value | Failure]:
-    """A batch's values under their keys.
+def _values(
+    sent: _InFlight, result: BatchResult, on_report: Callable[[Mapping[str, Any]], None]
+) -> dict[str, Value | Failure]:
+    """Returns a batch's values by key.
 
     Raises:
-        Exception: what the worker raised.
+        Exception: raised by the worker.
     """
-    if done.error is not None:
-        raise done.error
-    if done.told:
-        hear(done.told)
-    if len(done.outcomes) != len(sent.keys):
-        raise ValueError(f"the worker returned {len(done.outcomes)} values for {len(sent.keys)} inputs")
-    return {**sent.unsent, **dict(zip(sent.keys, done.outcomes))}
+    if result.error is not None:
+        raise result.error
+    if result.report:
+        on_report(result.report)
+    if len(result.outcomes) != len(sent.keys):
+        raise ValueError(f"the worker returned {len(result.outcomes)} values for {len(sent.keys)} inputs")
+    return {**sent.unsent, **dict(zip(sent.keys, result.outcomes))}
