@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from recbole_mm.errors import ConfigError, ModelLoadError
-from recbole_mm.llm.family import Family, PreparedInput, as_attention_wants
+from recbole_mm.llm.family import Family, PreparedInput, as_attention_wants, pad_ids
 from recbole_mm.llm.model import MLLM
 
 YES, NO = "Yes", "No"
@@ -274,10 +274,8 @@ def fill_placeholders(words: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
 
 def padded(rows: Sequence[np.ndarray], fill: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Rows of token ids as one table: int64 (B, L) filled up on the right, and their lengths (B,)."""
-    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-    table = np.full((len(rows), int(lengths.max())), fill, dtype=np.int64)
-    table[np.arange(table.shape[1]) < lengths[:, None]] = np.concatenate(rows)
-    return torch.from_numpy(table).to(device), torch.from_numpy(lengths).to(device)
+    batch = pad_ids(rows, fill, device)
+    return batch["input_ids"], batch["attention_mask"].sum(1)
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ from recbole_mm.inputs.model_inputs import tiny_family, tiny_folder
 from recbole_mm.inputs.reasoning.estimate import Estimate, PlannedStage
 from recbole_mm.inputs.reasoning.vectors import known_identity
 from recbole_mm.llm.encode import DEFAULT_TEXT_TOKENS, runs_in_bfloat16, vector_key, vector_parameters
+from recbole_mm.llm.family import plain_token_ids
 from recbole_mm.llm.loading import weights_dtype
 from recbole_mm.llm.pretrained import Pretrained
 from recbole_mm.llm.prompts import ItemPrompt
 from recbole_mm.llm.texts.backends import open_generator, writing_of
 from recbole_mm.llm.texts.generator import Generator, Request
 from recbole_mm.llm.texts.hf import IMAGE_PIXELS, HfGenerator
-from recbole_mm.llm.texts.writers import check_writes, plain_token_ids, read_tokenizer
+from recbole_mm.llm.texts.writers import check_writes, read_tokenizer
 
 SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
 """Configuration and tokenizer of a model on the hub, without its weights."""

@@ -7,14 +7,16 @@ anybody may have written. Here a prompt is a list of parts, token ids and pictur
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -179,16 +181,11 @@ class Family(ABC):
         Returns:
             input_ids (B, L); for the left side attention_mask (B, L); and what else the family needs.
         """
-        length = max(len(item.ids) for item in inputs)
+        batch = pad_ids([item.ids for item in inputs], self.pad_token_id, device, side)
+        length = batch["input_ids"].shape[1]
         starts = [length - len(item.ids) if side == "left" else 0 for item in inputs]
-        ids = np.full((len(inputs), length), self.pad_token_id, dtype=np.int64)
-        real = np.zeros((len(inputs), length), dtype=np.int64)
-        for row, (item, start) in enumerate(zip(inputs, starts)):
-            ids[row, start : start + len(item.ids)] = item.ids
-            real[row, start : start + len(item.ids)] = 1
-        batch = {"input_ids": torch.from_numpy(ids).to(device, non_blocking=True)}
-        if side == "left":
-            batch["attention_mask"] = torch.from_numpy(real).to(device, non_blocking=True)
+        if side == "right":
+            del batch["attention_mask"]
         return batch | self._extras(inputs, starts, length, device)
 
     @abstractmethod
@@ -276,6 +273,58 @@ def as_attention_wants(mask: torch.Tensor, dtype: torch.dtype, implementation: s
     if implementation == "sdpa":
         return mask
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def pad_ids(
+    rows: Sequence[np.ndarray], fill: int, device: torch.device | str, side: Side = "right"
+) -> dict[str, torch.Tensor]:
+    """Token ids of B rows as one table, L = the longest row.
+
+    Args:
+        rows: ids of each.
+        fill: stands in the columns that a row does not fill.
+        device: where the tensors go.
+        side: of the padding.
+
+    Returns:
+        input_ids and attention_mask (1 at a row's own tokens), int64 (B, L).
+
+    Example:
+        >>> pad_ids([np.array([5, 6]), np.array([7])], 0, "cpu", "left")["input_ids"].tolist()
+        [[5, 6], [0, 7]]
+    """
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))[:, None]
+    columns = np.arange(lengths.max())
+    real = columns < lengths if side == "right" else columns >= lengths.max() - lengths
+    ids = np.full(real.shape, fill, dtype=np.int64)
+    ids[real] = np.concatenate(rows)
+    batch = {"input_ids": ids, "attention_mask": real.astype(np.int64)}
+    return {name: torch.from_numpy(values).to(device, non_blocking=True) for name, values in batch.items()}
+
+
+def plain_token_ids(tokenizer: Any, reserved: Container[int] | None = None) -> Callable[[str], list[int]]:
+    """Returns what turns plain text into token ids, none of them special whatever the text spells. Safe for threads.
+
+    It works on a copy, which neither depends on nor changes the settings of the tokenizer: nothing is cut or padded.
+
+    Args:
+        tokenizer: a fast one.
+        reserved: ids of added tokens that count as special though the tokenizer does not call them so, as some do not
+            the token of an image; None: all added tokens.
+    """
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in settings["added_tokens"]:
+        token["special"] = token["special"] or reserved is None or token["id"] in reserved
+    plain = Tokenizer.from_str(json.dumps(settings))
+    plain.encode_special_tokens = True
+    plain.no_truncation()
+    plain.no_padding()
+
+    def token_ids(text: str) -> list[int]:
+        # A lone surrogate (a broken file's bytes read as text) has no UTF-8 form, which the tokenizer needs.
+        return plain.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
+
+    return token_ids
 
 
 def opening_token(tokenizer: Any) -> int | None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from recbole_mm.llm.family import Family, PreparedInput, as_attention_wants
+from recbole_mm.llm.family import Family, PreparedInput, as_attention_wants, plain_token_ids
 
 
 @dataclass
@@ -41,17 +39,8 @@ class MLLM:
     cur_item_id: int
 
     def __post_init__(self) -> None:
-        # A copy of its own, so that reading untrusted text neither depends on nor changes the shared tokenizer: special
-        # tokens spelled in an item's text are plain characters here, and nothing is cut or padded. Some checkpoints do
-        # not call the token of an image special.
-        settings = json.loads(self.tokenizer.backend_tokenizer.to_str())
         reserved = {self.cur_item_id, *self.family.reserved_ids, *self.tokenizer.all_special_ids}
-        for token in settings["added_tokens"]:
-            token["special"] = token["special"] or token["id"] in reserved
-        self._plain = Tokenizer.from_str(json.dumps(settings))
-        self._plain.encode_special_tokens = True
-        self._plain.no_truncation()
-        self._plain.no_padding()
+        self._token_ids = plain_token_ids(self.tokenizer, reserved)
 
     @property
     def hidden_size(self) -> int:
@@ -69,8 +58,7 @@ class MLLM:
 
     def token_ids(self, text: str) -> list[int]:
         """Token ids of a plain text. Whatever it spells, it yields no special token. Safe to call from threads."""
-        # A lone surrogate (a broken file's bytes read as text) has no UTF-8 form, which the tokenizer needs.
-        return self._plain.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
+        return self._token_ids(text)
 
     def last_hidden_states(self, inputs: Sequence[PreparedInput]) -> torch.Tensor:
         """Run the model on a batch.

@@ -13,13 +13,15 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from recbole_mm.errors import DiskError, ModelLoadError
-from recbole_mm.llm.tiny_models import RECIPES, Recipe
+from recbole_mm.llm.families import family_class
+from recbole_mm.llm.tiny_models import RECIPES
 from recbole_mm.llm.tiny_tokenizers import QWEN_TOKENS, VOCABULARY
 from recbole_mm.utils.files import disk_errors, make_folder, scratch_folder, write_checksums
 
@@ -63,9 +65,9 @@ def build_tiny(
     make_folder(target.parent)
     try:
         with disk_errors(target), scratch_folder(target.parent, ".tiny-") as scratch:
-            _write_model(list(corpus), scratch, seed, RECIPES[family])
+            _write_model(list(corpus), scratch, seed, family)
             write_checksums(scratch)
-            scratch.chmod(0o755)  # mkdtemp keeps others out; the finished model is for whoever may read the folder
+            scratch.chmod(0o755)  # mkdtemp keeps others out; the finished model is for all who may read the folder
             scratch.rename(target)
     except DiskError:
         if not _holds_model(target):  # else another run finished the same files first
@@ -77,12 +79,13 @@ def _holds_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
 
 
-def _write_model(texts: Iterable[str], folder: Path, seed: int, recipe: Recipe) -> None:
+def _write_model(texts: Iterable[str], folder: Path, seed: int, family: str) -> None:
+    recipe, classes = RECIPES[family], family_class(family)
     tokenizer = recipe.tokenizer(texts)
     tokenizer.save_pretrained(folder)
-    recipe.image_processor().save_pretrained(folder)
+    classes.image_processor_class(**recipe.images).save_pretrained(folder)
     with torch.random.fork_rng(devices=[]):  # its own random start must not advance the caller's generator
-        model = recipe.model_class(recipe.config(tokenizer))
+        model: Any = classes.generation_class(recipe.config(tokenizer))
     model.load_state_dict(dict(_seeded_weights(model, seed)))
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False

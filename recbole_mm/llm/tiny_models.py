@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import (
     CLIPVisionConfig,
     DeepseekVLConfig,
-    DeepseekVLForConditionalGeneration,
     InternVLConfig,
-    InternVLForConditionalGeneration,
     LlamaConfig,
     LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
     MistralConfig,
     MllamaConfig,
-    MllamaForConditionalGeneration,
-    PreTrainedModel,
     Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
     Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
     SiglipVisionConfig,
 )
-from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import DeepseekVLImageProcessorPil
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from recbole_mm.llm import tiny_tokenizers as tokenizers
 
@@ -56,6 +44,7 @@ VISION = {
     "patch_size": PATCH,
 }
 SQUARE = {"height": TILE, "width": TILE}
+GRIDS = [[rows * TILE, columns * TILE] for rows, columns in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
 
 
 @dataclass(frozen=True)
@@ -65,14 +54,12 @@ class Recipe:
     Attributes:
         tokenizer: trains one on texts.
         config: gives the configuration around a tokenizer.
-        model_class: with a head, as published checkpoints are.
-        image_processor: makes one.
+        images: settings of the family's image processor.
     """
 
     tokenizer: Callable[[Iterable[str]], Any]
     config: Callable[[Any], Any]
-    model_class: type[PreTrainedModel]
-    image_processor: Callable[[], Any]
+    images: Mapping[str, Any]
 
 
 def _words(tokenizer: Any, missing: int = 0) -> dict[str, Any]:
@@ -165,54 +152,24 @@ def _llava_next(tokenizer: Any) -> LlavaNextConfig:
         text_config=MistralConfig(**TEXT, **_words(tokenizer), sliding_window=None).to_dict(),
         vision_config=CLIPVisionConfig(**{**VISION, "num_hidden_layers": 3}).to_dict(),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_grid_pinpoints=_grids(),
+        image_grid_pinpoints=GRIDS,
         image_seq_length=(TILE // PATCH) ** 2,
         tie_word_embeddings=False,
     )
 
 
-def _grids() -> list[list[int]]:
-    return [[rows * TILE, columns * TILE] for rows, columns in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
-
+QWEN_PIXELS = {"min_pixels": 56 * 56, "max_pixels": 112 * 112}
 
 RECIPES = {
-    "qwen2_vl": Recipe(
-        tokenizers.qwen_tokenizer,
-        _qwen2_vl,
-        Qwen2VLForConditionalGeneration,
-        lambda: Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=112 * 112),
-    ),
-    "qwen2_5_vl": Recipe(
-        tokenizers.qwen_tokenizer,
-        _qwen2_5_vl,
-        Qwen2_5_VLForConditionalGeneration,
-        lambda: Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=112 * 112),
-    ),
-    "internvl": Recipe(
-        tokenizers.internvl_tokenizer,
-        _internvl,
-        InternVLForConditionalGeneration,
-        lambda: GotOcr2ImageProcessorPil(size=SQUARE, max_patches=4),
-    ),
-    "deepseek_vl": Recipe(
-        tokenizers.deepseek_tokenizer,
-        _deepseek_vl,
-        DeepseekVLForConditionalGeneration,
-        lambda: DeepseekVLImageProcessorPil(size=SQUARE),
-    ),
-    "mllama": Recipe(
-        tokenizers.llama_tokenizer,
-        _mllama,
-        MllamaForConditionalGeneration,
-        lambda: MllamaImageProcessorPil(size=SQUARE, max_image_tiles=4),
-    ),
+    "qwen2_vl": Recipe(tokenizers.qwen_tokenizer, _qwen2_vl, QWEN_PIXELS),
+    "qwen2_5_vl": Recipe(tokenizers.qwen_tokenizer, _qwen2_5_vl, QWEN_PIXELS),
+    "internvl": Recipe(tokenizers.internvl_tokenizer, _internvl, {"size": SQUARE, "max_patches": 4}),
+    "deepseek_vl": Recipe(tokenizers.deepseek_tokenizer, _deepseek_vl, {"size": SQUARE}),
+    "mllama": Recipe(tokenizers.llama_tokenizer, _mllama, {"size": SQUARE, "max_image_tiles": 4}),
     "llava_next": Recipe(
         tokenizers.llava_tokenizer,
         _llava_next,
-        LlavaNextForConditionalGeneration,
-        lambda: LlavaNextImageProcessorPil(
-            size={"shortest_edge": TILE}, crop_size=SQUARE, image_grid_pinpoints=_grids()
-        ),
+        {"size": {"shortest_edge": TILE}, "crop_size": SQUARE, "image_grid_pinpoints": GRIDS},
     ),
 }
 """`model_type` -> how its tiny model is made."""

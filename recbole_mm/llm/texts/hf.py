@@ -17,7 +17,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from recbole_mm.artifacts.executor import Failure
 from recbole_mm.errors import ImageError
-from recbole_mm.llm.family import PreparedInput
+from recbole_mm.llm.family import PreparedInput, plain_token_ids
 from recbole_mm.llm.loading import has_bfloat16, load_mllm
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.pretrained import find_llm
@@ -27,7 +27,6 @@ from recbole_mm.llm.texts.writers import (
     Writer,
     check_writes,
     multimodal_writer,
-    plain_token_ids,
     read_tokenizer,
     text_writer,
 )

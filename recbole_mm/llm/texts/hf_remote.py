@@ -12,6 +12,7 @@ import torch
 
 from recbole_mm.artifacts.executor import Executor, Failure, RemoteWork
 from recbole_mm.data.carried import CarriedImage, ItemImage
+from recbole_mm.llm.family import plain_token_ids
 from recbole_mm.llm.loading import load_mllm, weights_dtype
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.pretrained import check_identity, find_llm, published
@@ -21,7 +22,6 @@ from recbole_mm.llm.texts.writers import (
     Writer,
     check_writes,
     multimodal_writer,
-    plain_token_ids,
     read_tokenizer,
     text_writer,
 )

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from recbole_mm.errors import ModelLoadError
 from recbole_mm.llm.families import FAMILIES
-from recbole_mm.llm.family import Part, PreparedInput, opening_token
+from recbole_mm.llm.family import Part, PreparedInput, opening_token, pad_ids, plain_token_ids
 from recbole_mm.llm.loading import DTYPES, LOAD_ERRORS, _read_model, require_words
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.pretrained import Pretrained, first_line, open_pretrained
@@ -123,13 +122,7 @@ def text_writer(source: Pretrained, device: torch.device, dtype: str, trust_remo
         return PreparedInput(np.array([bos] * (bos is not None and ids[:1] != [bos]) + ids, dtype=np.int64))
 
     def collate(inputs: Sequence[PreparedInput]) -> dict[str, torch.Tensor]:
-        width = max(len(item.ids) for item in inputs)
-        ids, real = np.full((len(inputs), width), pad), np.zeros((len(inputs), width), dtype=np.int64)
-        for row, item in enumerate(inputs):
-            ids[row, width - len(item.ids) :] = item.ids
-            real[row, width - len(item.ids) :] = 1
-        batch = {"input_ids": ids, "attention_mask": real}
-        return {name: torch.from_numpy(values).to(device) for name, values in batch.items()}
+        return pad_ids([item.ids for item in inputs], int(pad), device, "left")
 
     return Writer(
         name=source.name,
@@ -160,22 +153,6 @@ def read_tokenizer(source: Pretrained, trust_remote_code: bool = False) -> Any:
         raise ModelLoadError(f"{source.name}: its tokenizer has no fast version (tokenizer.json), which is needed")
     require_words(source.name, tokenizer)
     return tokenizer
-
-
-def plain_token_ids(tokenizer: Any) -> Callable[[str], list[int]]:
-    """What turns plain text into token ids, none of them special whatever the text spells. Safe for threads."""
-    settings = json.loads(tokenizer.backend_tokenizer.to_str())
-    for token in settings["added_tokens"]:
-        token["special"] = True  # what a tokenizer was given beside its words is markup, whether or not it says so
-    plain = Tokenizer.from_str(json.dumps(settings))
-    plain.encode_special_tokens = True
-    plain.no_truncation()
-    plain.no_padding()
-
-    def token_ids(text: str) -> list[int]:
-        return plain.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
-
-    return token_ids
 
 
 def check_writes(name: str, folder: Path) -> bool:
