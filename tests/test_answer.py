@@ -130,7 +130,7 @@ def test_candidates_behind_a_prefix_equal_whole_prompts(folder, attention):
     owners = np.array([2, 0, 1, 1, 0, 2, 2, 2, 0, 1, 0])
     with torch.inference_mode():
         prefix = reader.read_prefix(block(mllm, prefixes))
-        read = reader.read_behind(prefix, torch.from_numpy(owners), block(mllm, suffixes))
+        read = reader.read_after(prefix, torch.from_numpy(owners), block(mllm, suffixes))
         whole = reader.read(block(mllm, [np.concatenate([prefixes[u], s]) for u, s in zip(owners, suffixes)]))
     torch.testing.assert_close(read, whole, atol=1e-4, rtol=0)
     assert whole.std() > 0.1
@@ -149,7 +149,7 @@ def test_vectors_at_placeholders_equal_whole_prompts(mllm, reader):
 
     with torch.inference_mode():
         shared = reader.read_prefix(mixed([prefix], vectors[:2]))
-        read = reader.read_behind(shared, torch.zeros(4, dtype=torch.int64), mixed(suffixes, vectors[2:]))
+        read = reader.read_after(shared, torch.zeros(4, dtype=torch.int64), mixed(suffixes, vectors[2:]))
         both = torch.cat([torch.stack([vectors[0], vectors[1], row]) for row in vectors[2:]])
         whole = reader.read(mixed([[*prefix, *suffix] for suffix in suffixes], both))
         other = reader.read(mixed([[*prefix, *suffix] for suffix in suffixes], both + 1))
@@ -170,7 +170,7 @@ def test_images_in_prefix_and_suffix_equal_whole_prompts(mllm):
 
     with torch.inference_mode():
         prefix = reader.read_prefix(prepared(before))
-        read = reader.read_behind(prefix, torch.tensor(owners), prepared(behind))
+        read = reader.read_after(prefix, torch.tensor(owners), prepared(behind))
         prompts = [before[owner] + parts for owner, parts in zip(owners, behind)]
         states = mllm.last_hidden_states([mllm.family.prepare(parts, PIXELS) for parts in prompts])
     torch.testing.assert_close(read, states @ reader.contrast, atol=1e-4, rtol=0)
@@ -184,7 +184,7 @@ def test_other_families_share_prefixes_too(family, tmp_path):
     prefixes, suffixes, owners = random_ids(2, seed=1), random_ids(3, seed=2, most=9), [1, 0, 1]
     with torch.inference_mode():
         prefix = reader.read_prefix(block(mllm, prefixes))
-        read = reader.read_behind(prefix, torch.tensor(owners), block(mllm, suffixes))
+        read = reader.read_after(prefix, torch.tensor(owners), block(mllm, suffixes))
         whole = reader.read(block(mllm, [np.concatenate([prefixes[u], s]) for u, s in zip(owners, suffixes)]))
     torch.testing.assert_close(read, whole, atol=1e-4, rtol=0)
     assert whole.std() > 0.01
@@ -212,7 +212,7 @@ def test_gradients_through_a_shared_prefix_are_those_of_whole_prompts(mllm, read
 
     prefix = reader.read_prefix(at(words[:1]))
     zero = torch.zeros(1, dtype=torch.int64)
-    shared = [reader.read_behind(prefix, zero, at([suffix])) for suffix in words[1:]]
+    shared = [reader.read_after(prefix, zero, at([suffix])) for suffix in words[1:]]
     found = torch.autograd.grad(shared[0].sum() - 2 * shared[1].sum(), words)
     whole = [reader.read(at([words[0], suffix])) for suffix in words[1:]]
     expected = torch.autograd.grad(whole[0].sum() - 2 * whole[1].sum(), words)

@@ -281,7 +281,7 @@ def test_the_loss_is_the_cross_entropy_of_yes_and_no(built):
             history = [batch["item_id_list"][row, : place + 1].numpy()]
             prefix = model.reader.read_prefix(model._prefixes(history, users[row, place][None]))
             pair = torch.stack([batch["target_id_list"][row, place], batch["neg_id_list"][row, place]])
-            yes, no = model.reader.read_behind(prefix, torch.zeros(2, dtype=torch.int64), model._suffixes(pair, items))
+            yes, no = model.reader.read_after(prefix, torch.zeros(2, dtype=torch.int64), model._suffixes(pair, items))
             total += [-yes.sigmoid().log(), -(1 - no.sigmoid()).log()]
     assert int(mask.sum()) > 40
     assert loss == pytest.approx(float(torch.stack(total).mean()), abs=0.2)

@@ -1,4 +1,4 @@
-"""Yes or no: what a multimodal LLM would answer right behind a prompt, in one forward pass and without generating.
+"""Yes or no: what a multimodal LLM would answer right after a prompt, in one forward pass and without generating.
 
 The score of a prompt is p(yes) / (p(yes) + p(no)) at the first answer position, which is the sigmoid of
 logit(yes) - logit(no). Ranking asks about many candidates of one user, and their prompts begin alike: history and
@@ -30,8 +30,8 @@ CROSS_ATTENTION = "cross_attention_mask"
 def resolve_yes_no(mllm: MLLM, prompt_tail: str) -> tuple[int, int]:
     """The token with which the model would begin to answer "Yes", and the one for "No".
 
-    Tokenizers differ in what they make of a word: it may be cut in pieces, or be another token behind a space than
-    behind a line break. So both words are encoded where they will stand, behind the end of the prompt.
+    Tokenizers differ in what they make of a word: it may be cut in pieces, or be another token after a space than
+    after a line break. So both words are encoded where they will stand, after the end of the prompt.
 
     Args:
         mllm: whose tokenizer decides.
@@ -42,7 +42,7 @@ def resolve_yes_no(mllm: MLLM, prompt_tail: str) -> tuple[int, int]:
         (id of yes, id of no).
 
     Raises:
-        ConfigError: an answer does not begin a token of its own behind this tail, or both begin with the same one.
+        ConfigError: an answer does not begin a token of its own after this tail, or both begin with the same one.
     """
     stem = prompt_tail.removesuffix(" ")
     tail = mllm.token_ids(stem)
@@ -51,13 +51,13 @@ def resolve_yes_no(mllm: MLLM, prompt_tail: str) -> tuple[int, int]:
         ids = mllm.token_ids(prompt_tail + word)
         if ids[: len(tail)] != tail or len(ids) == len(tail):
             raise ConfigError(
-                f"{mllm.name}: behind {prompt_tail!r} the answer {word!r} is no token of its own; "
+                f"{mllm.name}: after {prompt_tail!r} the answer {word!r} is no token of its own; "
                 "let the prompt end in a line break"
             )
         found.append(ids[len(tail)])
     if found[0] == found[1]:
         raise ConfigError(
-            f"{mllm.name}: behind {prompt_tail!r} {YES!r} and {NO!r} begin with the same token {found[0]}; "
+            f"{mllm.name}: after {prompt_tail!r} {YES!r} and {NO!r} begin with the same token {found[0]}; "
             "let the prompt end differently"
         )
     return found[0], found[1]
@@ -93,7 +93,7 @@ class Block:
 
     @classmethod
     def of_vectors(cls, vectors: Tensor, lengths: Tensor) -> Block:
-        """Input vectors (B, L, hidden), one behind the other."""
+        """Input vectors (B, L, hidden), one after the other."""
         return cls({"inputs_embeds": vectors}, lengths)
 
     @classmethod
@@ -137,7 +137,7 @@ class Prefix:
     Attributes:
         layers: keys and values of each layer, each (U, heads, P, head size).
         lengths: (U,) real columns.
-        following: (U,) the rope position right behind each.
+        following: (U,) the rope position right after each.
     """
 
     layers: list[tuple[Tensor | None, Tensor | None]]
@@ -153,14 +153,14 @@ class Prefix:
         """bool (R, 1, width, P + width): a suffix's token sees its own prefix, what is before it, and itself."""
         columns = next(keys.shape[2] for keys, _ in self.layers if keys is not None)
         device = self.lengths.device
-        behind = torch.arange(columns, device=device) < self.lengths[owners, None]
+        earlier = torch.arange(columns, device=device) < self.lengths[owners, None]
         own = torch.ones(width, width, dtype=torch.bool, device=device).tril()
         shape = (len(owners), 1, width)
-        return torch.cat([behind[:, None, None].expand(*shape, -1), own.expand(*shape, -1)], dim=-1)
+        return torch.cat([earlier[:, None, None].expand(*shape, -1), own.expand(*shape, -1)], dim=-1)
 
 
 class AnswerReader(nn.Module):
-    """Reads logit(yes) - logit(no) behind prompts. Its sigmoid is p(yes) / (p(yes) + p(no)).
+    """Reads logit(yes) - logit(no) after prompts. Its sigmoid is p(yes) / (p(yes) + p(no)).
 
     Gradients flow through both ways of reading, so that it serves training too.
 
@@ -171,7 +171,7 @@ class AnswerReader(nn.Module):
     Example:
         >>> reader = AnswerReader.of(mllm, prompt_tail="Answer:\\n")         # doctest: +SKIP
         >>> prefix = reader.read_prefix(history)                            # doctest: +SKIP
-        >>> reader.read_behind(prefix, owners, candidates).sigmoid().shape  # doctest: +SKIP
+        >>> reader.read_after(prefix, owners, candidates).sigmoid().shape  # doctest: +SKIP
         torch.Size([12])
     """
 
@@ -206,7 +206,7 @@ class AnswerReader(nn.Module):
 
         Raises:
             ValueError: they hold images that the model reads through cross-attention (Mllama): what goes on from them
-                would have to be told again where those are. `read` such prompts whole.
+                would have to say again where those are. `read` such prompts whole.
         """
         if CROSS_ATTENTION in prefixes.inputs:
             raise ValueError(
@@ -221,7 +221,7 @@ class AnswerReader(nn.Module):
         layers = [(layer.keys, layer.values) for layer in cache.layers]
         return Prefix(layers, prefixes.lengths, following)
 
-    def read_behind(self, prefix: Prefix, owners: Tensor, suffixes: Block) -> Tensor:
+    def read_after(self, prefix: Prefix, owners: Tensor, suffixes: Block) -> Tensor:
         """Answers of R prompts that go on from a prefix; the same numbers as `read` gives of the whole prompts.
 
         Args:
@@ -238,7 +238,7 @@ class AnswerReader(nn.Module):
         return self._answers(states, suffixes.lengths)
 
     def _run(self, block: Block, positions: Tensor, cache: DynamicCache | None, mask: Tensor | None) -> Tensor:
-        """(B, L, hidden) last-layer states. Without a mask the model's own causal one holds; padding is behind all."""
+        """(B, L, hidden) last-layer states. Without a mask the model's own causal one holds; padding comes last."""
         if mask is not None:
             implementation = self.model.config.get_text_config()._attn_implementation
             mask = as_attention_wants(mask, next(self.model.parameters()).dtype, implementation)
@@ -326,7 +326,7 @@ def ask(reader: AnswerReader, questions: Questions, tokens_per_batch: int) -> Te
         longest = int(questions.prefix_lengths[asking[batch]].max())
         for some in batches_of_like_length(questions.suffix_lengths[mine], tokens_per_batch, longest):
             owners = torch.from_numpy(place[some]).to(answers.device)
-            read = reader.read_behind(prefix, owners, questions.suffixes(mine[some]))
+            read = reader.read_after(prefix, owners, questions.suffixes(mine[some]))
             answers[torch.from_numpy(mine[some]).to(answers.device)] = read
     return answers
 

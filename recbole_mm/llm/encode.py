@@ -108,7 +108,7 @@ class ItemEncoder:
 
     Args:
         mllm: the loaded model.
-        prompt: the wording behind an item's image and text.
+        prompt: the wording after an item's image and text.
         image_pixels: bound on an image's area after resizing; cost grows with it. None takes the checkpoint's own.
         max_text_tokens: longer texts are cut; the instruction and `[Cur_Item]` never are.
         tokens_per_batch: decoder tokens (with padding) plus image patches of a batch. Bounds memory.

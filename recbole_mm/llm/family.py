@@ -147,7 +147,7 @@ class Family(ABC):
         return self.cut(part, max_pixels) if isinstance(part, Image.Image) else np.array(part, dtype=np.int64)
 
     def _opened(self, laid: list[CutImage | np.ndarray]) -> list[CutImage | np.ndarray]:
-        """The parts behind a BOS token, where the checkpoint wants one and the prompt does not bring it along."""
+        """The parts after a BOS token, where the checkpoint wants one and the prompt does not bring it along."""
         first = laid[0] if laid else None
         opened = isinstance(first, np.ndarray) and len(first) > 0 and first[0] == self.bos_token_id
         if self.bos_token_id is None or opened:
@@ -170,7 +170,7 @@ class Family(ABC):
         """Make keyword arguments for both classes' `forward`, for a batch of B prompts, L = the longest one.
 
         Padding stands on the right and there is no attention mask: attention is causal, so no real token can see the
-        padding behind it. `generate` needs every prompt to end in the last column: ask for the left side, which
+        padding after it. `generate` needs every prompt to end in the last column: ask for the left side, which
         comes with an attention mask.
 
         Args:

@@ -19,7 +19,7 @@ class ItemTokens(NamedTuple):
     """Token ids of every item.
 
     Attributes:
-        ids: (n_items, T) int32, T the longest item's length; zeros behind an item's own tokens.
+        ids: (n_items, T) int32, T the longest item's length; zeros after an item's own tokens.
         lengths: (n_items,) int64; 0 for padding and for items without a text.
     """
 
@@ -37,7 +37,7 @@ def tokenize_items(content: Content, mllm: MLLM, max_text_tokens: int, prompt: I
         content: the items; index 0 is padding.
         mllm: whose tokenizer is used.
         max_text_tokens: longer texts are cut; the instruction never is.
-        prompt: the wording behind the text.
+        prompt: the wording after the text.
 
     Raises:
         ConfigError: no item has a text, or `max_text_tokens` is below 1.

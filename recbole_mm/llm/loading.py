@@ -155,7 +155,7 @@ def _outline(base: Pretrained, model_class: Any) -> PreTrainedModel:
 
 @contextmanager
 def _without_report() -> Iterator[None]:
-    """Keep transformers' table of tensors out of the log: that a head is left behind is meant, the rest is checked."""
+    """Keep transformers' table of tensors out of the log: that a head is left out is meant, the rest is checked."""
     speaker = logging.getLogger("transformers.modeling_utils")
 
     def wanted(record: logging.LogRecord) -> bool:

@@ -115,9 +115,9 @@ class TextStack(nn.Module):
 
         Args:
             inputs_embeds: (B, L, hidden) input vectors.
-            attention_mask: (B, 1, L, L), row = who looks, column = at whom. bool: True where it may look; floating
-                point: added to the attention scores. It is used as it is: nothing causal is added to it. Every row of
-                a bool mask has to allow something, if only itself.
+            attention_mask: (B, 1, L, L), row = the token that looks, column = the one looked at. bool: True where it
+                may look; floating point: added to the attention scores. It is used as it is: nothing causal is added to
+                it. Every row of a bool mask has to allow something, if only itself.
             position_ids: (B, L) rope positions, the same in all three dimensions, as for text.
             kwargs: handed on to transformers' decoder.
 

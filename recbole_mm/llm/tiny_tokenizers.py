@@ -57,20 +57,20 @@ PLAIN_CHAT = """\
 {{ bos_token }}{% for message in messages %}{{ BEFORE.get(message.role, '') }}
 {%- if message.content is string %}{{ message.content }}{% else %}{% for part in message.content -%}
 {% if part.type == 'image' %}{{ IMAGE }}{% else %}{{ part.text }}{% endif %}
-{%- endfor %}{% endif %}{{ BEHIND.get(message.role, '') }}{% endfor %}
+{%- endfor %}{% endif %}{{ AFTER.get(message.role, '') }}{% endfor %}
 {%- if add_generation_prompt %}{{ CUE }}{% endif %}"""
 
 
-def chat_template(image: str, before: dict[str, str], behind: dict[str, str], cue: str) -> str:
+def chat_template(image: str, before: dict[str, str], after: dict[str, str], cue: str) -> str:
     """A chat template of turns without markup of their own.
 
     Args:
         image: what an image is written as.
         before: what stands before a turn, by role.
-        behind: what stands behind it.
+        after: what stands after a turn.
         cue: asks for the answer.
     """
-    given = {"IMAGE": image, "BEFORE": before, "BEHIND": behind, "CUE": cue}
+    given = {"IMAGE": image, "BEFORE": before, "AFTER": after, "CUE": cue}
     return reduce(lambda text, name: text.replace(name, repr(given[name])), given, PLAIN_CHAT)
 
 

@@ -161,7 +161,7 @@ class WordedPrompt(ABC):
         return [*self._frame.opening, *self._token_ids(self._frame.before + self.told(user, history))]
 
     def _suffix_ids(self, item: int) -> list[int]:
-        ending = self._token_ids(self._cue + self._frame.behind)
+        ending = self._token_ids(self._cue + self._frame.after)
         return [*self.words_of(item), *ending, *self._frame.closing]
 
 

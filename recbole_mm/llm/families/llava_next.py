@@ -1,4 +1,4 @@
-"""LLaVA-NeXT (1.6): an image is an overview tile and a grid of tiles, whose padding leaves no tokens behind."""
+"""LLaVA-NeXT (1.6): an image is an overview tile and a grid of tiles, whose padding leaves no tokens."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class LlavaNext(TiledFamily):
         self.max_pixels = max(height * width for height, width in self.grids)
 
     def image_cost(self, max_pixels: int) -> int:
-        """Tokens plus patches of the largest grid with its overview; one token a patch, and one behind each row."""
+        """Tokens plus patches of the largest grid with its overview; one token a patch, and one after each row."""
         return max(
             2 * (self.patches_per_tile + height * width // self.patch**2) + height // self.patch
             for height, width in self.grids
@@ -84,7 +84,7 @@ class LlavaNext(TiledFamily):
         return image, (height, width)
 
     def _grid_tokens(self, size: tuple[int, int], grid: tuple[int, int]) -> int:
-        """Tokens of the grid: a token for each patch that is not padding, and one behind each row.
+        """Tokens of the grid: a token for each patch that is not padding, and one after each row.
 
         Args:
             size: (height, width) of the image.

@@ -82,7 +82,7 @@ class Mllama(Family):
     generation_class = MllamaForConditionalGeneration
     image_processor_class = MllamaImageProcessorPil
     placeholder = "<|image|>"
-    images_reach_back = True  # transformers' gate for words before an image is behind the MLP, not the attention
+    images_reach_back = True  # transformers' gate for words before an image is after the MLP, not the attention
     least_pixels = 1
 
     def __init__(self, config: Any, image_processor: Any, tokenizer: Any) -> None:
@@ -101,7 +101,7 @@ class Mllama(Family):
     # --- one prompt --------------------------------------------------------------------------------------------------
 
     def _opened(self, laid: list[CutImage | np.ndarray]) -> list[CutImage | np.ndarray]:
-        """BOS stands behind the images that open a prompt, as transformers' processor puts it."""
+        """BOS stands after the images that open a prompt, as transformers' processor puts it."""
         leading = next((place for place, part in enumerate(laid) if not isinstance(part, CutImage)), len(laid))
         return [*laid[:leading], *super()._opened(laid[leading:])]
 
@@ -138,13 +138,13 @@ class Mllama(Family):
         filled[:, :, 0] = 1  # an empty image too has to have a tile that can be looked at
         looks = torch.zeros(len(inputs), length, images, self.most, dtype=torch.int64)
         for row, (item, start) in enumerate(zip(inputs, starts)):
-            for place, (image, (first, behind)) in enumerate(zip(item.images, self._reach(item))):
+            for place, (image, (first, after)) in enumerate(zip(item.images, self._reach(item))):
                 assert isinstance(image, TiledImage)
                 tiles = len(image.pixels)
                 pixels[row, place, :tiles] = self._normalize(torch.from_numpy(image.pixels).to(device))
                 shapes[row, place] = image.shape
                 filled[row, place, :tiles] = 1
-                looks[row, start + first : start + behind, place, :tiles] = 1
+                looks[row, start + first : start + after, place, :tiles] = 1
         others = {"aspect_ratio_ids": shapes, "aspect_ratio_mask": filled, "cross_attention_mask": looks}
         return {"pixel_values": pixels, **{name: tensor.to(device) for name, tensor in others.items()}}
 
@@ -152,11 +152,11 @@ class Mllama(Family):
         """From where to before where each image is looked at: up to the next one; images side by side, together."""
         places = [int(place) for place in np.flatnonzero(item.ids == self.config.image_token_id)]
         reach = list(zip(places, [*places[1:], len(item.ids)]))
-        behind = len(item.ids)
+        after = len(item.ids)
         for index in reversed(range(len(reach))):
             first, last = reach[index]
-            behind = behind if last == first + 1 else last
-            reach[index] = (first, behind)
+            after = after if last == first + 1 else last
+            reach[index] = (first, after)
         return reach
 
     def last_hidden_states(

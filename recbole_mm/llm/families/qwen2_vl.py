@@ -107,7 +107,7 @@ class Qwen2VL(Family):
         """As the base class; the tokens also get their 3-D positions.
 
         Text counts on in all three dimensions alike. An image token's position is its place in the image, counted from
-        the image's first position; what follows goes on behind the image's longer side.
+        the image's first position; what follows goes on after the image's longer side.
         """
         ids: list[np.ndarray] = []
         positions: list[np.ndarray] = []
@@ -118,9 +118,9 @@ class Qwen2VL(Family):
                 ids.append(part.ids)
                 images.append(part)
                 shown = self._places(part.grid)
-                behind = following + 2 + int(shown.max())
-                positions += [_in_line(following, 1), following + 1 + shown, _in_line(behind, 1)]
-                following = behind + 1
+                after = following + 2 + int(shown.max())
+                positions += [_in_line(following, 1), following + 1 + shown, _in_line(after, 1)]
+                following = after + 1
             elif isinstance(part, np.ndarray):
                 ids.append(part)
                 positions.append(_in_line(following, len(part)))

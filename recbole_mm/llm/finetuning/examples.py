@@ -188,7 +188,7 @@ class AnswerLoss(nn.Module):
 
 
 def bottleneck_mask(ids: torch.Tensor, cur_item_id: int, bos_id: int | None = None) -> torch.Tensor:
-    """Who may look at whom when items can be learnt about only through their `[Cur_Item]`.
+    """Which tokens see which when items can be learnt about only through their `[Cur_Item]`.
 
     An item is what stands between two `[Cur_Item]`s. Its tokens see it alone, so its `[Cur_Item]` is computed as when
     the item is encoded; what follows the last item sees all `[Cur_Item]`s and itself. Everything looks back only.
@@ -203,8 +203,8 @@ def bottleneck_mask(ids: torch.Tensor, cur_item_id: int, bos_id: int | None = No
     """
     ends = ids == cur_item_id
     item = ends.cumsum(1) - ends.long()
-    behind = item == ends.sum(1, keepdim=True)
-    seen = (item[:, :, None] == item[:, None, :]) | (behind[:, :, None] & ends[:, None, :])
+    last = item == ends.sum(1, keepdim=True)
+    seen = (item[:, :, None] == item[:, None, :]) | (last[:, :, None] & ends[:, None, :])
     if bos_id is not None:
         seen[:, :, 0] |= (ids[:, 0] == bos_id)[:, None]
     causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()

@@ -167,7 +167,7 @@ class AnswerTrainer(Trainer):
                 )
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """As the Trainer's, of finite weights alone, with a list of checksums; a part of one is not left behind."""
+        """As the Trainer's, of finite weights alone, with a list of checksums; a part of one is removed."""
         self.require_finite()
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         try:

@@ -1,1 +1,1 @@
-"""Texts written by an LLM: what is asked for, who writes it, and the store that keeps it."""
+"""Texts written by an LLM: requests, backends, and the stage that keeps texts in the store."""

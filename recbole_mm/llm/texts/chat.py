@@ -30,16 +30,16 @@ class Frame:
 
     Attributes:
         opening: token ids before the prompt.
-        before, behind: the template's own words right before and right behind the prompt, to be made tokens together
+        before, after: the template's own words right before and right after the prompt, to be made tokens together
             with its first and its last words.
         closing: token ids of what follows.
-        words_last: the words behind the last special token; None where no such token is behind the prompt.
+        words_last: the words after the last special token; None where no such token is after the prompt.
         blank: what the template puts between the end of the prompt and an answer: `" "` or nothing.
     """
 
     opening: list[int]
     before: str
-    behind: str
+    after: str
     closing: list[int]
     words_last: str | None
     blank: str
@@ -47,11 +47,11 @@ class Frame:
     @property
     def is_plain(self) -> bool:
         """Whether there is no template."""
-        return not (self.opening or self.before or self.behind or self.closing)
+        return not (self.opening or self.before or self.after or self.closing)
 
     def tail(self, ending: str) -> str:
         """The text right before the answer to a prompt that ends so, with the blank that the answer opens with."""
-        return (ending + self.behind if self.words_last is None else self.words_last) + self.blank
+        return (ending + self.after if self.words_last is None else self.words_last) + self.blank
 
 
 class Chat:
@@ -83,9 +83,9 @@ class Chat:
 
         Without a chat template: the picture, then the prompt as it is.
         """
-        before, between, words_before, words_behind, behind = self._around(image is not None)
+        before, between, words_before, words_after, after = self._around(image is not None)
         pictures: list[Part] = [] if image is None else [image]
-        return [before, *pictures, [*between, *self.token_ids(f"{words_before}{prompt}{words_behind}"), *behind]]
+        return [before, *pictures, [*between, *self.token_ids(f"{words_before}{prompt}{words_after}"), *after]]
 
     def frame(self) -> Frame:
         """The template around a prompt in pieces, whose images stand where they are put in it.
@@ -93,27 +93,27 @@ class Chat:
         Raises:
             ModelLoadError: the template cannot be used.
         """
-        _, opening, before, behind, closing = self._around(False)
+        _, opening, before, after, closing = self._around(False)
         if not self.tokenizer.chat_template:
-            return Frame(opening, before, behind, closing, None, "")
+            return Frame(opening, before, after, closing, None, "")
         rendered = self._rendered(False)
         marks = list(self._special.finditer(rendered.partition(MARK)[2]))
         last = rendered.partition(MARK)[2][marks[-1].end() :] if marks else None
         answered = self._rendered(False, ANSWER)
         lead = answered.removeprefix(rendered).partition(ANSWER)[0] if answered.startswith(rendered) else ""
-        return Frame(opening, before, behind, closing, last, " " if lead == " " else "")
+        return Frame(opening, before, after, closing, last, " " if lead == " " else "")
 
     def _render(self, with_image: bool) -> tuple[list[int], list[int], str, str, list[int]]:
         """The template around the prompt.
 
         Returns:
             Token ids before the picture, and between it and the prompt; the template's own words right before and right
-            behind the prompt, which become tokens together with it ("User: shoes" holds the token " shoes"); token ids
+            after the prompt, which become tokens together with it ("User: shoes" holds the token " shoes"); token ids
             of what follows.
         """
         if not self.tokenizer.chat_template:
             return [], [], "", "", []
-        between, _, behind = self._rendered(with_image).partition(MARK)
+        between, _, after = self._rendered(with_image).partition(MARK)
         before = ""
         if with_image and self.placeholder and self.placeholder in between:
             before, _, between = between.partition(self.placeholder)
@@ -121,9 +121,9 @@ class Chat:
             before, between = between, ""  # a template that knows no pictures: right before the prompt
         marks = list(self._special.finditer(between))
         between, words_before = (between[: marks[-1].end()], between[marks[-1].end() :]) if marks else ("", between)
-        mark = self._special.search(behind)
-        words_behind, behind = (behind[: mark.start()], behind[mark.start() :]) if mark else (behind, "")
-        return self._markup(before), self._markup(between), words_before, words_behind, self._markup(behind)
+        mark = self._special.search(after)
+        words_after, after = (after[: mark.start()], after[mark.start() :]) if mark else (after, "")
+        return self._markup(before), self._markup(between), words_before, words_after, self._markup(after)
 
     def _rendered(self, with_image: bool, answer: str | None = None) -> str:
         """The template around `MARK`; content as parts, as multimodal templates want it, or else as text.

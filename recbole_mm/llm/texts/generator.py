@@ -25,7 +25,7 @@ class Request:
     """One text that is wanted, and all that it may be made of.
 
     Attributes:
-        prompt: everything the LLM is told, the instruction included.
+        prompt: everything the LLM reads, the instruction included.
         fallback: what the `template` backend gives: a deterministic text made of metadata. None: nothing to say.
         image: loads the picture, RGB, or gives None where it turns out to be unusable. Called only by backends that
             read pictures, maybe in a thread.
@@ -134,7 +134,7 @@ class Writing:
 class TemplateGenerator:
     """Gives every request its fallback, word for word.
 
-    Its parameters are empty: whoever makes the fallback decides how long it is, and it is itself part of the key.
+    Its parameters are empty: the fallback is as long as it is made, and it is itself part of the key.
     """
 
     identity = "template-1"

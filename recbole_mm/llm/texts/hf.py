@@ -41,8 +41,8 @@ IMAGE_PIXELS = 401_408
 """A picture's area where `mllm_image_pixels` is not set: 512 tokens of Qwen2-VL. Its own bound would be 16,384."""
 
 UNIT = 64
-"""No batch goes across so many requests, in the order in which they are written: whoever gets a unit, here or on other
-machines, makes the same batches of it."""
+"""No batch goes across so many requests, in the order in which they are written: a unit is cut into the
+same batches here and on other machines."""
 
 LOOKAHEAD = 2
 """Prompts that are prepared ahead of the model, per thread."""

@@ -161,7 +161,7 @@ class OpenAIGenerator:
     server does.
 
     Args:
-        server: whom to ask, and how patiently.
+        server: its address, model and key, and how patiently it is asked.
         writing: how texts are written. The prompt's tokens are estimated, a picture's are not counted.
 
     Raises:

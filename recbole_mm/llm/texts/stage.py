@@ -62,7 +62,7 @@ def texts_through_store(
     Args:
         store: where texts are kept.
         stage: name of the stage, e.g. `item_description`.
-        generator: who writes.
+        generator: the backend.
         requests: what is wanted, under keys of the caller's own. Identical requests are answered once. Each is looked
             up when it is needed, several times in all, and none is kept (`OnDemand`).
         show_progress: show a progress display.

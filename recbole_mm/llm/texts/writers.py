@@ -1,4 +1,4 @@
-"""Models that write: a multimodal LLM of a supported family, or a plain text LLM, behind one face."""
+"""Models that write: a multimodal LLM of a supported family, or a plain text LLM, behind one interface."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _ALL = "|".join(sorted(map(re.escape, YES | NO), key=len, reverse=True))
 _WORD = rf"(?<!\w)(?:{_ALL})(?!\w)"
 _BOTH = re.compile(rf"(?P<first>{_WORD})\s*(?:[/|]|,?\s*(?:{_CONNECTORS})(?!\w))\s*(?P<second>{_WORD})")
 _ANY = re.compile(_WORD)
-_LEADING = re.compile(rf"\W*(?P<word>{_WORD})(?P<behind>\s*\Z|\s*[^\w\s'’\-]|\s+[-–—]|\s*\n)?")
+_LEADING = re.compile(rf"\W*(?P<word>{_WORD})(?P<after>\s*\Z|\s*[^\w\s'’\-]|\s+[-–—]|\s*\n)?")
 _LABELLED = re.compile(rf"(?<!\w)(?:{_LABELS})\s*(?:\s(?:is|would be|must be|ist|est|es)\b)?\W{{0,6}}(?P<word>{_WORD})")
 _LAST = re.compile(rf"(?P<word>{_WORD})\W*\Z")
 _NEGATION = re.compile(r"(?<!\w)(?:not|never|neither|nor|cannot|nicht|pas|нельзя)(?!\w)|n['’]t(?!\w)")
@@ -103,10 +103,10 @@ def _in_words(text: str) -> bool | None:
     leading = _LEADING.match(text)
     opens = None
     # A "no" may open a sentence about something else; "yes" does not.
-    if leading and (leading["behind"] is not None or leading["word"] == "yes"):
+    if leading and (leading["after"] is not None or leading["word"] == "yes"):
         opens = leading["word"] in YES
-        behind = _LEADING.match(text[leading.end() :])
-        if behind and (behind["word"] in YES) != opens and behind["behind"] is not None:
+        after = _LEADING.match(text[leading.end() :])
+        if after and (after["word"] in YES) != opens and after["after"] is not None:
             return None  # "Yes. No."
     if options and not labelled and opens is not None and not re.search(r"\w", _ANY.sub("", text, count=1)):
         return opens  # "(yes/no) Yes"

@@ -174,7 +174,7 @@ class CoLLM(RerankingRecommender):
                 vectors = self.filter.item_vectors()
         prefix = self.reader.read_prefix(self._prefixes(histories, users))
         owners = torch.arange(len(rows), device=items.device).repeat(2)
-        answers = self.reader.read_behind(prefix, owners, self._suffixes(items, vectors))
+        answers = self.reader.read_after(prefix, owners, self._suffixes(items, vectors))
         chosen = torch.cat([torch.ones(len(rows)), torch.zeros(len(rows))]).to(answers.device)
         losses = F.binary_cross_entropy_with_logits(answers, chosen, reduction="none")
         return whole_batch(losses[: 2 * count]).mean()
