@@ -24,8 +24,12 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
         seen.calls.append(arguments)
         if seen.failure is not None:
             raise seen.failure
-        names = {"model": arguments["model"], "dataset": arguments["dataset"]}
-        result = {"test_result": {"ndcg@5": 0.25}, "sees_held_out": []}
+        names = {"model": arguments["model"] or "SASRec", "dataset": arguments["dataset"]}
+        result = {
+            "test_result": {"ndcg@5": 0.25},
+            "sees_held_out": [],
+            "beside": {"BPR (first stage)": {"ndcg@5": 0.125}},
+        }
         return types.SimpleNamespace(config=names, run_dir=Path("saved/one"), **result)
 
     module = types.ModuleType("recbole_mm.runs.run")

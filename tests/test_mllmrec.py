@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 import recbole_mm
 from recbole_mm.artifacts.executor import Failure
+from recbole_mm.cli.run import result_text
 from recbole_mm.config.layers import properties_dir
 from recbole_mm.config.resolved import Config
 from recbole_mm.config.yaml_settings import read_yaml
@@ -40,7 +41,6 @@ from recbole_mm.runs.profiling import Stages
 from recbole_mm.runs.run import assemble
 from recbole_mm.training.checkpoint import load_tree
 from recbole_mm.utils import escaping
-from recbole_mm.utils.tables import result_table
 from tests.conftest import TOY_SETTINGS, write_toy
 from tests.encoders import WORDS, write_sentence_encoder
 from tests.test_compare import write_run
@@ -404,10 +404,10 @@ def test_a_row_that_saw_held_out_data_is_never_the_best(marked):
 
 
 def test_a_run_prints_it_with_its_numbers():
-    plain = result_table("MLLMRec", "toy", {"ndcg@10": 0.5}, Path("saved/x"))
-    told = result_table("MLLMRec", "toy", {"ndcg@10": 0.5}, Path("saved/x"), ["profiles_see: all: why"])
-    assert "HELD-OUT" not in plain
-    assert told.splitlines()[-2] == "SEES HELD-OUT DATA, not comparable: profiles_see: all: why"
+    results = {"MLLMRec": {"ndcg@10": 0.5}}
+    assert "HELD-OUT" not in result_text("toy", results, [])
+    told = result_text("toy", results, ["profiles_see: all: why"])
+    assert told.splitlines()[-1] == "SEES HELD-OUT DATA, not comparable: profiles_see: all: why"
 
 
 # ---- whole runs, texts included ----

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from recbole_mm.cli.arguments import PROGRAM, run_arguments
 from recbole_mm.utils.escaping import printable
-from recbole_mm.utils.tables import result_table
+from recbole_mm.utils.tables import SEES_HELD_OUT, result_table
 
 HELP = f"""Train a model, rank every test user's items, and write a run folder under checkpoint_dir.
 
@@ -33,10 +33,25 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     given = run_arguments(arguments)
     from recbole_mm.runs import run as pipeline  # imports torch, which --help and a wrong argument do without
+    from recbole_mm.runs.summary import BASELINE, finished_baseline
 
     done = pipeline.run(**given)
-    table = result_table(
-        done.config["model"], done.config["dataset"], done.test_result, done.run_dir, done.sees_held_out
-    )
-    print(printable(table))
+    results, folders = {done.config["model"]: done.test_result}, []
+    if done.beside.keys() <= {"Pop"} and (found := finished_baseline(done.config)) is not None:
+        folder, results[BASELINE] = found
+        folders.append(f"{BASELINE}: {folder}")
+    text = result_text(done.config["dataset"], {**results, **done.beside}, done.sees_held_out)
+    print(printable("\n".join([text, *folders, str(done.run_dir)])))
     return 0
+
+
+def result_text(dataset: str, results: Mapping[str, Mapping[str, float]], sees_held_out: Sequence[str]) -> str:
+    """Test metrics of a run and its baselines as a table, and a warning for each way its training saw held-out data.
+
+    Args:
+        dataset: its name.
+        results: model -> metric -> value, the run's own model first.
+        sees_held_out: as in `result.json`.
+    """
+    warnings = [f"{SEES_HELD_OUT}: {text}" for text in sees_held_out]
+    return "\n".join([result_table(f"{dataset}, test", results), *warnings])

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from recbole_mm.cli.arguments import PROGRAM, split_arguments, split_paths
+from recbole_mm.cli.run import result_text
 from recbole_mm.utils.escaping import printable
 from recbole_mm.utils.paths import given_path
-from recbole_mm.utils.tables import result_table
 
 if TYPE_CHECKING:
     from recbole_mm.experiments.tune.command import Found
@@ -62,11 +62,10 @@ def to_text(found: Found) -> str:
 
     drawn = ", ".join(f"{key}={written(value)}" for key, value in found.settings.items())
     result = found.result
-    table = result_table(
-        result["model"], result["dataset"], result["test_result"], found.out / BEST, result.get("sees_held_out", [])
-    )
+    results = {result["model"]: result["test_result"], **result.get("beside", {})}
+    table = result_text(result["dataset"], results, result.get("sees_held_out", []))
     best = f"best of {len(found.records)} trials: {drawn}\nvalidation {found.metric}: {found.score:.4f}\n"
-    return f"{best}\n{table}\n\n{found.out}/{BEST_YAML}, {MARKDOWN}, {CSV}, {PICTURE}\n"
+    return f"{best}\n{table}\n{found.out / BEST}\n\n{found.out}/{BEST_YAML}, {MARKDOWN}, {CSV}, {PICTURE}\n"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -247,6 +247,7 @@ KINDS: dict[str, Kind] = {
     "state": Kind(
         lambda value: isinstance(value, str) and value.upper() in _LEVELS, f"a logging level: {', '.join(_LEVELS)}"
     ),
+    "log_style": _choice("compact", "recbole"),
     "reproducibility": _FLAG,
     "use_gpu": _FLAG,
     "gpu_id": Kind(

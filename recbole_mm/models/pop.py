@@ -20,6 +20,20 @@ class Pop(upstream.Pop):
         super().__init__(config, dataset)
         self.label_field = config["LABEL_FIELD"]
 
+    @classmethod
+    def of_counts(cls, config, dataset, counts: Tensor) -> Pop:
+        """A trained Pop.
+
+        Args:
+            config: names of fields and `device`.
+            dataset: gives the number of users and items.
+            counts: (n_items,) int64, how often each item was chosen in training.
+        """
+        model = cls(config, dataset)
+        model.item_cnt = counts[:, None]
+        model.max_cnt = model.item_cnt.max(dim=0)[0]
+        return model
+
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """Count the batch's chosen items; gives a zero that can be differentiated, as RecBole's does."""
         items = interaction[self.ITEM_ID]

@@ -38,7 +38,7 @@ NONE = "none"
 
 RUN_KEYS = frozenset(
     {"seed", "reproducibility", "use_gpu", "gpu_id", "data_path", "checkpoint_dir", "artifact_dir", "show_progress"}
-    | {"state", "worker", "mask_history", "candidates", "positives", "eval_memory_mb", "save_per_user"}
+    | {"state", "log_style", "worker", "mask_history", "candidates", "positives", "eval_memory_mb", "save_per_user"}
     | {"missing_modality", "save_dataset", "save_dataloaders"}
 )
 """Settings that a run has in common with those beside it, with RecBole's of the dataset and of the evaluation."""
@@ -233,7 +233,7 @@ def companion(config: Config, model: str, changed: Mapping[str, Any], run_dir: P
         try:
             done = pipeline.run(entry.name, config["dataset"], config_dict={**settings, "resume": bool(earlier)})
         finally:
-            init_logging(run_dir, config["state"])
+            init_logging(run_dir, config["state"], config["log_style"])
         return done.run_dir
 
 

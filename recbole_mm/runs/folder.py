@@ -28,8 +28,8 @@ PROTOCOL = ("eval_args", "mask_history", "candidates", "positives", "valid_metri
 """Settings that `result.json` repeats: who is ranked against what."""
 
 NO_EFFECT_ON_RESULT = {
-    *("resume", "show_progress", "state", "checkpoint_dir", "artifact_dir", "data_path", "worker", "log_wandb"),
-    *("train_workers", "ray_address", "ray_workers", "ray_cpus_per_worker", "ray_gpus_per_worker"),
+    *("resume", "show_progress", "state", "log_style", "checkpoint_dir", "artifact_dir", "data_path", "worker"),
+    *("log_wandb", "train_workers", "ray_address", "ray_workers", "ray_cpus_per_worker", "ray_gpus_per_worker"),
     "ray_object_store_mb",
 }
 """Settings that do not name the folder."""

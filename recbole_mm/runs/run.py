@@ -43,15 +43,16 @@ from recbole_mm.runs.on_workers import check_workers, train_on_workers, worker_c
 from recbole_mm.runs.pretrained_run import read_finished_model
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.runs.recbole_errors import told_in_one_line
+from recbole_mm.runs.summary import data_line, model_line
 from recbole_mm.training.checkpoint import without_pickles
 from recbole_mm.training.factory import make_trainer
 from recbole_mm.training.state import load_weights
 from recbole_mm.utils.file_lock import locked
 from recbole_mm.utils.files import make_folder
-from recbole_mm.utils.log import close_logging, init_logging
+from recbole_mm.utils.log import COMPACT, LONG, close_logging, init_logging
 from recbole_mm.utils.paths import expanded
 from recbole_mm.utils.process_group import current_workers
-from recbole_mm.utils.tables import beside_table
+from recbole_mm.utils.tables import result_table
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ def run(
     run_dir, resumed = choose_run_dir(config)
     with locked(run_dir, "running"):
         if is_finished(run_dir):
+            init_logging(None, config["state"], config["log_style"])
             logger.info("%s is a finished run of these settings; it is loaded", run_dir)
             return load(run_dir, config.model_class, opener_settings(config))
         make_folder(run_dir)  # the process that held the lock before may have failed and removed it
@@ -118,7 +120,7 @@ def run(
 def _run_in(run_dir: Path, config: Config, resumed: bool) -> Run:
     new = not (run_dir / CONFIG).exists()
     try:
-        init_logging(run_dir, config["state"])
+        init_logging(run_dir, config["state"], config["log_style"])
         config.save(run_dir / CONFIG)
         logger.info("%s on %s -> %s%s", config["model"], config["dataset"], run_dir, " (resumed)" if resumed else "")
         return _train_and_test(config, run_dir)
@@ -143,7 +145,7 @@ def _train_and_test(config: Config, run_dir: Path) -> Run:
         train_on_workers(config, run_dir, stages, sees_held_out, beside, assemble, train_in_worker)
         init_logging(run_dir, "ERROR")  # the log has said what loading would say again
         finished = load(run_dir, config.model_class, opener_settings(config))
-        init_logging(run_dir, config["state"])
+        init_logging(run_dir, config["state"], config["log_style"])
         return finished
     assembled = assemble(config, run_dir, stages)
     assembled.sees_held_out[:0] = sees_held_out
@@ -185,7 +187,7 @@ def train_in_worker(
     assembled.beside = dict(beside)
     workers = current_workers()
     if workers is None or workers.is_first:
-        init_logging(run_dir, config["state"])
+        init_logging(run_dir, config["state"], config["log_style"])
     train_and_test(assembled, Stages(stages), resume=(run_dir / CHECKPOINT).exists())
 
 
@@ -206,6 +208,8 @@ def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -
         test_result = trainer.evaluate(splits.test, config["load_best_model"], show_progress=show_progress)
     assembled.test_result = dict(test_result or {})
     assembled.best_valid_result = dict(best_valid_result or {})
+    if isinstance(splits.test, RankingData) and config["model"] != "Pop" and not trainer.hooks.has_first_stage:
+        assembled.beside["Pop"] = trainer.evaluate_pop(splits.test)
     if workers is not None and not workers.is_first:
         return assembled
     if config["save_per_user"] and isinstance(splits.test, RankingData):
@@ -221,10 +225,11 @@ def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -
         stages.as_dict(),
         trainer.timings,
     )
-    logger.info("best valid: %s", dict2str(assembled.best_valid_result))
-    logger.info("test:       %s", dict2str(assembled.test_result))
+    logger.info("best valid: %s", dict2str(assembled.best_valid_result), extra=LONG)
+    logger.info("test:       %s", dict2str(assembled.test_result), extra=LONG)
     if assembled.beside:
-        logger.info("beside:\n%s", beside_table({config["model"]: assembled.test_result, **assembled.beside}))
+        results = {config["model"]: assembled.test_result, **assembled.beside}
+        logger.info("beside:\n%s", result_table("test", results), extra=LONG)
     return assembled
 
 
@@ -272,7 +277,7 @@ def _assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
     init_seed(config["seed"], config["reproducibility"])
     with stages("dataset"):
         dataset = create_dataset(config)
-        logger.info("%s", dataset)
+        logger.info("%s", dataset, extra=LONG)
     model_class = full_sequence_class(config.model_class) if config["full_sequence"] else config.model_class
     check_split(config, dataset, model_class)
     hooks = hooks_of(model_class)
@@ -286,9 +291,11 @@ def _assemble(config: Config, run_dir: Path, stages: Stages) -> Run:
             _model_inputs().provide(config, dataset, hooks, run_dir, partial(open_executor, config), **given)
     with stages("split"):
         splits = split(config, dataset, model_class, run_dir)
+    logger.info("%s", data_line(dataset), extra=COMPACT)
     init_seed(config["seed"], config["reproducibility"])
     with without_pickles():
         model = model_class(config, splits.train_dataset).to(config["device"])
-    logger.info("%s", model)
+    logger.info("%s", model, extra=LONG)
+    logger.info("%s", model_line(model, config), extra=COMPACT)
     first = given.get("first_stage")
     return Run(config, dataset, model, splits, run_dir, sees_held_out=[] if first is None else first.sees_held_out)

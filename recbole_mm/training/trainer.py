@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ from recbole.utils import dict2str, early_stopping
 from torch import nn
 
 from recbole_mm.errors import ConfigError
+from recbole_mm.models.pop import Pop
 from recbole_mm.training.checkpoint import PathLike
 from recbole_mm.training.loop import ADVICE, DivergedError, TrainingLoop
 from recbole_mm.training.saving import SavingLoop
 from recbole_mm.training.schedule import LearningRateSchedule, lr_schedule
 from recbole_mm.training.state import interrupts_held, load_weights
+from recbole_mm.utils.log import COMPACT, LONG
+from recbole_mm.utils.progress import duration
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +107,9 @@ class TrainerMixin(SavingLoop):
         else:
             if self.history and self.history[-1]["epoch"] >= first:
                 self._add_hparam_to_tensorboard(self.best_valid_score)
+            if self._verbose and self.best_valid_result is not None:
+                best = f"{self.config['valid_metric'].lower()} {self.best_valid_score:.6f} in epoch {self.best_epoch}"
+                logger.info("trained until epoch %d; best %s", self.history[-1]["epoch"], best, extra=COMPACT)
         finally:
             self.tensorboard.close()
         return self.best_valid_score, self.best_valid_result
@@ -131,6 +137,7 @@ class TrainerMixin(SavingLoop):
         self, epoch_idx: int, train_data: Any, valid_data: Any, saved: bool, callback_fn: Callback | None
     ) -> None:
         """Train one epoch, validate if it is due, write the epoch to disk, call `callback_fn`."""
+        before = dict(self.timings)
         record = self._train_once(epoch_idx, train_data)
         self._require_finite_weights(epoch_idx)
         validates = self.eval_step > 0 and bool(valid_data)
@@ -140,6 +147,8 @@ class TrainerMixin(SavingLoop):
         self.history.append(record)
         if improved:
             self.best_epoch = epoch_idx
+        if self._verbose:
+            logger.info("%s", self._epoch_line(record, before), extra=COMPACT)
         stopped = self._stopped(valid_data)
         due = stopped or epoch_idx + 1 == self.epochs or (epoch_idx + 1) % self.checkpoint_every == 0
         if saved and (improved or due):
@@ -148,7 +157,28 @@ class TrainerMixin(SavingLoop):
         if callback_fn and "valid_score" in record:
             callback_fn(epoch_idx, record["valid_score"])
         if self._verbose and validates and stopped:
-            logger.info("Finished training, best eval result in epoch %d", self.best_epoch)
+            logger.info("Finished training, best eval result in epoch %d", self.best_epoch, extra=LONG)
+
+    def _epoch_line(self, record: Mapping[str, Any], before: Mapping[str, float]) -> str:
+        """An epoch in at most 110 columns: loss, validation score, seconds of both, training targets per second.
+
+        Args:
+            record: of the epoch, as in `history`.
+            before: `timings` before it.
+        """
+        targets, validation = (self.timings[key] - before[key] for key in ("train_targets", "eval_seconds"))
+        parts = [f"epoch {record['epoch']:>3}"]
+        if self.hooks.is_trainable:
+            parts.append(f"train loss {record['train_loss']:>10.4f}")
+        if "valid_score" in record:
+            best = "best" if self.best_epoch == record["epoch"] else "    "
+            parts.append(f"{self.config['valid_metric'].lower()} {record['valid_score']:.6f} {best}")
+        parts.append(f"train {duration(record['seconds']):>6}")
+        if "valid_score" in record:
+            parts.append(f"valid {duration(validation):>6}")
+        if targets:
+            parts.append(f"{targets / record['seconds']:,.0f} targets/s")
+        return "  ".join(parts)
 
     def _require_finite_weights(self, epoch_idx: int) -> None:
         """Check the weights after the last step of an epoch, which no loss has seen yet.
@@ -186,7 +216,8 @@ class TrainerMixin(SavingLoop):
         self.timings["epochs"] += 1
         self.train_loss_dict[epoch_idx] = sum(loss) if isinstance(loss, tuple) else loss
         if self._verbose and self.hooks.is_trainable:
-            logger.info("epoch %d training [time: %.2fs, %s]", epoch_idx, seconds, self._loss_text(loss))
+            text = self._loss_text(loss)
+            logger.info("epoch %d training [time: %.2fs, %s]", epoch_idx, seconds, text, extra=LONG)
         self._add_train_loss_to_tensorboard(epoch_idx, loss)
         self.wandblogger.log_metrics({"epoch": epoch_idx, "train_loss": loss, "train_step": epoch_idx}, head="train")
         return {"epoch": epoch_idx, "train_loss": self.train_loss_dict[epoch_idx], "seconds": seconds}
@@ -213,8 +244,8 @@ class TrainerMixin(SavingLoop):
         seconds = time.perf_counter() - start
         self.timings["eval_seconds"] += seconds
         if self._verbose:
-            logger.info("epoch %d evaluating [time: %.2fs, valid_score: %f]", epoch_idx, seconds, score)
-            logger.info("valid result: %s", dict2str(result))
+            logger.info("epoch %d evaluating [time: %.2fs, valid_score: %f]", epoch_idx, seconds, score, extra=LONG)
+            logger.info("valid result: %s", dict2str(result), extra=LONG)
         self.tensorboard.add_scalar("Vaild_score", score, epoch_idx)  # RecBole's spelling
         validations = sum("valid_score" in earlier for earlier in self.history)
         self.wandblogger.log_metrics({**result, "valid_step": validations}, head="valid")
@@ -250,20 +281,31 @@ class TrainerMixin(SavingLoop):
         if load_best_model:
             path = Path(model_file or self.saved_model_file)
             load_weights(self.model, path)
-            logger.info("Loading model structure and parameters from %s", path)
+            logger.info("Loading model structure and parameters from %s", path, extra=LONG)
         self.model.eval()
         if isinstance(eval_data, AbstractDataLoader):
             bar = show_progress and sys.stderr.isatty()
             result = super().evaluate(eval_data, load_best_model=False, show_progress=bar)
             self.last_struct = self.eval_collector.last_struct
             return result
-        struct = eval_data.rank(self.model, self.config, self.device, show_progress)
-        for key, value in self.eval_collector.data_struct._data_dict.items():
-            if key not in struct:
-                struct.set(key, value)
-        self.last_struct = struct
-        result = self.evaluator.evaluate(struct)
+        self.last_struct, result = self._rank(self.model, eval_data, show_progress)
         if undefined := [name for name, value in result.items() if not math.isfinite(value)]:
             logger.warning("%s: no value for these cases", ", ".join(undefined))
         self.wandblogger.log_eval_metrics(result, head="eval")
         return result
+
+    def evaluate_pop(self, eval_data: Any) -> dict[str, float]:
+        """RecBole's metrics of Pop on `eval_data`, a `RankingData`: the same cases, candidates and masked items.
+
+        It draws no random number and changes neither the model nor `last_struct`.
+        """
+        counts = torch.from_numpy(eval_data.train_counts.items).to(self.device)
+        return self._rank(Pop.of_counts(self.config, eval_data.dataset, counts), eval_data, False)[1]
+
+    def _rank(self, model: nn.Module, eval_data: Any, show_progress: bool) -> tuple[DataStruct, dict[str, float]]:
+        """What RecBole's metrics are computed of, and the metrics."""
+        struct = eval_data.rank(model, self.config, self.device, show_progress)
+        for key, value in self.eval_collector.data_struct._data_dict.items():
+            if key not in struct:
+                struct.set(key, value)
+        return struct, self.evaluator.evaluate(struct)

@@ -1,4 +1,12 @@
-"""Where log lines go: the console, in color on a terminal, and `run.log` in the run's folder."""
+"""Where log lines go: the console, in color on a terminal, and `run.log` in the run's folder.
+
+Some facts are logged in two forms: one line for people, and the long form that RecBole prints (a module tree, every
+metric). The setting `log_style` chooses which form the console shows; `run.log` holds both, or with `recbole` what
+RecBole prints alone. Lines in one form only are logged without a mark.
+
+    logger.info("SASRec: 209,088 trainable parameters", extra=COMPACT)
+    logger.info("%s", model, extra=LONG)
+"""
 
 from __future__ import annotations
 
@@ -15,6 +23,10 @@ from recbole_mm.utils.escaping import printable
 from recbole_mm.utils.files import disk_errors, disk_reason
 
 LOG_FILE = "run.log"
+STYLES = ("compact", "recbole")
+"""Values of `log_style`."""
+COMPACT, LONG = {"style": "compact"}, {"style": "recbole"}
+"""`extra` of a log call whose line belongs to one style."""
 
 _COLORS = {
     logging.DEBUG: "\x1b[2m",
@@ -27,14 +39,22 @@ _RECBOLE_COLORS = re.compile(r"(\x1b\[(?:(?:[01];)?3[0-7]|0)m)")
 
 
 class _OwnFilter(logging.Filter):
-    """Lets through our lines and RecBole's (it logs to the root logger), and other packages' from WARNING on.
+    """Lets through lines of this package and of RecBole, which logs to the root logger, and others from WARNING on.
 
     Setting the root logger to INFO, as RecBole needs, would otherwise print every HTTP request and font lookup.
+
+    Args:
+        styles: lines marked with another style are dropped.
     """
+
+    def __init__(self, *styles: str) -> None:
+        super().__init__()
+        self._styles = styles
 
     def filter(self, record: logging.LogRecord) -> bool:
         package = record.name.split(".")[0]
-        return record.levelno >= logging.WARNING or package in ("root", "recbole", "recbole_mm")
+        own = record.levelno >= logging.WARNING or package in ("root", "recbole", "recbole_mm")
+        return own and getattr(record, "style", self._styles[0]) in self._styles
 
 
 class _PlainFormatter(logging.Formatter):
@@ -88,33 +108,36 @@ class _FileHandler(logging.FileHandler):
 _installed: list[logging.Handler] = []
 
 
-def init_logging(run_dir: str | os.PathLike | None, level: str | int | None = None) -> None:
+def init_logging(run_dir: str | os.PathLike | None, level: str | int | None = None, style: str | None = None) -> None:
     """Send log lines of `level` and above to standard error and to `<run_dir>/run.log`.
 
     Calling it again moves the log to the new folder; lines are never written twice. A log that exists is continued, so
-    that a resumed run tells its whole story in one file.
+    that a resumed run has its whole story in one file.
 
     Args:
         run_dir: the run's folder, which exists; None logs to the console only.
         level: a level's number or name in any case (RecBole's setting `state`); None is INFO.
+        style: compact or recbole, the setting `log_style`; None is compact.
 
     Raises:
         ConfigError: there is no such level.
         DiskError: the file cannot be written.
     """
     number = _level_number(level)
-    handlers: list[logging.Handler] = [_console_handler()]
+    console = _console_handler()
+    console.addFilter(_OwnFilter(style or "compact"))
+    handlers = [console]
     if run_dir is not None:
         path = Path(run_dir) / LOG_FILE
         with disk_errors(path):
             file_handler = _FileHandler(path, mode="a", encoding="utf-8")
         file_handler.setFormatter(_PlainFormatter("%(asctime)s %(levelname)-7s %(message)s"))
+        file_handler.addFilter(_OwnFilter("recbole") if style == "recbole" else _OwnFilter(*STYLES))
         handlers.append(file_handler)
     close_logging()
     root = logging.getLogger()
     for handler in handlers:
         handler.setLevel(number)
-        handler.addFilter(_OwnFilter())
         root.addHandler(handler)
         _installed.append(handler)
     root.setLevel(number)

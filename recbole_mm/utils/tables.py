@@ -1,56 +1,16 @@
-"""Results as text for people."""
+"""Tables for a terminal; `columns` lays out all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 from tabulate import tabulate
 
 SEES_HELD_OUT = "SEES HELD-OUT DATA, not comparable"
+"""The mark of a result whose training saw held-out interactions."""
 
-
-def result_table(
-    model: str, dataset: str, result: Mapping[str, float], run_dir: Path, sees_held_out: Sequence[str] = ()
-) -> str:
-    """A run's test metrics, one row per metric and one column per k, and where the run's folder is.
-
-    Args:
-        result: metric -> value, named as RecBole names them (`ndcg@10`, `auc`).
-        sees_held_out: how the run's training saw held-out interactions; each is a warning below the numbers.
-
-    Example:
-        >>> result = {"ndcg@5": 0.1, "ndcg@10": 0.2, "hit@5": 0.3, "hit@10": 0.4}
-        >>> print(result_table("Pop", "toy", result, Path("saved/x")))
-        Pop on toy, test        @5     @10
-        ndcg                0.1000  0.2000
-        hit                 0.3000  0.4000
-        saved/x
-    """
-    rows: dict[str, dict[str, float]] = {}
-    for name, value in result.items():
-        metric, _, k = name.partition("@")
-        rows.setdefault(metric, {})[k] = value
-    ks = sorted({k for row in rows.values() for k in row}, key=lambda k: int(k) if k else 0)
-    header = [f"{model} on {dataset}, test", *(f"@{k}" if k else "" for k in ks)]
-    table = columns(header, [[metric, *map(row.get, ks)] for metric, row in rows.items()])
-    warnings = [f"{SEES_HELD_OUT}: {text}" for text in sees_held_out]
-    return "\n".join([table, *warnings, str(run_dir)])
-
-
-def beside_table(results: Mapping[str, Mapping[str, float]]) -> str:
-    """Metrics of several models on the same cases, one row per metric and one column per model.
-
-    Args:
-        results: model -> metric -> value; the first model's metrics are the rows.
-
-    Example:
-        >>> print(beside_table({"X": {"hit@5": 0.25}, "Pop": {"hit@5": 0.125}}))
-                    X     Pop
-        hit@5  0.2500  0.1250
-    """
-    metrics = next(iter(results.values()))
-    return columns(["", *results], [[metric, *(of.get(metric) for of in results.values())] for metric in metrics])
+WIDTH = 120
+"""Columns of a terminal that a table of metrics fits into."""
 
 
 def columns(header: Sequence[str], rows: Iterable[Sequence[str | float | None]]) -> str:
@@ -58,12 +18,42 @@ def columns(header: Sequence[str], rows: Iterable[Sequence[str | float | None]])
 
     Example:
         >>> print(columns(["NAME", "NDCG"], [["Pop", 0.25], ["007", None]]))
-        NAME      NDCG
-        Pop     0.2500
+        NAME    NDCG
+        Pop   0.2500
         007
     """
-    table = [list(row) for row in rows]
-    numbers = [any(isinstance(row[place], float) for row in table) for place in range(len(header))]
-    cells = [[f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row] for row in table]
-    aligned = ["right" if number else "left" for number in numbers]
-    return tabulate(cells, header, tablefmt="plain", missingval="", disable_numparse=True, colalign=aligned)
+    rows = list(rows)
+    cells = [[f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row] for row in rows]
+    aligned = ["right" if any(isinstance(cell, float) for cell in column) else "left" for column in zip(*rows)]
+    return tabulate([header, *cells], tablefmt="plain", missingval="", disable_numparse=True, colalign=aligned)
+
+
+def result_table(title: str, results: Mapping[str, Mapping[str, float]]) -> str:
+    """Metrics of several models, one row per model; metrics that do not fit into `WIDTH` follow below.
+
+    Args:
+        title: what the metrics are of, above the models' names.
+        results: model -> metric, as RecBole names it -> value; the first model's metrics are shown.
+
+    Example:
+        >>> result = {"ndcg@5": 0.1, "ndcg@10": 0.2, "auc": 0.6}
+        >>> print(result_table("toy, test", {"SASRec": result, "Pop": {"ndcg@5": 0.05, "ndcg@10": 0.15}}))
+        toy, test  ndcg@5     @10     auc
+        SASRec     0.1000  0.2000  0.6000
+        Pop        0.0500  0.1500
+    """
+    groups: dict[str, list[str]] = {}
+    for metric in next(iter(results.values())):
+        groups.setdefault(metric.partition("@")[0], []).append(metric)
+    names = max(len(title), *map(len, results))
+    blocks: list[dict[str, str]] = [{}]
+    for base, metrics in groups.items():
+        headings = {name: name if place == 0 else name.removeprefix(base) for place, name in enumerate(metrics)}
+        width = names + sum(2 + max(len(text), len("0.0000")) for text in [*blocks[-1].values(), *headings.values()])
+        if blocks[-1] and width > WIDTH:
+            blocks.append({})
+        blocks[-1] |= headings
+    return "\n\n".join(
+        columns([title, *block.values()], [[name, *map(result.get, block)] for name, result in results.items()])
+        for block in blocks
+    )

@@ -283,7 +283,7 @@ def write_best(search: Search, best: Record) -> Path:
     return path
 
 
-_NOT_OF_A_RUN = {"model", "dataset", "resume", "show_progress", "state"}
+_NOT_OF_A_RUN = {"model", "dataset", "resume", "show_progress", "state", "log_style"}
 
 
 def _report(search: Search, records: list[Record]) -> Found:

@@ -92,7 +92,7 @@ def run_trial(job: Job, drawn: Mapping[str, Any], folder: Path, search_dir: Path
 
 
 def _train(config: Config, folder: Path, search_dir: Path, report: Report) -> None:
-    init_logging(folder, config["state"])
+    init_logging(folder, config["state"], config["log_style"])
     config.save(folder / run_folder.CONFIG)
     for text in held_out_seen(config, config.model_class):
         logger.warning("SEES HELD-OUT DATA: %s; no result of this run is one of the train-only protocol", text)

@@ -1,0 +1,92 @@
+"""A run's data and model, each in a line, and the baseline that its result is printed with."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from recbole_mm.config.resolved import Config
+from recbole_mm.config.yaml_settings import canonical, read_yaml
+from recbole_mm.data.splits import TEST, TRAIN, VALID
+from recbole_mm.errors import RecboleMMError
+from recbole_mm.inputs.needs import needed
+from recbole_mm.models.hooks import hooks_of
+from recbole_mm.runs.folder import CONFIG, is_finished, read_result
+
+BASELINE = "SASRec"
+
+PROTOCOL = (
+    *("dataset", "data_files", "eval_args", "split_rule", "mask_history", "candidates", "positives"),
+    *("user_inter_num_interval", "item_inter_num_interval", "val_interval", "filter_inter_by_user_or_item"),
+    *("rm_dup_inter", "benchmark_filename", "missing_modality", "metrics", "topk"),
+)
+"""Settings under which two runs' test metrics are of the same cases and candidates, with the seed where it draws."""
+
+ABSENT = {"positives": "last"}
+"""Values in runs that are older than the setting."""
+
+
+def data_line(dataset: Any) -> str:
+    """The size of a dataset that has been split, without the padding ids.
+
+    `ml-100k: 943 users, 1,682 items, 100,000 interactions (93.70% sparse); 98,114 train, 943 valid, 943 test`
+    """
+    users, items, phases = dataset.user_num - 1, dataset.item_num - 1, dataset.rows.phases
+    counts = (f"{np.count_nonzero(phases == phase):,}" for phase in (TRAIN, VALID, TEST))
+    parts = ", ".join(f"{count} {name}" for count, name in zip(counts, ("train", "valid", "test"), strict=True))
+    sparsity = f"{1 - len(phases) / (users * items):.2%} sparse"
+    name = dataset.dataset_name
+    return f"{name}: {users:,} users, {items:,} items, {len(phases):,} interactions ({sparsity}); {parts}"
+
+
+def model_line(model: nn.Module, config: Config) -> str:
+    """The name, parameters, inputs and device of a model.
+
+    `Molar: 85,120 trainable and 1,116,160 frozen parameters; inputs: interactions, item_vectors; device: cpu`
+    """
+    sizes = {True: 0, False: 0}
+    for parameter in model.parameters():
+        sizes[parameter.requires_grad] += parameter.numel()
+    frozen = f" and {sizes[False]:,} frozen" if sizes[False] else ""
+    inputs = ["interactions", *needed(config, hooks_of(type(model))), *(config["item_features"] or ())]
+    return (
+        f"{config['model']}: {sizes[True]:,} trainable{frozen} parameters; "
+        f"inputs: {', '.join(dict.fromkeys(inputs))}; device: {config['device']}"
+    )
+
+
+def finished_baseline(config: Config) -> tuple[Path, dict[str, float]] | None:
+    """Folder and test metrics of a finished SASRec run under `checkpoint_dir` on the same data, cases and candidates.
+
+    Of several it is the one with the best validation result, the newest of equal ones. Folders that cannot be read are
+    passed over; None is returned if there is no such run, and for SASRec itself.
+
+    Args:
+        config: of the run whose result is shown.
+    """
+    if config["model"] == BASELINE:
+        return None
+    ours = config.as_dict()
+    drawn = set(ours["eval_args"]["mode"].values()) != {"full"} or ours["eval_args"]["order"] != "TO"
+    sign = 1 if config["valid_metric_bigger"] else -1
+    found: list[tuple[float, float, str, dict[str, float]]] = []
+    for folder in Path(config["checkpoint_dir"]).glob(f"{BASELINE}-*"):
+        if not is_finished(folder):
+            continue
+        try:
+            theirs, result = read_yaml(folder / CONFIG), read_result(folder)
+        except RecboleMMError:
+            continue
+        keys = (*PROTOCOL, "seed") if drawn else PROTOCOL
+        same = all(canonical(theirs.get(key, ABSENT.get(key))) == canonical(ours.get(key)) for key in keys)
+        if same and theirs.get("model") == BASELINE and not result.get("sees_held_out"):
+            score = result["best_valid_result"].get(config["valid_metric"].lower(), -sign * math.inf)
+            found.append((sign * score, (folder / CONFIG).stat().st_mtime, str(folder), result["test_result"]))
+    if not found:
+        return None
+    *_, best, test_result = max(found, key=lambda entry: entry[:3])
+    return Path(best), test_result
