@@ -10,7 +10,7 @@ import importlib
 import logging
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -28,10 +28,13 @@ from recbole_mm.data.popular import keeps_popular, popular_only
 from recbole_mm.data.splits import TEST, TRAIN, VALID, Rows, Split
 from recbole_mm.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+
 logger = logging.getLogger(__name__)
 
 
-def create_dataset(config) -> Dataset:
+def create_dataset(config: Config) -> MultimodalDataset:
     """The dataset of `config`, of the kind its model needs, loaded and filtered but not yet split.
 
     Raises:
@@ -266,6 +269,12 @@ class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
     def item_tokens(self) -> Sequence[str]:
         """The dataset's own item ids, index = RecBole's id; index 0 is `[PAD]`."""
         return self.field2id_token[self.iid_field]
+
+
+if TYPE_CHECKING:
+
+    class MultimodalDataset(FlatDatasetMixin, Dataset):
+        """The type of `create_dataset`'s result: RecBole's dataset of the model's kind behind one of the mixins."""
 
 
 class SequenceMixin(FlatDatasetMixin):

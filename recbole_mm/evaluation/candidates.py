@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +36,12 @@ class Tokens:
         tokens: (n,) ids of the data files by RecBole's ids; index 0 is padding and stays at place 0.
 
     Example:
-        >>> tokens = Tokens(np.array(["[PAD]", "pear", "apple"]))
+        >>> tokens = Tokens(["[PAD]", "pear", "apple"])
         >>> tokens.ids, tokens.named(np.array(["pear", "fig"]))
         (array([0, 2, 1]), array([2, 0]))
     """
 
-    def __init__(self, tokens: np.ndarray) -> None:
+    def __init__(self, tokens: Sequence[str]) -> None:
         self.tokens = np.asarray(tokens).astype(str)
         self.ids = np.concatenate([[0], 1 + np.argsort(self.tokens[1:], kind="stable")])
         self.places = np.empty(len(self.ids), dtype=np.int64)
@@ -64,7 +65,7 @@ class Cases:
         user_tokens, item_tokens: tokens by RecBole's ids, padding first.
     """
 
-    def __init__(self, users, user_tokens: np.ndarray, item_tokens: np.ndarray) -> None:
+    def __init__(self, users, user_tokens: Sequence[str], item_tokens: Sequence[str]) -> None:
         self.items = Tokens(item_tokens)
         names = np.asarray(user_tokens).astype(str)[users.user_ids]
         self.rows = np.argsort(names, kind="stable")  # of one user's cases, the order of time stays

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from recbole.evaluator.register import Register
 from recbole_mm.errors import ConfigError, RecboleMMError
 from recbole_mm.evaluation.csr import CSR
 from recbole_mm.evaluation.rank_counting import count_above, count_at_least, rows_with_nan, scratch_for, top_columns
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
 
 RANKS = "rec.ranks"
 """Key of our own in the `DataStruct`: (nnz,) int64 rank of every positive, in the order of `EvalUsers.positives`."""
@@ -72,7 +75,7 @@ class RankingCollector:
 
     def __init__(
         self,
-        config: Any,
+        config: Config,
         *,
         item_num: int | None = None,
         user_num: int | None = None,

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,10 +22,13 @@ from recbole_mm.evaluation.csr import CSR
 from recbole_mm.evaluation.ranking import EvalUsers
 from recbole_mm.utils.files import read_parquet, write_parquet
 
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+
 FILE = "per_user.parquet"
 
 
-def per_user_values(config: Any, struct: DataStruct) -> dict[str, np.ndarray]:
+def per_user_values(config: Config, struct: DataStruct) -> dict[str, np.ndarray]:
     """Return the values (n,) float64 of every row, for every top-k metric and k of `config` (`ndcg@10`), and `gauc`.
 
     The values are those of RecBole's metric classes before they are averaged, so the mean of a column is the reported
@@ -84,7 +87,7 @@ def _hashes(tokens: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 
 def per_user_table(
-    config: Any, users: EvalUsers, struct: DataStruct, item_tokens: np.ndarray | None = None
+    config: Config, users: EvalUsers, struct: DataStruct, item_tokens: np.ndarray | None = None
 ) -> pa.Table:
     """Build a table with one row per ranked case, in the order of `users`.
 

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,10 @@ from recbole_mm.evaluation.sampled import SampledCandidates
 from recbole_mm.evaluation.scoring import Scorer
 from recbole_mm.utils.process_group import current_workers
 from recbole_mm.utils.progress import progress
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +67,7 @@ class EvalUsers:
     history: CSR | None
     user_ids: np.ndarray
     candidates: SampledCandidates | None = None
-    user_tokens: np.ndarray | None = None
+    user_tokens: Sequence[str] | np.ndarray | None = None
     _tidied: tuple[CSR, CSR | None, int] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -224,7 +228,7 @@ class RankingData:
     """
 
     users: EvalUsers
-    dataset: Any
+    dataset: MultimodalDataset
     mode: str = "full"
     train_counts: TrainCounts | None = None
     phase: str = "test"
@@ -233,7 +237,7 @@ class RankingData:
         return len(self.users)
 
     def rank(
-        self, model: nn.Module, config: Any, device: torch.device | str | None = None, show_progress: bool = False
+        self, model: nn.Module, config: Config, device: torch.device | str | None = None, show_progress: bool = False
     ) -> DataStruct:
         """`rank_users` with the settings of `config`: metrics, topk, eval_memory_mb, eval_batch_size, seed.
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.sampler import KGSampler, RepeatableSampler, Sampler
@@ -29,6 +28,7 @@ from recbole_mm.models.hooks import hooks_of
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +46,10 @@ class Splits:
     train: Iterable[Interaction]
     valid: Any
     test: Any
-    train_dataset: Dataset
+    train_dataset: MultimodalDataset
 
 
-def split(config: Config, dataset: Dataset, model_class: type, run_dir: Path | None = None) -> Splits:
+def split(config: Config, dataset: MultimodalDataset, model_class: type, run_dir: Path | None = None) -> Splits:
     """Split a loaded dataset by `eval_args` and build what training and evaluation iterate over.
 
     Args:
@@ -82,7 +82,7 @@ def split(config: Config, dataset: Dataset, model_class: type, run_dir: Path | N
     return Splits(train, evaluated[0], evaluated[1], built[0])
 
 
-def check_split(config: Config, dataset: Dataset, model_class: Any) -> None:
+def check_split(config: Config, dataset: MultimodalDataset, model_class: Any) -> None:
     """Check that a dataset can be trained on and tested, before anything is computed.
 
     Args:
@@ -111,7 +111,7 @@ def check_split(config: Config, dataset: Dataset, model_class: Any) -> None:
             raise DataError(f"{where} {_nothing_held_out(dataset, rows, phase)}")
 
 
-def _nothing_held_out(dataset: Dataset, rows: Rows, phase: int) -> str:
+def _nothing_held_out(dataset: MultimodalDataset, rows: Rows, phase: int) -> str:
     """Return the words for a split that leaves a phase empty, and what to do about it."""
     given = dataset.benchmark_filename_list
     if given:
@@ -124,7 +124,7 @@ def _nothing_held_out(dataset: Dataset, rows: Rows, phase: int) -> str:
     )
 
 
-def _check_trainable(config: Config, dataset: Dataset, targets: int, model_class: Any) -> None:
+def _check_trainable(config: Config, dataset: MultimodalDataset, targets: int, model_class: Any) -> None:
     where, label = f"dataset {dataset.dataset_name!r}", config["LABEL_FIELD"]
     if targets == 0:
         raise DataError(
@@ -156,7 +156,7 @@ def _only_positives(config: Config, model_class: Any) -> tuple[bool, bool, bool]
     return not _learns_from_labels(config, model_class), modes["valid"] != "labeled", modes["test"] != "labeled"
 
 
-def _positives(dataset: Dataset, part: Dataset) -> Dataset:
+def _positives(dataset: MultimodalDataset, part: MultimodalDataset) -> MultimodalDataset:
     """Return a part without the interactions that are labelled 0; those of the past stay in users' histories."""
     kept = dataset.rows.positive[part.own_rows]
     if kept.all():
@@ -165,7 +165,9 @@ def _positives(dataset: Dataset, part: Dataset) -> Dataset:
     return dataset.part(part.own_rows[kept])
 
 
-def _training_loader(config: Config, dataset: Dataset, train: Dataset, model_class: Any) -> Iterable[Interaction]:
+def _training_loader(
+    config: Config, dataset: MultimodalDataset, train: MultimodalDataset, model_class: Any
+) -> Iterable[Interaction]:
     hooks = hooks_of(model_class)
     if hooks.trains_on_full_sequences:
         return FullSequenceLoader(
@@ -195,7 +197,7 @@ def _training_loader(config: Config, dataset: Dataset, train: Dataset, model_cla
 
 
 def _ranking_data(
-    config: Config, built: list[Dataset], index: int, mode: str, phase: str, run_dir: Path | None
+    config: Config, built: list[MultimodalDataset], index: int, mode: str, phase: str, run_dir: Path | None
 ) -> RankingData | None:
     if len(built[index].inter_feat) == 0:
         return None
@@ -223,7 +225,7 @@ def _warn_repeated(users: EvalUsers, item_num: int) -> None:
         )
 
 
-def training_pairs(train: Dataset) -> tuple[np.ndarray, np.ndarray]:
+def training_pairs(train: MultimodalDataset) -> tuple[np.ndarray, np.ndarray]:
     """Return the users and items, both (M,) int64, of all training interactions that are positives.
 
     A sequence's first interaction, which is no target, is one of them.
@@ -233,7 +235,7 @@ def training_pairs(train: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return rows.users[mine], rows.items[mine]
 
 
-def sequential_cases(dataset: Dataset) -> EvalUsers:
+def sequential_cases(dataset: MultimodalDataset) -> EvalUsers:
     """Build one case per held-out row: its item is the positive, and the user's rows before it are the history."""
     rows, targets = dataset.rows, dataset.own_rows
     if dataset.benchmark_filename_list is None:
@@ -253,7 +255,7 @@ def sequential_cases(dataset: Dataset) -> EvalUsers:
     )
 
 
-def user_cases(dataset: Dataset, phase: int) -> EvalUsers:
+def user_cases(dataset: MultimodalDataset, phase: int) -> EvalUsers:
     """Build one case per user with held-out items in a phase: these are the positives, and the user's rows that are
     known by then are the history."""
     rows, known = dataset.rows, dataset.rows.known_at(phase)

@@ -17,11 +17,15 @@ value of another kind, is refused there.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import GeneralRecommender, SequentialRecommender
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
 
 
 class ModelHooks:
@@ -33,7 +37,7 @@ class ModelHooks:
     """What must be computed before the model is built; the dataset then has it as `inputs` (see `ModelInputs`)."""
 
     @classmethod
-    def requirements(cls, config: Any) -> tuple[str, ...]:
+    def requirements(cls, config: Config) -> tuple[str, ...]:
         """The same where settings decide. A good place to refuse settings that do not fit together: nothing costly has
         been computed yet."""
         return tuple(cls.requires)
@@ -43,7 +47,7 @@ class ModelHooks:
     (B, n_items); it and Pop are printed beside the result."""
 
     @classmethod
-    def build_prompt(cls, config: Any, dataset: Any, mllm: Any) -> Any:
+    def build_prompt(cls, config: Config, dataset: MultimodalDataset, mllm: Any) -> Any:
         """The prompt that an LLM is fine-tuned to answer; for classes that require `answering_mllm`.
 
         Args:
@@ -63,7 +67,7 @@ class ModelHooks:
     prefixes."""
 
     @classmethod
-    def wants_negatives(cls, config: Any) -> bool:
+    def wants_negatives(cls, config: Config) -> bool:
         """Whether those batches hold a sampled negative for each target."""
         return False
 
@@ -79,11 +83,11 @@ class ModelHooks:
         return False
 
     @classmethod
-    def only_pretrains(cls, config: Any) -> bool:
+    def only_pretrains(cls, config: Config) -> bool:
         """Whether the run ends where another one begins: it trains `pretrain_epochs` and never validates."""
         return False
 
-    def parameter_groups(self, config: Any) -> list[dict[str, Any]]:
+    def parameter_groups(self, config: Config) -> list[dict[str, Any]]:
         """The optimizer's groups, `{"params": [...], "lr": ...}`; every trainable parameter must be in one."""
         return [{"params": list(self.parameters())}]  # type: ignore[attr-defined]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import InputType
@@ -20,6 +22,10 @@ from recbole_mm.models.multimodal_graph import (
     user_item_adjacency,
 )
 
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
+
 
 class BM3(MultimodalRecommender):
     """LightGCN whose user, item and modality vectors are pulled together by cosine alone; it draws no negatives.
@@ -35,7 +41,7 @@ class BM3(MultimodalRecommender):
     input_type = InputType.POINTWISE
     supports_ddp = True
 
-    def __init__(self, config, dataset) -> None:
+    def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         if config["train_neg_sample_args"]["distribution"] != "none":
             raise ConfigError("BM3 learns from chosen items alone; set train_neg_sample_args to null (~)")

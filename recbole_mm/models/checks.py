@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from recbole_mm.errors import ConfigError
 
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
 
-def read_choice(config: Any, key: str, options: Sequence[str]) -> str:
+
+def read_choice(config: Config, key: str, options: Sequence[str]) -> str:
     """`config[key]`, one of `options`.
 
     Raises:
@@ -20,7 +23,7 @@ def read_choice(config: Any, key: str, options: Sequence[str]) -> str:
     return config[key]
 
 
-def read_whole(config: Any, key: str, low: int) -> int:
+def read_whole(config: Config, key: str, low: int) -> int:
     """`config[key]`, a whole number of at least `low`.
 
     Raises:
@@ -32,7 +35,7 @@ def read_whole(config: Any, key: str, low: int) -> int:
     return value
 
 
-def read_number(config: Any, key: str, low: float = 0.0, high: float = math.inf) -> float:
+def read_number(config: Config, key: str, low: float = 0.0, high: float = math.inf) -> float:
     """`config[key]`, a finite number from `low` to `high`, both included.
 
     Raises:
@@ -46,7 +49,7 @@ def read_number(config: Any, key: str, low: float = 0.0, high: float = math.inf)
     return float(value)
 
 
-def read_weights(config: Any, key: str, count: int) -> list[float]:
+def read_weights(config: Config, key: str, count: int) -> list[float]:
     """`config[key]`: a weight for each of `count` modalities, none negative, of sum 1.
 
     Raises:
@@ -61,7 +64,7 @@ def read_weights(config: Any, key: str, count: int) -> list[float]:
     return [float(value) for value in values]
 
 
-def read_flag(config: Any, key: str) -> bool:
+def read_flag(config: Config, key: str) -> bool:
     """`config[key]`, True or False.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.data.interaction import Interaction
@@ -15,6 +15,10 @@ from recbole_mm.errors import ConfigError
 from recbole_mm.models.full_sequence import FullSequenceMixin
 from recbole_mm.models.losses import softmax_loss
 from recbole_mm.models.whole_batch import Rows, shared_random, whole_batch
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
 
 SIMILARITIES = ("dot", "cos")
 PLACE = "place"
@@ -36,7 +40,7 @@ class FullSequenceDuoRec(FullSequenceMixin):
     - A sequence longer than `MAX_ITEM_LIST_LENGTH` is cut into windows, so a state may have read less of it.
     """
 
-    def __init__(self, config, dataset) -> None:
+    def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         self.partners.identity = (self.USER_ID,)
 
@@ -101,7 +105,7 @@ class DuoRec(SASRec):
     full_sequence_mixin = FullSequenceDuoRec
     supports_ddp = True
 
-    def __init__(self, config, dataset) -> None:
+    def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         self.lmd: float = config["lmd"]
         self.lmd_sem: float = config["lmd_sem"]

@@ -4,6 +4,7 @@ arXiv 2211.06924)."""
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,6 +28,10 @@ from recbole_mm.models.multimodal_graph import (
 from recbole_mm.models.propagating import Kept
 from recbole_mm.models.sparse import SparseMatrix
 
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
+
 
 class FREEDOM(MultimodalRecommender):
     """LightGCN over a user-item graph that is pruned anew for every epoch, plus a frozen graph of similar items.
@@ -45,7 +50,7 @@ class FREEDOM(MultimodalRecommender):
 
     supports_ddp = True
 
-    def __init__(self, config, dataset) -> None:
+    def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         width = read_whole(config, "embedding_size", 1)
         self.n_ui_layers, self.n_mm_layers = read_whole(config, "n_ui_layers", 0), read_whole(config, "n_mm_layers", 1)
@@ -63,7 +68,7 @@ class FREEDOM(MultimodalRecommender):
         self.projections = nn.ModuleList(nn.Linear(feature.shape[1], width) for feature in self.features())
         self._pruned = Kept()
 
-    def _mixed_item_graph(self, config, order: TokenOrder) -> csr_array:
+    def _mixed_item_graph(self, config: Config, order: TokenOrder) -> csr_array:
         k = read_whole(config, "knn_k", 1)
         weights = read_weights(config, "modality_weights", self.feature_count)
 

@@ -7,7 +7,7 @@ one; `hooks.full_sequence_class` derives a class that keeps them all while train
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.data.interaction import Interaction
@@ -19,11 +19,15 @@ from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.cross_entropy import linear_cross_entropy
 
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
+
 
 class Overlay:
     """A config with some keys replaced, as RecBole's model classes read it: `config[key]`, None where unknown."""
 
-    def __init__(self, config: Any, replaced: Mapping[str, Any]) -> None:
+    def __init__(self, config: Config, replaced: Mapping[str, Any]) -> None:
         self.config = config
         self.replaced = dict(replaced)
 
@@ -40,7 +44,7 @@ class FullSequenceMixin(SequentialRecommender):
     _keep_all_positions = False
 
     @classmethod
-    def wants_negatives(cls, config) -> bool:
+    def wants_negatives(cls, config: Config) -> bool:
         """Whether training batches must hold a negative for each target."""
         return config["loss_type"] == "BPR"
 
@@ -101,7 +105,7 @@ class FullSequenceFPMC(FullSequenceMixin):
 
     ignores_right_padding = True
 
-    def __init__(self, config, dataset) -> None:
+    def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         if config["loss_type"] not in ("BPR", "CE"):
             raise ConfigError(f"loss_type must be BPR or CE, not {config['loss_type']!r}")
         super().__init__(Overlay(config, {"loss_type": "BPR"}), dataset)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
 
 ENCODERS: dict[str, Any] = {
     "n_layers": 2,
@@ -25,7 +28,7 @@ ENCODERS: dict[str, Any] = {
 ACTIVATIONS = ("gelu", "relu", "swish", "tanh", "sigmoid")
 
 
-def read_map(config: Any, key: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def read_map(config: Config, key: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The map `config[key]` over its defaults.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -12,11 +12,14 @@ from torch import Tensor
 from recbole_mm.graph import TokenOrder, refined_graph, similarity_graph
 from recbole_mm.models.checks import read_choice, read_number, read_whole
 
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+
 ITEM_GRAPHS = ("own", "refined")
 
 
 def read_item_graphs(
-    config: Any,
+    config: Config,
     order: TokenOrder,
     features: Sequence[Tensor],
     users: Tensor,

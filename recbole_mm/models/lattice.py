@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
@@ -23,6 +25,10 @@ from recbole_mm.models.multimodal_graph import (
 )
 from recbole_mm.models.propagating import Kept
 from recbole_mm.models.sparse import SparseMatrix
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
 
 BACKBONES = ("lightgcn", "mf")
 GRADIENTS = ("every_batch", "first_batch")
@@ -50,7 +56,7 @@ class LATTICE(MultimodalRecommender):
 
     supports_ddp = True
 
-    def __init__(self, config, dataset) -> None:
+    def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         width, feature_width = read_whole(config, "embedding_size", 1), read_whole(config, "feature_embedding_size", 1)
         self.backbone = read_choice(config, "backbone", BACKBONES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.reasoning.settings import DEFAULT_DOMAIN
@@ -10,6 +10,10 @@ from recbole_mm.llm.encode import DEFAULT_TEXT_TOKENS
 from recbole_mm.llm.model import MLLM
 from recbole_mm.models.answering.model import AnsweringRecommender
 from recbole_mm.models.answering.prompts import PreferencePrompt
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
 
 
 class MLLMMSR(AnsweringRecommender):
@@ -24,13 +28,13 @@ class MLLMMSR(AnsweringRecommender):
     """
 
     @classmethod
-    def told_by(cls, config) -> tuple[str, ...]:
+    def told_by(cls, config: Config) -> tuple[str, ...]:
         """Texts of items and users, as far as they are told."""
         texts = ("item_texts",) if "text" in config["modalities"] else ()
         return texts if config["preference"] == "none" else (*texts, "user_preferences")
 
     @classmethod
-    def build_prompt(cls, config: Any, dataset: Any, mllm: MLLM) -> PreferencePrompt:
+    def build_prompt(cls, config: Config, dataset: MultimodalDataset, mllm: MLLM) -> PreferencePrompt:
         """The preference, then the candidate's image and text."""
         if not config["modalities"]:
             raise ConfigError("MLLM-MSR shows images and texts: keep one of them among the modalities")

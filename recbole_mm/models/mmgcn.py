@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from recbole.data.interaction import Interaction
@@ -21,6 +21,10 @@ from recbole_mm.models.multimodal_graph import (
 )
 from recbole_mm.models.sparse import SparseMatrix
 
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
+
 COMBINATIONS = ("concat", "elementwise")
 
 
@@ -35,7 +39,7 @@ class MMGCN(MultimodalRecommender):
 
     supports_ddp = True
 
-    def __init__(self, config, dataset) -> None:
+    def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         width = read_whole(config, "embedding_size", 1)
         n_layers = read_whole(config, "n_layers", 1)

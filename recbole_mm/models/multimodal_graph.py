@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,13 +16,17 @@ from recbole_mm.models.propagating import PropagatingRecommender
 from recbole_mm.models.sparse import SparseMatrix
 from recbole_mm.models.whole_batch import whole_batch
 
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
+
 FEATURE_NORMALIZATIONS = ("none", "l2", "standard")
 
 
 # ------------------------------------------------------------------------------------------------------------ settings
 
 
-def read_features(config: Any, dataset: Any) -> list[Tensor]:
+def read_features(config: Config, dataset: MultimodalDataset) -> list[Tensor]:
     """The features that `content_features` names, normalised as `feature_normalization` says.
 
     Returns:
@@ -50,7 +54,7 @@ def read_features(config: Any, dataset: Any) -> list[Tensor]:
 # -------------------------------------------------------------------------------------------------------------- graphs
 
 
-def training_pairs(dataset: Any) -> tuple[Tensor, Tensor]:
+def training_pairs(dataset: MultimodalDataset) -> tuple[Tensor, Tensor]:
     """Distinct (user, item) pairs of the training dataset, int64 (E,) each, by user and then item."""
     matrix = dataset.inter_matrix(form="coo")
     keys = np.unique(matrix.row.astype(np.int64) * matrix.shape[1] + matrix.col)
@@ -117,7 +121,7 @@ class MultimodalRecommender(PropagatingRecommender):
         feature_count: number of features; `feature(m)` is the m-th of `content_features`, (n_items, d_m).
     """
 
-    def __init__(self, config, dataset) -> None:
+    def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         features = read_features(config, dataset)
         self.feature_count = len(features)

@@ -7,16 +7,22 @@ the ranker that every result is held against; this one counts every training int
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from recbole.data.interaction import Interaction
 from recbole.model.general_recommender import pop as upstream
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
+
 
 class Pop(upstream.Pop):
     """RecBole's Pop with its counting mended."""
 
-    def __init__(self, config, dataset) -> None:
+    def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         self.label_field = config["LABEL_FIELD"]
 

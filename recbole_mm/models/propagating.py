@@ -12,7 +12,7 @@ In evaluation the vectors are computed once and kept until a weight changes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.data.interaction import Interaction
@@ -20,6 +20,10 @@ from recbole.utils import InputType
 from torch import Tensor
 
 from recbole_mm.models.base import GeneralModel
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
 
 
 class Kept:
@@ -40,7 +44,7 @@ class PropagatingRecommender(GeneralModel, ABC):
 
     input_type = InputType.PAIRWISE
 
-    def __init__(self, config, dataset) -> None:
+    def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         self._kept = Kept()
 

@@ -7,12 +7,15 @@ sigmoid, an attention per item) have none. Tests hold every row to what RecBole'
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import normalize, relu
 
 from recbole_mm.models.full_sequence import FullSequenceFPMC, FullSequenceMixin
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
 
 Answers = Mapping[str, Any]
 """Name of a hook -> its value, or the function that stands for the method."""
@@ -93,7 +96,7 @@ def _sgl_items(model: Any) -> torch.Tensor:
     return model.restore_item_e
 
 
-def _only_pretrains(config: Any) -> bool:
+def _only_pretrains(config: Config) -> bool:
     """S3Rec and RaCT train in runs that go on from one another; all but the last only prepare."""
     return config["train_stage"] != "finetune"
 

@@ -8,7 +8,7 @@ model's order.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,10 @@ from torch import Tensor
 from recbole_mm.data.splits import TRAIN
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.base import RerankingModel
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
 
 SCORES_AT_ONCE = 1 << 23
 """Scores of the cheap model that are held at once: 64 MB."""
@@ -38,7 +42,7 @@ class RerankingRecommender(RerankingModel):
     known_items: Tensor
     known_offsets: Tensor
 
-    def __init__(self, config, dataset) -> None:
+    def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         self.rerank_k: int | None = config["rerank_k"]
         if self.rerank_k is not None and self.rerank_k < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from recbole.model.sequential_recommender.sasrec import SASRec
@@ -12,6 +13,10 @@ from torch.nn import functional as F
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.full_sequence import FullSequenceMixin
 from recbole_mm.models.layers import standardise
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
 
 NORMALIZATIONS = ("standard", "none")
 
@@ -27,7 +32,7 @@ class SASRecContent(FullSequenceMixin, SASRec):
             `item_normalization` is unknown.
     """
 
-    def __init__(self, config, dataset) -> None:
+    def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         names = config["content_features"]
         if not names:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +15,10 @@ from recbole_mm.llm.model import MLLM
 from recbole_mm.models.answering.model import AnsweringRecommender
 from recbole_mm.models.answering.prompts import TitlesPrompt
 from recbole_mm.models.titles import read_titles
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
 
 
 class TALLRec(AnsweringRecommender):
@@ -28,7 +32,7 @@ class TALLRec(AnsweringRecommender):
     """
 
     @classmethod
-    def build_prompt(cls, config: Any, dataset: Any, mllm: MLLM) -> TitlesPrompt:
+    def build_prompt(cls, config: Config, dataset: MultimodalDataset, mllm: MLLM) -> TitlesPrompt:
         """Titles of the history, then the candidate's."""
         if "text" not in config["modalities"]:
             raise ConfigError("TALLRec reads titles: keep text among the modalities")
@@ -44,7 +48,7 @@ class TALLRec(AnsweringRecommender):
         )
 
 
-def likes_of(dataset: Any, field: str, least: float) -> Callable[[int, int], bool]:
+def likes_of(dataset: MultimodalDataset, field: str, least: float) -> Callable[[int, int], bool]:
     """Who likes what, by a column of ratings.
 
     An item that a user has rated several times counts as when it was first rated: what comes later may be held out.

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
 from recbole_mm.models.checks import read_number, read_whole
 from recbole_mm.models.multimodal_graph import MultimodalRecommender, bpr_loss, embedding_table, squared_length
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
 
 
 class VBPR(MultimodalRecommender):
@@ -24,7 +30,7 @@ class VBPR(MultimodalRecommender):
 
     supports_ddp = True
 
-    def __init__(self, config, dataset) -> None:
+    def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         width, content_width = (read_whole(config, key, 1) for key in ("embedding_size", "content_embedding_size"))
         self.reg_weight = read_number(config, "reg_weight")

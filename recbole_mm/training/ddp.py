@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from recbole_mm.training.loop import LossSum
 from recbole_mm.training.tracking import TensorBoard
 from recbole_mm.training.trainer import TrainerMixin
 from recbole_mm.utils.process_group import current_workers
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
 
 ONE = "; train it with train_workers: 1"
 
@@ -61,7 +64,7 @@ class WorkerTrainer(TrainerMixin):
 
     tensorboard: TensorBoard
 
-    def __init__(self, config: Any, model: nn.Module, run_dir: PathLike) -> None:
+    def __init__(self, config: Config, model: nn.Module, run_dir: PathLike) -> None:
         workers = current_workers()
         assert workers is not None
         self.workers = workers
@@ -273,7 +276,7 @@ class OwnStream:
 # -------------------------------------------------------------------------------------------------- supported models
 
 
-def check_supported(config: Any, model_class: type) -> None:
+def check_supported(config: Config, model_class: type) -> None:
     """Make sure that several workers can train a model.
 
     A class declares it by `supports_ddp = True` (see `models/base.py`), `models/recbole_models.py` for RecBole's.

@@ -9,7 +9,7 @@ The run folder receives `model.safetensors`, `checkpoint.safetensors` (see `savi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from recbole.trainer import NCLTrainer, Trainer
 from recbole.utils import ModelType, get_trainer
@@ -22,8 +22,11 @@ from recbole_mm.training.loop import NCLTrainingLoop, TrainingLoop
 from recbole_mm.training.trainer import TrainerMixin
 from recbole_mm.utils.process_group import current_workers
 
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
 
-def make_trainer(config: Any, model: nn.Module, run_dir: PathLike) -> TrainerMixin:
+
+def make_trainer(config: Config, model: nn.Module, run_dir: PathLike) -> TrainerMixin:
     """Returns a trainer of `model` that writes into `run_dir`: RecBole's trainer class for it, without its pickles.
 
     In a process that is one of several workers, the trainer trains together with those of the other workers.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from recbole_mm.training.checkpoint import swapped
 from recbole_mm.training.schedule import LearningRateSchedule
 from recbole_mm.training.tracking import TensorBoard, check_wandb
 from recbole_mm.utils.progress import progress
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +167,7 @@ class TrainingLoop(Trainer):
     run_dir: Path
     """Set by the subclass, since RecBole's trainer classes in between pass on (config, model) only."""
 
-    def __init__(self, config: Any, model: nn.Module) -> None:
+    def __init__(self, config: Config, model: nn.Module) -> None:
         check_wandb(config)
         self.hooks = hooks_of(type(model))
         self.timings: dict[str, float] = {

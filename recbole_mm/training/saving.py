@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -30,6 +30,9 @@ from recbole_mm.training.state import (
     model_tree,
 )
 from recbole_mm.utils.files import atomic_write, make_folder
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +58,7 @@ class SavingLoop(TrainingLoop):
         best_epoch: the epoch whose weights `model.safetensors` holds; -1 before there is any.
     """
 
-    def __init__(self, config: Any, model: nn.Module) -> None:
+    def __init__(self, config: Config, model: nn.Module) -> None:
         super().__init__(config, model)
         self.saved_model_file = self.run_dir / WEIGHTS
         self.checkpoint_file = self.run_dir / CHECKPOINT

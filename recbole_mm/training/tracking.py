@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from recbole_mm.errors import ConfigError
 from recbole_mm.utils.files import disk_errors, disk_reason
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
 
 
 class TensorBoard:
@@ -102,7 +105,7 @@ class _QuietThreads:
             threading.excepthook = self._before
 
 
-def check_wandb(config: Any) -> None:
+def check_wandb(config: Config) -> None:
     """Check that the package that `log_wandb: True` needs is installed.
 
     Raises:

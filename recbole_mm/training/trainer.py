@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.data.dataloader import AbstractDataLoader
@@ -26,6 +26,9 @@ from recbole_mm.training.state import interrupts_held, load_weights
 from recbole_mm.utils.log import COMPACT, LONG
 from recbole_mm.utils.progress import duration
 
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+
 logger = logging.getLogger(__name__)
 
 Callback = Callable[[int, float], None]
@@ -42,7 +45,7 @@ class TrainerMixin(SavingLoop):
     The attributes of `SavingLoop` and of RecBole's `Trainer` are inherited.
     """
 
-    def __init__(self, config: Any, model: nn.Module, run_dir: PathLike) -> None:
+    def __init__(self, config: Config, model: nn.Module, run_dir: PathLike) -> None:
         self.run_dir = Path(run_dir)
         super().__init__(config, model)
         self.checkpoint_every = config["checkpoint_every"] or 1

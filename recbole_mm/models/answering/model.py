@@ -6,7 +6,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ from recbole_mm.llm.texts.generator import Request
 from recbole_mm.llm.texts.yes_no import parse_yes_no
 from recbole_mm.models.answering.asking import PromptBlocks
 from recbole_mm.models.reranking import RerankingRecommender
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +60,7 @@ class AnsweringRecommender(RerankingRecommender):
     has_first_stage = True
     answers_any = True
 
-    def __init__(self, config, dataset) -> None:
+    def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         self.batch_tokens: int = config["answer_batch_tokens"]
         if self.batch_tokens < 1:
@@ -73,7 +77,7 @@ class AnsweringRecommender(RerankingRecommender):
             self.reader = AnswerReader.of(dataset.inputs.mllm, self.prompt.tail).requires_grad_(False)
 
     @classmethod
-    def requirements(cls, config) -> tuple[str, ...]:
+    def requirements(cls, config: Config) -> tuple[str, ...]:
         """What the prompt tells, and who answers.
 
         Raises:
@@ -86,13 +90,13 @@ class AnsweringRecommender(RerankingRecommender):
         return (*cls.told_by(config), "answering_mllm" if config["answers"] == SCORED else "answer_writer")
 
     @classmethod
-    def told_by(cls, config) -> tuple[str, ...]:
+    def told_by(cls, config: Config) -> tuple[str, ...]:
         """What the prompt needs from the dataset."""
         return ()
 
     @classmethod
     @abstractmethod
-    def build_prompt(cls, config: Any, dataset: Any, mllm: MLLM) -> WordedPrompt:
+    def build_prompt(cls, config: Config, dataset: MultimodalDataset, mllm: MLLM) -> WordedPrompt:
         """What is asked; for fine-tuning as well, on the dataset before it is split.
 
         Args:

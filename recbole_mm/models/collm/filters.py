@@ -7,7 +7,7 @@ sequences that CoLLM gets, with its own loss.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.data.interaction import Interaction
@@ -20,6 +20,10 @@ from recbole_mm.errors import ConfigError
 from recbole_mm.models.full_sequence import Overlay
 from recbole_mm.models.hooks import full_sequence_class
 from recbole_mm.models.hyper import ENCODERS, check_encoder, read_map
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
 
 PAIRWISE: dict[str, type] = {"MF": BPR, "LightGCN": LightGCN}
 SEQUENTIAL: dict[str, type] = {"SASRec": SASRec, "GRU4Rec": GRU4Rec, "FPMC": FPMC}
@@ -101,7 +105,7 @@ class SequentialFilter(CollaborativeFilter):
         return self.model.prefix_states(batch)
 
 
-def build_filter(config: Any, dataset: Any) -> CollaborativeFilter:
+def build_filter(config: Config, dataset: MultimodalDataset) -> CollaborativeFilter:
     """The model named by `cf_model`, untrained.
 
     Args:

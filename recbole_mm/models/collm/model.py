@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ from recbole_mm.models.lora import LORA, with_lora
 from recbole_mm.models.reranking import RerankingRecommender
 from recbole_mm.models.titles import read_titles
 from recbole_mm.models.whole_batch import Rows, shared_random, whole_batch
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +63,7 @@ class CoLLM(RerankingRecommender):
     requires = ("mllm_with_head",)
     stage: Tensor
 
-    def __init__(self, config, dataset) -> None:
+    def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         self.cf_epochs: int = config["cf_epochs"]
         self.lora_epochs: int = config["lora_epochs"]
@@ -84,7 +88,7 @@ class CoLLM(RerankingRecommender):
         self.mapper = VectorMapper(self.filter.dimension, mllm.hidden_size, config["mapper_times"])
         self.register_buffer("stage", torch.tensor(FILTER))
 
-    def _check(self, config) -> None:
+    def _check(self, config: Config) -> None:
         if "text" not in config["modalities"]:
             raise ConfigError("CoLLM reads titles: keep text among the modalities")
         for key, least in (("cf_epochs", 0), ("lora_epochs", 0), ("answer_batch_tokens", 1), ("mapper_times", 1)):
@@ -112,7 +116,7 @@ class CoLLM(RerankingRecommender):
             )
 
     @classmethod
-    def wants_negatives(cls, config) -> bool:
+    def wants_negatives(cls, config: Config) -> bool:
         """Training batches must hold a negative for each target: the one that is answered with No."""
         return True
 
@@ -149,7 +153,7 @@ class CoLLM(RerankingRecommender):
         lora = [weight for name, weight in self.reader.named_parameters() if LORA in name]
         return list(self.filter.parameters()), lora, list(self.mapper.parameters())
 
-    def parameter_groups(self, config) -> list[dict[str, Any]]:
+    def parameter_groups(self, config: Config) -> list[dict[str, Any]]:
         """A learning rate for each stage. An optimizer gets the parts of all stages, in whichever it is made."""
         rates = (config["learning_rate"], config["lora_learning_rate"], config["mapper_learning_rate"])
         groups = [{"params": weights, "lr": rate} for weights, rate in zip(self._parts(), rates)]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from recbole.data.interaction import Interaction
@@ -18,6 +19,10 @@ from recbole_mm.models.hllm.llms import ItemLLM, UserLLM, content_groups, decode
 from recbole_mm.models.hllm.loss import PROBED_TARGETS, CollapseWatch, alike_share, exclude_similar, shared_infonce
 from recbole_mm.models.molar.items import ContentItems
 from recbole_mm.models.whole_batch import Rows, shared_random
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
 
 CHOICES = {
     "item_llm_tuning": ("frozen", "full"),
@@ -50,7 +55,7 @@ class HLLM(SequentialModel):
     ignores_right_padding = True
     content_group: Tensor
 
-    def __init__(self, config, dataset) -> None:
+    def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         check_settings(config)
         self.shared_negatives: int = config["shared_negatives"]
@@ -78,17 +83,17 @@ class HLLM(SequentialModel):
         self._table = ItemTable()
 
     @classmethod
-    def requirements(cls, config) -> tuple[str, ...]:
+    def requirements(cls, config: Config) -> tuple[str, ...]:
         """What the dataset must bring: vectors of a frozen item LLM, or the words that a trained one reads."""
         check_settings(config)
         return ("mllm", "item_text_vectors" if config["item_llm_tuning"] == "frozen" else "item_tokens")
 
     @classmethod
-    def wants_negatives(cls, config) -> bool:
+    def wants_negatives(cls, config: Config) -> bool:
         """No: the negatives are the batch's, not the targets'."""
         return False
 
-    def parameter_groups(self, config) -> list[dict]:
+    def parameter_groups(self, config: Config) -> list[dict]:
         """A trained item LLM at `item_llm_learning_rate`, everything else at `learning_rate`."""
         if config["item_llm_tuning"] == "frozen":
             return [{"params": list(self.parameters())}]
@@ -196,7 +201,7 @@ class ItemTable:
     vectors: Tensor | None = None
 
 
-def check_settings(config) -> None:
+def check_settings(config: Config) -> None:
     """Check the model's own settings.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +18,10 @@ from recbole_mm.models.mllmrec.settings import check_settings
 from recbole_mm.models.multimodal_graph import bpr_loss, light_propagation, training_pairs, user_item_adjacency
 from recbole_mm.models.propagating import PropagatingRecommender
 from recbole_mm.models.sparse import SparseMatrix
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +44,7 @@ class MLLMRec(PropagatingRecommender):
     user_inputs: Tensor
     item_inputs: Tensor
 
-    def __init__(self, config, dataset) -> None:
+    def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         check_settings(config)
         users = dataset.inter_feat[self.USER_ID].numpy()
@@ -56,7 +61,7 @@ class MLLMRec(PropagatingRecommender):
             self.user_item_graph = user_item_adjacency(*pairs, self.n_users, self.n_items, self.device)
 
     @classmethod
-    def requirements(cls, config) -> tuple[str, ...]:
+    def requirements(cls, config: Config) -> tuple[str, ...]:
         """What the dataset must bring; without reasoning nobody writes a profile."""
         check_settings(config)
         return ("item_text_features", "user_profiles") if config["reasoning"] else ("item_text_features",)
@@ -80,7 +85,9 @@ class MLLMRec(PropagatingRecommender):
         logger.info("item graph: %d edges; %d of %d items have none", graph.nnz, alone, self.n_items - 1)
         return graph
 
-    def _user_inputs(self, config, dataset, fused: np.ndarray, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+    def _user_inputs(
+        self, config: Config, dataset: MultimodalDataset, fused: np.ndarray, users: np.ndarray, items: np.ndarray
+    ) -> np.ndarray:
         means = mean_of_items(fused, users, items, self.n_users)
         if not config["reasoning"]:
             return means

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from recbole_mm.models.checks import read_flag, read_number, read_whole
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
 
 FLAGS = ("reasoning", "denoise", "co_occur", "drop_identical", "gcn_ui")
 WHOLE = {"similar_k": 1, "co_k": 1, "n_layers": 0, "gcn_ui_layers": 1, "embedding_size": 1}
 """Whole numbers and the least that each may be."""
 
 
-def check_settings(config: Any) -> None:
+def check_settings(config: Config) -> None:
     """Check every key that decides what the model computes.
 
     Raises:

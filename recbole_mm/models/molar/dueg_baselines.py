@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.model.layers import TransformerEncoder
@@ -22,6 +22,10 @@ from recbole_mm.errors import ConfigError
 from recbole_mm.models.hyper import ENCODERS, check_encoder, read_map
 from recbole_mm.models.lora import with_lora
 from recbole_mm.models.molar.dueg import TextStackDUEG
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
 
 DEFAULTS = {**ENCODERS, "hidden_dropout_prob": 0.2, "attn_dropout_prob": 0.2}
 LORA_DEFAULTS = {"r": 16, "alpha": 32, "dropout": 0.05, "targets": None}
@@ -128,7 +132,7 @@ class MarkovDUEG(nn.Module):
         return self.users(users) + self.step(items[torch.arange(len(items), device=items.device), lengths - 1])
 
 
-def decoder_dueg(config: Any, mllm: Any, hidden_size: int) -> TextStackDUEG:
+def decoder_dueg(config: Config, mllm: Any, hidden_size: int) -> TextStackDUEG:
     """The MLLM's decoder as user model, `dueg_tuning` deciding what of it is trained.
 
     Raises:
@@ -141,7 +145,7 @@ def decoder_dueg(config: Any, mllm: Any, hidden_size: int) -> TextStackDUEG:
     return TextStackDUEG(stack, hidden_size, tuning)
 
 
-def build_dueg(config: Any, dataset: Any, hidden_size: int) -> nn.Module:
+def build_dueg(config: Config, dataset: MultimodalDataset, hidden_size: int) -> nn.Module:
     """The user model that `dueg` names: the MLLM's decoder, or one of section 4.3 with the sizes of `dueg_config`.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from recbole.model.sequential_recommender import FPMC, GRU4Rec, SASRec
 from torch import Tensor
@@ -13,6 +13,10 @@ from recbole_mm.models.duorec import DuoRec
 from recbole_mm.models.full_sequence import Overlay
 from recbole_mm.models.hooks import full_sequence_class
 from recbole_mm.models.hyper import ENCODERS, check_encoder, read_map
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
 
 ID_MODELS = {"SASRec": SASRec, "GRU4Rec": GRU4Rec, "FPMC": FPMC, "DuoRec": DuoRec}
 TRAININGS = ("joint", "pretrained")
@@ -44,7 +48,7 @@ class FinishedRun(Protocol):
     weights: Mapping[str, Tensor]
 
 
-def build_id_model(config: Any, dataset: Any, hidden_size: int) -> Any:
+def build_id_model(config: Config, dataset: MultimodalDataset, hidden_size: int) -> Any:
     """RecBole's own model class, or DuoRec, in the form that gives its state after every prefix of a sequence.
 
     "With an embedding dimension same as the MIRM" (4.1.2): states have `hidden_size` numbers. FPMC's state is the
@@ -80,7 +84,7 @@ def build_id_model(config: Any, dataset: Any, hidden_size: int) -> Any:
     return _built(config, dataset, name, settings)
 
 
-def build_trained_id_model(config: Any, dataset: Any, run: FinishedRun) -> Any:
+def build_trained_id_model(config: Config, dataset: MultimodalDataset, run: FinishedRun) -> Any:
     """The ID model of a finished run as `build_id_model` gives it, with that run's sizes and weights.
 
     Raises:
@@ -97,12 +101,12 @@ def build_trained_id_model(config: Any, dataset: Any, run: FinishedRun) -> Any:
     return model
 
 
-def _built(config: Any, dataset: Any, name: str, settings: Mapping[str, Any]) -> Any:
+def _built(config: Config, dataset: MultimodalDataset, name: str, settings: Mapping[str, Any]) -> Any:
     if name in ("SASRec", "DuoRec"):
         check_encoder("id_model_config", settings["hidden_size"], settings)
     return full_sequence_class(ID_MODELS[name])(Overlay(config, settings), dataset)
 
 
-def wants_negatives(config: Any) -> bool:
+def wants_negatives(config: Config) -> bool:
     """Whether the ID model's own loss compares each target with a negative."""
     return read_map(config, "id_model_config", DEFAULTS)["loss_type"] == "BPR"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,15 @@ from torch import Tensor, nn
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.layers import standardise
 
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
+
 MIRM = "mllm"
 """The entry of `item_sources` that stands for the MIRM's vectors, Eq. (1)."""
 
 
-def item_sources(config: Any) -> list[str]:
+def item_sources(config: Config) -> list[str]:
     """The names in `item_sources`, checked.
 
     Raises:
@@ -56,7 +60,7 @@ class ContentItems(nn.Module):
         self.projection = build_projection(projection, self.vectors.shape[1], width)
 
     @classmethod
-    def from_dataset(cls, config: Any, dataset: Any, width: int) -> ContentItems:
+    def from_dataset(cls, config: Config, dataset: MultimodalDataset, width: int) -> ContentItems:
         """Those that `item_sources` names: `dataset.inputs.item_vectors` and `dataset.item_feature(name)`.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.data.interaction import Interaction
@@ -21,6 +21,10 @@ from recbole_mm.models.molar import id_model as id_models
 from recbole_mm.models.molar.dueg_baselines import build_dueg
 from recbole_mm.models.molar.items import MIRM, ContentItems, item_sources
 from recbole_mm.models.whole_batch import shared_random, whole_batch
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
+    from recbole_mm.data.dataset import MultimodalDataset
 
 CHOICES = {
     "rec_loss": ("bce", "ce", "sampled_softmax"),
@@ -69,7 +73,7 @@ class Molar(SequentialModel):
     dueg: Any
     id_model: Any
 
-    def __init__(self, config, dataset) -> None:
+    def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         check_choices(config)
         self.rec_loss: str = config["rec_loss"]
@@ -104,7 +108,7 @@ class Molar(SequentialModel):
             self.id_to_content = nn.Linear(width, hidden, bias=False)
 
     @classmethod
-    def requirements(cls, config) -> tuple[str, ...]:
+    def requirements(cls, config: Config) -> tuple[str, ...]:
         """What must be on the dataset for these settings: the MLLM is not loaded where nothing reads it.
 
         Raises:
@@ -119,7 +123,7 @@ class Molar(SequentialModel):
         return tuple(name for name, needed in needs.items() if needed)
 
     @classmethod
-    def wants_negatives(cls, config) -> bool:
+    def wants_negatives(cls, config: Config) -> bool:
         """Whether training batches must hold a negative for each target (Appendix B: 1:1)."""
         return config["rec_loss"] == "bce" or id_models.wants_negatives(config)
 
@@ -257,7 +261,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def check_choices(config: Any) -> None:
+def check_choices(config: Config) -> None:
     """Check the keys of `CHOICES`, and that those about the ID model fit together.
 
     Raises:
@@ -292,7 +296,7 @@ def check_choices(config: Any) -> None:
             )
 
 
-def content_width(config: Any, dataset: Any) -> int:
+def content_width(config: Config, dataset: MultimodalDataset) -> int:
     """h: width of E_u and of what it is scored against, that of the MLLM unless `hidden_size` says otherwise.
 
     Raises:
