@@ -397,10 +397,10 @@ def test_a_row_that_fails_ends_nothing_and_is_tried_again(experiment, where, run
 def test_an_interrupted_grid_goes_on_where_it_stopped(experiment, where, runs, monkeypatch, capsys):
     train = pipeline._train_and_test
 
-    def interrupted(config, run_dir):
+    def interrupted(config, *others):
         if config["model"] == "BPR":
             raise KeyboardInterrupt
-        return train(config, run_dir)
+        return train(config, *others)
 
     monkeypatch.setattr(pipeline, "_train_and_test", interrupted)
     monkeypatch.setattr(grid_module, "failure", lambda status, log: pytest.fail("unreachable") if status != 130 else "")

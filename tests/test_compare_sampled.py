@@ -15,8 +15,8 @@ from recbole_mm.experiments.compare.experiment import load_experiment
 from recbole_mm.experiments.compare.plan import plan_rows
 from recbole_mm.experiments.compare.summary import TableRow, summarize
 from recbole_mm.experiments.compare.table import to_csv, to_latex, to_markdown
-from recbole_mm.runs.first_stage import companion
 from recbole_mm.runs.folder import first_run_dir, read_result
+from recbole_mm.runs.needed import needed_runs
 from tests.conftest import write_toy
 
 METRICS = ["GAUC", "Hit@5", "MRR@5"]
@@ -176,8 +176,9 @@ def test_the_first_stage_is_the_row_beside_it(tmp_path):
     alone, reranked = (
         next(entry for entry in planned if entry.row.name == name).config(0, 1) for name in ("SASRec", "MLLM-MSR")
     )
-    changes = {**reranked["first_stage_config"], **SMALL}
-    assert companion(reranked, reranked["first_stage"], changes, tmp_path) == first_run_dir(alone)
+    reranked["first_stage_config"] = {**reranked["first_stage_config"], **SMALL}
+    first, _ = needed_runs(reranked)
+    assert first_run_dir(first.config) == first_run_dir(alone)
 
 
 def test_positives_are_alike_for_all_rows(tmp_path):

@@ -21,7 +21,7 @@ from recbole_mm.data.splits import TRAIN, Split
 from recbole_mm.evaluation.scoring import Scorer
 from recbole_mm.models.hooks import hooks_of
 from recbole_mm.runs.profiling import Stages
-from recbole_mm.runs.run import assemble
+from recbole_mm.runs.run import assemble, open_needed
 from recbole_mm.training.checkpoint import load_tree
 from recbole_mm.training.factory import make_trainer
 from tests.conftest import KNOWLEDGE, TOY_FEATURES, TOY_SETTINGS, write_toy
@@ -186,7 +186,7 @@ def scores(outcome) -> torch.Tensor:
 @pytest.mark.parametrize("variant", variants(name for name in MODELS if name not in (*TUNED_BEFORE, *COUNTED)))
 def test_loss_falls(variant, settings, tmp_path, toy_config):
     config = toy_config(variant.split()[0], **{k: v for k, v in settings.items() if k in {**QUICK, **MODELS[variant]}})
-    assembled = assemble(config, tmp_path, Stages())
+    assembled = assemble(config, tmp_path, Stages(), open_needed(config, tmp_path))
     trainer = make_trainer(config, assembled.model, tmp_path)
     losses = [trainer._train_epoch(assembled.splits.train, epoch) for epoch in range(15)]
     losses = [sum(loss) if isinstance(loss, tuple) else loss for loss in losses]
@@ -196,7 +196,7 @@ def test_loss_falls(variant, settings, tmp_path, toy_config):
 @pytest.mark.parametrize("variant", variants(TUNED_BEFORE))
 def test_what_was_tuned_before_is_not_trained(variant, settings, tmp_path, toy_config):
     config = toy_config(variant.split()[0], **{k: v for k, v in settings.items() if k in {**QUICK, **MODELS[variant]}})
-    assembled = assemble(config, tmp_path, Stages())
+    assembled = assemble(config, tmp_path, Stages(), open_needed(config, tmp_path))
     assert not any(weight.requires_grad for weight in assembled.model.parameters())
     trainer = make_trainer(config, assembled.model, tmp_path)
 

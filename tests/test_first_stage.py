@@ -13,16 +13,16 @@ from recbole.data.interaction import Interaction
 from recbole.utils import InputType
 
 import recbole_mm
-from recbole_mm.data.dataset import create_dataset
+from recbole_mm.config.resolved import Config
+from recbole_mm.data.dataset import FlatDatasetMixin, create_dataset
+from recbole_mm.data.sharing import Datasets
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.csr import CSR
 from recbole_mm.evaluation.splits import split
 from recbole_mm.models.reranking import RerankingRecommender
-from recbole_mm.runs import first_stage
 from recbole_mm.runs import folder as run_folder
 from recbole_mm.runs import run as pipeline
-from recbole_mm.runs.first_stage import companion, open_first_stage, results_beside
-from recbole_mm.runs.profiling import Stages
+from recbole_mm.runs.needed import Role, needed_runs
 from recbole_mm.utils.files import read_json, write_json
 from tests.conftest import write_toy
 
@@ -76,6 +76,17 @@ def outer(settings):
     return folder
 
 
+@pytest.fixture
+def first_run(config, outer):
+    """`first_run(model, settings, **changed)`: folder of the first stage, made now if it is not there."""
+
+    def folder(model: str = "SASRec", settings: dict = QUICK, **changed) -> Path:
+        wanted = config(first_stage=model, first_stage_config=settings, **changed)
+        return pipeline.open_needed(wanted, outer, beside=False).inputs["first_stage"].folder
+
+    return folder
+
+
 def cases(config) -> Interaction:
     """The test cases of a sequential model."""
     phases = split(config, create_dataset(config), Echo)
@@ -89,12 +100,12 @@ def cases(config) -> Interaction:
 def test_scores_are_the_models_own(config, outer, model):
     """Sequential and general, by a product of vectors, by `full_sort_predict`, and by `predict` alone."""
     wanted = config(first_stage=model, first_stage_config={"epochs": 1})
-    first = open_first_stage(wanted, create_dataset(wanted), outer)
+    first = pipeline.open_needed(wanted, outer).inputs["first_stage"]
     rows = cases(wanted)
     found = first.scores(rows)
     assert found.dtype == torch.float64
     assert found.shape == (60, 41)
-    own = pipeline.load(first_stage.companion(wanted, model, {"epochs": 1}, outer))
+    own = pipeline.load(first.folder)
     users = own.splits.test.users
     theirs = users.interaction[np.arange(len(users))]
     assert theirs["user_id"].tolist() == rows["user_id"].tolist()
@@ -136,37 +147,37 @@ def test_held_out_items_that_a_reranker_cannot_put_first_are_counted(settings, t
 # ---------------------------------------------------------------------------------------------------- its own run
 
 
-def test_it_is_the_run_that_a_command_would_have_made(settings, config, outer):
+def test_it_is_the_run_that_a_command_would_have_made(settings, first_run):
     """Trained on full sequences, on the same data and seed; found again, whoever ran it first."""
     left_out = ("first_stage", "rerank", "train_neg", "text_fields", "image_dir")
     given = {key: settings[key] for key in settings if not key.startswith(left_out)}
     by_hand = recbole_mm.run("SASRec", "toy", config_dict={**given, **QUICK, "full_sequence": True})
-    assert companion(config(), "sasrec", QUICK, outer) == by_hand.run_dir
-    assert companion(config(), "SASRec", {**QUICK, "full_sequence": False}, outer) != by_hand.run_dir
+    assert first_run("sasrec") == by_hand.run_dir
+    assert first_run(settings={**QUICK, "full_sequence": False}) != by_hand.run_dir
 
 
-def test_it_is_trained_once(config, outer, monkeypatch):
-    folder = companion(config(), "SASRec", QUICK, outer)
+def test_it_is_trained_once(first_run, monkeypatch):
+    folder = first_run()
 
     def refuse(*args, **kwargs):
         raise AssertionError("it was run again")
 
-    monkeypatch.setattr(pipeline, "run", refuse)
-    assert companion(config(), "SASRec", QUICK, outer) == folder
+    monkeypatch.setattr(pipeline, "_run", refuse)
+    assert first_run() == folder
     # What an item looks like is nothing to SASRec, and what the run that asks does with it neither.
-    assert companion(config(text_fields=["class"], mllm="other", rerank_k=7), "SASRec", QUICK, outer) == folder
+    assert first_run(text_fields=["class"], mllm="other", rerank_k=7) == folder
     with pytest.raises(AssertionError, match="run again"):
-        companion(config(seed=7), "SASRec", QUICK, outer)
+        first_run(seed=7)
     with pytest.raises(AssertionError, match="run again"):
-        companion(config(eval_args={"mode": "uni5"}), "SASRec", QUICK, outer)
+        first_run(eval_args={"mode": "uni5"})
 
 
 class Killed(BaseException):
     """Ends a run as abruptly as Python can end itself."""
 
 
-def test_an_interrupted_first_stage_is_resumed(config, outer, monkeypatch, settings, tmp_path):
-    whole = companion(config(checkpoint_dir=str(tmp_path / "whole")), "SASRec", QUICK, outer)
+def test_an_interrupted_first_stage_is_resumed(first_run, monkeypatch, settings, tmp_path):
+    whole = first_run(checkpoint_dir=str(tmp_path / "whole"))
     original, steps = torch.optim.Adam.step, []
 
     def dies(self, *args, **kwargs):
@@ -178,10 +189,10 @@ def test_an_interrupted_first_stage_is_resumed(config, outer, monkeypatch, setti
     with monkeypatch.context() as patched:
         patched.setattr(torch.optim.Adam, "step", dies)
         with pytest.raises(Killed):
-            companion(config(), "SASRec", QUICK, outer)
+            first_run()
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self, *a, **k: steps.append(1) or original(self, *a, **k))
     steps.clear()
-    resumed = companion(config(), "SASRec", QUICK, outer)
+    resumed = first_run()
     per_epoch = run_folder.read_result(whole)["timings"]["steps"] // 2
     assert len(steps) == per_epoch, "the first epoch was not trained again"
     assert len(list(Path(settings["checkpoint_dir"]).glob("SASRec-*"))) == 1
@@ -226,13 +237,13 @@ def same_rows(one: CSR, other: CSR) -> bool:
 
 
 def test_without_a_first_stage_pop_stands_beside(config, outer):
-    found = results_beside(config(first_stage="none", rerank_k=None, first_stage_config={}), outer, Stages())
+    found = pipeline.open_needed(config(first_stage="none", rerank_k=None, first_stage_config={}), outer).beside
     assert list(found) == ["Pop"]
     assert found["Pop"]["recall@10"] > 0
 
 
 def test_pop_as_first_stage_stands_there_once(config, outer):
-    found = results_beside(config(first_stage="Pop", first_stage_config={}), outer, Stages())
+    found = pipeline.open_needed(config(first_stage="Pop", first_stage_config={}), outer).beside
     assert list(found) == ["Pop (first stage)"]
 
 
@@ -242,17 +253,18 @@ def test_pop_as_first_stage_stands_there_once(config, outer):
 def test_a_finished_run_is_taken_by_its_folder(settings, config, outer):
     by_hand = recbole_mm.run("GRU4Rec", "toy", config_dict={**settings, "epochs": 1})
     wanted = config(first_stage_path=str(by_hand.run_dir), first_stage_config={})
-    first = open_first_stage(wanted, create_dataset(wanted), outer)
-    assert first.name == "GRU4Rec"
-    assert results_beside(wanted, outer, Stages())["GRU4Rec (first stage)"] == by_hand.test_result
+    opened = pipeline.open_needed(wanted, outer)
+    assert opened.inputs["first_stage"].name == "GRU4Rec"
+    assert opened.beside["GRU4Rec (first stage)"] == by_hand.test_result
 
 
 def test_a_run_of_other_candidates_gives_scores_and_no_row(toy_settings, config, outer, caplog):
     by_hand = recbole_mm.run("BPR", "toy", config_dict={**toy_settings, "epochs": 1})
     wanted = config(first_stage_path=str(by_hand.run_dir), first_stage_config={}, eval_args={"mode": "uni5"})
-    assert open_first_stage(wanted, create_dataset(wanted), outer).name == "BPR"
     with caplog.at_level("WARNING"):
-        assert list(results_beside(wanted, outer, Stages())) == ["Pop"]
+        opened = pipeline.open_needed(wanted, outer)
+    assert opened.inputs["first_stage"].name == "BPR"
+    assert list(opened.beside) == ["Pop"]
     assert "was tested with another eval_args" in caplog.text
 
 
@@ -261,7 +273,7 @@ def test_a_run_on_data_that_has_changed_is_refused(toy_settings, config, outer, 
     other = write_toy(tmp_path / "other", items=39)
     wanted = config(first_stage_path=str(by_hand.run_dir), first_stage_config={}, data_path=str(other))
     with pytest.raises(ConfigError, match=r"was run on other interactions: toy\.inter changed since"):
-        open_first_stage(wanted, create_dataset(wanted), outer)
+        needed_runs(wanted)
 
 
 def test_a_run_that_left_other_items_out_is_refused(toy_settings, config, outer):
@@ -279,8 +291,9 @@ def test_a_run_that_left_other_items_out_is_refused(toy_settings, config, outer)
     few.mkdir(exist_ok=True)
     for number in range(30):
         shutil.copy(few.parent / "images" / f"i{number}.png", few)
+    opened = pipeline.open_needed(wanted, outer)
     with pytest.raises(ConfigError, match="knows other item_ids than this run"):
-        open_first_stage(wanted, create_dataset(wanted), outer)
+        opened.check_ids(create_dataset(wanted))
 
 
 def test_a_reranker_is_loaded_after_its_data_has_changed(settings, tmp_path, caplog):
@@ -328,5 +341,59 @@ def test_settings_that_cannot_be(settings, changed, message):
 
 def test_sampled_ranking_needs_no_first_stage(settings, config):
     wanted = config(first_stage="none", first_stage_config={}, eval_args={"mode": "uni5"})
-    first_stage.check_first_stage(wanted)
-    assert open_first_stage(wanted, create_dataset(wanted), Path()) is None
+    assert [need.role for need in needed_runs(wanted)] == [Role.POPULAR]
+
+
+# ------------------------------------------------------------------------------------------------------- data
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """Models whose dataset was read from its files, in order."""
+    read, original = [], FlatDatasetMixin._load_data
+
+    def counted(self, *args):
+        read.append(self.config["model"])
+        return original(self, *args)
+
+    monkeypatch.setattr(FlatDatasetMixin, "_load_data", counted)
+    return read
+
+
+def test_a_first_run_reads_the_data_once(settings, loaded):
+    """Its first stage, Pop and itself share one dataset; a second one finds both and shares it with the first stage."""
+    recbole_mm.run(Echo, "toy", config_dict=settings)
+    assert loaded == ["SASRec"]
+    loaded.clear()
+    recbole_mm.run(Echo, "toy", config_dict={**settings, "rerank_k": 7})
+    assert loaded == ["SASRec"]
+
+
+@pytest.mark.parametrize(
+    "changed", [{"candidates": "catalogue"}, {"missing_modality": "drop"}, {"positives": "popular"}]
+)
+def test_shared_data_are_what_each_run_would_have_read(settings, loaded, changed):
+    """General and sequential models, before or after one another, split as from files of their own."""
+    configs = [
+        Config(model, "toy", config_dict={**settings, **changed}) for model in ("ItemKNN", "GRU4Rec", "Pop", Echo)
+    ]
+    own = [split(config, create_dataset(config), config.model_class) for config in configs]
+    loaded.clear()
+    datasets = Datasets(configs[-1])
+    shared = [split(config, datasets.of(config), config.model_class) for config in configs]
+    assert loaded == ["ItemKNN"]
+    for one, other in zip(own, shared):
+        assert type(one.train_dataset).__name__ == type(other.train_dataset).__name__
+        assert one.train_dataset.field2type == other.train_dataset.field2type
+        assert one.train_dataset.field2seqlen == other.train_dataset.field2seqlen
+        for field in one.train_dataset.inter_feat.columns:
+            assert torch.equal(one.train_dataset.inter_feat[field], other.train_dataset.inter_feat[field])
+        assert same_rows(one.test.users.positives, other.test.users.positives)
+
+
+@pytest.mark.parametrize("key", ["MAX_ITEM_LIST_LENGTH", "user_inter_num_interval"])
+def test_data_of_other_settings_are_read_again(settings, loaded, key):
+    datasets = Datasets(None)
+    for value in {"MAX_ITEM_LIST_LENGTH": (5, 6), "user_inter_num_interval": ("[1,inf)", "[2,inf)")}[key]:
+        datasets.of(Config("GRU4Rec", "toy", config_dict={**settings, key: value}))
+    assert len(loaded) == 2

@@ -78,7 +78,7 @@ def uninterrupted(data, tmp_path_factory) -> dict:
 @pytest.mark.parametrize(
     ("slow", "call"),
     [
-        ("recbole_mm.runs.run.create_dataset", 1),
+        ("recbole_mm.data.sharing.create_dataset", 1),
         ("recbole_mm.llm.encode:ItemEncoder.compute", 1),
         ("recbole_mm.training.trainer:TrainerMixin._train_once", 1),
         ("recbole_mm.training.trainer:TrainerMixin._train_once", 4),

@@ -18,7 +18,7 @@ from recbole_mm.models.answering.model import FROZEN
 from recbole_mm.models.mllmmsr import MLLMMSR
 from recbole_mm.registry import find_model
 from recbole_mm.runs.profiling import Stages
-from recbole_mm.runs.run import assemble
+from recbole_mm.runs.run import assemble, open_needed
 from recbole_mm.training.factory import make_trainer
 from tests.conftest import TOY_SETTINGS
 
@@ -44,7 +44,7 @@ def built(toy_path, saved, tmp_path):
     def build(**settings):
         base = {**TOY_SETTINGS, "epochs": 1, "data_path": str(toy_path), "checkpoint_dir": str(saved)}
         config = Config("MLLM-MSR", "toy", config_dict={**base, **QUICK, **settings})
-        outcome = assemble(config, tmp_path, Stages())
+        outcome = assemble(config, tmp_path, Stages(), open_needed(config, tmp_path))
         outcome.model.eval()
         return outcome
 

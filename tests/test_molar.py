@@ -16,9 +16,9 @@ from recbole_mm.models.layers import standardise
 from recbole_mm.models.molar import Molar
 from recbole_mm.models.molar.dueg import TextStackDUEG, slot_layout
 from recbole_mm.models.molar.dueg_baselines import DEFAULTS, MarkovDUEG, RecurrentDUEG, TransformerDUEG
-from recbole_mm.runs.pretrained_run import read_finished_model
+from recbole_mm.runs.pretrained_run import config_of_finished_run
 from recbole_mm.runs.profiling import Stages
-from recbole_mm.runs.run import assemble
+from recbole_mm.runs.run import assemble, open_needed
 from recbole_mm.training.factory import make_trainer
 from tests.conftest import TOY_FEATURES
 
@@ -88,7 +88,8 @@ def toy_settings(toy_settings, artifacts) -> dict:
 @pytest.fixture
 def built(toy_config, tmp_path):
     def build(**settings):
-        return assemble(toy_config("Molar", **settings), tmp_path, Stages())
+        config = toy_config("Molar", **settings)
+        return assemble(config, tmp_path, Stages(), open_needed(config, tmp_path))
 
     return build
 
@@ -433,7 +434,7 @@ def test_a_run_on_other_data_or_another_model_is_refused(with_run, toy_settings,
         with pytest.raises(ConfigError, match=message):
             with_run(sasrec, **settings)
     with pytest.raises(ConfigError, match=r"has no config\.yaml; give the folder of a finished run"):
-        read_finished_model(tmp_path, toy_config("Molar"))
+        config_of_finished_run(tmp_path, toy_config("Molar"), "id_model_path")
 
 
 @pytest.mark.parametrize(

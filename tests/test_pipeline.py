@@ -17,6 +17,7 @@ import yaml
 
 import recbole_mm
 from recbole_mm.config.resolved import Config
+from recbole_mm.data import sharing
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import CheckpointError, ConfigError, DataError, DiskError, RecboleMMError
 from recbole_mm.evaluation.per_user import read_per_user
@@ -196,7 +197,7 @@ def test_an_error_takes_away_nothing_that_was_there(toy_settings, monkeypatch):
     def fails(*args, **kwargs):
         raise DataError("something is amiss")
 
-    monkeypatch.setattr(pipeline, "create_dataset", fails)
+    monkeypatch.setattr(sharing, "create_dataset", fails)
     with pytest.raises(DataError, match="amiss"):
         recbole_mm.run("BPR", "toy", config_dict={**settings, "resume": True})
     assert (interrupted / "model.safetensors").exists()
@@ -230,7 +231,7 @@ def test_a_run_that_another_process_trains_is_waited_for(toy_settings, monkeypat
 
 
 def test_who_waits_for_a_run_that_fails_runs_it_again(toy_settings, monkeypatch):
-    settings, may_end, original = {**toy_settings, "epochs": 1}, threading.Event(), pipeline.create_dataset
+    settings, may_end, original = {**toy_settings, "epochs": 1}, threading.Event(), sharing.create_dataset
     calls = []
 
     def fails_first(config):
@@ -240,7 +241,7 @@ def test_who_waits_for_a_run_that_fails_runs_it_again(toy_settings, monkeypatch)
         assert may_end.wait(60)
         raise DataError("something is amiss")
 
-    monkeypatch.setattr(pipeline, "create_dataset", fails_first)
+    monkeypatch.setattr(sharing, "create_dataset", fails_first)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(recbole_mm.run, "BPR", "toy", config_dict=settings)
         while not calls:

@@ -15,7 +15,7 @@ from recbole_mm.evaluation.splits import split
 from recbole_mm.llm.answer import resolve_yes_no
 from recbole_mm.models.tallrec import TALLRec, likes_of
 from recbole_mm.runs.profiling import Stages
-from recbole_mm.runs.run import assemble
+from recbole_mm.runs.run import assemble, open_needed
 from tests.conftest import TOY_SETTINGS
 
 QUICK = {"sft_tuning": "none", "first_stage_config": {"epochs": 1}, "rerank_k": 6}
@@ -32,7 +32,8 @@ def built(toy_path, saved, tmp_path):
 
     def build(**settings):
         base = {**TOY_SETTINGS, "epochs": 1, "data_path": str(toy_path), "checkpoint_dir": str(saved)}
-        outcome = assemble(Config("TALLRec", "toy", config_dict={**base, **QUICK, **settings}), tmp_path, Stages())
+        config = Config("TALLRec", "toy", config_dict={**base, **QUICK, **settings})
+        outcome = assemble(config, tmp_path, Stages(), open_needed(config, tmp_path))
         outcome.model.eval()
         return outcome
 

@@ -21,7 +21,7 @@ from recbole_mm.data.images import ZipImages
 from recbole_mm.errors import CheckpointError, ConfigError, DataError, ImageError, RecboleMMError
 from recbole_mm.llm.texts.backends import open_generator
 from recbole_mm.llm.texts.generator import Request
-from recbole_mm.runs.pretrained_run import read_finished_model
+from recbole_mm.runs.pretrained_run import read_pretrained_run
 from tests.conftest import TOY_SETTINGS
 
 MEANT = "if it is meant, give it on the command line or in a file of --config_files"
@@ -231,7 +231,7 @@ class TestSomebodysRun:
 
         shutil.copy(finished / "config.yaml", evil / "config.yaml")
         (evil / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
-        for load in (recbole_mm.load, lambda folder: read_finished_model(folder, Config.load(finished))):
+        for load in (recbole_mm.load, lambda folder: read_pretrained_run(folder, Config.load(finished))):
             with pytest.raises(
                 CheckpointError, match=r"model\.safetensors: not loaded\. RecBole \.pth files are pickles"
             ):

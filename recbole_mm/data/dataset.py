@@ -42,16 +42,21 @@ def create_dataset(config: Config) -> MultimodalDataset:
         ConfigError: `eval_args` does not fit the model.
     """
     Split.of(config)
-    upstream = _upstream_class(config)
-    mixin = FlatDatasetMixin
-    if issubclass(upstream, SequentialDataset):
-        mixin = FlatSequenceMixin if _builds_plain_sequences(upstream) else SequenceMixin
-    dataset = type(f"Multimodal{upstream.__name__}", (mixin, upstream), {})(config)
+    dataset = dataset_class(config)(config)
     dataset.inputs = ModelInputs(model=config["model"])
     return dataset
 
 
-def _upstream_class(config) -> type[Dataset]:
+def dataset_class(config) -> type[Dataset]:
+    """RecBole's class for the model of `config`, with what is done differently here mixed in front of it."""
+    upstream = upstream_class(config)
+    mixin = FlatDatasetMixin
+    if issubclass(upstream, SequentialDataset):
+        mixin = FlatSequenceMixin if _builds_plain_sequences(upstream) else SequenceMixin
+    return type(f"Multimodal{upstream.__name__}", (mixin, upstream), {})
+
+
+def upstream_class(config) -> type[Dataset]:
     """The dataset class RecBole gives this model (recbole/data/utils.py:32)."""
     module = importlib.import_module("recbole.data.dataset")
     own = getattr(module, f"{config['model']}Dataset", None)

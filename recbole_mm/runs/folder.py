@@ -10,15 +10,20 @@ import glob
 import hashlib
 import logging
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from recbole_mm.config.resolved import Config
 from recbole_mm.config.yaml_settings import canonical, read_yaml
-from recbole_mm.errors import CheckpointError, DiskError
+from recbole_mm.errors import CheckpointError, DiskError, RecboleMMError
+from recbole_mm.evaluation.splits import Splits
 from recbole_mm.runs.profiling import versions
 from recbole_mm.utils.files import disk_errors, make_folder, read_json, write_json
+from recbole_mm.utils.log import close_logging, init_logging
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +44,30 @@ MAY_CHANGE = {
     *("text_url", "text_api_key_env", "text_concurrency", "text_timeout", "text_retries"),
 }
 """Settings that an interrupted run may be resumed with other values of: where it runs, and how it asks a server."""
+
+
+@dataclass
+class Run:
+    """A finished or reloaded run.
+
+    Attributes:
+        config, dataset, model: ready to score: `model.full_sort_predict(...)`.
+        splits: training, validation and test data.
+        run_dir: the run's folder.
+        test_result, best_valid_result: metric -> value, as RecBole names them.
+        sees_held_out: how its training saw held-out interactions, one text each; empty where it did not.
+        beside: test metrics of other models that are printed with its own, by name.
+    """
+
+    config: Config
+    dataset: Any
+    model: Any
+    splits: Splits
+    run_dir: Path
+    test_result: dict[str, float] = field(default_factory=dict)
+    best_valid_result: dict[str, float] = field(default_factory=dict)
+    sees_held_out: list[str] = field(default_factory=list)
+    beside: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def choose_run_dir(config: Config) -> tuple[Path, bool]:
@@ -82,6 +111,33 @@ def _make(folder: Path) -> bool:
             raise
         return False
     return True
+
+
+@contextmanager
+def started(run_dir: Path, config: Config, resumed: bool) -> Iterator[None]:
+    """Begin a run in its folder: its log and `config.yaml`. A run that is refused before it trains leaves no folder.
+
+    Args:
+        run_dir: of the run, whose lock is held.
+        config: of the run.
+        resumed: whether a checkpoint was there when the folder was chosen.
+    """
+    make_folder(run_dir)  # the process that held the lock before may have failed and removed it
+    new = not (run_dir / CONFIG).exists()
+    told = " (resumed)" if resumed and (run_dir / CHECKPOINT).is_file() else ""
+    try:
+        init_logging(run_dir, config["state"], config["log_style"])
+        config.save(run_dir / CONFIG)
+        logger.info("%s on %s -> %s%s", config["model"], config["dataset"], run_dir, told)
+        yield
+    except KeyboardInterrupt:
+        logger.warning("interrupted; continue with the same command and --resume")
+        raise
+    except RecboleMMError:
+        if new and not any((run_dir / name).exists() for name in (CHECKPOINT, WEIGHTS)):
+            close_logging()
+            shutil.rmtree(run_dir, ignore_errors=True)  # the error is what matters, not that this failed too
+        raise
 
 
 def _require_same_run(folder: Path, config: Config) -> None:
@@ -150,39 +206,30 @@ def read_result(run_dir: Path) -> dict[str, Any]:
         raise CheckpointError(f"{run_dir / RESULT} cannot be read ({error}); run the model again") from error
 
 
-def write_result(
-    run_dir: Path,
-    config: Config,
-    test_result: Mapping[str, float],
-    best_valid_result: Mapping[str, float],
-    sees_held_out: Sequence[str],
-    beside: Mapping[str, Mapping[str, float]],
-    stages: Mapping[str, Any],
-    timings: Mapping[str, Any],
-) -> None:
+def write_result(finished: Run, stages: Mapping[str, Any], timings: Mapping[str, Any]) -> None:
     """Write `result.json`, the last file of a run: its presence says that the run is complete.
 
     Args:
-        run_dir, config: the run's.
-        test_result, best_valid_result, sees_held_out, beside: see `Run`.
+        finished: the run.
         stages: stage -> seconds and memory.
         timings: of training and validation.
 
     Raises:
         DiskError: it cannot be written.
     """
+    config = finished.config
     result = {
         "model": config["model"],
         "dataset": config["dataset"],
-        "test_result": {key: float(value) for key, value in test_result.items()},
-        "best_valid_result": {key: float(value) for key, value in best_valid_result.items()},
+        "test_result": {key: float(value) for key, value in finished.test_result.items()},
+        "best_valid_result": {key: float(value) for key, value in finished.best_valid_result.items()},
         "seed": config["seed"],
         **({"train_workers": config["train_workers"]} if config["train_workers"] > 1 else {}),
-        "sees_held_out": list(sees_held_out),
-        **({"beside": beside} if beside else {}),
+        "sees_held_out": list(finished.sees_held_out),
+        **({"beside": finished.beside} if finished.beside else {}),
         "protocol": {key: config[key] for key in PROTOCOL},
-        "stages": stages,
+        "stages": dict(stages),
         "timings": dict(timings),
         "versions": versions(),
     }
-    write_json(run_dir / RESULT, result, indent=2, default=str)
+    write_json(finished.run_dir / RESULT, result, indent=2, default=str)

@@ -7,7 +7,7 @@ all of that. The workers then find the same things in the store, train, test, an
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from recbole_mm.distributed.cluster import Names, Resources, check_resources
 from recbole_mm.distributed.training import run_on_workers
 from recbole_mm.models.hooks import full_sequence_class
 from recbole_mm.runs.folder import CONFIG
-from recbole_mm.runs.profiling import Stages
 from recbole_mm.training.ddp import adapt_losses, check_supported
 from recbole_mm.training.factory import make_trainer
 from recbole_mm.utils.process_group import current_workers
@@ -43,50 +42,34 @@ def worker_resources(config: Config) -> Resources:
     return Resources(1, gpus, config["train_workers"], config["ray_address"], None, _NAMES)
 
 
-def train_on_workers(
-    config: Config,
-    run_dir: Path,
-    stages: Stages,
-    sees_held_out: Sequence[str],
-    beside: Mapping[str, dict[str, float]],
-    assemble: Callable[[Config, Path, Stages], Any],
-    train: Callable[..., None],
-) -> None:
-    """Compute what the run needs, then train and test it on its workers; its folder is that of a finished run then.
-
-    Args:
-        config: the run's settings, saved in its folder.
-        run_dir: the run's folder, which all workers reach under the same path.
-        stages: measures the stages before training.
-        sees_held_out, beside: as in `run.Run`.
-        assemble: as `run.assemble`.
-        train: a module's function, called in every worker as `train(run_dir, device=..., model_class=..., stages=...,
-            sees_held_out=..., beside=...)`.
-
-    Raises:
-        RecboleMMError: something the user can mend, in this process or in a worker.
-        LostWorkerError: workers were lost too often.
-    """
-    _check_model(config, run_dir, assemble(config, run_dir, stages).model)
-    gc.collect()
-    torch.cuda.empty_cache()
-    arguments = {
-        "model_class": config.model_class,  # which need not be registered
-        "stages": stages.as_dict(),
-        "sees_held_out": list(sees_held_out),
-        "beside": dict(beside),
-    }
-    run_on_workers(train, arguments, run_dir, worker_resources(config))
-
-
-def _check_model(config: Config, run_dir: Path, model: torch.nn.Module) -> None:
-    """Find what does not fit in a model that workers train.
+def check_model(config: Config, model: torch.nn.Module, run_dir: Path) -> None:
+    """Find what keeps a model that is built from being trained on workers.
 
     Raises:
         ConfigError: it normalises over a batch, or training options do not fit together.
     """
     adapt_losses(model)
     make_trainer(config, model, run_dir)
+
+
+def train_on_workers(config: Config, run_dir: Path, train: Callable[..., None], measured: Mapping[str, Any]) -> None:
+    """Train and test a run on its workers; its folder is that of a finished run then.
+
+    Args:
+        config: the run's settings, saved in its folder. What the run needs is computed and stored.
+        run_dir: the run's folder, which all workers reach under the same path.
+        train: a module's function, called in every worker as `train(run_dir, device=..., model_class=...,
+            measured=...)`.
+        measured: seconds and memory of the stages before training.
+
+    Raises:
+        RecboleMMError: something the user can mend, in this process or in a worker.
+        LostWorkerError: workers were lost too often.
+    """
+    gc.collect()
+    torch.cuda.empty_cache()
+    arguments = {"model_class": config.model_class, "measured": dict(measured)}  # the class need not be registered
+    run_on_workers(train, arguments, run_dir, worker_resources(config))
 
 
 def worker_config(run_dir: Path, model_class: type, device: torch.device) -> Config:

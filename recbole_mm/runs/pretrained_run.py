@@ -32,18 +32,18 @@ SAME = (
     "MAX_ITEM_LIST_LENGTH",
     "positives",
 )
-"""Settings that number users and items, or bound the length of a history: they must be those of the finished run."""
+"""Settings that number users and items, or bound the length of a history: both runs must have the same."""
 
 UNSAID = {"positives": "last"}
-"""What settings mean in the run of a version that did not have them."""
+"""What settings mean in a run that is older than they are."""
 
 SAME_SPLIT = ("split", "order", "group_by")
 """Parts of `eval_args` that decide what is held out; with others the finished run may have trained on test items."""
 
 
 @dataclass(frozen=True)
-class FinishedModel:
-    """A trained model as its run's folder keeps it.
+class PretrainedRun:
+    """The trained model of a finished run.
 
     Attributes:
         model: its name.
@@ -56,28 +56,27 @@ class FinishedModel:
     weights: Mapping[str, Tensor]
 
 
-def read_finished_model(folder: str | Path, config: Config, key: str = "id_model_path") -> FinishedModel:
-    """The best weights of a finished run on the same data, split the same way.
+def read_pretrained_run(folder: Path, theirs: Config) -> PretrainedRun:
+    """The best weights of a finished run.
 
     Args:
         folder: of the run.
-        config: of the run that asks.
-        key: the setting that names the folder, for errors.
+        theirs: its settings, from `config_of_finished_run`.
 
     Raises:
-        ConfigError: it is no finished run, or one whose items or held-out interactions are others.
         CheckpointError: its weights are damaged.
     """
-    theirs = config_of_finished_run(folder, config, key)
-    tree = load_tree(Path(folder) / "model.safetensors")
-    return FinishedModel(theirs["model"], theirs.as_dict(), tree.get("state_dict", tree))
+    tree = load_tree(folder / "model.safetensors")
+    return PretrainedRun(theirs["model"], theirs.as_dict(), tree.get("state_dict", tree))
 
 
 def config_of_finished_run(folder: str | Path, config: Config, key: str) -> Config:
     """The settings of a finished run on the same data, split the same way.
 
     Args:
-        folder, config, key: as for `read_finished_model`.
+        folder: of the run.
+        config: of the run that builds on it.
+        key: the setting that names the folder, for errors.
 
     Raises:
         ConfigError: it is no finished run, or one whose items or held-out interactions are others.
