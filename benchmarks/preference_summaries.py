@@ -23,8 +23,7 @@ import numpy as np
 from common import markdown_table
 
 from recbole_mm.artifacts.store import Store
-from recbole_mm.inputs.reasoning.preference_prompts import PreferencePrompts
-from recbole_mm.inputs.reasoning.prompts import preference_prompt
+from recbole_mm.inputs.reasoning.prompts import PreferencePrompts, preference_prompt
 from recbole_mm.inputs.reasoning.recurrent import Chains, ChainWriter, Written, blocks_of_size
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.texts.generator import Writing

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recbole_mm.artifacts.executor import Failure
+from recbole_mm.artifacts.store import Store
+from recbole_mm.inputs.context import Context
+from recbole_mm.inputs.model_inputs import shared_needs
+from recbole_mm.inputs.reasoning.failures import LeftOut
+from recbole_mm.inputs.reasoning.items import ItemTexts
+from recbole_mm.inputs.reasoning.preferences import Preferences, UserPreferences
+from recbole_mm.inputs.reasoning.profiles import UserProfiles
+from recbole_mm.inputs.reasoning.prompts import Texts
+from recbole_mm.inputs.reasoning.settings import PreferenceSettings, ReasoningSettings
+from recbole_mm.inputs.reasoning.writing import TextNeed, write_texts
 from recbole_mm.llm.texts.generator import Request
 
 
@@ -98,3 +109,41 @@ class LiveRequests:
 
     def _gone(self) -> None:
         self.alive -= 1
+
+
+class Reasoning:
+    """Computes what needs of texts give for one dataset, store and writer, every time anew."""
+
+    def __init__(
+        self, config: Any, dataset: Any, store: Store, artifacts: Path, generator: Any, left_out: LeftOut | None = None
+    ) -> None:
+        self.settings, self.preference = ReasoningSettings.of(config), PreferenceSettings.of(config)
+        self.config, self.dataset, self.store, self.artifacts = config, dataset, store, artifacts
+        self.given = {"artifacts": artifacts, "generator": generator, "left_out": left_out}
+
+    def context(self, *needs: str, **changed: Any) -> Context:
+        """A context of these needs."""
+        return Context(self.config, self.dataset, self.store, needs=needs, **self.given, **changed)
+
+    def item_texts(self) -> Texts:
+        """The text of every item."""
+        return self.context().share(ItemTexts).texts
+
+    def profiles(self, _: Texts) -> Texts:
+        """The profile of every user."""
+        return self.context().share(UserProfiles).texts
+
+    def preferences(self, _: Texts) -> Preferences:
+        """What users prefer."""
+        return self.context().share(UserPreferences).texts
+
+    def provide(self, needs: tuple[str, ...], open_encoder: Any = None) -> dict[str, Any]:
+        """What the needs give."""
+        return computed(self.context(*needs, open_encoder=open_encoder))
+
+
+def computed(context: Context) -> dict[str, Any]:
+    """What the needs of a context give, all of which are of texts."""
+    needs = [need for need in shared_needs(context) if isinstance(need, TextNeed)]
+    write_texts(needs)
+    return {name: value for need in needs for name, value in need.compute().items()}

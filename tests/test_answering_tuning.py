@@ -16,7 +16,8 @@ from recbole_mm.errors import ConfigError, DataError, ModelLoadError
 from recbole_mm.inputs.answering import tuning as tuning_module
 from recbole_mm.inputs.answering.examples import PromptedQuestions
 from recbole_mm.inputs.answering.tuning import SftSettings, training_questions
-from recbole_mm.inputs.model_inputs import provide, tiny_mllm
+from recbole_mm.inputs.mllm import tiny_mllm
+from recbole_mm.inputs.model_inputs import provide
 from recbole_mm.llm.answer import AnswerReader, ask, resolve_yes_no
 from recbole_mm.llm.finetuning import examples as sft_module
 from recbole_mm.llm.finetuning import finetune as finetune_module
@@ -105,7 +106,7 @@ def test_a_run_tunes_once_and_reads_answers_of_the_tuned_model(toy, tmp_path, me
     assert notes["examples_of"] == {"yes": 6, "no": 6}
     monkeypatch.setattr(finetune_module, "finetune", lambda *args: pytest.fail("tuned again"))
     loaded = []
-    monkeypatch.setattr("recbole_mm.inputs.model_inputs.load_mllm", recorded(loaded))
+    monkeypatch.setattr("recbole_mm.inputs.mllm.load_mllm", recorded(loaded))
     again = provided(toy, tmp_path, **settings)
     assert [name for name, outline in loaded if not outline] == [str(folder)], "the base model's weights were loaded"
     found = [answers(mllm, dataset) for mllm in (untuned, dataset.inputs.mllm, again.inputs.mllm)]

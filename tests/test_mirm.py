@@ -20,7 +20,7 @@ from recbole_mm.errors import ConfigError, DataError, ModelLoadError
 from recbole_mm.inputs.mirm.objectives import OBJECTIVES, Histories, build_mixture, examples_digest
 from recbole_mm.inputs.mirm.prompting import PromptedExamples
 from recbole_mm.inputs.mirm.tuning import MirmSettings
-from recbole_mm.inputs.model_inputs import tiny_family
+from recbole_mm.inputs.mllm import tiny_family
 from recbole_mm.llm.encode import ItemEncoder
 from recbole_mm.llm.finetuning import finetune as finetune_module
 from recbole_mm.llm.finetuning.examples import AnswerLoss, LengthGroupedBatches, bottleneck_mask

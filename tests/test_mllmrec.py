@@ -31,7 +31,7 @@ from recbole_mm.experiments.compare.command import compare_finished
 from recbole_mm.experiments.compare.summary import TableRow, summarize
 from recbole_mm.experiments.compare.table import to_csv, to_latex, to_markdown
 from recbole_mm.graph import TokenOrder, refined_graph
-from recbole_mm.inputs import model_inputs as provisions
+from recbole_mm.inputs.reasoning import writing
 from recbole_mm.llm.texts.generator import Request
 from recbole_mm.models.mllmrec import MLLMRec
 from recbole_mm.models.mllmrec import model as mllmrec_model
@@ -455,7 +455,7 @@ class Seen:
         writer, refine = Writer(), mllmrec_model.refined_graph
         with monkeypatch.context() as patched:
             if llm:
-                patched.setattr(provisions, "open_generator", lambda *_: writer)
+                patched.setattr(writing, "open_generator", lambda *_: writer)
             patched.setattr(
                 mllmrec_model, "refined_graph", lambda *args, **kw: graphs.append(refine(*args, **kw)) or graphs[-1]
             )
@@ -536,11 +536,11 @@ def test_a_run_that_did_without_some_texts_is_loaded_without_asking_for_them(
 
     broken, mended = Broken(), Writer()
     settings = {**toy_settings, **SMALL, "sentence_encoder": encoder, "text_backend": "openai", "text_model": "x"}
-    monkeypatch.setattr(provisions, "open_generator", lambda *_: broken)
+    monkeypatch.setattr(writing, "open_generator", lambda *_: broken)
     outcome = recbole_mm.run("MLLMRec", "toy", config_dict={**settings, "text_url": "http://localhost:1"})
     left_out = json.loads((outcome.run_dir / "texts_left_out.json").read_text())
     assert left_out["user_profile"]
-    monkeypatch.setattr(provisions, "open_generator", lambda *_: mended)
+    monkeypatch.setattr(writing, "open_generator", lambda *_: mended)
     again = recbole_mm.load(outcome.run_dir)
     assert mended.asked == []
     assert torch.equal(again.model.user_inputs, outcome.model.user_inputs)
@@ -572,7 +572,7 @@ def test_each_kind_of_item_text_gives_other_vectors_and_asks_only_for_what_it_ne
     found, asked = {}, {}
     for kind in ("fused", "text", "image"):
         writer = Writer()
-        monkeypatch.setattr(provisions, "open_generator", lambda *_, writer=writer: writer)
+        monkeypatch.setattr(writing, "open_generator", lambda *_, writer=writer: writer)
         settings = {"sentence_encoder": encoder, "item_text": kind, "reasoning": False, "text_backend": "openai"}
         config = toy_config("MLLMRec", **settings, text_url="http://x", text_model="x")
         found[kind] = assemble(config, tmp_path, Stages()).dataset.inputs.fused_vectors

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import recbole_mm
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
-from recbole_mm.inputs import model_inputs as provisions
+from recbole_mm.inputs.mllm import RunMLLM
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.tiny import build_tiny
 from recbole_mm.models.layers import standardise
@@ -260,7 +260,7 @@ def test_without_need_of_it_no_mllm_is_loaded(toy_config, tmp_path, monkeypatch)
     def refuse(*_, **__):
         raise AssertionError("the MLLM is loaded")
 
-    monkeypatch.setattr(provisions, "open_mllm", refuse)
+    monkeypatch.setattr(RunMLLM, "open", refuse)
     settings = {"item_sources": ["text"], "item_features": TOY_FEATURES, "dueg": "gru4rec", "hidden_size": 16}
     assembled = assemble(toy_config("Molar", **settings), tmp_path, Stages())
     assert assembled.model.content_items().shape == (assembled.dataset.item_num, 16)

@@ -15,21 +15,21 @@ from recbole_mm.cli.plan import to_text
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError
-from recbole_mm.inputs.model_inputs import artifact_dir, provide, tiny_mllm
-from recbole_mm.inputs.reasoning.estimate import PlannedStage
+from recbole_mm.inputs import mllm as mllm_module
+from recbole_mm.inputs.context import PlannedStage, artifact_dir
+from recbole_mm.inputs.mllm import tiny_mllm
+from recbole_mm.inputs.model_inputs import provide
 from recbole_mm.inputs.reasoning.preferences import Cases
 from recbole_mm.inputs.reasoning.settings import PreferenceSettings
-from recbole_mm.inputs.reasoning.stage import Reasoning
-from recbole_mm.llm import dry_run as unloaded
+from recbole_mm.inputs.reasoning.writing import UnknownWriter
 from recbole_mm.llm import loading
-from recbole_mm.llm.dry_run import UnknownWriter
 from recbole_mm.llm.texts import hf
 from recbole_mm.llm.texts.generator import TemplateGenerator
 from recbole_mm.models.hooks import hooks_of
 from recbole_mm.runs.plan import Plan, plan
 from tests.conftest import TOY_FEATURES
 from tests.encoders import write_sentence_encoder
-from tests.reasoning import RuleWriter
+from tests.reasoning import Reasoning, RuleWriter
 
 HF = {"text_backend": "hf", "text_max_new_tokens": 4, "mllm_image_pixels": 84 * 84, "text_context_tokens": 1000}
 NOWHERE = {"text_backend": "openai", "text_model": "m", "text_url": "http://127.0.0.1:9/v1"}
@@ -141,7 +141,7 @@ def test_profiles_of_described_items_are_told_apart_from_the_others(toy_config, 
     """With half of the descriptions there, a profile is to do if it shows another item, or is not written itself."""
     given = {**settings, **NOWHERE}
     writer = RuleWriter(lambda prompt: "not yet" if "number 7." in prompt and "picture" in prompt else None)
-    monkeypatch.setattr("recbole_mm.runs.plan.unloaded_generator", lambda *_: writer)
+    monkeypatch.setattr("recbole_mm.inputs.reasoning.writing.open_generator", lambda *_: writer)
     config = Config("MLLMRec", "toy", config_dict=given)
     dataset = create_dataset(config)
     path = artifact_dir(config)
@@ -187,7 +187,7 @@ def test_a_model_that_is_not_here_is_all_to_do(settings, monkeypatch):
         assert not any("safetensors" in pattern for pattern in allow_patterns), "weights are not fetched"
         raise LocalEntryNotFoundError("offline")
 
-    monkeypatch.setattr(unloaded, "snapshot_download", no_hub)
+    monkeypatch.setattr(mllm_module, "snapshot_download", no_hub)
     planned = plan("MLLMRec", "toy", config_dict={**settings, **HF, "mllm": "nobody/nothing-of-this-name"})
     assert stages(planned)["item descriptions"].to_do == 40
     assert "everything of it counts as to do" in to_text(planned)
@@ -226,7 +226,7 @@ def test_a_planned_run_is_the_run(settings, no_weights, monkeypatch):
 
 def written_preferences(given: dict, monkeypatch, writer: RuleWriter):
     """Let a writer write what a run of MLLM-MSR asks it for, and plan with it; -> the dataset."""
-    monkeypatch.setattr("recbole_mm.runs.plan.unloaded_generator", lambda *_: writer)
+    monkeypatch.setattr("recbole_mm.inputs.reasoning.writing.open_generator", lambda *_: writer)
     config = Config("MLLMMSR", "toy", config_dict=given)
     dataset = create_dataset(config)
     path = artifact_dir(config)

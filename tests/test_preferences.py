@@ -15,15 +15,14 @@ from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.answering.examples import draw_examples, training_targets
 from recbole_mm.inputs.reasoning import recurrent
-from recbole_mm.inputs.reasoning.failures import failures_file
-from recbole_mm.inputs.reasoning.left_out import LeftOut
+from recbole_mm.inputs.reasoning.failures import LeftOut, failures_file
 from recbole_mm.inputs.reasoning.preferences import Cases, Preferences
 from recbole_mm.inputs.reasoning.rates import read_rates
 from recbole_mm.inputs.reasoning.settings import PreferenceSettings
-from recbole_mm.inputs.reasoning.stage import Reasoning
+from recbole_mm.inputs.reasoning.writing import PREFERENCES
 from recbole_mm.llm.texts.generator import Request, TemplateGenerator
 from tests.conftest import TOY_SETTINGS
-from tests.reasoning import Forgetful, LiveRequests, RuleWriter
+from tests.reasoning import Forgetful, LiveRequests, Reasoning, RuleWriter
 from tests.test_contract import SPLITS, eval_args, leak_dataset
 
 NEEDS = ("item_texts", "user_preferences")
@@ -215,7 +214,7 @@ def test_a_template_tells_of_each_history_as_a_whole(stage):
         title = made.dataset.content.fields(held_out[0])["title"]
         assert (title in told) or "Chose lately" not in told
         assert title not in preferences.of(user, train)
-    assert made.store.count(recurrent.STAGE) <= len(Cases.of(made.config, made.dataset))
+    assert made.store.count(PREFERENCES) <= len(Cases.of(made.config, made.dataset))
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
@@ -230,7 +229,7 @@ def test_what_fails_is_listed_and_a_run_does_without_it(stage, tmp_path, caplog,
     texts = made.item_texts()
     with caplog.at_level(logging.WARNING):
         first = made.preferences(texts)
-    path = failures_file(tmp_path, made.config, recurrent.STAGE)
+    path = failures_file(tmp_path, made.config, PREFERENCES)
     rows = list(csv.reader(path.open()))[1:]
     assert rows
     assert {row[1] for row in rows} == {"the server is gone"}
@@ -379,7 +378,7 @@ def test_settings_that_are_not_given(toy_config):
 @pytest.mark.parametrize("way", ["recurrent", "direct"])
 def test_prompts_are_not_kept(stage, monkeypatch, way):
     live = LiveRequests()
-    monkeypatch.setattr("recbole_mm.inputs.reasoning.preference_prompts.Request", live)
+    monkeypatch.setattr("recbole_mm.inputs.reasoning.prompts.Request", live)
     monkeypatch.setattr("recbole_mm.llm.texts.stage.TEXTS_PER_BATCH", 8)
     monkeypatch.setattr(recurrent.ChainWriter.__init__, "__defaults__", ((), 8, 8))  # skipped, least, most
     monkeypatch.setattr(recurrent, "LOOKED_UP", 8)

@@ -26,14 +26,15 @@ from recbole_mm.data.dataset import create_dataset
 from recbole_mm.distributed.cluster import Resources, inside_ray
 from recbole_mm.distributed.stages import NAMES, RayExecutor, open_executor, stage_resources
 from recbole_mm.errors import ConfigError, ModelLoadError
-from recbole_mm.inputs.model_inputs import _from_texts, open_store, provide
-from recbole_mm.inputs.reasoning.left_out import LeftOut
+from recbole_mm.inputs.context import Context, open_store
+from recbole_mm.inputs.model_inputs import provide
 from recbole_mm.models.hooks import hooks_of
 from recbole_mm.runs import folder as run_folder
 from recbole_mm.runs import run as pipeline
 from tests.conftest import TOY_SETTINGS, write_toy
 from tests.encoders import write_sentence_encoder
 from tests.ray_workers import Sines, sine
+from tests.reasoning import computed
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -299,7 +300,7 @@ def test_descriptions_and_chains_are_written_as_here_by_workers_that_stay(cluste
                 loaded = property(lambda _: pytest.fail("its weights are loaded here"))
                 monkeypatch.setattr("recbole_mm.llm.texts.hf.HfGenerator.writer", loaded)
             needs = ("item_texts", "user_preferences")
-            told.append(_from_texts(config, dataset, store, needs, LeftOut(None), executor))
+            told.append(computed(Context(config, dataset, store, needs=needs, executor=executor)))
     paths = [tmp_path / place / "artifacts" / "artifacts.sqlite" for place in ("here", "there")]
     assert contents(paths[0]) == contents(paths[1])
     stages = Counter(stage for _, stage, *_ in contents(paths[0]))

@@ -13,15 +13,16 @@ from recbole_mm.artifacts.store import Store
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError, DataError
-from recbole_mm.inputs.reasoning import items, profiles, vectors
+from recbole_mm.inputs.reasoning import profiles, vectors
 from recbole_mm.inputs.reasoning.failures import failures_file
-from recbole_mm.inputs.reasoning.profiles import Histories, newest_within, profile_requests
+from recbole_mm.inputs.reasoning.profiles import Histories, profile_requests
+from recbole_mm.inputs.reasoning.prompts import newest_within
 from recbole_mm.inputs.reasoning.rates import FILE, note_rate, read_rates
 from recbole_mm.inputs.reasoning.settings import ReasoningSettings
-from recbole_mm.inputs.reasoning.stage import Reasoning
+from recbole_mm.inputs.reasoning.writing import DESCRIPTIONS, PROFILES
 from recbole_mm.llm.texts.generator import TemplateGenerator
 from tests.conftest import TOY_SETTINGS, write_toy
-from tests.reasoning import Forgetful, LiveRequests, RuleWriter, WordEncoder
+from tests.reasoning import Forgetful, LiveRequests, Reasoning, RuleWriter, WordEncoder
 from tests.test_contract import SPLITS, eval_args, leak_dataset
 
 BOTH = ("item_text_features", "user_profiles")
@@ -91,7 +92,7 @@ def test_a_template_adds_no_description_to_the_metadata_it_is_made_of(stage):
     made = stage(TemplateGenerator())
     content = made.dataset.content
     assert made.item_texts()[1:] == [content.text(item) for item in range(1, len(content))]
-    assert made.store.count(items.STAGE) == 0
+    assert made.store.count(DESCRIPTIONS) == 0
     described = stage(TemplateGenerator(), item_text="image").item_texts()
     assert described[id_of(made.dataset, "i5")] == "This is The comedy film number 5, with class comedy."
 
@@ -216,7 +217,7 @@ def test_without_profiles_no_user_is_written_about(stage):
     made = stage(writer, reasoning=False)
     provided = made.provide(made.config.model_class.requirements(made.config), WordEncoder)
     assert set(provided) == {"fused_vectors"}
-    assert made.store.count(profiles.STAGE) == 0
+    assert made.store.count(PROFILES) == 0
 
 
 def test_the_template_needs_no_llm(stage):
@@ -242,7 +243,7 @@ def test_what_failed_is_masked_listed_and_tried_again(stage, tmp_path, caplog, r
     have = first["profile_vectors"].any(axis=1)
     assert {user for user in range(1, dataset.user_num) if not have[user]} == failed
     assert "" not in encoder.encoded
-    path = failures_file(tmp_path, made.config, profiles.STAGE)
+    path = failures_file(tmp_path, made.config, PROFILES)
     rows = list(csv.reader(path.open()))
     tokens = dataset.field2id_token["user_id"]
     assert {row[0] for row in rows[1:]} == {tokens[user] for user in failed}
@@ -366,7 +367,7 @@ def test_runs_with_other_settings_list_their_failures_apart(stage, tmp_path):
     for words in (20, 30):
         made = stage(broken, item_text="text", profile_words=words)
         made.provide(BOTH, WordEncoder)
-        lists[words] = failures_file(tmp_path, made.config, profiles.STAGE)
+        lists[words] = failures_file(tmp_path, made.config, PROFILES)
     assert lists[20] != lists[30]
     kept = lists[30].read_text()
     assert len(kept.splitlines()) > 1

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from recbole_mm.artifacts.store import Store
-from recbole_mm.inputs.reasoning.preference_prompts import PreferencePrompts
-from recbole_mm.inputs.reasoning.prompts import preference_prompt
+from recbole_mm.inputs.reasoning.prompts import PreferencePrompts, preference_prompt
 from recbole_mm.inputs.reasoning.recurrent import Chains, ChainWriter, blocks_of_size, sessions
 from tests.reasoning import RuleWriter
 

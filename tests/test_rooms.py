@@ -39,9 +39,6 @@ KNOWN_UPWARD: frozenset[tuple[str, str]] = frozenset(
     {
         ("recbole_mm.config.resolved", "recbole_mm.data.files"),
         ("recbole_mm.config.resolved", "recbole_mm.data.splits"),
-        ("recbole_mm.llm.dry_run", "recbole_mm.inputs.model_inputs"),
-        ("recbole_mm.llm.dry_run", "recbole_mm.inputs.reasoning.estimate"),
-        ("recbole_mm.llm.dry_run", "recbole_mm.inputs.reasoning.vectors"),
     }
 )
 """(module, module it imports): arrows that still point up. One that is gone must be taken out."""

@@ -13,7 +13,9 @@ from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.data.features import FeatureSpec, reads_summaries
 from recbole_mm.errors import ConfigError, DataError
-from recbole_mm.inputs.model_inputs import artifact_dir, needed, provide
+from recbole_mm.inputs.context import artifact_dir
+from recbole_mm.inputs.model_inputs import provide
+from recbole_mm.inputs.needs import needed
 from recbole_mm.llm.encoders import SentenceEncoder
 from recbole_mm.llm.features import load_features
 from recbole_mm.models.hooks import hooks_of
@@ -40,7 +42,7 @@ def provided(settings: dict, model: str = "SASRecContent"):
 
 def test_they_are_vectors_of_the_item_texts(settings, encoder, monkeypatch):
     writer = RuleWriter()
-    monkeypatch.setattr("recbole_mm.inputs.model_inputs.open_generator", lambda *_: writer)
+    monkeypatch.setattr("recbole_mm.inputs.reasoning.writing.open_generator", lambda *_: writer)
     config, dataset = provided({**settings, "text_backend": "openai", "text_model": "m", "text_url": "http://x/v1"})
     assert len(writer.asked) == 40, "every picture is described"
     assert writer.closed

@@ -11,7 +11,7 @@ from recbole_mm.utils.progress import duration
 from recbole_mm.utils.tables import columns
 
 if TYPE_CHECKING:
-    from recbole_mm.inputs.reasoning.estimate import PlannedStage
+    from recbole_mm.inputs.context import PlannedStage
     from recbole_mm.runs.plan import Plan
 
 HELP = f"""Print what a run would compute before it trains - texts of an LLM, vectors - and compute nothing.
@@ -61,8 +61,6 @@ def to_text(planned: Plan) -> str:
 
 def _cells(stage: PlannedStage) -> tuple[str, ...]:
     """One row of the table."""
-    from recbole_mm.inputs.reasoning.estimate import TEMPLATE
-
     done = "?" if stage.done is None else f"{stage.done:,}"
     to_do = f"at most {stage.to_do:,}" if stage.at_most else f"{stage.to_do:,}"
     prompt, new = "", ""
@@ -72,7 +70,7 @@ def _cells(stage: PlannedStage) -> tuple[str, ...]:
         new = f"at most {stage.work.new_tokens:,}"
     if not stage.to_do:
         time = ""
-    elif stage.by == TEMPLATE:
+    elif stage.by == "template":
         time = "no LLM"
     elif stage.seconds is None:
         time = "not estimated"

@@ -88,6 +88,11 @@ class FeatureSpec:
         return spec
 
     @property
+    def stage(self) -> str:
+        """Name of the stage in the artifact store."""
+        return f"{self.on}_vector"
+
+    @property
     def reads(self) -> str:
         """What its encoder is made for: text (summaries too) or image."""
         return "image" if self.on == "image" else "text"

@@ -79,28 +79,6 @@ def runs_in_bfloat16(dtype: torch.dtype, device: torch.device) -> bool:
     return dtype == torch.float32 and has_bfloat16(device)
 
 
-def vector_parameters(image_pixels: int, max_text_tokens: int, dtype: torch.dtype, autocast: bool) -> dict[str, Any]:
-    """The settings that an item's vector depends on, for `vector_key`.
-
-    Args:
-        image_pixels: bound on a resized image's area.
-        max_text_tokens: bound on an item's text.
-        dtype: of the weights.
-        autocast: whether they are computed with in bfloat16.
-    """
-    return {
-        "recipe": RECIPE,
-        "image_pixels": image_pixels,
-        "max_text_tokens": max_text_tokens,
-        "precision": "bfloat16 autocast" if autocast else str(dtype).removeprefix("torch."),
-    }
-
-
-def vector_key(identity: str, prompt: ItemPrompt, parameters: Mapping[str, Any], fingerprint: str) -> str:
-    """Artifact key of the vector of an item with this content fingerprint, by the MLLM of this identity."""
-    return artifact_key(STAGE, identity, prompt.identity, parameters, fingerprint)
-
-
 class ItemEncoder:
     """Turns items into vectors with a multimodal LLM.
 
@@ -158,11 +136,17 @@ class ItemEncoder:
     @property
     def parameters(self) -> dict[str, Any]:
         """The settings that a vector depends on, for artifact keys."""
-        return vector_parameters(self.image_pixels, self.max_text_tokens, self.mllm.dtype, self.autocast)
+        precision = "bfloat16 autocast" if self.autocast else str(self.mllm.dtype).removeprefix("torch.")
+        return {
+            "recipe": RECIPE,
+            "image_pixels": self.image_pixels,
+            "max_text_tokens": self.max_text_tokens,
+            "precision": precision,
+        }
 
     def key(self, fingerprint: str) -> str:
         """Artifact key of the vector of an item with this content fingerprint."""
-        return vector_key(self.mllm.identity, self.prompt, self.parameters, fingerprint)
+        return artifact_key(STAGE, self.mllm.identity, self.prompt.identity, self.parameters, fingerprint)
 
     # --- one batch ---------------------------------------------------------------------------------------------------
 
@@ -341,8 +325,7 @@ def encode_items(
         StoreError: the store cannot be read or written.
         DataError: a vector holds NaN or infinity.
     """
-    keys: list[str | None] = [None]
-    keys += [encoder.key(fingerprint) for fingerprint in fingerprints(content, encoder.threads)]
+    keys: list[str | None] = [None, *item_keys(content, encoder)]
     indexes: dict[str, int] = {}
     for index, key in enumerate(keys):
         if key is not None:
@@ -384,8 +367,13 @@ def encode_items(
     return matrix
 
 
+def item_keys(content: Content, encoder: ItemEncoder) -> list[str]:
+    """Returns the artifact keys of items 1, 2, ...; the model of the encoder needs no weights for it."""
+    return [encoder.key(fingerprint) for fingerprint in fingerprints(content, encoder.threads)]
+
+
 def fingerprints(content: Content, threads: int, per_task: int = 256) -> Iterator[str]:
-    """Yield the fingerprints of items 1, 2, ...; reading their images' bytes in threads."""
+    """Yields the fingerprints of items 1, 2, ...; reads their images' bytes in threads."""
     starts = range(1, len(content), per_task)
 
     def some(start: int) -> list[str]:

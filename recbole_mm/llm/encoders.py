@@ -102,9 +102,9 @@ class SentenceEncoder:
         self._model = _loading(name, lambda: _open_sentence_model(library, name, found, device, trust_remote_code))
         self.identity = found.identity
         self._normalize = normalize
-        code = _trusted_code(found, trust_remote_code)
-        self.parameters = {"kind": "sentence-transformers", "normalize": normalize, **code}
-        self.recipe = EncoderRecipe.of(type(self), name, found.identity, normalize=normalize, **_trust(code))
+        self.parameters = vector_parameters("sentence-transformers", found, normalize, None, trust_remote_code)
+        options = {"normalize": normalize, **_trust(self.parameters)}
+        self.recipe = EncoderRecipe.of(type(self), name, found.identity, **options)
 
     def encode(self, inputs: list[str]) -> np.ndarray:
         vectors = self._model.encode(
@@ -172,9 +172,8 @@ class VisionEncoder:
         self._pooling = "mean" if pooling == "auto" and lacking else pooling
         self.identity = found.identity
         self._normalize = normalize
-        code = _trusted_code(found, trust_remote_code)
-        self.parameters = {"kind": "huggingface", "pooling": self._pooling, "normalize": normalize, **code}
-        options = {"normalize": normalize, "pooling": pooling, **_trust(code)}
+        self.parameters = vector_parameters("huggingface", found, normalize, self._pooling, trust_remote_code)
+        options = {"normalize": normalize, "pooling": pooling, **_trust(self.parameters)}
         self.recipe = EncoderRecipe.of(type(self), name, found.identity, **options)
 
     def encode(self, inputs: list[Image.Image]) -> np.ndarray:
@@ -198,15 +197,49 @@ class VisionEncoder:
         return _pool_tokens(output.last_hidden_state, self._pooling, _prefix_tokens(model))
 
 
-def _trusted_code(found: Pretrained, trusted: bool) -> dict[str, str]:
-    """A parameter that tells the code that vectors depend on; none where no code is run."""
-    code = code_identity(found.folder) if trusted else None
-    return {} if code is None else {"code": code}
+def vector_parameters(
+    kind: str,
+    found: Pretrained,
+    normalize: bool = False,
+    pooling: str | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Returns the settings that an encoder's vectors depend on, for artifact keys; no weights are read.
+
+    Args:
+        kind: sentence-transformers, huggingface or timm.
+        found: the encoder's files.
+        normalize: every vector is scaled to length 1.
+        pooling: of a vision model of transformers.
+        trust_remote_code: Python code that comes with the model is run, so vectors depend on it.
+    """
+    code = code_identity(found.folder) if trust_remote_code else None
+    pooled = {} if pooling is None else {"pooling": pooling}
+    return {"kind": kind, **pooled, "normalize": normalize, **({} if code is None else {"code": code})}
 
 
-def _trust(code: Mapping[str, str]) -> dict[str, bool]:
+def possible_parameters(spec: FeatureSpec, found: Pretrained, trust_remote_code: bool = False) -> list[dict[str, Any]]:
+    """Returns what the parameters of a feature's encoder can be, as far as that is known without loading it.
+
+    Two for a vision model that may lack a pooler, else one.
+
+    Args:
+        spec: of `item_features`, with an encoder other than `mllm`.
+        found: the encoder's files.
+        trust_remote_code: as for `open_encoder`.
+    """
+    kind, normalize = spec.encoder_kind(), bool(spec.normalize)
+    if kind == "timm":
+        return [vector_parameters(kind, found, normalize)]
+    if spec.reads == "text":
+        return [vector_parameters("sentence-transformers", found, normalize, None, trust_remote_code)]
+    poolings = ("auto", "mean") if spec.pooling in (None, "auto") else (spec.pooling,)
+    return [vector_parameters(kind, found, normalize, each, trust_remote_code) for each in poolings]
+
+
+def _trust(parameters: Mapping[str, Any]) -> dict[str, bool]:
     """An option of a recipe: the same code is run on another machine."""
-    return {"trust_remote_code": True} if code else {}
+    return {"trust_remote_code": True} if "code" in parameters else {}
 
 
 def _described(found: Pretrained) -> dict[str, Any]:
@@ -271,7 +304,7 @@ class TimmEncoder:
         self._model = self._model.to(device)
         self.identity = found.identity
         self._normalize = normalize
-        self.parameters = {"kind": "timm", "normalize": normalize}
+        self.parameters = vector_parameters("timm", found, normalize)
         self.recipe = EncoderRecipe.of(type(self), name, found.identity, normalize=normalize)
 
     def encode(self, inputs: list[Image.Image]) -> np.ndarray:

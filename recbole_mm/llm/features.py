@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -101,12 +101,12 @@ def _encode(
     summaries: Sequence[str | None] | None,
 ) -> np.ndarray:
     assert spec.on is not None
-    items, hashes, load, carry = _inputs(spec, content, summaries)
+    items, hashes, load, carry = feature_inputs(spec, content, summaries)
     if not items:
         raise DataError(f"item_features.{spec.name}: no item has a usable {spec.on} for {spec.encoder}")
     encoder = opened(spec)
     vectors, failed = compute(
-        stage=f"{spec.on}_vector",
+        stage=spec.stage,
         identity=encoder.identity,
         parameters=encoder.parameters,
         hashes=hashes,
@@ -134,27 +134,52 @@ def _encode(
     return matrix
 
 
-def _inputs(
-    spec: FeatureSpec, content: ItemContent, summaries: Sequence[str | None] | None
-) -> tuple[list[int], list[str], Callable[[int], Any], Callable[[int], Any]]:
-    """Items that have what the encoder reads, its hash for each, and what loads it, here and for another process."""
+class FeatureInputs(NamedTuple):
+    """What an encoder reads.
+
+    Attributes:
+        items: ids of the items that have it.
+        hashes: content hash of each.
+        load: item id -> the input, None where it cannot be loaded.
+        carry: item id -> the input as it is sent to another machine.
+    """
+
+    items: list[int]
+    hashes: list[str]
+    load: Callable[[int], Any]
+    carry: Callable[[int], Any]
+
+
+def feature_inputs(spec: FeatureSpec, content: ItemContent, summaries: Sequence[str | None] | None) -> FeatureInputs:
+    """Returns what the encoder of a feature reads; nothing is decoded.
+
+    Args:
+        spec: with an encoder other than the MLLM.
+        content: the items, padding first.
+        summaries: of the items by RecBole's id; for `on: summary`.
+
+    Raises:
+        ConfigError: `on: summary` without summaries.
+    """
     if spec.on == SUMMARY:
         if summaries is None:
             raise ConfigError(f"item_features.{spec.name}: on: summary needs item texts, and none are given")
         items = _longest_first({item: text for item, text in enumerate(summaries) if text})
         said = summaries.__getitem__
-        return items, [summary_hash(summaries[item] or "") for item in items], said, said
+        return FeatureInputs(items, [summary_hash(summaries[item] or "") for item in items], said, said)
     assert spec.on is not None
     view = content.only(spec.on)
     if spec.on == "image":
         items = [item for item in range(1, len(view)) if view.source.has_image(view.tokens[item])]
         source, tokens = view.source, view.tokens
-        return (
-            *(items, view.fingerprints(items), lambda item: source.image(tokens[item])),
+        return FeatureInputs(
+            items,
+            view.fingerprints(items),
+            lambda item: source.image(tokens[item]),
             lambda item: ItemImage(source, tokens[item]).carried(),
         )
     items = _longest_first({item: text for item in range(1, len(view)) if (text := view.text(item)) is not None})
-    return items, view.fingerprints(items), view.text, view.text
+    return FeatureInputs(items, view.fingerprints(items), view.text, view.text)
 
 
 def _longest_first(texts: Mapping[int, str]) -> list[int]:

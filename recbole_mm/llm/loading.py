@@ -36,7 +36,7 @@ LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportE
 
 
 def load_mllm(
-    name_or_path: str | Path,
+    name_or_path: str | Path | Pretrained,
     device: str | torch.device = "cpu",
     dtype: str = "float32",
     trust_remote_code: bool = False,
@@ -51,7 +51,7 @@ def load_mllm(
     Args:
         name_or_path: a hub id such as `Qwen/Qwen2-VL-2B-Instruct`, or a folder in the Hugging Face layout. A folder
             with an `adapter_config.json` stands for its base model with the adapter merged in; a tokenizer in it takes
-            the place of the base model's.
+            the place of the base model's. Or its files, already found.
         device: where the model goes.
         dtype: of the weights: float32, bfloat16, float16, or auto (bfloat16 on a GPU that has it, else float32).
         trust_remote_code: allow a tokenizer that ships its own Python code.
@@ -67,10 +67,11 @@ def load_mllm(
         ModelLoadError: no such folder or hub model, an unreachable hub, another family, damaged or missing files, an
             adapter that does not fit, or 4 bits where they cannot be had.
     """
-    name = str(name_or_path)
+    given = name_or_path if isinstance(name_or_path, Pretrained) else None
+    name = str(name_or_path) if given is None else given.name
     target = torch.device(device)
     own_dtype = weights_dtype(dtype, target)
-    source = find_llm(name, revision, supported_family, trust_remote_code)
+    source = given or find_llm(name, revision, supported_family, trust_remote_code)
     adapter = read_adapter(source) if source.is_adapter else None
     base = source if adapter is None else _locate_base(adapter, trust_remote_code)
     # Before anything of it is used: a file that is damaged is found here.
@@ -81,7 +82,7 @@ def load_mllm(
     family_type = supported_family(base.name, base.folder)
     loads_head = with_head or (adapter is not None and adapter.needs_head)
     model_class = family_type.generation_class if loads_head else family_type.model_class
-    model = _outline(base, model_class) if without_weights else _read_model(base, model_class, settings)
+    model = _outline(base, model_class, own_dtype) if without_weights else _read_model(base, model_class, settings)
     try:
         tokenizer = open_pretrained(AutoTokenizer.from_pretrained, name, base.folder, trust_remote_code)
         image_processor = open_pretrained(family_type.image_processor_class.from_pretrained, name, base.folder)
@@ -114,6 +115,7 @@ def load_mllm(
         image_processor=image_processor,
         family=family,
         cur_item_id=cur_item_id,
+        target=target,
     )
 
 
@@ -144,11 +146,11 @@ def _read_model(base: Pretrained, model_class: Any, settings: dict[str, Any]) ->
     return model
 
 
-def _outline(base: Pretrained, model_class: Any) -> PreTrainedModel:
-    """A model whose tensors have shapes alone."""
+def _outline(base: Pretrained, model_class: Any, dtype: torch.dtype) -> PreTrainedModel:
+    """A model whose tensors have shapes and a dtype alone."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return model_class(open_pretrained(AutoConfig.from_pretrained, base.name, base.folder))
+            return model_class(open_pretrained(AutoConfig.from_pretrained, base.name, base.folder)).to(dtype)
     except LOAD_ERRORS as error:
         raise ModelLoadError(f"{base.name}: the model cannot be loaded: {first_line(error)}") from error
 

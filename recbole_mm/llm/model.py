@@ -28,6 +28,7 @@ class MLLM:
         image_processor: the Hugging Face image processor.
         family: how prompts become inputs of this family of models.
         cur_item_id: token id of `[Cur_Item]`.
+        target: device of a model that was loaded without weights.
     """
 
     name: str
@@ -37,6 +38,7 @@ class MLLM:
     image_processor: Any
     family: Family
     cur_item_id: int
+    target: torch.device | None = None
 
     def __post_init__(self) -> None:
         reserved = {self.cur_item_id, *self.family.reserved_ids, *self.tokenizer.all_special_ids}
@@ -49,7 +51,9 @@ class MLLM:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        """Where the weights are, or would be."""
+        found = next(self.model.parameters()).device
+        return self.target if found.type == "meta" and self.target is not None else found
 
     @property
     def dtype(self) -> torch.dtype:

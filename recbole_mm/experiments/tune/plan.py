@@ -20,7 +20,7 @@ from recbole_mm.errors import ConfigError
 from recbole_mm.experiments.compare.experiment import PROTOCOL
 from recbole_mm.experiments.compare.plan import known_keys
 from recbole_mm.experiments.tune.space import Space, default_space, read_space
-from recbole_mm.inputs.model_inputs import artifact_dir
+from recbole_mm.inputs.context import artifact_dir
 from recbole_mm.runs import folder as run_folder
 
 NOT_TUNED = {

@@ -85,9 +85,15 @@ ACCEPTED: Accepted = {
 
 
 def tuned_mirm(
-    config: Any, dataset: Any, settings: MirmSettings, base: str, load: Callable[..., MLLM], artifacts: Path
-) -> Path:
-    """Folder of the MIRM that these settings ask for; fine-tuned now if it was not before.
+    config: Any,
+    dataset: Any,
+    settings: MirmSettings,
+    base: str,
+    load: Callable[..., MLLM],
+    artifacts: Path,
+    make: bool = True,
+) -> Path | None:
+    """Returns the folder of the MIRM that these settings ask for; fine-tuned now if it was not before.
 
     Its name holds a digest of the base model, the settings and the very examples: other training interactions, images
     or texts make another MIRM, other held-out interactions do not.
@@ -99,6 +105,7 @@ def tuned_mirm(
         base: folder or hub id of the model to tune.
         load: `load_mllm` for the run's device.
         artifacts: where the folder is kept.
+        make: fine-tune it; False returns None where it was not fine-tuned before.
 
     Raises:
         ConfigError, DataError, ModelLoadError: settings that do not fit together, the data, the model or the machine.
@@ -120,6 +127,8 @@ def tuned_mirm(
         "weights": weights,
         "examples": examples_digest(mixture, content.fingerprint),
     }
+    if not make:
+        return tuned.found(config, parts)
     counts = {name: sum(example.objective == name for example in mixture) for name in settings.objectives}
 
     def examples(mllm: MLLM) -> PromptedExamples:

@@ -1,4 +1,4 @@
-"""What could not be written, where a user finds all of it: a CSV file of a stage, beside the store."""
+"""Texts that could not be written: a CSV file for each stage in the artifact folder, and a list in the run's folder."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import csv
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from recbole_mm.errors import DiskError
+from recbole_mm.errors import CheckpointError, DiskError
 from recbole_mm.inputs.reasoning.settings import PreferenceSettings, ReasoningSettings
 from recbole_mm.utils.escaping import csv_cell
-from recbole_mm.utils.files import atomic_write, disk_errors, make_folder
+from recbole_mm.utils.files import atomic_write, disk_errors, make_folder, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "failed_texts"
 SHOWN = 3
-
+LEFT_OUT = "texts_left_out.json"
 
 SETTINGS = (
     *(name for name in ReasoningSettings.__dataclass_fields__ if name != "sentence_encoder"),
@@ -76,3 +76,34 @@ def list_failures(path: Path, what: str, failed: Mapping[str, str], wanted: int)
         "%s: %d of %d could not be written; they are left out, and tried again by the next run (%s%s). All of them: %s",
         *(what, len(failed), wanted, examples, "; ..." if len(failed) > SHOWN else "", path),
     )
+
+
+class LeftOut:
+    """Ids whose text could not be written when the run began, by stage: part of the run, so that loading or resuming it
+    asks for none of them again.
+
+    Args:
+        run_dir: the run's folder; None where there is no run, and nothing is kept.
+
+    Raises:
+        CheckpointError: the folder's list cannot be read.
+    """
+
+    def __init__(self, run_dir: Path | None = None) -> None:
+        self.path = None if run_dir is None else run_dir / LEFT_OUT
+        self._ids: dict[str, list[str]] = {}
+        if self.path is not None and self.path.is_file():
+            try:
+                self._ids = read_json(self.path)
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"{self.path} cannot be read ({error}); run the model again") from error
+
+    def of(self, stage: str) -> frozenset[str] | None:
+        """Ids, as in the dataset's files, that the run did without; None before the stage was run for it."""
+        return frozenset(self._ids[stage]) if stage in self._ids else None
+
+    def note(self, stage: str, ids: Iterable[str]) -> None:
+        """Keep the ids that the run does without, in place of an earlier list."""
+        self._ids[stage] = sorted(ids)
+        if self.path is not None:
+            write_json(self.path, self._ids, ensure_ascii=False)

@@ -1,25 +1,105 @@
-"""Items in words: the description of the image, and the text that an item is encoded and shown by (MLLMRec, 4.1)."""
+"""Items in words: the image's description, and the text that an item is encoded and shown by (MLLMRec, section 4.1)."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from recbole_mm.data.carried import ItemImage
 from recbole_mm.data.content import ItemContent
 from recbole_mm.data.item_facts import ItemFacts
 from recbole_mm.data.item_text import clean_text
-from recbole_mm.inputs.reasoning.prompts import description_prompt
+from recbole_mm.inputs.context import PlannedStage
+from recbole_mm.inputs.reasoning.prompts import Texts, description_prompt
 from recbole_mm.inputs.reasoning.settings import ReasoningSettings
+from recbole_mm.inputs.reasoning.writing import DESCRIPTIONS, TextNeed, TextStage, stand_in
 from recbole_mm.llm.texts.cleaning import cut_words
 from recbole_mm.llm.texts.generator import Generator, Request
 
 logger = logging.getLogger(__name__)
 
-STAGE = "item_description"
 
-Texts = list[str | None]
-"""Text of each item by RecBole's id; None for padding and where there is none."""
+@dataclass(frozen=True)
+class KnownTexts:
+    """Item texts as far as a plan knows them.
+
+    Attributes:
+        texts: of every item; stand-ins for those that are not written yet.
+        unwritten: ids of these.
+    """
+
+    texts: Texts
+    unwritten: set[int]
+
+    @property
+    def written(self) -> Texts:
+        """The texts, None in place of stand-ins."""
+        return [None if item in self.unwritten else text for item, text in enumerate(self.texts)]
+
+
+class ItemTexts(TextNeed):
+    """`item_texts`: the text of every item; its image is described first, where that is asked for."""
+
+    @cached_property
+    def stage(self) -> TextStage[int]:
+        """The descriptions that are wanted."""
+        content, writing = self.context.dataset.content, self.writing
+        requests = description_requests(content, writing.settings, writing.generator)
+        return TextStage(DESCRIPTIONS, requests, content.tokens)
+
+    @cached_property
+    def planned(self) -> tuple[list[PlannedStage], KnownTexts]:
+        """The stage of a plan, if there is one, and what is known of the texts."""
+        content, writing, requests = self.context.dataset.content, self.writing, self.stage.requests
+        if not requests and wants_descriptions(writing.settings, writing.generator):
+            self.context.notes.append("no item has an image: no description is made")
+        described = writing.plan(self.stage)
+        guessed = dict.fromkeys(described.unwritten, stand_in(writing.settings.description_words))
+        texts = item_texts(content, writing.settings, {**described.texts, **guessed})
+        return [described.row] if requests else [], KnownTexts(texts, described.unwritten)
+
+    @property
+    def known(self) -> KnownTexts:
+        """What is known of the texts without writing any."""
+        return self.planned[1]
+
+    @cached_property
+    def texts(self) -> Texts:
+        """The texts, by RecBole's id; descriptions are written now unless the store has them."""
+        content, settings = self.context.dataset.content, self.writing.settings
+        self._log_requests(len(self.stage.requests), len(content) - 1)
+        descriptions = self.writing.write(self.stage)
+        texts = item_texts(content, settings, descriptions)
+        log_coverage(content, descriptions, texts)
+        return texts
+
+    def _log_requests(self, requests: int, total: int) -> None:
+        kind, answers = self.writing.settings.item_text, self.writing.answers
+        if kind == "image" and not answers:
+            logger.warning(
+                "item_text: image with text_backend: template: descriptions say the metadata, no image is read"
+            )
+        elif kind == "fused" and not answers:
+            logger.info("item descriptions: none, for a template could only repeat the metadata that is there already")
+        elif kind != "text" and requests < total:
+            logger.info(
+                "item descriptions: %d of %d items have no image; no call is made for them", total - requests, total
+            )
+
+    def plan(self) -> list[PlannedStage]:
+        """Returns the stage of descriptions, if any is made."""
+        return self.planned[0]
+
+    def write(self) -> None:
+        """Has the descriptions written."""
+        _ = self.texts
+
+    def compute(self) -> dict[str, Any]:
+        """Returns `item_texts`."""
+        return {"item_texts": self.texts}
 
 
 def in_token_order(content: ItemContent) -> list[int]:

@@ -7,9 +7,11 @@ nothing of a held-out item can stand in a text that training reads.
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,11 +24,25 @@ from recbole_mm.data.splits import TRAIN
 from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.answering.examples import training_targets
 from recbole_mm.inputs.answering.tuning import SftSettings
-from recbole_mm.inputs.reasoning.preference_prompts import PreferencePrompts, Shown
-from recbole_mm.inputs.reasoning.recurrent import Chains, Node, blocks_of_size, sessions
+from recbole_mm.inputs.context import PlannedStage
+from recbole_mm.inputs.reasoning.items import ItemTexts
+from recbole_mm.inputs.reasoning.prompts import PreferencePrompts, Shown, Texts
+from recbole_mm.inputs.reasoning.rates import TextWork
+from recbole_mm.inputs.reasoning.recurrent import (
+    Chains,
+    ChainWriter,
+    Node,
+    blocks_of_size,
+    plan_chains,
+    sessions,
+)
 from recbole_mm.inputs.reasoning.settings import PreferenceSettings
 from recbole_mm.inputs.reasoning.summary import HistorySummary
+from recbole_mm.inputs.reasoning.writing import PREFERENCES, PlannedTexts, TextNeed, TextStage
+from recbole_mm.llm.texts.cleaning import cut_words
 from recbole_mm.llm.texts.generator import Request
+
+logger = logging.getLogger(__name__)
 
 SECONDS_PER_HOUR = 3600
 EARLIEST = 1e8
@@ -215,3 +231,141 @@ class Preferences:
             if len(rest) < len(history) and (rest == history[: len(rest)]).all():
                 return len(own)
         return common
+
+
+class UserPreferences(TextNeed):
+    """`user_preferences`: what every user prefers after each history that the model is asked about (MLLM-MSR)."""
+
+    @cached_property
+    def cases(self) -> Cases:
+        """The histories that are asked about."""
+        return Cases.of(self.context.config, self.context.dataset)
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether texts are written block by block, each made of the one before it."""
+        return self.writing.answers and self.writing.preference.preference == "recurrent"
+
+    def stage(self, texts: Texts) -> tuple[TextStage[Node], int]:
+        """Returns the texts that are wanted, none made of another, and how many of them show a part of what is known.
+
+        Args:
+            texts: of the items.
+        """
+        words, shown, cut = self.writing.preference.preference_words, {}, 0
+        requests: Mapping[Node, Request]
+        if self.writing.answers:
+            requests, shown, cut = requests_at_once(self.cases, self._prompts(texts))
+        else:
+            requests = requests_of_template(self.cases, self.context.dataset.content, words)
+        return TextStage(PREFERENCES, requests, self._names(requests), shown), cut
+
+    def _prompts(self, texts: Texts) -> PreferencePrompts:
+        preference = self.writing.preference
+        return PreferencePrompts(
+            texts,
+            self.writing.settings.item_domain,
+            preference.preference_words,
+            self.writing.generator,
+            self.context.config["text_context_tokens"],
+            preference.preference_history_tokens if preference.preference == "direct" else None,
+        )
+
+    def _names(self, nodes: Iterable[Node]) -> dict[Node, str]:
+        """What a text is called in the list of failures: `u7 (12 items)`."""
+        tokens = self.context.dataset.field2id_token[self.context.dataset.uid_field]
+        return {(user, length): f"{tokens[user]} ({length} items)" for user, length in nodes}
+
+    # --- planning ----------------------------------------------------------------------------------------------------
+
+    def plan(self) -> list[PlannedStage]:
+        """Returns the stages of descriptions and of preferences; what follows a text that is not written is estimated.
+
+        Raises:
+            ConfigError: the split is one whose training rows are not known yet, or sessions are wanted without times.
+        """
+        settings, preference = self.writing.settings, self.writing.preference
+        if preference.preference == "none":
+            return []
+        rows, items = self.context.share(ItemTexts).planned
+        planned = self._plan_chains(items.texts, items.unwritten) if self.in_blocks else None
+        if planned is None:
+            planned = self.writing.plan(self.stage(items.texts)[0], items.unwritten, apart=True)
+        if planned.waiting:
+            self.context.notes.append(
+                f"{len(planned.waiting):,} preference texts are made of texts that are not written yet: their prompts "
+                f"are estimated with {preference.preference_words} words per text before and "
+                f"{settings.description_words} per description"
+            )
+        return [*rows, planned.row]
+
+    def _plan_chains(self, texts: Texts, unwritten: set[int]) -> PlannedTexts[Node]:
+        chains, sequences = self.cases.chains(self.writing.preference), self.cases.sequences()
+        longest = max(chains.remaining().values(), default=0)
+        blocks = f"{len(chains):,} blocks, at most {longest:,} of them one after the other"
+        self.context.notes.append(f"preferences: {blocks}")
+        words, prompts = self.writing.preference.preference_words, self._prompts(texts)
+        return plan_chains(chains, lambda user: sequences[user].tolist(), prompts, words, self.writing, unwritten)
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def texts(self) -> Preferences:
+        """The texts; written now unless the store has them."""
+        max_length = self.context.config["MAX_ITEM_LIST_LENGTH"]
+        if self.writing.preference.preference == "none":
+            return Preferences({}, {}, max_length)
+        items, cases = self.context.share(ItemTexts).texts, self.cases
+        told = self._chains(items) if self.in_blocks else self._at_once(items)
+        found = Preferences(cases.sequences(), told, max_length)
+        without = sum(not any((user, length) in told for length in cases.lengths[user]) for user in cases.lengths)
+        logger.info("user preferences: %d texts for %d cases; %d users have none", len(found), len(cases), without)
+        return found
+
+    def _at_once(self, items: Texts) -> dict[Node, str]:
+        """A text for each case, none of which waits for another."""
+        stage, cut = self.stage(items)
+        _log_cut(cut, len(stage.requests))
+        words = self.writing.preference.preference_words
+        return {node: cut_words(text, words) for node, text in self.writing.write(stage).items()}
+
+    def _chains(self, items: Texts) -> dict[Node, str]:
+        """Texts block by block, of the cases and of what they are made of."""
+        writing, config = self.writing, self.context.config
+        chains, sequences = self.cases.chains(writing.preference), self.cases.sequences()
+        names = self._names(chains.starts)
+        longest = max(chains.remaining().values(), default=0)
+        logger.info("user preferences: %d blocks, at most %d one after the other", len(chains), longest)
+        done_without = writing.left_out.of(PREFERENCES) or frozenset()
+        writer = ChainWriter(
+            chains,
+            lambda user: sequences[user].tolist(),
+            self._prompts(items),
+            writing.preference.preference_words,
+            self.context.store,
+            writing.generator,
+            {node for node, name in names.items() if name in done_without},
+        )
+        try:
+            made = writer.write(config["show_progress"])
+        finally:
+            done = writer.written
+            work = TextWork(done.asked, done.prompt_tokens, 0, done.asked * config["text_max_new_tokens"])
+            if done.computed:
+                writing.note_rate(PREFERENCES, work, done.seconds)
+        _log_cut(made.cut, len(chains))
+        writing.list_failed(PREFERENCES, {names[node]: why for node, why in made.failed.items()}, len(chains))
+        return made.texts
+
+    def write(self) -> None:
+        """Has the texts written, those of items first."""
+        _ = self.texts
+
+    def compute(self) -> dict[str, Any]:
+        """Returns `preferences`."""
+        return {"preferences": self.texts}
+
+
+def _log_cut(cut: int, total: int) -> None:
+    if cut:
+        logger.info("user preferences: %d of %d prompts have no room for all that is known", cut, total)

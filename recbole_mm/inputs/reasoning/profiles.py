@@ -5,22 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from recbole_mm.artifacts.fill import OnDemand
 from recbole_mm.data.content import ItemContent
-from recbole_mm.inputs.reasoning.items import Texts
-from recbole_mm.inputs.reasoning.prompts import history_line, profile_prompt
+from recbole_mm.inputs.context import PlannedStage
+from recbole_mm.inputs.reasoning.items import ItemTexts
+from recbole_mm.inputs.reasoning.prompts import MARKUP_TOKENS, Texts, history_line, newest_within, profile_prompt
 from recbole_mm.inputs.reasoning.settings import ReasoningSettings
 from recbole_mm.inputs.reasoning.summary import HistorySummary
+from recbole_mm.inputs.reasoning.vectors import SentenceVectors
+from recbole_mm.inputs.reasoning.writing import LABELS, PROFILES, TextNeed, TextStage
+from recbole_mm.llm.texts.cleaning import cut_words
 from recbole_mm.llm.texts.generator import Generator, Request
 
 logger = logging.getLogger(__name__)
-
-STAGE = "user_profile"
-MARKUP_TOKENS = 64
-"""Room for a chat template around a prompt."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,71 @@ class ProfileRequests:
     shown: Mapping[int, list[int]] = field(default_factory=dict)
     cut: list[int] = field(default_factory=list)
     without: list[int] = field(default_factory=list)
+
+
+class UserProfiles(TextNeed):
+    """`user_profiles`: sentence vectors of every user's profile, written of training items (MLLMRec, 4.1)."""
+
+    def check(self) -> None:
+        """Finds the sentence encoder."""
+        self.context.share(SentenceVectors).check()
+
+    def requests(self, texts: Texts) -> ProfileRequests:
+        """Returns what is to be written of users.
+
+        Args:
+            texts: of the items.
+        """
+        dataset, writing = self.context.dataset, self.writing
+        histories = Histories.of(dataset, writing.settings)
+        limit = self.context.config["text_context_tokens"]
+        return profile_requests(dataset.content, histories, texts, writing.settings, writing.generator, limit)
+
+    def stage(self, made: ProfileRequests) -> TextStage[int]:
+        """Returns the profiles that are wanted."""
+        return TextStage(PROFILES, made.requests, self._tokens, made.shown)
+
+    @property
+    def _tokens(self) -> Sequence[str]:
+        return self.context.dataset.field2id_token[self.context.dataset.uid_field]
+
+    def plan(self) -> list[PlannedStage]:
+        """Returns the stages of descriptions, of profiles and of their vectors."""
+        items, notes, settings = self.context.share(ItemTexts), self.context.notes, self.writing.settings
+        rows = items.plan()
+        made = self.requests(items.known.texts)
+        planned = self.writing.plan(self.stage(made), items.known.unwritten)
+        if planned.waiting:
+            notes.append(
+                f"{len(planned.waiting):,} profiles show items that are not described yet: their prompts are estimated "
+                f"with {settings.description_words} words per description"
+            )
+        if made.cut:
+            notes.append(
+                f"{len(made.cut):,} of {len(made.requests):,} histories are cut to their newest items within "
+                f"{settings.profile_history_tokens:,} tokens"
+            )
+        texts = [cut_words(text, settings.profile_words) for text in planned.texts.values()]
+        vectors = self.context.share(SentenceVectors).plan(LABELS[PROFILES], texts, len(planned.unwritten))
+        return [*rows, planned.row, vectors]
+
+    @cached_property
+    def texts(self) -> Texts:
+        """The profile of every user, by RecBole's id; written now unless the store has it."""
+        made, settings = self.requests(self.context.share(ItemTexts).texts), self.writing.settings
+        log_requests(made, settings.profile_history_tokens, self._tokens)
+        found: Texts = [None] * len(self._tokens)
+        for user, text in self.writing.write(self.stage(made)).items():
+            found[user] = cut_words(text, settings.profile_words)
+        return found
+
+    def write(self) -> None:
+        """Has item texts and profiles written."""
+        _ = self.texts
+
+    def compute(self) -> dict[str, Any]:
+        """Returns `profile_vectors`."""
+        return {"profile_vectors": self.context.share(SentenceVectors).encode(LABELS[PROFILES], self.texts, PROFILES)}
 
 
 def profile_requests(
@@ -146,20 +213,6 @@ def _budget(settings: ReasoningSettings, generator: Generator, context_tokens: i
         return settings.profile_history_tokens
     frame = generator.count_tokens(profile_prompt(settings.item_domain, [], 1_000_000, settings.profile_words))
     return min(settings.profile_history_tokens, context_tokens - frame - MARKUP_TOKENS)
-
-
-def newest_within(costs: Sequence[int], budget: int) -> int:
-    """Place of the oldest item that is kept: the newest ones whose costs add up to at most `budget`, one at least.
-
-    >>> newest_within([5, 1, 2, 2], budget=5)
-    1
-    """
-    first = len(costs) - 1
-    left = budget - costs[first]
-    while first > 0 and costs[first - 1] <= left:
-        first -= 1
-        left -= costs[first]
-    return first
 
 
 def log_requests(made: ProfileRequests, budget: int, tokens: Mapping[int, str] | Sequence[str]) -> None:

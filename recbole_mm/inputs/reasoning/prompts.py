@@ -1,4 +1,6 @@
-"""What the LLM is told (MLLMRec, section 4.1; MLLM-MSR). A prompt is part of its text's key: new wording, new text.
+"""The prompts of item descriptions, profiles (MLLMRec, section 4.1) and preferences (MLLM-MSR), and what fits in them.
+
+A prompt is part of its text's key: new wording, new text.
 
 Each wording says three things: what is given, what to write, and what to leave out. The last keeps answers to the
 point: an introduction or a remark on the image's quality would be encoded like everything else.
@@ -7,6 +9,15 @@ point: an introduction or a remark on the image's quality would be encoded like 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from recbole_mm.llm.texts.generator import Generator, Request
+
+Texts = list[str | None]
+"""Text of each item or user by RecBole's id; None for padding and where there is none."""
+
+MARKUP_TOKENS = 64
+"""Room for a chat template around a prompt."""
 
 DESCRIPTION = (
     "The picture shows one {domain}.{named} Describe it for somebody who is deciding whether to choose it: say what it "
@@ -100,3 +111,110 @@ def _cut(left_out: int) -> str:
 
 def _history(texts: Sequence[str]) -> str:
     return "\n".join(history_line(number, text) for number, text in enumerate(texts, start=1))
+
+
+def newest_within(costs: Sequence[int], budget: int) -> int:
+    """Place of the oldest item that is kept: the newest ones whose costs add up to at most `budget`, one at least.
+
+    >>> newest_within([5, 1, 2, 2], budget=5)
+    1
+    """
+    first = len(costs) - 1
+    left = budget - costs[first]
+    while first > 0 and costs[first - 1] <= left:
+        first -= 1
+        left -= costs[first]
+    return first
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A request and what it shows.
+
+    Attributes:
+        request: for an LLM.
+        items: that are shown, oldest first.
+        cut: items that are known but not shown, or only the beginning of whose text is.
+    """
+
+    request: Request
+    items: tuple[int, ...]
+    cut: int
+
+
+class PreferencePrompts:
+    """Makes requests of items and of what was written before.
+
+    The newest items are kept that fit beside the rest of the prompt; of one that does not fit alone, the beginning of
+    its text.
+
+    Args:
+        texts: of the items by RecBole's id; an item without one is not shown.
+        domain: what an item is called.
+        words: at most so many are asked for.
+        generator: counts tokens.
+        context_tokens: most tokens of a prompt.
+        history_tokens: most tokens of the items in it; None: what the prompt has room for.
+    """
+
+    def __init__(
+        self,
+        texts: Texts,
+        domain: str,
+        words: int,
+        generator: Generator,
+        context_tokens: int,
+        history_tokens: int | None = None,
+    ) -> None:
+        self.texts, self.domain, self.words = texts, domain, words
+        self.generator = generator
+        self.context_tokens, self.history_tokens = context_tokens, history_tokens
+        self._costs: dict[int, int] = {}
+
+    def of(self, items: Sequence[int], before: str | None = None) -> Shown | None:
+        """The request for a user's preferences after these items; None where nothing is known of any of them.
+
+        Args:
+            items: oldest first.
+            before: what was written before them; None at the beginning.
+        """
+        known = [item for item in items if self.texts[item]]
+        if not known:
+            return None
+        costs = [self._cost(item) for item in known]
+        budget = self._budget(before)
+        shown = known[newest_within(costs, budget) :]
+        words = [self.texts[item] or "" for item in shown]
+        cut = len(known) - len(shown)
+        if len(shown) == 1 and costs[-1] > budget:
+            words, cut = [self._beginning(words[0], budget)], cut + 1
+        prompt = preference_prompt(self.domain, words, len(known) - len(shown), self.words, before)
+        return Shown(Request(prompt, None), tuple(shown), cut)
+
+    def _cost(self, item: int) -> int:
+        if item not in self._costs:
+            self._costs[item] = self._tokens(self.texts[item] or "")
+        return self._costs[item]
+
+    def _tokens(self, text: str) -> int:
+        return self.generator.count_tokens(history_line(100, text) + "\n")
+
+    def _budget(self, before: str | None) -> int:
+        """Tokens for the items of a prompt."""
+        frame = self.generator.count_tokens(preference_prompt(self.domain, [], 1_000_000, self.words, before))
+        room = self.context_tokens - frame - MARKUP_TOKENS
+        return room if self.history_tokens is None else min(self.history_tokens, room)
+
+    def _beginning(self, text: str, budget: int) -> str:
+        """As much of a text as fits, at a blank where there is one; one character at least."""
+        least, most = 1, len(text)
+        while least < most:
+            middle = (least + most + 1) // 2
+            if self._tokens(text[:middle]) <= budget:
+                least = middle
+            else:
+                most = middle - 1
+        beginning = text[:least]
+        if least < len(text) and not text[least].isspace():
+            beginning = beginning.rpartition(" ")[0] or beginning
+        return beginning.rstrip()

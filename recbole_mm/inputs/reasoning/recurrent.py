@@ -17,8 +17,10 @@ from itertools import count, pairwise
 
 import numpy as np
 
+from recbole_mm.artifacts.fill import OnDemand
 from recbole_mm.artifacts.store import Store
-from recbole_mm.inputs.reasoning.preference_prompts import PreferencePrompts, Shown
+from recbole_mm.inputs.reasoning.prompts import PreferencePrompts, Shown
+from recbole_mm.inputs.reasoning.writing import PREFERENCES, PlannedTexts, Writing, stand_in
 from recbole_mm.llm.texts.cleaning import cut_words
 from recbole_mm.llm.texts.generator import Generator, Request
 from recbole_mm.llm.texts.stage import text_key, texts_through_store
@@ -26,7 +28,6 @@ from recbole_mm.utils.progress import progress
 
 logger = logging.getLogger(__name__)
 
-STAGE = "user_preference"
 LEAST, MOST = 64, 1024
 """Texts of a round. Fewer would leave a model's batches half empty; more would keep long chains waiting."""
 LOOKED_UP = 512
@@ -186,7 +187,7 @@ class ChainWriter:
             StoreError: the store cannot be read or written.
             RecboleMMError: no text at all can be had; what was finished is kept.
         """
-        done = progress(self._finished(), STAGE, len(self.chains), "text", show_progress)
+        done = progress(self._finished(), PREFERENCES, len(self.chains), "text", show_progress)
         for _ in done:
             done.note(f"{len(self.written.failed)} failed" if self.written.failed else "")
         return self.written
@@ -216,7 +217,7 @@ class ChainWriter:
             else:
                 requests[node] = shown.request
                 self.written.cut += shown.cut > 0
-        keys = {node: text_key(STAGE, self.generator, request) for node, request in requests.items()}
+        keys = {node: text_key(PREFERENCES, self.generator, request) for node, request in requests.items()}
         found = self.store.get_many(keys.values())
         for node in requests:
             if keys[node] in found:
@@ -231,7 +232,7 @@ class ChainWriter:
         size = self._round_size(left)
         taken = [heapq.heappop(self._missing)[2] for _ in self._missing[:size]]
         requests = {node: shown.request for node in taken if (shown := self._shown(node)) is not None}
-        report = texts_through_store(self.store, STAGE, self.generator, requests, show_progress=False)
+        report = texts_through_store(self.store, PREFERENCES, self.generator, requests, show_progress=False)
         prompts = {request.prompt for request in requests.values()}
         self.written.asked += len(prompts)
         self.written.prompt_tokens += sum(map(self.generator.count_tokens, prompts))
@@ -268,3 +269,62 @@ class ChainWriter:
 
     def _queue(self, node: Node) -> None:
         heapq.heappush(self._ready, (-self._remaining[node], next(self._numbers), node))
+
+
+def plan_chains(
+    chains: Chains,
+    items: Callable[[int], Sequence[int]],
+    prompts: PreferencePrompts,
+    words: int,
+    writing: Writing,
+    unwritten: Collection[int],
+) -> PlannedTexts[Node]:
+    """Follows chains as far as the store knows them, block after block, all users at once; nothing is written.
+
+    Args:
+        chains, items, prompts, words: those of the `ChainWriter` that a run has.
+        writing: of the run; knows the store.
+        unwritten: items whose text is not written yet; prompts show stand-ins of them.
+    """
+    before: dict[Node, str | None] = {}
+    told: dict[Node, str | None] = {}
+    known: dict[Node, str] = {}
+    missing: set[Node] = set()
+    waiting: set[Node] = set()
+    after, unknown = chains.after(), stand_in(words)
+    level = [node for node in chains.starts if chains.before(node) is None]
+
+    def shown(node: Node, said: str | None) -> Shown | None:
+        return prompts.of(items(node[0])[chains.starts[node] : node[1]], said)
+
+    def request(node: Node) -> Request:
+        made = shown(node, told[node])
+        assert made is not None
+        return made.request
+
+    while level:
+        sure: list[Node] = []
+        for node in level:
+            parent = chains.before(node)
+            before[node] = said = None if parent is None else before[parent]
+            unsure = parent in missing or parent in waiting
+            made = shown(node, said)
+            if made is None:
+                waiting |= {node} if unsure else set()
+                continue
+            told[node] = said
+            if unsure or any(item in unwritten for item in made.items):
+                waiting.add(node)
+                before[node] = unknown
+            else:
+                sure.append(node)
+        found, lacking = writing.known(PREFERENCES, OnDemand(sure, request))
+        known |= found
+        missing |= lacking
+        before |= {node: cut_words(text, words) for node, text in found.items()}
+        before |= dict.fromkeys(lacking, unknown)
+        level = [later for node in level for later in after.get(node, ())]
+    waiting &= told.keys()
+    requests, exact = OnDemand(told, request), writing.is_counted and not waiting
+    row = writing.row(PREFERENCES, requests, missing | waiting, len(known), exact, waiting)
+    return PlannedTexts(row, known, missing | waiting, waiting)

@@ -182,6 +182,26 @@ class TunedModel:
         """Of the weights: a full tuning updates them in float32; an adapter's base stays in the dtype of the run."""
         return "float32" if self.tuning.method == "full" else config["mllm_dtype"] or "auto"
 
+    def found(self, config: Any, parts: Mapping[str, Any]) -> Path | None:
+        """Returns the model's folder; None if it is not fine-tuned yet. The arguments are those of `find_or_make`."""
+        from recbole_mm.llm.finetuning.finetune import is_finetuned
+
+        folder = self._folder(self._all_parts(config, parts))
+        return folder if is_finetuned(folder) else None
+
+    def _all_parts(self, config: Any, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model depends on."""
+        return {
+            **parts,
+            "model": find_llm(self.base, None, supported_family).identity,
+            "precision": [config["device"].type, self.dtype(config)],
+            "tuning": {name: value for name, value in asdict(self.tuning).items() if name not in NO_EFFECT},
+        }
+
+    def _folder(self, parts: Mapping[str, Any]) -> Path:
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return self.artifacts / f"{self.kind}-{digest}"
+
     def find_or_make(
         self,
         config: Any,
@@ -205,15 +225,8 @@ class TunedModel:
         """
         from recbole_mm.llm.finetuning.finetune import finetune, is_finetuned
 
-        dtype = self.dtype(config)
-        parts = {
-            **parts,
-            "model": find_llm(self.base, None, supported_family).identity,
-            "precision": [config["device"].type, dtype],
-            "tuning": {name: value for name, value in asdict(self.tuning).items() if name not in NO_EFFECT},
-        }
-        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-        folder = self.artifacts / f"{self.kind}-{digest}"
+        parts, dtype = self._all_parts(config, parts), self.dtype(config)
+        folder = self._folder(parts)
         if is_finetuned(folder):
             logger.info("%s: fine-tuned before, in %s", self.label, folder)
             return folder

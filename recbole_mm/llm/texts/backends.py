@@ -19,6 +19,7 @@ from recbole_mm.llm.texts.generator import Generator, TemplateGenerator, Writing
 
 if TYPE_CHECKING:  # importing it for real would load transformers, which two of the backends do without
     from recbole_mm.llm.model import MLLM
+    from recbole_mm.llm.pretrained import Pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ def open_generator(
     load_mllm: Callable[[], MLLM],
     executor: Executor | None = None,
     outline_mllm: Callable[[], MLLM] | None = None,
+    find: Callable[..., Pretrained] | None = None,
 ) -> Generator:
     """The generator of `text_backend`.
 
@@ -37,7 +39,8 @@ def open_generator(
         config: of the run.
         load_mllm: loads the run's own multimodal LLM (`mllm`) with its head; called only by `hf` without `text_model`.
         executor: has the texts of `hf` written elsewhere; None has them written here.
-        outline_mllm: as `load_mllm`, without weights; for an executor.
+        outline_mllm: as `load_mllm`, without weights; needed with an executor.
+        find: finds the files of `text_model` for `hf`; by default a hub model is downloaded.
 
     Raises:
         ConfigError: a setting that the backend needs and lacks, or an address or a key that cannot be one.
@@ -56,7 +59,8 @@ def open_generator(
     if backend == "hf":
         from recbole_mm.llm.texts.hf import open_hf
 
-        return open_hf(config, model, load_mllm, writing, config["text_batch_tokens"])
+        ways = {} if find is None else {"find": find}
+        return open_hf(config, model, load_mllm, writing, config["text_batch_tokens"], outline_mllm, **ways)
     from recbole_mm.llm.texts.openai import OpenAIGenerator, Server, read_key
 
     if model is None:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from recbole_mm.errors import ImageError
 from recbole_mm.llm.family import PreparedInput, plain_token_ids
 from recbole_mm.llm.loading import has_bfloat16, load_mllm
 from recbole_mm.llm.model import MLLM
-from recbole_mm.llm.pretrained import find_llm
+from recbole_mm.llm.pretrained import Pretrained, find_llm
 from recbole_mm.llm.texts.cleaning import clean_answer
 from recbole_mm.llm.texts.generator import NO_PICTURE, Request, Writing, collected
 from recbole_mm.llm.texts.writers import (
@@ -48,6 +48,25 @@ LOOKAHEAD = 2
 """Prompts that are prepared ahead of the model, per thread."""
 
 
+class Outline(NamedTuple):
+    """What is known of a model that writes, its weights aside.
+
+    Attributes:
+        identity: the model's commit, or a hash of its files.
+        precision: dtype of its weights.
+        token_ids: plain text -> token ids.
+    """
+
+    identity: str
+    precision: str
+    token_ids: Callable[[str], list[int]]
+
+    @classmethod
+    def of(cls, model: Writer | MLLM, dtype: torch.dtype) -> Outline:
+        """Returns the outline of a writer or a multimodal LLM whose weights have this dtype."""
+        return cls(model.identity, str(dtype).removeprefix("torch."), model.token_ids)
+
+
 class HfGenerator:
     """Writes with transformers' `generate`.
 
@@ -61,9 +80,7 @@ class HfGenerator:
         writing: how texts are written.
         batch_tokens: bound on a batch: its prompts and answers with padding, plus image patches. Bounds memory.
         image_pixels: for the keys; the writer holds to it.
-        identity: of the model, where it is known without loading it.
-        precision: dtype of its weights, where that is known without loading it.
-        count: counts tokens without the weights, where that can be done.
+        outline: gives what is known of the writer without its weights, when it is first needed; None loads the writer.
 
     Raises:
         ModelLoadError: when the writer is first needed.
@@ -77,15 +94,12 @@ class HfGenerator:
         writing: Writing,
         batch_tokens: int = 8192,
         image_pixels: int = IMAGE_PIXELS,
-        identity: str | None = None,
-        precision: str | None = None,
-        count: Callable[[str], int] | None = None,
+        outline: Callable[[], Outline] | None = None,
     ) -> None:
-        self._load = load
+        self._load, self._find_outline = load, outline
         self.writing = writing
         self.batch_tokens = batch_tokens
         self.image_pixels = image_pixels
-        self._identity, self._precision, self._count = identity, precision, count
         self.threads = min(os.cpu_count() or 1, 8)
 
     @cached_property
@@ -96,19 +110,27 @@ class HfGenerator:
     # --- what a text depends on --------------------------------------------------------------------------------------
 
     @property
+    def _outline(self) -> Outline:
+        return Outline.of(self.writer, self.writer.model.dtype) if self._find_outline is None else self._found_outline
+
+    @cached_property
+    def _found_outline(self) -> Outline:
+        assert self._find_outline is not None
+        return self._find_outline()
+
+    @property
     def identity(self) -> str:
         """The model's commit, or a hash of its files."""
-        return self._identity or self.writer.identity
+        return self._outline.identity
 
     @property
     def parameters(self) -> dict[str, Any]:
         """The settings that a text depends on, for artifact keys."""
-        precision = self._precision or str(self.writer.model.dtype).removeprefix("torch.")
-        return text_parameters(self.writing, precision, self.image_pixels)
+        return text_parameters(self.writing, self._outline.precision, self.image_pixels)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a prompt's words, without the chat template's markup."""
-        return self._count(text) if self._count else len(self.writer.token_ids(text))
+        return len(self._outline.token_ids(text))
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -267,7 +289,13 @@ class Draw(LogitsProcessor):
 
 
 def open_hf(
-    config, model: str | None, load_run_mllm: Callable[[], MLLM], writing: Writing, batch_tokens: int
+    config,
+    model: str | None,
+    load_run_mllm: Callable[[], MLLM],
+    writing: Writing,
+    batch_tokens: int,
+    outline_run_mllm: Callable[[], MLLM] | None = None,
+    find: Callable[..., Pretrained] = find_llm,
 ) -> HfGenerator:
     """The generator of `text_backend: hf`.
 
@@ -277,14 +305,23 @@ def open_hf(
         load_run_mllm: loads that one with its head.
         writing: how texts are written.
         batch_tokens: bound on a batch.
+        outline_run_mllm: as `load_run_mllm`, without weights: then they are loaded with the first text that is written.
+        find: finds the files of `model`.
 
     Raises:
         ModelLoadError: there is no such model, or it writes no texts.
     """
     pixels = int(config["mllm_image_pixels"] or IMAGE_PIXELS)
     if model is None or model == config["mllm"]:
-        return HfGenerator(lambda: multimodal_writer(load_run_mllm(), pixels), writing, batch_tokens, pixels)
-    source = find_llm(model, None, check_writes, bool(config["trust_remote_code"]))
+
+        def outline() -> Outline:
+            assert outline_run_mllm is not None
+            mllm = outline_run_mllm()
+            return Outline.of(mllm, mllm.dtype)
+
+        known = None if outline_run_mllm is None else outline
+        return HfGenerator(lambda: multimodal_writer(load_run_mllm(), pixels), writing, batch_tokens, pixels, known)
+    source = find(model, None, check_writes, bool(config["trust_remote_code"]))
     device, trust = torch.device(config["device"]), bool(config["trust_remote_code"])
     dtype = config["mllm_dtype"] or ("bfloat16" if has_bfloat16(device) else "float32")
     multimodal = source.is_adapter or check_writes(model, source.folder)
@@ -298,6 +335,5 @@ def open_hf(
     if source.is_adapter:  # what its base model is, is known when it is loaded
         return HfGenerator(load, writing, batch_tokens, pixels)
     token_ids = plain_token_ids(read_tokenizer(source, trust))
-    return HfGenerator(
-        load, writing, batch_tokens, pixels, source.identity, dtype, count=lambda text: len(token_ids(text))
-    )
+    named = Outline(source.identity, dtype, token_ids)
+    return HfGenerator(load, writing, batch_tokens, pixels, lambda: named)

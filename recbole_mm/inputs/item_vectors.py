@@ -1,0 +1,90 @@
+"""Vectors and tokens of items by the run's multimodal LLM (Molar, Eq. 1; HLLM)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from recbole_mm.data.content import ItemContent
+from recbole_mm.inputs.context import Context, Need, PlannedStage
+from recbole_mm.inputs.mllm import RunMLLM
+from recbole_mm.llm.encode import DEFAULT_TEXT_TOKENS, ItemEncoder, encode_items, item_keys
+from recbole_mm.llm.encode_remote import carried_encoding
+from recbole_mm.llm.item_tokens import tokenize_items
+from recbole_mm.llm.model import MLLM
+
+
+class MLLMVectors:
+    """Plans and computes item vectors of the multimodal LLM.
+
+    Args:
+        context: of the run.
+    """
+
+    def __init__(self, context: Context, /) -> None:
+        self.context, self.config = context, context.config
+
+    def encoder(self, mllm: MLLM) -> ItemEncoder:
+        """Returns the encoder of items, whose keys need no weights of the model."""
+        max_text_tokens = self.config["max_text_tokens"] or DEFAULT_TEXT_TOKENS
+        return ItemEncoder(mllm, image_pixels=self.config["mllm_image_pixels"], max_text_tokens=max_text_tokens)
+
+    def plan(self, content: ItemContent, name: str) -> PlannedStage:
+        """Returns the stage of encoding all items.
+
+        Args:
+            content: the items.
+            name: of the stage.
+        """
+        by, mllm = str(self.config["mllm"]), self.context.share(RunMLLM).outline
+        if mllm is None:
+            distinct = set(content.fingerprints(range(1, len(content))))
+            return PlannedStage(name, by, None, len(distinct), at_most=True)
+        keys = set(item_keys(content, self.encoder(mllm)))
+        done = len(self.context.store.contains(keys))
+        return PlannedStage(name, by, done, len(keys) - done)
+
+    def compute(self, content: ItemContent) -> np.ndarray:
+        """Returns the vectors of all items, float32 (n_items, h); row 0 is zeros (Molar, Eq. 1)."""
+        carry, executor = None, self.context.executor
+        if executor is not None:
+            carry = partial(carried_encoding, trust_remote_code=bool(self.config["trust_remote_code"]))
+        encoder = self.encoder(self.context.share(RunMLLM).loaded)
+        return encode_items(content, encoder, self.context.store, self.config["show_progress"], executor, carry)
+
+
+class ItemVectors(Need):
+    """`item_vectors`: the vectors of all items' images and texts, as `modalities` says."""
+
+    def plan(self) -> list[PlannedStage]:
+        """Returns the stage of encoding."""
+        return [self.context.share(MLLMVectors).plan(self.context.dataset.content, "item vectors")]
+
+    def compute(self) -> dict[str, Any]:
+        """Returns `item_vectors`."""
+        return {"item_vectors": self.context.share(MLLMVectors).compute(self.context.dataset.content)}
+
+
+class ItemTextVectors(Need):
+    """`item_text_vectors`: the vectors of all items' texts alone."""
+
+    def plan(self) -> list[PlannedStage]:
+        """Returns the stage of encoding."""
+        return [self.context.share(MLLMVectors).plan(self.context.dataset.content.only("text"), "item text vectors")]
+
+    def compute(self) -> dict[str, Any]:
+        """Returns `item_text_vectors`."""
+        content = self.context.dataset.content.only("text")
+        return {"item_text_vectors": self.context.share(MLLMVectors).compute(content)}
+
+
+class ItemTokens(Need):
+    """`item_tokens`: the tokens of all items' texts, for models that train the LLM which reads them."""
+
+    def compute(self) -> dict[str, Any]:
+        """Returns `item_token_ids` and `item_token_lengths`."""
+        mllm, most = self.context.share(RunMLLM).loaded, self.context.config["max_text_tokens"] or DEFAULT_TEXT_TOKENS
+        ids, lengths = tokenize_items(self.context.dataset.content, mllm, most)
+        return {"item_token_ids": ids, "item_token_lengths": lengths}

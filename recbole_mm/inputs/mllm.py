@@ -1,0 +1,239 @@
+"""The multimodal LLM of a run: the needs for it, fine-tuned where settings ask for that, and for what it answers."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
+from transformers.utils import logging as hub_logging
+
+from recbole_mm import __version__
+from recbole_mm.inputs.answering.tuning import SftSettings, tuned_answerer
+from recbole_mm.inputs.context import Context, Need, PlannedStage, artifact_dir, open_store
+from recbole_mm.inputs.mirm.tuning import MirmSettings, tuned_mirm
+from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.pretrained import Pretrained
+from recbole_mm.llm.texts.backends import open_generator
+from recbole_mm.llm.texts.generator import Request
+from recbole_mm.llm.texts.stage import TextReport, texts_through_store
+from recbole_mm.llm.tiny import build_tiny
+
+logger = logging.getLogger(__name__)
+
+SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
+"""Configuration and tokenizer of a model on the hub, without its weights."""
+
+
+class RunMLLM:
+    """The multimodal LLM of `mllm`, fine-tuned first where `mirm_tuning` asks for it.
+
+    `tiny`, or `tiny-<family>`, is built from the dataset's item texts if it does not exist yet.
+
+    Args:
+        context: of the run.
+    """
+
+    def __init__(self, context: Context, /) -> None:
+        self.context, self.config, self.dataset = context, context.config, context.dataset
+        self.dtype: str = self.config["mllm_dtype"] or "auto"
+
+    # --- to be computed with -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def loaded(self) -> MLLM:
+        """The model that the needs have in common, with its head if one of them asks for it."""
+        return self.open(with_head="mllm_with_head" in self.context.needs)
+
+    def open(self, with_head: bool = False, without_weights: bool = False) -> MLLM:
+        """Loads the model.
+
+        Args:
+            with_head: load its language-model head too.
+            without_weights: read no weights, for prompts and the model's identity.
+
+        Raises:
+            ModelLoadError: the model cannot be found or loaded.
+            ConfigError: settings of the fine-tuning that are not accepted or do not fit together.
+        """
+        settings = MirmSettings.of(self.config)
+        name, load = self.base()
+        if settings.tuning != "none":
+            name = str(tuned_mirm(self.config, self.dataset, settings, name, load, self.context.artifacts))
+        return load(name, dtype=self.dtype, with_head=with_head, without_weights=without_weights)
+
+    def base(self) -> tuple[str, Callable[..., MLLM]]:
+        """Returns folder or hub id of `mllm`, a tiny one built if need be; and what loads models on its device."""
+        hub_logging.disable_progress_bar()  # transformers' bars for every file it reads or writes
+        name, family = self.config["mllm"], tiny_family(self.config["mllm"])
+        if family is not None:
+            name = str(tiny_mllm(self.config, self.dataset, family))
+            logger.warning(
+                "mllm: %s is a real %s architecture, but UNTRAINED: its vectors know no more of images and words than "
+                "random features do. Pass --mllm=Qwen/Qwen2-VL-2B-Instruct, or a folder, for a trained one.",
+                self.config["mllm"],
+                family,
+            )
+        return name, self._load
+
+    @property
+    def _load(self) -> Callable[..., MLLM]:
+        trust = bool(self.config["trust_remote_code"])
+        return partial(load_mllm, device=self.config["device"], trust_remote_code=trust)
+
+    # --- to be planned with ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def outline(self) -> MLLM | None:
+        """The model without its weights, as far as it can be had without building or downloading one; else None, with a
+        note."""
+        source = self._source()
+        if source is None:
+            return None
+        if source.is_adapter:  # its base model might have to be downloaded
+            self.context.notes.append(
+                f"{source.name} is an adapter: what was computed with it already shows when it is loaded"
+            )
+            return None
+        return self._load(source, dtype=self.dtype, with_head=True, without_weights=True)
+
+    def _source(self) -> Pretrained | None:
+        notes, name, family = self.context.notes, self.config["mllm"], tiny_family(self.config["mllm"])
+        if family is None:
+            source = small_source(name, notes)
+        else:
+            folder, _ = tiny_folder(self.config, self.dataset, family)
+            source = Pretrained(str(folder), folder) if folder.is_dir() else None
+        settings = MirmSettings.of(self.config)
+        if settings.tuning != "none":
+            found = None
+            if source is not None and source.commit is None:
+                found = tuned_mirm(
+                    *(self.config, self.dataset, settings, source.name, self._load, self.context.artifacts), make=False
+                )
+            if found is None:
+                notes.append(
+                    f"mirm_tuning: {settings.tuning}: the MLLM is fine-tuned first, which is not estimated here"
+                )
+            return None if found is None else Pretrained(str(found), found)
+        if source is None and family is not None:
+            notes.append(f"mllm: {name} is not built yet: tokens are estimated from characters")
+        return source
+
+
+def tiny_family(name: str) -> str | None:
+    """Returns the `model_type` of the tiny MLLM of this name; None for a trained model.
+
+    Example:
+        >>> tiny_family("tiny"), tiny_family("tiny-internvl"), tiny_family("Qwen/Qwen2-VL-2B-Instruct")
+        ('qwen2_vl', 'internvl', None)
+    """
+    if name == "tiny":
+        return "qwen2_vl"
+    if name.startswith("tiny-") and not Path(name).exists():
+        return name.removeprefix("tiny-").replace("-", "_")
+    return None
+
+
+def tiny_mllm(config, dataset, family: str = "qwen2_vl") -> Path:
+    """Returns the folder of the tiny MLLM for this dataset's texts and seed; it is built on first use."""
+    folder, corpus = tiny_folder(config, dataset, family)
+    return folder if folder.is_dir() else build_tiny(corpus, folder, seed=config["seed"], family=family)
+
+
+def tiny_folder(config, dataset, family: str = "qwen2_vl") -> tuple[Path, list[str]]:
+    """Returns where that folder is, built or not, and the texts that make its vocabulary."""
+    corpus = [text for text in (dataset.content.text(i) for i in range(1, len(dataset.content))) if text]
+    if not corpus:
+        corpus = [str(token) for token in dataset.item_tokens()[1:]]
+    corpus.sort()  # RecBole's numbers follow the order of all rows, those held out too
+    digest = hashlib.sha256("\0".join([__version__, str(config["seed"]), *corpus]).encode()).hexdigest()[:16]
+    name = "tiny" if family == "qwen2_vl" else f"tiny-{family}"
+    return artifact_dir(config) / f"{name}-{digest}", corpus
+
+
+def small_source(name: str, notes: list[str]) -> Pretrained | None:
+    """Returns a model's folder, or the configuration and tokenizer of one on the hub; None, with a note, without
+    either."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return Pretrained(name, folder)
+    try:
+        snapshot = Path(snapshot_download(name, allow_patterns=list(SMALL_FILES)))
+    except (LocalEntryNotFoundError, HFValidationError, HTTPError, OSError):
+        notes.append(f"{name} is neither here nor can it be asked about: everything of it counts as to do")
+        return None
+    return Pretrained(name, snapshot, snapshot.name)
+
+
+# --- needs -----------------------------------------------------------------------------------------------------------
+
+
+class LoadedMLLM(Need):
+    """`mllm` and `mllm_with_head`: the run's multimodal LLM, loaded."""
+
+    def compute(self) -> dict[str, Any]:
+        """Returns `mllm`."""
+        return {"mllm": self.context.share(RunMLLM).loaded}
+
+
+class AnsweringMLLM(Need):
+    """`answering_mllm`: the multimodal LLM with its head, fine-tuned first to answer the prompts of the model's class
+    unless `sft_tuning` is none (MLLM-MSR, section 3.3)."""
+
+    reads_inputs = True
+
+    def check(self) -> None:
+        """Refuses settings of the fine-tuning."""
+        SftSettings.of(self.context.config)
+
+    def plan(self) -> list[PlannedStage]:
+        """Returns no stage: fine-tuning is noted, not estimated."""
+        if SftSettings.of(self.context.config).tuning != "none":
+            self.context.notes.append("the MLLM is fine-tuned after that (sft_tuning), which is not estimated here")
+        return []
+
+    def compute(self) -> dict[str, Any]:
+        """Returns `mllm`.
+
+        Raises:
+            ModelLoadError: the model cannot be found or loaded.
+            ConfigError, DataError: settings that are not accepted or do not fit together, or nothing to learn from.
+        """
+        context, mllm = self.context, self.context.share(RunMLLM)
+        settings = SftSettings.of(context.config)
+        name, load = mllm.base()
+        if settings.tuning != "none":
+            assert context.hooks is not None
+            prompt_of = partial(context.hooks.build_prompt, context.config, context.dataset)
+            arguments = (context.config, context.dataset, settings, name, load, context.artifacts, prompt_of)
+            name = str(tuned_answerer(*arguments))
+        return {"mllm": load(name, dtype=mllm.dtype, with_head=True)}
+
+
+class AnswerWriter(Need):
+    """`answer_writer`: what has `text_backend` write answers whenever it is called; and the multimodal LLM without its
+    weights, to word prompts."""
+
+    reads_inputs = True
+
+    def compute(self) -> dict[str, Any]:
+        """Returns `mllm` and `write_texts`; what writes is loaded with the first text that the store lacks."""
+        config = self.context.config
+        name, load = self.context.share(RunMLLM).base()
+        # A context of its own: this one's store is closed once the inputs are computed.
+        own = Context(config, self.context.dataset, None, artifacts=self.context.artifacts)
+        read = partial(own.share(RunMLLM).open, with_head=True)
+        generator = open_generator(config, read, None, partial(read, without_weights=True))
+
+        def write_texts(stage: str, requests: Mapping[Any, Request]) -> TextReport[Any]:
+            with open_store(config) as store:
+                return texts_through_store(store, stage, generator, requests, show_progress=False)
+
+        return {"mllm": load(name, with_head=True, without_weights=True), "write_texts": write_texts}
