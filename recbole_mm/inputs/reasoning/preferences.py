@@ -252,8 +252,9 @@ class UserPreferences(TextNeed):
         Args:
             texts: of the items.
         """
-        words, shown, cut = self.writing.preference.preference_words, {}, 0
+        words, cut = self.writing.preference.preference_words, 0
         requests: Mapping[Node, Request]
+        shown: Mapping[Node, set[int]] = {}
         if self.writing.answers:
             requests, shown, cut = requests_at_once(self.cases, self._prompts(texts))
         else:
