@@ -1,4 +1,4 @@
-"""Pretrained models: found by name (a folder, the hub or its cache), known by what they hold, and opened safely.
+"""Pretrained models: found by name (a folder, the hub or its cache), identified, and opened safely.
 
 Never sets an environment variable.
 """
@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +91,15 @@ def find_llm(
         ModelLoadError: no such folder, hub model or revision, or the hub cannot be reached.
     """
 
-    def download() -> Path:
+    patterns = _patterns(with_code)
+
+    def download() -> str:
         small = Path(snapshot_download(name, revision=revision, allow_patterns=["config.json", ADAPTER_CONFIG]))
         if not (small / ADAPTER_CONFIG).is_file():
             accept(name, small)
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_patterns(with_code)))
+        return snapshot_download(name, revision=revision, allow_patterns=patterns)
 
-    folder = _here(name, LLM_HINT)
-    if folder is not None:
-        return Pretrained(name, folder)
-    snapshot = _from_hub(name, revision, download, LLM_HINT)
-    return Pretrained(name, snapshot, snapshot.name)
+    return _find(name, revision, download, LLM_HINT)
 
 
 def find_encoder(name: str, revision: str | None = None, with_code: bool = False, download: bool = True) -> Pretrained:
@@ -115,38 +114,28 @@ def find_encoder(name: str, revision: str | None = None, with_code: bool = False
     Raises:
         ModelLoadError: no such folder, hub model or revision, the hub cannot be reached, or a folder without weights.
     """
-    folder = _here(name, ENCODER_HINT)
-    if folder is not None:
-        found = Pretrained(name, folder, is_encoder=True)
-        _ = found.identity
-        return found
-
-    def ask() -> Path:
-        patterns = _patterns(with_code)
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=not download))
-
-    snapshot = _from_hub(name, revision, ask, ENCODER_HINT)
-    return Pretrained(name, snapshot, snapshot.name, is_encoder=True)
+    patterns = _patterns(with_code)
+    ask = partial(snapshot_download, name, revision=revision, allow_patterns=patterns, local_files_only=not download)
+    found = _find(name, revision, ask, ENCODER_HINT, is_encoder=True)
+    _ = found.identity
+    return found
 
 
 def _patterns(with_code: bool) -> list[str]:
     return [*MODEL_FILES, *(["*.py"] if with_code else [])]
 
 
-def _here(name: str, hint: str) -> Path | None:
-    """The folder of this name; None for what may be a hub id."""
+def _find(
+    name: str, revision: str | None, download: Callable[[], str], hint: str, is_encoder: bool = False
+) -> Pretrained:
+    """The folder of this name, or else the one that `download` gives; what goes wrong becomes one line."""
     folder = Path(name).expanduser()
     if name.strip() and folder.is_dir():
-        return folder
+        return Pretrained(name, folder, None, is_encoder)
     if folder.exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         raise ModelLoadError(f"{name}: there is no such model folder; {hint}")
-    return None
-
-
-def _from_hub(name: str, revision: str | None, download: Callable[[], Path], hint: str) -> Path:
-    """The folder that `download` gives; what goes wrong at the hub becomes one line."""
     try:
-        return download()
+        snapshot = Path(download())
     except GatedRepoError as error:
         reason = "the hub asks you to accept its terms and log in (hf auth login) first"
         raise ModelLoadError(f"{name}: {reason}") from error
@@ -159,6 +148,7 @@ def _from_hub(name: str, revision: str | None, download: Callable[[], Path], hin
     except (LocalEntryNotFoundError, HTTPError, OSError) as error:
         reason = "there is no such folder here, it is not in the cache, and the Hugging Face hub cannot be reached"
         raise ModelLoadError(f"{name}: {reason} or is switched off ({first_line(error)}); {hint}") from error
+    return Pretrained(name, snapshot, snapshot.name, is_encoder)
 
 
 def published(name: str, identity: str) -> tuple[str, str | None]:

@@ -29,6 +29,7 @@ from recbole_mm.llm.finetuning.examples import AnswerLoss, Examples, LengthGroup
 from recbole_mm.llm.finetuning.trainer import AnswerTrainer, check_checkpoint
 from recbole_mm.llm.loading import has_bfloat16
 from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.pretrained import published
 from recbole_mm.utils.file_lock import locked
 from recbole_mm.utils.files import disk_errors, make_folder, write_checksums
 
@@ -283,7 +284,7 @@ def add_lora(mllm: MLLM, lora: Lora) -> Any:
         prefix = next(name for name, module in mllm.model.named_modules() if module is decoder)
         linear = {name.rsplit(".")[-1] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
         targets = rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(linear))})"
-    name, revision = base_of(mllm)
+    name, revision = published(mllm.name, mllm.identity)
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
@@ -301,13 +302,6 @@ def add_lora(mllm: MLLM, lora: Lora) -> Any:
         raise ConfigError(f"lora targets {list(lora.targets)}: {str(error).splitlines()[0]}") from error
     config.base_model_name_or_path = name  # PEFT put the folder of this machine's cache there
     return model
-
-
-def base_of(mllm: MLLM) -> tuple[str, str | None]:
-    """Where an adapter's base model is found again: its folder, or its hub id and commit."""
-    if mllm.identity.startswith(f"{mllm.name}@"):
-        return mllm.name, mllm.identity.removeprefix(f"{mllm.name}@").split("+")[0]
-    return str(Path(mllm.name).expanduser().resolve()), None
 
 
 # --- side effects kept in --------------------------------------------------------------------------------------------
