@@ -96,7 +96,7 @@ def _check(config: Config) -> None:
     check_dataset(config)
     hooks = hooks_of(config.model_class)
     if config["ray_address"] and asks_for_inputs(config, hooks):
-        from recbole_mm.artifacts.ray_pool import check_stages
+        from recbole_mm.distributed.stages import check_stages
 
         check_stages(config)
     if config["train_workers"] > 1:
@@ -207,7 +207,7 @@ def assemble(
 
 def _provide_inputs(config: Config, dataset: Any, hooks: Any, run_dir: Path, opened: OpenedRuns) -> None:
     """Compute what the model asks for, by modules of LLMs and Ray, which a run on interactions alone never imports."""
-    from recbole_mm.artifacts.ray_pool import open_executor
+    from recbole_mm.distributed.stages import open_executor
     from recbole_mm.inputs.model_inputs import provide
 
     provide(config, dataset, hooks, run_dir, partial(open_executor, config), **opened.inputs)
