@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from PIL import Image
 
@@ -57,14 +56,6 @@ class CarriedItem:
     def record(self) -> ItemRecord:
         """The item with its image decoded."""
         return ItemRecord(self.item_id, self.text, None if self.image is None else self.image())
-
-
-class Carrier(Protocol):
-    """A picture that can be loaded here, or carried."""
-
-    def __call__(self) -> Image.Image | None: ...
-    def carried(self) -> CarriedImage | None:
-        """What is sent; None where there is no picture to send."""
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from recbole.data.dataset import SequentialDataset
+from recbole.data.dataset import Dataset, SequentialDataset
 
 from recbole_mm.data.splits import TRAIN, group_offsets
 from recbole_mm.errors import ConfigError
@@ -33,16 +33,10 @@ class Timelines:
     times: np.ndarray | None
 
 
-class HistoriesMixin:
+class HistoriesMixin(Dataset):
     """Gives a dataset `user_histories` and `user_timelines`; mixed into `FlatDatasetMixin`, whose split it follows."""
 
     inter_feat: Any
-    config: Any
-    uid_field: str
-    iid_field: str
-    time_field: str
-    field2id_token: Mapping[str, Sequence[str]]
-    benchmark_filename_list: Any
     _time_order: Callable[[], np.ndarray]
     _row_phases: Callable[[], np.ndarray]
     _row_labels: Callable[[], np.ndarray]

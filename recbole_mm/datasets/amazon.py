@@ -25,6 +25,7 @@ from recbole_mm.datasets.amazon_reviews import read_reviews
 from recbole_mm.datasets.assemble import RawDataset, Table
 from recbole_mm.datasets.base import Converter, Option
 from recbole_mm.datasets.download import Limits, download_images, plan
+from recbole_mm.datasets.files import find_file
 from recbole_mm.datasets.folder import IMAGES
 from recbole_mm.errors import DataError
 
@@ -147,9 +148,8 @@ def find_sources(source: Path, category: str | None, reviews: str | None, k_core
         raise DataError(f"{source}: {what}: {there}")
     (found,) = chosen
     if reviews is not None:
-        path = next((path for path in (source / reviews, Path(reviews)) if path.is_file()), None)
-        if path is None:
-            raise DataError(f"--reviews {reviews}: no such file, neither in {source} nor in the working directory")
+        path = find_file(source, reviews, (), "--reviews")
+        assert path is not None  # without a pattern it is the chosen one, or an error
         return Sources(found, path, metadata[found])
     fitting = [
         (_preference(match, k_core), name)
