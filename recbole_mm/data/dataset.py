@@ -24,7 +24,7 @@ from recbole_mm.data.histories import HistoriesMixin
 from recbole_mm.data.inputs import ModelInputs
 from recbole_mm.data.interactions import SequenceSamples
 from recbole_mm.data.loading import LoadingMixin
-from recbole_mm.data.popular import keeps_popular, popular_only
+from recbole_mm.data.popular import keeps_popular, popular_rows
 from recbole_mm.data.splits import TEST, TRAIN, VALID, Rows, Split
 from recbole_mm.errors import ConfigError, DataError
 
@@ -108,7 +108,14 @@ class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
             self._cut_links()
         super()._remap_ID_all()
         if keeps_popular(self.config):
-            self.inter_feat = popular_only(self, self._time_order(), self.config["MAX_ITEM_LIST_LENGTH"] + 1)
+            self._keep_popular(self.config["MAX_ITEM_LIST_LENGTH"] + 1)
+
+    def _keep_popular(self, most: int) -> None:
+        """Keep at most so many interactions of each user, those with popular items (see `popular_rows`)."""
+        users, items = (self.inter_feat[field].to_numpy() for field in (self.uid_field, self.iid_field))
+        kept = popular_rows(users, items, self._time_order(), most)
+        logger.info("positives: popular keeps %d of %d interactions, at most %d of a user", len(kept), len(users), most)
+        self.inter_feat = self.inter_feat.iloc[kept].reset_index(drop=True)
 
     def _cut_links(self) -> None:
         """Keep the links of items and entities that are there, as `_filter_link` does where no split is given."""

@@ -7,14 +7,9 @@ interactions themselves; its negatives are drawn from all items. A ranker that k
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
-import pandas as pd
 
 from recbole_mm.errors import ConfigError
-
-logger = logging.getLogger(__name__)
 
 
 def keeps_popular(config) -> bool:
@@ -32,17 +27,8 @@ def keeps_popular(config) -> bool:
     return True
 
 
-def popular_only(dataset, order: np.ndarray, most: int) -> pd.DataFrame:
-    """The interactions of a dataset whose ids are numbered, without those that are dropped (see `popular_rows`)."""
-    table = dataset.inter_feat
-    users, items = (table[field].to_numpy() for field in (dataset.uid_field, dataset.iid_field))
-    kept = popular_rows(users, items, order, most)
-    logger.info("positives: popular keeps %d of %d interactions, at most %d of a user", len(kept), len(table), most)
-    return table.iloc[kept].reset_index(drop=True)
-
-
 def popular_rows(users: np.ndarray, items: np.ndarray, order: np.ndarray, most: int) -> np.ndarray:
-    """Of each user, the rows of the items that most rows of all users name.
+    """Each user's rows of the items that most rows of all users name.
 
     Args:
         users, items: int64 (M,), whole numbers from 0, of each row.
@@ -51,6 +37,10 @@ def popular_rows(users: np.ndarray, items: np.ndarray, order: np.ndarray, most: 
 
     Returns:
         int64, ascending.
+
+    Example:
+        >>> popular_rows(np.array([1, 1, 1, 2]), np.array([5, 6, 7, 7]), np.array([0, 1, 2, 3]), most=2)
+        array([1, 2, 3])
     """
     count = np.bincount(items)[items]
     later = np.empty(len(order), dtype=np.int64)
