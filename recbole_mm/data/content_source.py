@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from recbole.utils import FeatureType
 
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.decode import DEFAULT_MAX_PIXELS, decode_image
 from recbole_mm.data.images import ColumnImages, FolderImages, ImageSource, ZipImages
 from recbole_mm.data.item_table import ItemTable, did_you_mean
@@ -76,7 +76,7 @@ class ContentSource:
         """Ids of the items whose text was cut, among those read so far."""
 
     @classmethod
-    def from_config(cls, config: Any) -> ContentSource:
+    def from_config(cls, config: Config) -> ContentSource:
         """Build from a config; the settings are those of "what an item looks like" in `properties/overall.yaml`.
 
         Raises:
@@ -208,7 +208,7 @@ def checked_modalities(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in MODALITIES if name in given)
 
 
-def _layout_from(config: Any, table: ItemTable | None, modalities: tuple[str, ...]) -> TextLayout | None:
+def _layout_from(config: Config, table: ItemTable | None, modalities: tuple[str, ...]) -> TextLayout | None:
     """How text is composed, from `text_template`, `text_fields` or, with neither, all columns that hold words."""
     if table is None:
         logger.warning("%s has no .item file: no item has a text", config["dataset"])
@@ -235,7 +235,7 @@ def _layout_from(config: Any, table: ItemTable | None, modalities: tuple[str, ..
     return TextLayout(columns, None, limit)
 
 
-def _images_from(config: Any, table: ItemTable | None, root: Path) -> ImageSource | None:
+def _images_from(config: Config, table: ItemTable | None, root: Path) -> ImageSource | None:
     """The one configured image source; drawn cards for ml-100k; None, with a warning, where there is nothing."""
     folder, column, archive = config["image_dir"], config["image_field"], config["image_zip"]
     if archive and (folder or column):

@@ -10,7 +10,7 @@ import importlib
 import logging
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from recbole.data.dataset import Dataset, KnowledgeBasedDataset, SequentialDatas
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.content import ContentSource, ItemContent
 from recbole_mm.data.feature_fields import FeatureFieldsMixin
 from recbole_mm.data.histories import HistoriesMixin
@@ -27,9 +28,6 @@ from recbole_mm.data.loading import LoadingMixin
 from recbole_mm.data.popular import keeps_popular, popular_rows
 from recbole_mm.data.splits import TEST, TRAIN, VALID, Rows, Split
 from recbole_mm.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from recbole_mm.config.resolved import Config
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +45,7 @@ def create_dataset(config: Config) -> MultimodalDataset:
     return dataset
 
 
-def dataset_class(config) -> type[Dataset]:
+def dataset_class(config: Config) -> type[Dataset]:
     """RecBole's class for the model of `config`, with what is done differently here mixed in front of it."""
     upstream = upstream_class(config)
     mixin = FlatDatasetMixin
@@ -56,7 +54,7 @@ def dataset_class(config) -> type[Dataset]:
     return type(f"Multimodal{upstream.__name__}", (mixin, upstream), {})
 
 
-def upstream_class(config) -> type[Dataset]:
+def upstream_class(config: Config) -> type[Dataset]:
     """The dataset class RecBole gives this model (recbole/data/utils.py:32)."""
     module = importlib.import_module("recbole.data.dataset")
     own = getattr(module, f"{config['model']}Dataset", None)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from recbole.data.dataset import Dataset, SequentialDataset
 
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.splits import TRAIN, group_offsets
 from recbole_mm.errors import ConfigError
 
@@ -36,6 +37,7 @@ class Timelines:
 class HistoriesMixin(Dataset):
     """Gives a dataset `user_histories` and `user_timelines`; mixed into `FlatDatasetMixin`, whose split it follows."""
 
+    config: Config
     inter_feat: Any
     _time_order: Callable[[], np.ndarray]
     _row_phases: Callable[[], np.ndarray]

@@ -19,6 +19,7 @@ from recbole.data.dataset import Dataset, KnowledgeBasedDataset
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_mm.config.layers import properties_dir
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.atomic import (
     SEQUENCES,
     check_ids,
@@ -45,7 +46,7 @@ _SOURCES = ("inter", "item", "user", "kg", "link")
 """Suffixes of files that are not additional ones."""
 
 
-def check_dataset(config: Any) -> list[Path]:
+def check_dataset(config: Config) -> list[Path]:
     """The dataset's files of interactions, found without reading them.
 
     Raises:
@@ -68,6 +69,7 @@ def check_dataset(config: Any) -> list[Path]:
 class LoadingMixin(Dataset):
     """Reads the files of a dataset; mixed in front of one of RecBole's dataset classes."""
 
+    config: Config
     inter_feat: Any
     item_feat: Any
     user_feat: Any

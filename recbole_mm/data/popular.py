@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from recbole_mm.config.resolved import Config
 from recbole_mm.errors import ConfigError
 
 
-def keeps_popular(config) -> bool:
+def keeps_popular(config: Config) -> bool:
     """Whether `positives` is `popular`.
 
     Raises:

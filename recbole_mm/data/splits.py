@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from recbole.data.dataset import Dataset
 from recbole.utils import ModelType
 
 from recbole_mm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
 
 TRAIN, VALID, TEST = 0, 1, 2
 
@@ -82,7 +85,7 @@ class Split:
     seed: int
 
     @classmethod
-    def of(cls, config: Any) -> Split:
+    def of(cls, config: Config) -> Split:
         """The split of a run.
 
         Raises:
