@@ -23,10 +23,10 @@ run: $(READY)  ## Install what is missing, then train and rank Molar on the embe
 	$(BIN)/python run_recbole_mm.py --model=Molar --dataset=ml-100k $(ARGS)
 
 test: $(READY)  ## Install what is missing, then run the tests (ARGS=... reaches pytest)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 coverage: $(READY)  ## Run the tests and print the share of each file's lines that they reach
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --cov=recbole_mm --cov-report=term-missing:skip-covered $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --cov=recbole_mm --cov-report=term-missing:skip-covered $(ARGS)
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .

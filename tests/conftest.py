@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,17 @@ TOY_SETTINGS = {
     "show_progress": False,
     "state": "WARNING",
 }
+
+
+LONG = ("test_contract", "test_tune_ray", "test_ray_train", "test_ray_stages", "test_texts_serve", "test_kill")
+"""Files of few tests that each take long."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort files so that a short one is the last: a worker of pytest-xdist takes a whole file (`--dist=loadfile`)."""
+    count = Counter(item.path for item in items)
+    places = {file: LONG.index(file.stem) if file.stem in LONG else len(LONG) for file in count}
+    items.sort(key=lambda item: (places[item.path], -count[item.path], item.path))
 
 
 @pytest.fixture(autouse=True)
