@@ -15,8 +15,7 @@ from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.tiny import build_tiny
 from recbole_mm.models.collm import CoLLM, prompt
 from recbole_mm.models.collm.filters import build_filter
-from recbole_mm.models.collm.model import FILTER, TEXT, VECTORS
-from recbole_mm.models.collm.parts import VectorMapper
+from recbole_mm.models.collm.model import FILTER, TEXT, VECTORS, VectorMapper
 from recbole_mm.models.collm.prompt import NO_TITLE, Prompt
 from recbole_mm.models.lora import LORA, with_lora
 from recbole_mm.models.titles import read_titles

@@ -44,7 +44,7 @@ KNOWN_UPWARD: frozenset[tuple[str, str]] = frozenset(
 """(module, module it imports): arrows that still point up. One that is gone must be taken out."""
 
 CRUMB_LINES = 40
-MOST_CRUMBS = 5
+MOST_CRUMBS = 2
 """Files of fewer lines that a single other module imports."""
 
 Graph = Mapping[str, Set[str]]

@@ -22,10 +22,10 @@ from recbole_mm.config.layers import properties_dir
 from recbole_mm.config.resolved import Config
 from recbole_mm.distributed import cluster as cluster_module
 from recbole_mm.distributed.cluster import check_resources
+from recbole_mm.distributed.trials import TrialResources
 from recbole_mm.errors import CheckpointError, ConfigError, RecboleMMError
 from recbole_mm.experiments.compare.plan import known_keys
 from recbole_mm.experiments.tune import space as space_module
-from recbole_mm.experiments.tune.cluster import Trials
 from recbole_mm.experiments.tune.command import tune_model, write_best
 from recbole_mm.experiments.tune.draws import Draws, scheduler
 from recbole_mm.experiments.tune.plan import Search, plan_search
@@ -294,8 +294,8 @@ def test_a_dataset_that_is_not_there(plan):
         plan(data_path="elsewhere")
 
 
-def asked(**changes) -> Trials:
-    return Trials(**{"cpus": 1, "gpus": 0, "jobs": 0, "address": None, "store_mb": None, **changes})
+def asked(**changes) -> TrialResources:
+    return TrialResources(**{"cpus": 1, "gpus": 0, "jobs": 0, "address": None, "store_mb": None, **changes})
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_a_cluster_that_cannot_be_reached_is_told_at_once(form):
 
 
 def test_the_command_line_refuses_before_it_writes_or_starts_anything(toy_path, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("recbole_mm.experiments.tune.command.search_session", lambda _: pytest.fail("Ray was started"))
+    monkeypatch.setattr("recbole_mm.experiments.tune.command.trial_session", lambda _: pytest.fail("Ray was started"))
     space = write_space(tmp_path, {"embeding_size": {"choice": [8]}})
     where = [f"--data_path={toy_path}", f"--checkpoint_dir={tmp_path / 'saved'}", "--topk=[5,10]"]
     command = ["tune", "--model", "BPR", "--dataset", "toy", "--space", str(space), *where]
@@ -666,7 +666,7 @@ def test_the_best_setting_is_a_config_file_of_what_was_given_and_drawn(plan, tmp
 
 @pytest.fixture
 def no_ray(monkeypatch):
-    monkeypatch.setattr("recbole_mm.experiments.tune.command.search_session", lambda _: pytest.fail("Ray was started"))
+    monkeypatch.setattr("recbole_mm.experiments.tune.command.trial_session", lambda _: pytest.fail("Ray was started"))
 
 
 def test_a_folder_is_of_one_search(no_ray, tmp_path, toy_settings):
@@ -689,12 +689,12 @@ def test_a_folder_is_of_one_search(no_ray, tmp_path, toy_settings):
 
 
 def test_a_search_of_which_every_trial_fails_ends_with_one_line(monkeypatch, tmp_path, toy_settings):
-    def fit(search, job, at_once, records):
+    def fit(search, job, asked, at_once, records):
         for number in (1, 2):
             write_record(search.out, record(number, status=FAILED, reason=f"reason {number}"))
 
     monkeypatch.setattr("recbole_mm.experiments.tune.command._fit", fit)
-    monkeypatch.setattr("recbole_mm.experiments.tune.command.search_session", lambda _: nullcontext(1))
+    monkeypatch.setattr("recbole_mm.experiments.tune.command.trial_session", lambda _: nullcontext(1))
     settings = write_space(tmp_path, toy_settings, "settings.yaml")
     given = {"space": write_space(tmp_path, SPACE), "out": tmp_path / "out", "config_files": [settings], "trials": 2}
     for resume in (False, True):  # with nothing left to try, too

@@ -16,8 +16,8 @@ import yaml
 
 from recbole_mm import registry as registry_module
 from recbole_mm.cli import main
+from recbole_mm.distributed.trials import TrialResources, trial_session
 from recbole_mm.errors import ConfigError
-from recbole_mm.experiments.tune.cluster import Trials, search_session
 from recbole_mm.experiments.tune.command import Found, tune_model
 from recbole_mm.experiments.tune.records import DONE, FAILED, STOPPED
 from recbole_mm.registry import register_model
@@ -37,7 +37,7 @@ def one_ray():
     here = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PYTHONPATH", os.pathsep.join(here))  # Ray's processes import tests.tune_models, too
-        with search_session(Trials(cpus=1, gpus=0, jobs=0, address=None, store_mb=80)):
+        with trial_session(TrialResources(cpus=1, gpus=0, jobs=0, address=None, store_mb=80)):
             yield
     assert not ray.is_initialized()
 

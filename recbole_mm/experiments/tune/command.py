@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from typing import Any
 from recbole_mm.config.layers import merge
 from recbole_mm.config.yaml_settings import SEAL_LINE, canonical, parse_argument, read_yaml, write_yaml
 from recbole_mm.distributed.cluster import check_resources
-from recbole_mm.errors import CheckpointError, ConfigError, RecboleMMError
+from recbole_mm.distributed.trials import TaskError, TrialResources, run_task, run_trials, trial_session
+from recbole_mm.errors import CheckpointError, ConfigError
 from recbole_mm.experiments.compare.processes import alone_in, terminated_like_ctrl_c
-from recbole_mm.experiments.tune.cluster import Trials, search_session
 from recbole_mm.experiments.tune.plan import Search, plan_search
 from recbole_mm.experiments.tune.records import (
     FAILED,
@@ -35,7 +35,6 @@ from recbole_mm.utils.files import disk_errors, write_text
 logger = logging.getLogger(__name__)
 
 SEARCH, BEST_YAML, BEST = "search.yaml", "best.yaml", "best"
-RETRIES = 1
 
 
 @dataclass
@@ -118,7 +117,7 @@ def tune_model(
     )
     if gpus_per_trial is None:
         gpus_per_trial = 1 if planned.config["device"].type == "cuda" else 0
-    asked = Trials(cpus_per_trial, gpus_per_trial, jobs, ray_address, object_store_mb)
+    asked = TrialResources(cpus_per_trial, gpus_per_trial, jobs, ray_address, object_store_mb)
     check_resources(asked)
     entry = find_model(planned.config["model"])
     job = Job(entry, planned.config["dataset"], planned.shared(), os.getcwd(), asked.cpus, asked.gpus)
@@ -129,9 +128,9 @@ def tune_model(
         records = read_records(planned.out)
         left = planned.trials - sum(record.ended for record in records)
         if left > 0 or _untested(planned, records):
-            with search_session(asked) as at_once:
-                records = _search(planned, job, at_once, left)
-                _test(planned, job, records)
+            with trial_session(asked) as at_once:
+                records = _search(planned, job, asked, at_once, left)
+                _test(planned, job, asked, records)
         return _report(planned, records)
 
 
@@ -165,7 +164,7 @@ def _open(search: Search, resume: bool) -> None:
         raise CheckpointError(f"{search.out} holds this search already; go on with --resume, or pass another --out")
 
 
-def _search(search: Search, job: Job, at_once: int, left: int) -> list[Record]:
+def _search(search: Search, job: Job, asked: TrialResources, at_once: int, left: int) -> list[Record]:
     """Run the trials that are left, and give all of them."""
     records = read_records(search.out)
     if left > 0:
@@ -175,7 +174,7 @@ def _search(search: Search, job: Job, at_once: int, left: int) -> list[Record]:
             "%d trials of %s on %s by %s, %s search%s -> %s",
             left, job.model.name, job.dataset, search.metric, search.search, again, search.out,
         )  # fmt: skip
-        _fit(search, job, at_once, records)
+        _fit(search, job, asked, at_once, records)
         records = read_records(search.out)
         if any(not record.ended for record in records) or len(records) < search.trials:
             write_tables(search, records)
@@ -183,43 +182,29 @@ def _search(search: Search, job: Job, at_once: int, left: int) -> list[Record]:
     return records
 
 
-def _fit(search: Search, job: Job, at_once: int, records: list[Record]) -> None:
-    """Ray Tune's part of it. What Ray keeps of its own is removed: the records of the trials are enough to go on."""
-    from ray import tune as ray_tune
-
+def _fit(search: Search, job: Job, asked: TrialResources, at_once: int, records: list[Record]) -> None:
+    """Run the trials that are left by Ray Tune. The records of the trials are enough to resume the search."""
     from recbole_mm.experiments.tune.draws import EPOCH, SCORE, Draws, Recorder, scheduler
 
     out = search.out
 
-    def trial(config: dict[str, Any]) -> None:
-        def report(epochs: int, score: float, best: float, seconds: float) -> None:
-            ray_tune.report({EPOCH: epochs, SCORE: best, "epoch_score": score, "seconds": seconds})
+    def trial(config: dict[str, Any], report: Callable[[Mapping[str, Any]], None]) -> None:
+        def report_epoch(epochs: int, score: float, best: float, seconds: float) -> None:
+            report({EPOCH: epochs, SCORE: best, "epoch_score": score, "seconds": seconds})
 
-        run_trial(job, config["settings"], trial_dir(out, config["number"]), out, report)
+        run_trial(job, config["settings"], trial_dir(out, config["number"]), out, report_epoch)
 
-    scratch = out / "ray"
-    shutil.rmtree(scratch, ignore_errors=True)
     draws = Draws(search, records)
-    try:
-        ray_tune.Tuner(
-            ray_tune.with_resources(trial, {"cpu": job.cpus, "gpu": job.gpus}),
-            tune_config=ray_tune.TuneConfig(
-                search_alg=draws,
-                scheduler=scheduler(search, records),
-                num_samples=draws.waiting,
-                max_concurrent_trials=at_once,
-                reuse_actors=True,  # the imports alone take longer than a small trial
-            ),
-            run_config=ray_tune.RunConfig(
-                name="search",
-                storage_path=str(scratch),
-                callbacks=[Recorder(search, records)],
-                failure_config=ray_tune.FailureConfig(max_failures=RETRIES),
-                verbose=0,
-            ),
-        ).fit()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    run_trials(
+        trial,
+        asked,
+        count=draws.waiting,
+        at_once=at_once,
+        searcher=draws,
+        scheduler=scheduler(search, records),
+        callbacks=[Recorder(search, records)],
+        scratch=out / "ray",
+    )
 
 
 def _untested(search: Search, records: Sequence[Record]) -> bool:
@@ -227,14 +212,12 @@ def _untested(search: Search, records: Sequence[Record]) -> bool:
     return best is not None and (tested is None or tested[0] != best.number)
 
 
-def _test(search: Search, job: Job, records: Sequence[Record]) -> None:
+def _test(search: Search, job: Job, asked: TrialResources, records: Sequence[Record]) -> None:
     """Write the best setting down, and test it alone, in a process with a trial's resources.
 
     Raises:
         RecboleMMError: every trial failed, or the best setting's test did.
     """
-    import ray
-
     best = best_of(records, search.bigger)
     if best is None:
         write_tables(search, records)
@@ -251,16 +234,11 @@ def _test(search: Search, job: Job, records: Sequence[Record]) -> None:
             shutil.copytree(trial_dir(search.out, best.number), draft)
             draft.rename(folder)
     logger.info("testing the best of them, trial %d, alone -> %s", best.number, folder)
-    task = ray.remote(num_cpus=job.cpus, num_gpus=job.gpus, max_retries=0)(evaluate_best)
     try:
-        ray.get(task.remote(job, best.settings, folder))
-    except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None)
-        told = " ".join(str(cause or error).split())
-        if cause is not None and not isinstance(cause, RecboleMMError):
-            told = f"{type(cause).__name__}: {told}"
+        run_task(evaluate_best, job, best.settings, folder, resources=asked)
+    except TaskError as error:
         raise CheckpointError(
-            f"the best setting could not be tested: {told}; --resume tries again, with the settings of "
+            f"the best setting could not be tested: {error}; --resume tries again, with the settings of "
             f"{search.out / BEST_YAML}"
         ) from error
 

@@ -16,7 +16,6 @@ from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
 from recbole_mm.llm.answer import AnswerReader, Block, Questions, ask, fill_placeholders, padded
 from recbole_mm.models.collm.filters import build_filter
-from recbole_mm.models.collm.parts import VectorMapper
 from recbole_mm.models.collm.prompt import CUE, Prompt
 from recbole_mm.models.lora import LORA, with_lora
 from recbole_mm.models.reranking import RerankingRecommender
@@ -38,6 +37,26 @@ STAGES = (
 
 FROZEN = "reader.model."
 """Weights under this name are the LLM's own, unless they are LoRA's."""
+
+
+class VectorMapper(nn.Module):
+    """Maps collaborative vectors to input vectors of the LLM, for users and items alike: d -> times * d -> hidden.
+
+    Args:
+        dimension: d.
+        hidden: width of the LLM.
+        times: the inner layer is so many times as wide as the vectors.
+    """
+
+    def __init__(self, dimension: int, hidden: int, times: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(dimension, times * dimension), nn.ReLU(), nn.Linear(times * dimension, hidden)
+        )
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(..., d) -> (..., hidden)."""
+        return self.layers(vectors)
 
 
 class CoLLM(RerankingRecommender):

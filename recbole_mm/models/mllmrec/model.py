@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_mm.graph import TokenOrder, refined_graph
+from recbole_mm.models.checks import read_flag, read_number, read_whole
 from recbole_mm.models.mllmrec.inputs import filled_in, mean_of_items, propagated
-from recbole_mm.models.mllmrec.settings import check_settings
 from recbole_mm.models.multimodal_graph import bpr_loss, light_propagation, training_pairs, user_item_adjacency
 from recbole_mm.models.propagating import PropagatingRecommender
 from recbole_mm.models.sparse import SparseMatrix
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 65536
+
+
+FLAGS = ("reasoning", "denoise", "co_occur", "drop_identical", "gcn_ui")
+WHOLE = {"similar_k": 1, "co_k": 1, "n_layers": 0, "gcn_ui_layers": 1, "embedding_size": 1}
+"""Whole numbers and the least that each may be."""
 
 
 class MLLMRec(PropagatingRecommender):
@@ -157,3 +162,16 @@ def convolved(vectors: Tensor, graph: SparseMatrix, layers: int) -> Tensor:
         layers: number of convolutions.
     """
     return vectors + (layers + 1) * light_propagation(graph, F.normalize(vectors, dim=-1), layers)
+
+
+def check_settings(config: Config) -> None:
+    """Check the settings that MLLMRec reads itself; those of its texts are checked by the reasoning stage.
+
+    Raises:
+        ConfigError: naming the first one that does not fit.
+    """
+    for key in FLAGS:
+        read_flag(config, key)
+    for key, least in WHOLE.items():
+        read_whole(config, key, least)
+    read_number(config, "similar_threshold", -1, 1)
