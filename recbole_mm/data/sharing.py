@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import Any
 
 from recbole.data.dataset import Dataset, SequentialDataset
 
-from recbole_mm.config.resolved import CONTENT_KEYS
+from recbole_mm.config.resolved import CONTENT_KEYS, Config
 from recbole_mm.config.yaml_settings import canonical
 from recbole_mm.data.dataset import create_dataset, dataset_class, upstream_class
 from recbole_mm.data.inputs import ModelInputs
@@ -25,18 +24,18 @@ LAZY = ("split", "content_source", "content")
 class Datasets:
     """Gives each config its dataset, and loads files once for all configs whose data settings are the same.
 
-    General and sequential models share one, since a dataset is cut into samples only when it is split; what an item
-    looks like is read from `.item` later, by the config of each.
+    General and sequential models share one, since a dataset is cut into samples only when it is split; items' content
+    is read from `.item` later, by the config of each.
 
     Args:
         last: the config that comes last, after which nothing is kept in memory.
     """
 
-    def __init__(self, last: Any) -> None:
+    def __init__(self, last: Config) -> None:
         self._last = last
         self._loaded: dict[str, Dataset] = {}
 
-    def of(self, config: Any) -> Dataset:
+    def of(self, config: Config) -> Dataset:
         """The dataset of `config`, not yet split; see `create_dataset` for errors."""
         key = _loading_settings(config)
         loaded = self._loaded.get(key)
@@ -48,7 +47,7 @@ class Datasets:
         return _copy_for(config, loaded)
 
 
-def _loading_settings(config: Any) -> str:
+def _loading_settings(config: Config) -> str:
     keys = {*LOADING_KEYS, *config.parameters["Dataset"]}
     if config["missing_modality"] == "drop":  # then the items that are left follow from their content
         keys |= CONTENT_KEYS
@@ -58,7 +57,7 @@ def _loading_settings(config: Any) -> str:
     return canonical({**settings, "kind": "interactions" if plain else upstream.__name__})
 
 
-def _copy_for(config: Any, loaded: Dataset) -> Dataset:
+def _copy_for(config: Config, loaded: Dataset) -> Dataset:
     """A dataset that shares the tables of a loaded one, which nothing changes in place, under another config."""
     own = object.__new__(dataset_class(config))
     for name, value in vars(loaded).items():

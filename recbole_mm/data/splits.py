@@ -1,7 +1,7 @@
-"""Which interactions are for training, validation and test: RecBole's `eval_args`, for every kind of model alike.
+"""Splits of interactions into training, validation and test: RecBole's `eval_args`, for every kind of model alike.
 
 The same rows are held out whatever the model, by exact times. A user's first interaction is never held out where rows
-are in the order of time: no model of sequences could be asked for it.
+are in the order of time: no model of sequences could rank it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,13 @@ class Rows:
         users, items: int64 (M,), RecBole's ids; each user's rows are one run, in the order of time if there is one.
         phases: int8 (M,) of TRAIN, VALID and TEST.
         in_time: whether that is the order of the split.
-        positive: bool (M,), False where the row's label says that the user does not want the item.
+        positive: bool (M,), False where the row's label means that the user does not want the item.
+
+    Example:
+        >>> phases, users, items = np.array([TRAIN, VALID, TEST]), np.array([1, 1, 1]), np.array([5, 6, 7])
+        >>> rows = Rows(users, items, phases, in_time=True, positive=np.ones(3, dtype=bool))
+        >>> rows.of_phase(TEST), rows.known_at(TEST)
+        (array([2]), array([0, 1]))
     """
 
     users: np.ndarray
@@ -76,6 +82,11 @@ class Split:
         in_time: whether rows are in the order of time (`order: TO`), or shuffled.
         by_user: whether `RS` cuts each user's rows, or all together.
         seed: of the shuffling.
+
+    Example:
+        >>> split = Split("LS", "valid_and_test", in_time=True, by_user=True, seed=2020)
+        >>> split.phases(users=np.array([1, 1, 1]), times=np.array([30.0, 10.0, 20.0])) == [TEST, TRAIN, VALID]
+        array([ True,  True,  True])
     """
 
     way: str
