@@ -14,11 +14,11 @@ from recbole_mm.errors import ImageError
 
 @dataclass
 class CarriedImage:
-    """An image file's bytes; called, it gives the picture as `ContentSource.image` does where the dataset is.
+    """An image file's bytes; called, it gives the picture, as `ContentSource.image` does.
 
     Attributes:
-        item_id: whose.
-        data: of the file, as it is.
+        item_id: of the item.
+        data: the file's bytes.
         missing_modality: the policy for a broken image.
         max_pixels: larger images count as broken.
         problem: why the image is broken, once that is known.
@@ -47,7 +47,7 @@ class CarriedImage:
 
 @dataclass(frozen=True)
 class CarriedItem:
-    """An item; `record()` is `content[i]` of where it comes from."""
+    """An item to be sent; `record()` is what `content[i]` is on the machine with the dataset."""
 
     item_id: str
     text: str | None
@@ -60,7 +60,7 @@ class CarriedItem:
 
 @dataclass(frozen=True)
 class ItemImage:
-    """The image of an item: loaded here when it is called, or carried."""
+    """The image of an item: called, it is loaded; `carried()` is what can be sent."""
 
     source: ContentSource
     item_id: str

@@ -1,4 +1,4 @@
-"""What a model receives beside interactions: one frozen object, `dataset.inputs`.
+"""The inputs of a model in addition to interactions: one frozen object, `dataset.inputs`.
 
 class Mine(SequentialModel):
     requires = ("item_vectors",)
@@ -35,7 +35,7 @@ BRINGS: Mapping[str, tuple[str, ...]] = {
     "item_texts": ("item_texts",),
     "user_preferences": ("preferences",),
 }
-"""What a model can require -> the inputs that it then has."""
+"""Entries of `requires` -> the inputs that a model then has."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,10 +46,14 @@ class ModelInputs:
 
     Raises:
         ConfigError: on reading an input that was not asked for.
+
+    Example:
+        >>> ModelInputs(model="Mine", item_vectors=np.zeros((3, 2))).item_vectors.shape
+        (3, 2)
     """
 
     model: str = "the model"
-    """Who asks, for errors."""
+    """The model's name, for errors."""
 
     item_features: Mapping[str, np.ndarray] = field(default_factory=dict)
     """The features of the setting `item_features` by name, float32 (n_items, d); `dataset.item_feature(name)` gives
@@ -57,14 +61,14 @@ class ModelInputs:
 
     mllm: Any = NOT_ASKED
     """The multimodal LLM (`llm.model.MLLM`): `mllm` without its language-model head, `mllm_with_head` with it,
-    `answering_mllm` with it and fine-tuned to answer the model's prompts as `sft_*` say; for `answer_writer` without
-    weights, to word prompts."""
+    `answering_mllm` with it and fine-tuned to answer the model's prompts by the settings `sft_*`; for `answer_writer`
+    without weights, to word prompts."""
 
     write_texts: Callable[[str, Mapping[Any, Any]], Any] = NOT_ASKED
-    """`write_texts(stage, requests)` has `text_backend` write answers."""
+    """`write_texts(stage, requests)` returns the answers that `text_backend` writes."""
 
     item_vectors: np.ndarray = NOT_ASKED
-    """(n_items, h) float32, the MLLM's vectors of image and text as `modalities` says (Molar, Eq. 1)."""
+    """(n_items, h) float32, the MLLM's vectors of the `modalities` image and text (Molar, Eq. 1)."""
 
     item_text_vectors: np.ndarray = NOT_ASKED
     """The same of the text alone."""
@@ -73,22 +77,22 @@ class ModelInputs:
     """(n_items, T) int32, the MLLM's tokens of each text."""
 
     item_token_lengths: np.ndarray = NOT_ASKED
-    """(n_items,), how many of them there are."""
+    """(n_items,) number of tokens of each text."""
 
     id_model_run: Any = NOT_ASKED
     """The trained model of the run folder in `id_model_path`: `model`, `settings` and `weights`."""
 
     fused_vectors: np.ndarray = NOT_ASKED
-    """(n_items, d) float32, sentence vectors of what is said of items (MLLMRec)."""
+    """(n_items, d) float32, sentence vectors of the items' texts (MLLMRec)."""
 
     profile_vectors: np.ndarray = NOT_ASKED
     """(n_users, d) float32, sentence vectors of users' preference profiles (MLLMRec)."""
 
     item_texts: Sequence[str | None] = NOT_ASKED
-    """What is said of each item; None where there is nothing (MLLM-MSR)."""
+    """A text of each item; None where there is none (MLLM-MSR)."""
 
     preferences: Any = NOT_ASKED
-    """What each user prefers after each history that is asked about: `preferences.of(user, history)` (MLLM-MSR)."""
+    """A text of each user's preferences after a history, `preferences.of(user, history)` (MLLM-MSR)."""
 
     first_stage: Any = NOT_ASKED
     """The model of the setting `first_stage`, whose `scores(cases)` are (B, n_items); None for `first_stage: none`."""
@@ -103,7 +107,7 @@ class ModelInputs:
         return f"ModelInputs of {self.model}: {', '.join(sorted(self.given() - {'model'})) or 'none'}"
 
     def given(self) -> frozenset[str]:
-        """Names of what is there."""
+        """Names of the inputs that are there."""
         return frozenset(name for name, value in vars(self).items() if value is not NOT_ASKED)
 
 
