@@ -30,6 +30,7 @@ from recbole.model.abstract_recommender import AutoEncoderMixin
 from recbole.utils import EvaluatorType, InputType, ModelType
 
 import recbole_mm
+from recbole_mm.config.dataset_files import atomic_files, check_atomic_files, check_dataset_yaml, feature_files
 from recbole_mm.config.layers import (
     dataset_dir,
     default_layers,
@@ -41,9 +42,8 @@ from recbole_mm.config.layers import (
     sample_settings,
 )
 from recbole_mm.config.schema import KINDS, check_kind, check_settings, normalized, parameter_kinds, shown
+from recbole_mm.config.split import SplitArguments
 from recbole_mm.config.yaml_settings import NOBODY, SEAL_LINE, parse_argument, plain, read_yaml, write_yaml
-from recbole_mm.data.files import atomic_files, check_atomic_files, check_dataset_yaml, feature_files
-from recbole_mm.data.splits import Split
 from recbole_mm.errors import ConfigError
 from recbole_mm.registry import find_model
 from recbole_mm.utils.files import write_text
@@ -281,8 +281,9 @@ class Config(RecboleConfig):
             )
 
     def _split_rule(self) -> int | None:
-        """`Split.rule`, which is the second one for labels, too: what they say of rows has changed with it."""
-        rule, columns = Split.of(self).rule, (self["load_col"] or {}).get("inter") or ()
+        """`SplitArguments.rule`, which is the second one for labels, too: what they say of rows has changed with it."""
+        split = SplitArguments.from_arguments(self["eval_args"], self["MODEL_TYPE"], self["seed"])
+        rule, columns = split.rule, (self["load_col"] or {}).get("inter") or ()
         return 2 if self["threshold"] or self["LABEL_FIELD"] in columns else rule
 
     def _trains_on_full_sequences(self) -> bool:

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from recbole.data.dataset import Dataset
-from recbole.utils import ModelType
 
-from recbole_mm.errors import ConfigError
+from recbole_mm.config.split import SplitArguments
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
@@ -72,55 +71,26 @@ class Rows:
         return np.flatnonzero((self.phases < phase) | ((self.phases == phase) & self.never_asked))
 
 
-@dataclass(frozen=True)
-class Split:
-    """`eval_args` without its mode.
-
-    Attributes:
-        way: `LS` (leave one out), `RS` (by ratio) or `TS` (a point in time for the test, by ratio before it).
-        value: what `eval_args.split` gives for it.
-        in_time: whether rows are in the order of time (`order: TO`), or shuffled.
-        by_user: whether `RS` cuts each user's rows, or all together.
-        seed: of the shuffling.
+class Split(SplitArguments):
+    """The split of `eval_args`, applied to interactions.
 
     Example:
         >>> split = Split("LS", "valid_and_test", in_time=True, by_user=True, seed=2020)
-        >>> split.phases(users=np.array([1, 1, 1]), times=np.array([30.0, 10.0, 20.0])) == [TEST, TRAIN, VALID]
-        array([ True,  True,  True])
+        >>> split.phases(np.array([1, 1, 1, 1]), times=np.array([3.0, 1.0, 2.0, 4.0])).tolist()
+        [1, 0, 0, 2]
     """
-
-    way: str
-    value: Any
-    in_time: bool
-    by_user: bool
-    seed: int
 
     @classmethod
     def of(cls, config: Config) -> Split:
-        """The split of a run.
+        """Returns the split of a run.
 
         Raises:
-            ConfigError: what is asked for does not fit together, or does not fit a model of sequences.
+            ConfigError: `eval_args` do not fit together, or do not fit a sequential model.
         """
-        arguments = config["eval_args"]
-        ((way, value),) = arguments["split"].items()
-        in_time = arguments["order"] == "TO"
-        if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and not in_time:
-            raise ConfigError("a sequential model needs eval_args.order: TO (time order)")
-        if way == "TS" and not in_time:
-            raise ConfigError("eval_args: split: TS cuts at a point in time, which needs order: TO")
-        if way != "LS" and not value[0] > 0:
-            raise ConfigError(f"eval_args: split: {way}: {value} leaves nothing to train on; give [0.8,0.1,0.1]")
-        return cls(way, value, in_time, str(arguments["group_by"]).lower() == "user", config["seed"])
-
-    @property
-    def rule(self) -> int | None:
-        """Number of the rule by which rows are cut; None for the first one, which still holds for splits of each user's
-        rows in the order of time."""
-        return None if self.in_time and (self.way == "LS" or (self.way == "RS" and self.by_user)) else 2
+        return cls.from_arguments(config["eval_args"], config["MODEL_TYPE"], config["seed"])
 
     def holds_out(self, phase: int) -> bool:
-        """Whether validation or test is asked for at all."""
+        """Returns whether `eval_args` ask for validation or test at all."""
         if self.way == "LS":
             return self.value in ("valid_and_test", "valid_only" if phase == VALID else "test_only")
         return self.value[phase] > 0
