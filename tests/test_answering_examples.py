@@ -45,7 +45,7 @@ class SpelledPrompt:
     def suffix_length(self, item):
         return 1
 
-    def told(self, user, history):
+    def user_text(self, user, history):
         return f"{user}: {history}"
 
     def fingerprint(self, item):

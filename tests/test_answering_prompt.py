@@ -208,7 +208,7 @@ def test_what_is_shown_is_what_counts_for_digests(models):
     assert text_only.fingerprint(1) != prompt.fingerprint(1)
     others = [preference_prompt(models(), domain="film"), preference_prompt(models(), max_text_tokens=9)]
     assert len({prompt.identity, *(other.identity for other in others)}) == 3
-    assert prompt.told(1, [4]) != prompt.told(1, [4, 2])
+    assert prompt.user_text(1, [4]) != prompt.user_text(1, [4, 2])
 
 
 def test_cut_to_tokens():
@@ -221,13 +221,13 @@ def test_titles_liked_and_disliked(models):
     mllm = models()
     titles = ["", "Alien", "Brazil", "", "Dune"]
     prompt = TitlesPrompt(mllm, titles, history=3, domain="film", likes=lambda user, item: item != 2)
-    told = prompt.told(1, [4, 1, 2, 3])
+    told = prompt.user_text(1, [4, 1, 2, 3])
     assert told.startswith("One person liked, in this order:\n- Alien\n- something without a title\n")
     assert "did not like:\n- Brazil\n" in told
     assert "Dune" not in told
     assert "Dune" in words(mllm, prompt.suffix(4))
-    assert "did not like" not in TitlesPrompt(mllm, titles).told(1, [4, 1, 2])
-    assert "Nothing is known so far" in prompt.told(1, [])
+    assert "did not like" not in TitlesPrompt(mllm, titles).user_text(1, [4, 1, 2])
+    assert "Nothing is known so far" in prompt.user_text(1, [])
     assert prompt.fingerprint(1) != prompt.fingerprint(2)
     with pytest.raises(ConfigError, match="tallrec_history"):
         TitlesPrompt(mllm, titles, history=0)

@@ -159,7 +159,7 @@ def test_evaluation_follows_the_weights_that_are_evaluated(built, gradients):
 def test_what_evaluation_has_chosen_is_not_chosen_again(built, monkeypatch):
     run, calls = built(), []
     monkeypatch.setattr("recbole_mm.models.lattice.nearest", lambda *given: calls.append(1) or nearest_of(*given))
-    from recbole_mm.models.item_graphs import nearest as nearest_of
+    from recbole_mm.models.multimodal_graph import nearest as nearest_of
 
     scores_of(run)
     run.model.train().start_epoch(1)

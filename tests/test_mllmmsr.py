@@ -107,7 +107,7 @@ def test_the_best_of_the_first_stage_are_answered_as_whole_prompts_and_stand_abo
 def test_the_preference_matters(built):
     """Of the user with this history, and of no other."""
     outcome = built()
-    told = [outcome.model.prompt.told(user, outcome.model.histories(cases(outcome))[user - 1]) for user in (1, 2)]
+    told = [outcome.model.prompt.user_text(user, outcome.model.histories(cases(outcome))[user - 1]) for user in (1, 2)]
     assert "taste" in told[0]
     assert told[0] != told[1]
     rows = cases(outcome, 2)

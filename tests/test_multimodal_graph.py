@@ -10,8 +10,7 @@ from scipy.sparse import csr_array
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.dot_product import dot_product_of
 from recbole_mm.models.checks import read_number, read_weights, read_whole
-from recbole_mm.models.item_graphs import nearest
-from recbole_mm.models.multimodal_graph import bpr_loss, light_propagation, squared_length, user_item_adjacency
+from recbole_mm.models.multimodal_graph import bpr_loss, light_propagation, nearest, squared_length, user_item_adjacency
 from recbole_mm.models.sparse import SparseMatrix
 from recbole_mm.training.state import AttributeWatch, load_model_tree, model_tree
 from tests import multimodal

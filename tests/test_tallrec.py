@@ -43,7 +43,7 @@ def built(toy_path, saved, tmp_path):
 def test_the_last_titles_and_the_candidates_are_told(built):
     prompt = built(tallrec_history=2).model.prompt
     tokens = built().dataset.item_tokens()
-    told = prompt.told(1, [5, 6, 7])
+    told = prompt.user_text(1, [5, 6, 7])
     assert [f"film number {str(tokens[item])[1:]}\n" in told for item in (5, 6, 7)] == [False, True, True]
     words = built().dataset.inputs.mllm.tokenizer.decode(prompt.words_of(9))
     assert words.endswith(f"film number {str(tokens[9])[1:]}")
@@ -120,12 +120,12 @@ def test_disliked_titles_are_told_apart(built):
     ]
     assert len(mixed) > 5
     for user, history in mixed:
-        told = outcome.model.prompt.told(user, history)
+        told = outcome.model.prompt.user_text(user, history)
         bounds = told.index(outcome.model.prompt.DISLIKED)
         for item in history:
             place = told.index(outcome.model.prompt.titles[item] + "\n")
             assert (place < bounds) == likes(user, item)
-    assert outcome.model.prompt.DISLIKED not in built().model.prompt.told(*mixed[0])
+    assert outcome.model.prompt.DISLIKED not in built().model.prompt.user_text(*mixed[0])
 
 
 @pytest.mark.parametrize(

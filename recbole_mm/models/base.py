@@ -51,7 +51,7 @@ class ModelHooks:
         """The prompt that an LLM is fine-tuned to answer; for classes that require `answering_mllm`.
 
         Args:
-            config: of the run.
+            config: the run's configuration.
             dataset: not split yet, with all other inputs.
             mllm: its tokenizer and family lay out prompts; it may have no weights.
         """

@@ -67,7 +67,7 @@ class BM3(MultimodalRecommender):
         return users, items + self.item_embedding.weight
 
     def propagate(self) -> tuple[Tensor, Tensor]:
-        """What is scored: users and items behind the predictor, of which a score is the dot product (Sec. 3.3)."""
+        """Return the predictor's outputs of all users and items, whose dot product is the score (Sec. 3.3)."""
         users, items = self.latent()
         return self.predictor(users), self.predictor(items)
 
@@ -98,5 +98,5 @@ class BM3(MultimodalRecommender):
 
 
 def distance(predicted: Tensor, target: Tensor) -> Tensor:
-    """1 - cosine of the rows of two batches (B, d): (B,). The paper's C without its 1; it changes no gradient."""
+    """Return 1 - cosine of the rows of two batches (B, d): (B,). The paper's C lacks the 1, which has no gradient."""
     return 1 - F.cosine_similarity(predicted, target, dim=-1)

@@ -76,11 +76,11 @@ class FullSequenceDuoRec(FullSequenceMixin):
         cases = Interaction({self.USER_ID: users, self.POS_ITEM_ID: targets, PLACE: torch.arange(len(users))}).to("cpu")
         here = SameTarget(cases, self.n_items, target=self.POS_ITEM_ID, identity=(self.USER_ID,)).draw(cases)
         alone = here[self.USER_ID] == cases[self.USER_ID]
-        elsewhere = alone & (self.partners.counts[cases[self.POS_ITEM_ID]] > 1)
+        in_training = alone & (self.partners.counts[cases[self.POS_ITEM_ID]] > 1)
         semantic, whose = states[here[PLACE].to(states.device)], here[self.USER_ID].to(states.device)
-        if elsewhere.any():
-            drawn = self.partners.draw(cases[elsewhere]).to(states.device)
-            places = elsewhere.nonzero()[:, 0].to(states.device)
+        if in_training.any():
+            drawn = self.partners.draw(cases[in_training]).to(states.device)
+            places = in_training.nonzero()[:, 0].to(states.device)
             mine = (places >= rows.start) & (places < rows.start + rows.count)
             asked = drawn[mine] if mine.any() else drawn[:1]
             found = whole_batch(self.whole_states(asked)[: int(mine.sum())])

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from recbole_mm.errors import ConfigError
 from recbole_mm.graph import TokenOrder, normalized
 from recbole_mm.models.checks import read_number, read_weights, read_whole
-from recbole_mm.models.item_graphs import nearest, read_item_graphs
 from recbole_mm.models.multimodal_graph import (
     MultimodalRecommender,
     bpr_loss,
     degrees,
     embedding_table,
     light_propagation,
+    nearest,
+    read_item_graphs,
     training_pairs,
     user_item_adjacency,
 )
@@ -73,6 +74,7 @@ class FREEDOM(MultimodalRecommender):
         weights = read_weights(config, "modality_weights", self.feature_count)
 
         def own(vectors: np.ndarray) -> csr_array:
+            """Build FREEDOM's frozen graph of one modality."""
             return normalized(nearest(vectors, k, binary=True))
 
         graphs = read_item_graphs(config, order, self.features(), self.users, self.items, own)
@@ -102,6 +104,7 @@ class FREEDOM(MultimodalRecommender):
         return waiting.topk(max(count, 1), largest=False).indices
 
     def propagate(self) -> tuple[Tensor, Tensor]:
+        """Return the vectors of all users and items, whose dot product is the score."""
         if self.training and self._pruned.value is None:
             self.start_epoch(0)
         adjacency = self._pruned.value if self.training else self.adjacency

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 
 class Overlay:
-    """A config with some keys replaced, as RecBole's model classes read it: `config[key]`, None where unknown."""
+    """A config with some keys replaced, as RecBole's model classes read it: `config[key]`, None where unknown.
+
+    Example:
+        >>> Overlay({"hidden_size": 64}, {"hidden_size": 16})["hidden_size"]
+        16
+    """
 
     def __init__(self, config: Config, replaced: Mapping[str, Any]) -> None:
         self.config = config
@@ -45,15 +50,15 @@ class FullSequenceMixin(SequentialRecommender):
 
     @classmethod
     def wants_negatives(cls, config: Config) -> bool:
-        """Whether training batches must hold a negative for each target."""
+        """Return whether training batches must hold a negative for each target."""
         return config["loss_type"] == "BPR"
 
     def gather_indexes(self, output: Tensor, gather_index: Tensor) -> Tensor:
-        """RecBole's: the state at one position; while training, all of them."""
+        """Return the state at one position, as RecBole does; while training, all states."""
         return output if self._keep_all_positions else super().gather_indexes(output, gather_index)
 
     def hidden_states(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
-        """State after every prefix: item ids (B, W) and lengths (B,) -> (B, W, d)."""
+        """Return the state after every prefix: item ids (B, W) and lengths (B,) -> (B, W, d)."""
         self._keep_all_positions = True
         try:
             return self.forward(item_seq, item_seq_len)
@@ -61,27 +66,27 @@ class FullSequenceMixin(SequentialRecommender):
             self._keep_all_positions = False
 
     def prefix_states(self, interaction: Interaction) -> Tensor:
-        """State after every prefix of the histories of a batch: (B, W, d)."""
+        """Return the state after every prefix of the histories of a batch: (B, W, d)."""
         return self.hidden_states(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
 
     def whole_states(self, interaction: Interaction) -> Tensor:
-        """State after the whole histories of a batch: (B, d)."""
+        """Return the state after the whole histories of a batch: (B, d)."""
         return self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
 
     def output_items(self) -> Tensor:
-        """What states are scored against: (n_items, d)."""
+        """Return the vectors (n_items, d) that states are scored against."""
         return self.item_embedding.weight
 
     def calculate_loss(self, interaction: Interaction) -> Tensor | tuple[Tensor, ...]:
-        """The model's own loss, averaged over all targets of the batch."""
+        """Return the model's own loss, averaged over all targets of the batch."""
         return self.loss_of_states(self.prefix_states(interaction)[interaction[TARGET_MASK]], interaction)
 
     def loss_of_states(self, states: Tensor, interaction: Interaction) -> Tensor | tuple[Tensor, ...]:
-        """The model's own loss (`loss_type`) of states that are there already.
+        """Return the model's own loss (`loss_type`) of states that have been computed.
 
         Args:
             states: those of `prefix_states` that have a target, (n, d).
-            interaction: the batch they are of.
+            interaction: their batch.
         """
         mask = interaction[TARGET_MASK]
         targets, items = interaction[TARGETS][mask], self.output_items()
@@ -112,13 +117,16 @@ class FullSequenceFPMC(FullSequenceMixin):
         self.loss_type = config["loss_type"]
 
     def prefix_states(self, interaction: Interaction) -> Tensor:
+        """Return [p_u, m_l] of the user and every item l of the histories: (B, W, 2 d)."""
         history = interaction[self.ITEM_SEQ]
         users = self.UI_emb(interaction[self.USER_ID])[:, None].expand(-1, history.shape[1], -1)
         return torch.cat([users, self.LI_emb(history)], dim=-1)
 
     def whole_states(self, interaction: Interaction) -> Tensor:
+        """Return [p_u, m_l] of the user and the last item l of each history: (B, 2 d)."""
         last = interaction[self.ITEM_SEQ].gather(1, interaction[self.ITEM_SEQ_LEN][:, None] - 1)
         return torch.cat([self.UI_emb(interaction[self.USER_ID]), self.LI_emb(last[:, 0])], dim=-1)
 
     def output_items(self) -> Tensor:
+        """Return [q_i, w_i] of every item i: (n_items, 2 d)."""
         return torch.cat([self.IU_emb.weight, self.IL_emb.weight], dim=1)

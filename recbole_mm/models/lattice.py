@@ -13,12 +13,13 @@ from torch.nn import functional as F
 
 from recbole_mm.graph import TokenOrder, normalized
 from recbole_mm.models.checks import read_choice, read_number, read_whole
-from recbole_mm.models.item_graphs import nearest, read_item_graphs
 from recbole_mm.models.multimodal_graph import (
     MultimodalRecommender,
     bpr_loss,
     embedding_table,
     light_propagation,
+    nearest,
+    read_item_graphs,
     squared_length,
     training_pairs,
     user_item_adjacency,
@@ -136,6 +137,7 @@ class LATTICE(MultimodalRecommender):
     # ------------------------------------------------------------------------------------------------- recommendation
 
     def propagate(self) -> tuple[Tensor, Tensor]:
+        """Return the vectors of all users and items, whose dot product is the score."""
         parts = self._current_item_graphs()
         users, items = self.user_embedding.weight, self.item_embedding.weight
         similar = items

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def standardise(vectors: Tensor) -> Tensor:
-    """Zero mean and unit spread over the items that have a vector; LLM states share one large common direction.
+    """Give the items that have a vector zero mean and unit spread; LLM states share one large common direction.
 
     Args:
         vectors: (n_items, h); all-zero rows (padding, items without content) stay zero.
@@ -21,7 +21,7 @@ def standardise(vectors: Tensor) -> Tensor:
 
 
 def linear(width_in: int, width_out: int, bias: bool = True) -> nn.Linear:
-    """A linear map, Xavier uniform; its bias, if there is one, starts at 0."""
+    """Build a linear map, Xavier uniform; its bias, if it has one, starts at 0."""
     layer = nn.Linear(width_in, width_out, bias)
     nn.init.xavier_uniform_(layer.weight)
     if bias:

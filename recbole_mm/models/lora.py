@@ -1,4 +1,4 @@
-"""LoRA in a decoder that a recommendation model owns."""
+"""LoRA in the decoder of a recommendation model."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ LORA = ".lora_"
 def with_lora(
     decoder: nn.Module, rank: int, alpha: int, dropout: float, targets: Sequence[str] | None = None
 ) -> nn.Module:
-    """A decoder with LoRA in it that shares the weights of the one it is made from.
+    """Return a copy of a decoder that has LoRA and shares the weights of the original.
 
-    The original goes on computing what it did. LoRA's weights are float32 whatever the decoder's: steps as small as
+    The original is not changed. LoRA's weights are float32 whatever the decoder's: steps as small as
     training makes them would be lost in bfloat16.
 
     Args:
-        decoder: of the MLLM; its own weights are frozen.
-        rank, alpha, dropout: LoRA's.
-        targets: names of the linear maps that get it, such as q_proj; None for all of them.
+        decoder: the MLLM's decoder; its own weights are frozen in the copy.
+        rank, alpha, dropout: LoRA's hyper-parameters.
+        targets: names of the linear maps that get LoRA, such as q_proj; None for all of them.
 
     Raises:
         ConfigError: no linear map of the decoder has such a name, or the rank is below 1.

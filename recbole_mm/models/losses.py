@@ -1,4 +1,4 @@
-"""Losses of sequential recommenders that several models share."""
+"""Losses that several sequential recommenders share."""
 
 from __future__ import annotations
 
@@ -11,25 +11,34 @@ from recbole_mm.models.whole_batch import shared_random
 
 
 def pointwise_loss(positive: Tensor, negative: Tensor) -> Tensor:
-    """Binary cross-entropy of one positive and one negative logit per target (Molar, Eq. 3 and 6: y = [1, 0]).
+    """Return the binary cross-entropy of a positive and a negative logit per target (Molar, Eq. 3 and 6: y = [1, 0]).
 
     Args:
         positive, negative: logits (n,).
 
     Returns:
         Mean over the 2n logits, a scalar.
+
+    Example:
+        >>> pointwise_loss(torch.zeros(3), torch.zeros(3))
+        tensor(0.6931)
     """
     return (F.softplus(-positive).mean() + F.softplus(negative).mean()) / 2
 
 
 def softmax_loss(states: Tensor, targets: Tensor, items: Tensor) -> Tensor:
-    """Cross-entropy over all items: states (n, d), target ids (n,), item vectors (N, d). Item 0 is padding and left
-    out."""
+    """Return the cross-entropy over all items but the padding item 0, a scalar.
+
+    Args:
+        states: (n, d).
+        targets: item ids (n,).
+        items: item vectors (N, d).
+    """
     return linear_cross_entropy(states, items[1:], targets - 1)
 
 
 def sampled_softmax_loss(states: Tensor, positives: Tensor, negatives: Tensor, collision: Tensor) -> Tensor:
-    """Cross-entropy of each target against negatives shared by the batch.
+    """Return the cross-entropy of each target against negatives that the batch shares, a scalar.
 
     Args:
         states: (n, d); positives: vector of each target (n, d); negatives: vectors (k, d).
@@ -44,7 +53,7 @@ def sampled_softmax_loss(states: Tensor, positives: Tensor, negatives: Tensor, c
 def alignment_loss(
     content: Tensor, identity: Tensor, owners: Tensor, temperature: float, instances: int | None = None
 ) -> Tensor:
-    """Two-way InfoNCE between two views of the same users (Molar, Eq. 4), cosine similarity over `temperature`.
+    """Return the two-way InfoNCE between two views of the same users (Molar, Eq. 4), of cosines over `temperature`.
 
     A row's comparative instances are rows of the same batch: all of them, or the K of a random group that it is in.
     Rows of the same owner are further states of the same user, so they are no negatives of each other and are left out.

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class MLLMMSR(AnsweringRecommender):
-    """Told: the preference that an LLM has written of the user's history, block by block; the candidate's image, title
-    and summary. See `AnsweringRecommender` for how it answers and ranks.
+    """Asks an LLM with the preference that it wrote of the user's history, block by block, and the candidate's image,
+    title and summary. See `AnsweringRecommender` for how it answers and ranks.
 
-    Needs from the dataset, beside that: `item_texts`, unless only images are shown; `preferences`, unless `preference:
+    Needs from the dataset, besides: `item_texts`, unless only images are shown; `preferences`, unless `preference:
     none`; `content`.
 
     Raises:
@@ -28,14 +28,14 @@ class MLLMMSR(AnsweringRecommender):
     """
 
     @classmethod
-    def told_by(cls, config: Config) -> tuple[str, ...]:
-        """Texts of items and users, as far as they are told."""
+    def prompt_inputs(cls, config: Config) -> tuple[str, ...]:
+        """Return the names of the texts of items and users that the prompt shows."""
         texts = ("item_texts",) if "text" in config["modalities"] else ()
         return texts if config["preference"] == "none" else (*texts, "user_preferences")
 
     @classmethod
     def build_prompt(cls, config: Config, dataset: MultimodalDataset, mllm: MLLM) -> PreferencePrompt:
-        """The preference, then the candidate's image and text."""
+        """Build the prompt of the preference, then the candidate's image and text."""
         if not config["modalities"]:
             raise ConfigError("MLLM-MSR shows images and texts: keep one of them among the modalities")
         return PreferencePrompt(

@@ -29,7 +29,7 @@ COMBINATIONS = ("concat", "elementwise")
 
 
 class MMGCN(MultimodalRecommender):
-    """A graph convolution over users and items for each modality; what a node is, is the sum of what they give.
+    """A graph convolution over users and items for each modality; a node's vector is the sum over modalities.
 
     Needs from the dataset: `item_feature(name)`, float32 (n_items, d_m), for each name in `content_features`.
 

@@ -1,16 +1,19 @@
-"""What the multimodal general recommenders share: features, user-item graph and its propagation, losses."""
+"""Base of the multimodal general recommenders: features, graphs of users and items, propagation, losses."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_mm.errors import ConfigError
-from recbole_mm.models.checks import read_choice
+from recbole_mm.graph import TokenOrder, refined_graph, similarity_graph
+from recbole_mm.models.checks import read_choice, read_number, read_whole
 from recbole_mm.models.layers import standardise
 from recbole_mm.models.propagating import PropagatingRecommender
 from recbole_mm.models.sparse import SparseMatrix
@@ -21,20 +24,21 @@ if TYPE_CHECKING:
     from recbole_mm.data.dataset import MultimodalDataset
 
 FEATURE_NORMALIZATIONS = ("none", "l2", "standard")
+ITEM_GRAPHS = ("own", "refined")
 
 
 # ------------------------------------------------------------------------------------------------------------ settings
 
 
 def read_features(config: Config, dataset: MultimodalDataset) -> list[Tensor]:
-    """The features that `content_features` names, normalised as `feature_normalization` says.
+    """Read the features that `content_features` names, normalised as `feature_normalization` says.
 
     Returns:
         One tensor (n_items, d_m) float32 for each; row 0 and items without that modality are zeros, whatever the
         normalisation.
 
     Raises:
-        ConfigError: no feature is named, one twice, there is none of that name, or the normalisation is unknown.
+        ConfigError: no feature is named, one is named twice or is unknown, or the normalisation is unknown.
     """
     names = config["content_features"]
     if not isinstance(names, (list, tuple)) or not names:
@@ -55,7 +59,7 @@ def read_features(config: Config, dataset: MultimodalDataset) -> list[Tensor]:
 
 
 def training_pairs(dataset: MultimodalDataset) -> tuple[Tensor, Tensor]:
-    """Distinct (user, item) pairs of the training dataset, int64 (E,) each, by user and then item."""
+    """Return the distinct (user, item) pairs of the training dataset, int64 (E,) each, by user and then item."""
     matrix = dataset.inter_matrix(form="coo")
     keys = np.unique(matrix.row.astype(np.int64) * matrix.shape[1] + matrix.col)
     return torch.from_numpy(keys // matrix.shape[1]), torch.from_numpy(keys % matrix.shape[1])
@@ -64,7 +68,7 @@ def training_pairs(dataset: MultimodalDataset) -> tuple[Tensor, Tensor]:
 def user_item_adjacency(
     users: Tensor, items: Tensor, n_users: int, n_items: int, device: torch.device | str = "cpu"
 ) -> SparseMatrix:
-    """D^-1/2 A D^-1/2 of the graph of users and items, (n_users + n_items) square; items come after users.
+    """Build D^-1/2 A D^-1/2 of the graph of users and items, (n_users + n_items) square; items come after users.
 
     Args:
         users, items: int64 (E,) distinct edges. The degrees are those of these edges.
@@ -76,12 +80,12 @@ def user_item_adjacency(
 
 
 def degrees(ids: Tensor, count: int) -> Tensor:
-    """How often each id from 0 to `count` - 1 occurs, float32 (count,)."""
+    """Count how often each id from 0 to `count` - 1 occurs: float32 (count,)."""
     return torch.bincount(ids, minlength=count).float()
 
 
 def light_propagation(adjacency: SparseMatrix, vectors: Tensor, layers: int) -> Tensor:
-    """LightGCN's: the mean of `vectors` (n, d) and of what 1 to `layers` steps over the graph make of them."""
+    """Return LightGCN's mean of `vectors` (n, d) and their products with the graph's powers 1 to `layers`."""
     total = step = vectors
     for _ in range(layers):
         step = adjacency @ step
@@ -89,11 +93,61 @@ def light_propagation(adjacency: SparseMatrix, vectors: Tensor, layers: int) -> 
     return total / (layers + 1)
 
 
+def read_item_graphs(
+    config: Config,
+    order: TokenOrder,
+    features: Sequence[Tensor],
+    users: Tensor,
+    items: Tensor,
+    own: Callable[[np.ndarray], csr_array],
+) -> list[csr_array]:
+    """Build a normalised item graph (n_items, n_items) for each feature: a model's own, or MLLMRec's refined one.
+
+    Args:
+        config: `item_graph`, `own` or `refined`, and for `refined` the keys `refined_similar_k`, `refined_co_k` and
+            `refined_threshold`.
+        order: order of the items, for ties.
+        features: (n_items, d_m) of each modality; an item without it has no edge there, except by co-occurrence.
+        users, items: int64 (E,) training interactions, which the refined graph reads.
+        own: builds the model's own graph of one feature.
+
+    Raises:
+        ConfigError: one of the keys is impossible.
+    """
+    kind = read_choice(config, "item_graph", ITEM_GRAPHS)
+    vectors = [feature.detach().cpu().numpy() for feature in features]
+    if kind == "own":
+        return [order.graph(own, one) for one in vectors]
+    similar_k, co_k = read_whole(config, "refined_similar_k", 1), read_whole(config, "refined_co_k", 1)
+    threshold = read_number(config, "refined_threshold", -1, 1)
+
+    def refined(one: np.ndarray, had: np.ndarray) -> csr_array:
+        """Build MLLMRec's graph of one feature."""
+        return refined_graph(one, users.numpy(), had, similar_k, co_k, threshold)
+
+    return [order.graph(refined, one, items.numpy()) for one in vectors]
+
+
+def nearest(vectors: np.ndarray, k: int, binary: bool = False) -> csr_array:
+    """Link each item to the k items of the largest cosine, itself included, weighted by it; negative ones are left out.
+
+    Args:
+        vectors: (n_items, d); zero vectors have no edge.
+        k: neighbours of each item at most.
+        binary: every edge weighs 1, whatever its cosine, and none is left out.
+    """
+    graph = similarity_graph(vectors, k, binary=binary)
+    if not binary:
+        graph.data = np.maximum(graph.data, 0)
+        graph.eliminate_zeros()
+    return graph
+
+
 # -------------------------------------------------------------------------------------------------------------- losses
 
 
 def bpr_loss(positive: Tensor, negative: Tensor, counts: Tensor | None = None) -> Tensor:
-    """-ln sigmoid(positive - negative), averaged over the pairs (B,) where `counts` (bool) is True; 0 for none."""
+    """Return the mean -ln sigmoid(positive - negative) of the pairs (B,) where `counts` (bool) is True; 0 for none."""
     losses = F.softplus(negative - positive)
     if counts is None:
         return losses.mean()
@@ -101,13 +155,13 @@ def bpr_loss(positive: Tensor, negative: Tensor, counts: Tensor | None = None) -
 
 
 def mean_where(values: Tensor, counts: Tensor) -> Tensor:
-    """Mean of the rows (B,) of a batch where `counts` (bool) is True; 0 for none."""
+    """Return the mean of the rows (B,) of a batch where `counts` (bool) is True; 0 for none."""
     values, counts = whole_batch(values * counts, counts)
     return values.sum() / counts.sum().clamp_min(1)
 
 
 def squared_length(*batches: Tensor) -> Tensor:
-    """Half the squared length of the vectors (B, d) of each batch, summed over batches and averaged over rows."""
+    """Return half the squared length of the vectors (B, d) of each batch, summed over batches, averaged over rows."""
     return sum((batch.square().sum() / (2 * len(batch)) for batch in batches), start=batches[0].new_zeros(()))
 
 
@@ -130,19 +184,20 @@ class MultimodalRecommender(PropagatingRecommender):
             self.register_buffer(f"present_{place}", feature.any(dim=1), persistent=False)
 
     def feature(self, place: int) -> Tensor:
-        """Frozen vectors (n_items, d_m) of the modality at that place of `content_features`; zeros where missing."""
+        """Return the frozen (n_items, d_m) vectors of a modality, by its place in `content_features`; 0 where missing."""
         return self.get_buffer(f"feature_{place}")
 
     def features(self) -> list[Tensor]:
+        """Return the frozen vectors of every modality."""
         return [self.feature(place) for place in range(self.feature_count)]
 
     def has_feature(self, place: int) -> Tensor:
-        """Which items have that modality, bool (n_items,)."""
+        """Return whether each item has that modality, bool (n_items,)."""
         return self.get_buffer(f"present_{place}")
 
 
 def embedding_table(count: int, width: int) -> nn.Embedding:
-    """ID embeddings (count, width), Xavier uniform."""
+    """Build ID embeddings (count, width), Xavier uniform."""
     table = nn.Embedding(count, width)
     nn.init.xavier_uniform_(table.weight)
     return table

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def onednn_takes(*matrices: Tensor) -> bool:
-    """Whether this build of torch has oneDNN's product for such matrices: float32, on a CPU."""
+    """Return whether this build of torch has oneDNN's product for such matrices: float32, on a CPU."""
     return (
         all(matrix.device.type == "cpu" and matrix.dtype == torch.float32 for matrix in matrices)
         and torch.backends.mkldnn.is_available()
@@ -20,7 +20,7 @@ def onednn_takes(*matrices: Tensor) -> bool:
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """`left @ right.T` of matrices (n, d) and (m, d): (n, m). Not differentiable."""
+    """Return `left @ right.T` of matrices (n, d) and (m, d): (n, m), not differentiable."""
     # Of a cut-out, whose rows do not follow one another, oneDNN has only its plain loops.
     if onednn_takes(left, right) and all(one.is_contiguous() or one.T.is_contiguous() for one in (left, right)):
         return torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")

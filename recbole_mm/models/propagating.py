@@ -1,4 +1,4 @@
-"""General recommenders whose score is the dot product of a user's and an item's vector, made for all at once.
+"""General recommenders whose score is the dot product of a user's and an item's vector, computed for all at once.
 
     class Mine(PropagatingRecommender):
         def propagate(self):  # -> vectors of all users (n_users, d) and of all items (n_items, d)
@@ -27,11 +27,15 @@ if TYPE_CHECKING:
 
 
 class Kept:
-    """Holds what can be computed again, out of sight of checkpoints, which keep what plain attributes hold.
+    """Holds a value that can be computed again, and that checkpoints, which save plain attributes, leave out.
 
     Attributes:
-        value: what is kept, None before it is computed.
-        key: of what it was computed, where that can change.
+        value: the value; None before it is computed.
+        key: what the value was computed from, where that can change.
+
+    Example:
+        >>> Kept().value is None
+        True
     """
 
     def __init__(self) -> None:
@@ -50,20 +54,20 @@ class PropagatingRecommender(GeneralModel, ABC):
 
     @abstractmethod
     def propagate(self) -> tuple[Tensor, Tensor]:
-        """Vectors of all users (n_users, d) and of all items (n_items, d), of which a score is the dot product."""
+        """Return the vectors of all users (n_users, d) and all items (n_items, d), whose dot product is the score."""
 
     def weights_key(self) -> tuple:
-        """Changes whenever a weight is written to or replaced."""
+        """Return a key that changes whenever a weight is written to or replaced."""
         return tuple((weight.data_ptr(), weight._version) for weight in self.parameters())
 
     def train(self, mode: bool = True) -> PropagatingRecommender:
-        """Training forgets the vectors kept in evaluation."""
+        """Set the mode; training drops the vectors kept in evaluation."""
         if mode:
             self._kept.key = self._kept.value = None
         return super().train(mode)
 
     def propagated(self) -> tuple[Tensor, Tensor]:
-        """`propagate()`, in evaluation without gradients computed once for the same weights."""
+        """Return `propagate()`, computed once for the same weights in evaluation without gradients."""
         if self.training or torch.is_grad_enabled():
             return self.propagate()
         key = self.weights_key()
@@ -72,18 +76,18 @@ class PropagatingRecommender(GeneralModel, ABC):
         return self._kept.value
 
     def user_vectors(self, interaction: Interaction) -> Tensor:
-        """One vector (B, d) for each row's user."""
+        """Return the vectors (B, d) of the rows' users."""
         return self.propagated()[0][interaction[self.USER_ID]]
 
     def item_vectors(self) -> Tensor:
-        """One vector per item id, (n_items, d)."""
+        """Return the vectors (n_items, d) of all items."""
         return self.propagated()[1]
 
     def predict(self, interaction: Interaction) -> Tensor:
-        """Scores (B,) of the rows' users for their items."""
+        """Return the scores (B,) of the rows' users for their items."""
         users, items = self.propagated()
         return (users[interaction[self.USER_ID]] * items[interaction[self.ITEM_ID]]).sum(dim=-1)
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """Scores of the rows' users for all items, flattened (B * n_items,) as RecBole expects."""
+        """Return the scores of the rows' users for all items, flattened (B * n_items,) as RecBole expects."""
         return (self.user_vectors(interaction) @ self.item_vectors().T).view(-1)

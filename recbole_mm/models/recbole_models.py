@@ -1,6 +1,6 @@
-"""RecBole's classes, which know none of our hooks: what each of them would answer, by the class's name.
+"""Hooks of RecBole's classes, which declare none themselves, by the class's name.
 
-The dot products spell out the two halves of a class's `full_sort_predict`. Classes that score otherwise (a distance, a
+The dot products are the two halves of a class's `full_sort_predict`. Classes that score otherwise (a distance, a
 sigmoid, an attention per item) have none. Tests hold every row to what RecBole's code computes.
 """
 
@@ -65,39 +65,15 @@ def _simplex_users(model: Any, x: Any) -> torch.Tensor:
     return normalize(model.get_UI_aggregation(model.user_emb(user), history, model.history_item_len[user]), dim=1)
 
 
-def _propagate(model: Any) -> None:
-    """What graph models do once after training: keep the propagated vectors until the weights change again."""
+def _propagated(model: Any, *graph: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the vectors of all users and items, computed once until the model resets them in training."""
     if model.restore_user_e is None or model.restore_item_e is None:
-        model.restore_user_e, model.restore_item_e = model.forward()[:2]
-
-
-def _graph_users(model: Any, x: Any) -> torch.Tensor:
-    _propagate(model)
-    return model.restore_user_e[x[model.USER_ID]]
-
-
-def _graph_items(model: Any) -> torch.Tensor:
-    _propagate(model)
-    return model.restore_item_e
-
-
-def _propagate_sgl(model: Any) -> None:
-    if model.restore_user_e is None or model.restore_item_e is None:
-        model.restore_user_e, model.restore_item_e = model.forward(model.train_graph)
-
-
-def _sgl_users(model: Any, x: Any) -> torch.Tensor:
-    _propagate_sgl(model)
-    return model.restore_user_e[x[model.USER_ID]]
-
-
-def _sgl_items(model: Any) -> torch.Tensor:
-    _propagate_sgl(model)
-    return model.restore_item_e
+        model.restore_user_e, model.restore_item_e = model.forward(*graph)[:2]
+    return model.restore_user_e, model.restore_item_e
 
 
 def _only_pretrains(config: Config) -> bool:
-    """S3Rec and RaCT train in runs that go on from one another; all but the last only prepare."""
+    """Return whether the run of S3Rec or RaCT only pretrains for another one; the last one is `finetune`."""
     return config["train_stage"] != "finetune"
 
 
@@ -117,7 +93,7 @@ alone."""
 PAIRS: Answers = {"materializes_pairs": True}
 PRETRAINS: Answers = {"only_pretrains": staticmethod(_only_pretrains)}
 _PLAIN = _dot(_of_sequence_and_length, _embedding)
-_GRAPH = _dot(_graph_users, _graph_items)
+_GRAPH = _dot(lambda model, x: _propagated(model)[0][x[model.USER_ID]], lambda model: _propagated(model)[1])
 
 RECBOLE: Mapping[str, Answers] = {
     # sequential
@@ -181,7 +157,12 @@ RECBOLE: Mapping[str, Answers] = {
     "NNCF": _row(DDP),
     "NeuMF": _row(DDP),
     "RaCT": _row(PRETRAINS),
-    "SGL": _row(_dot(_sgl_users, _sgl_items)),
+    "SGL": _row(
+        _dot(
+            lambda model, x: _propagated(model, model.train_graph)[0][x[model.USER_ID]],
+            lambda model: _propagated(model, model.train_graph)[1],
+        )
+    ),
     "SimpleX": _row(DDP, _dot(_simplex_users, lambda model: normalize(model.item_emb.weight, dim=1))),
     "SpectralCF": _row(DDP, _GRAPH),
     # with a knowledge graph

@@ -1,4 +1,4 @@
-"""An expensive model that puts the best of a cheap one in order: which items it is asked about, and one scale for all.
+"""Base of expensive models that rerank the best items of a cheap one: the choice of the items, and one scale for all.
 
 The cheap model scores every item of a case. The `rerank_k` best of those that can be recommended at all are asked
 about, and their scores are the expensive model's probabilities; every other item's score is below 0, in the cheap
@@ -32,8 +32,8 @@ LARGEST = 1e30
 class RerankingRecommender(RerankingModel):
     """Base of models that are asked about a few items of each case. Reads `rerank_k` and `mask_history`.
 
-    A class of these gives `first_scores`, `probabilities` and, where its answers do not hang on what the cheap model
-    puts first, `answers_any`.
+    A subclass has `first_scores`, `probabilities` and, where its answers do not depend on what the cheap model ranks
+    first, `answers_any`.
 
     Raises:
         ConfigError: `rerank_k` is below 1.
@@ -62,7 +62,7 @@ class RerankingRecommender(RerankingModel):
     # ------------------------------------------------------------------------------------------------------ scoring
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """Scores of all items (B, n_items) float64."""
+        """Return the scores of all items (B, n_items) float64."""
         table = []
         for start in range(0, len(interaction), self._rows_at_once):
             cases = rows_of(interaction, slice(start, start + self._rows_at_once))
@@ -73,7 +73,7 @@ class RerankingRecommender(RerankingModel):
         return torch.cat(table)
 
     def predict(self, interaction: Interaction) -> Tensor:
-        """Score of each row's own item (B,) float64: the one that `full_sort_predict` gives it, or, for a class that
+        """Return the score of each row's own item (B,) float64: the one of `full_sort_predict`, or, for a class that
         `answers_any`, its probability whether or not it would be reranked (padding: -1)."""
         wanted = interaction[self.ITEM_ID]
         first, case = self._distinct_cases(interaction)
@@ -96,7 +96,7 @@ class RerankingRecommender(RerankingModel):
         return max(1, SCORES_AT_ONCE // self.n_items)
 
     def _distinct_cases(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
-        """Rows that stand for all rows of their user and history, and which of them stands for each row."""
+        """Return one row for each distinct user and history, and for each row the place of its own among them."""
         fields = [interaction[name] for name in (self.USER_ID, self.ITEM_SEQ_LEN, self.ITEM_SEQ)]
         distinct, case = torch.cat([values.view(len(values), -1) for values in fields], 1).unique(
             dim=0, return_inverse=True
@@ -111,15 +111,15 @@ class RerankingRecommender(RerankingModel):
         return self.probabilities(cases, owners, items)
 
     def _filtered(self, cases: Interaction) -> tuple[Tensor, Tensor]:
-        """Scores (B, n_items) float64 in (-1, 0) by the cheap model, and which items are reranked."""
+        """Return scores (B, n_items) float64 in (-1, 0) by the cheap model, and a mask of the items to rerank."""
         scores = self.first_scores(cases)
         if not self.asks_now():
             return softsign_below_zero(scores), torch.zeros_like(scores, dtype=torch.bool)
         return softsign_below_zero(scores), first_of_each_row(scores, self._candidates(cases), self.rerank_k)
 
     def _candidates(self, cases: Interaction) -> Tensor:
-        """bool (B, n_items): items that can be recommended at all; with `mask_history` those of the history are not, a
-        held-out item that stands in it among them: the evaluation alone knows that it is one."""
+        """Return a mask (B, n_items) of the items that can be recommended; with `mask_history` those of the history
+        cannot, including a held-out item in it: only the evaluation knows that it is held out."""
         allowed = torch.ones(len(cases), self.n_items, dtype=torch.bool, device=self.known_items.device)
         allowed[:, 0] = False
         if self.mask_history:
@@ -132,19 +132,23 @@ class RerankingRecommender(RerankingModel):
         return allowed
 
     def histories(self, cases: Interaction) -> list[np.ndarray]:
-        """Items of each case's history, the earliest first."""
+        """Return the items of each case's history, the earliest first."""
         items, lengths = cases[self.ITEM_SEQ].cpu().numpy(), cases[self.ITEM_SEQ_LEN].tolist()
         return [row[:length] for row, length in zip(items, lengths)]
 
     # ------------------------------------------------------------------------------------------------------- saving
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Weights without those that never change."""
+        """Return the weights without those that never change."""
         weights = super().state_dict(*args, **kwargs)
         return {name: value for name, value in weights.items() if not self.never_changes(name)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load what `state_dict` gave."""
+        """Load what `state_dict` returned.
+
+        Raises:
+            RuntimeError: weights are missing or unknown.
+        """
         report = super().load_state_dict(state_dict, strict=False, assign=assign)
         lacking = [name for name in report.missing_keys if not self.never_changes(name)]
         if strict and (lacking or report.unexpected_keys):
@@ -153,26 +157,30 @@ class RerankingRecommender(RerankingModel):
 
 
 def rows_of(interaction: Interaction, index: slice | Tensor) -> Interaction:
-    """Some rows of an interaction."""
+    """Return some rows of an interaction."""
     return Interaction({name: values[index] for name, values in interaction.interaction.items()})
 
 
 def softsign_below_zero(scores: Tensor) -> Tensor:
-    """Any scores in their order, in (-1, 0): below every probability."""
+    """Map scores to (-1, 0), below every probability, in the same order."""
     bounded = scores.clamp(-LARGEST, LARGEST)  # infinite over infinite is no number
     return (bounded / (1 + bounded.abs()) - 1) / 2
 
 
 def first_of_each_row(scores: Tensor, allowed: Tensor, count: int | None) -> Tensor:
-    """Which of the allowed columns have a row's highest scores; of equal scores the first columns.
+    """Mark the allowed columns with a row's highest scores; of equal scores the first columns.
 
     Args:
         scores: (B, N).
         allowed: bool (B, N).
-        count: so many per row, or all that are allowed where those are fewer; None for all of them.
+        count: number of columns per row, or all allowed ones where those are fewer; None for all allowed ones.
 
     Returns:
         bool (B, N).
+
+    Example:
+        >>> first_of_each_row(torch.tensor([[3.0, 9.0, 5.0]]), torch.tensor([[True, False, True]]), count=1)
+        tensor([[False, False,  True]])
     """
     if count is None or count >= scores.shape[1]:
         return allowed

@@ -1,4 +1,4 @@
-"""Products with a sparse matrix that can be differentiated, by its values too."""
+"""Products with a sparse matrix that are differentiable, by its values too."""
 
 from __future__ import annotations
 
@@ -13,17 +13,23 @@ from torch.nn import functional as F
 
 
 class SparseMatrix:
-    """A sparse matrix with fixed places, for products that can be differentiated by the dense side and by the values.
+    """A sparse matrix with fixed places, whose products are differentiable by the dense side and by the values.
 
     torch multiplies compressed rows about twice as fast as coordinates on a CPU; the transposed matrix, which the
-    gradient needs, is prepared once. Not a module and not a tensor, so that checkpoints leave it alone: whoever owns
-    one can build it again.
+    gradient needs, is prepared once. It is neither a module nor a tensor, so that checkpoints leave it out: its owner
+    can build it again.
 
     Args:
         rows, columns: int64 (E,) distinct places of the entries, in any order.
         values: float32 (E,) in the same order.
         shape: (n, m).
-        device: where the products are made.
+        device: device of the products.
+
+    Example:
+        >>> matrix = SparseMatrix(torch.tensor([0, 1]), torch.tensor([1, 0]), torch.tensor([2.0, 3.0]), (2, 2))
+        >>> matrix @ torch.eye(2)
+        tensor([[0., 2.],
+                [3., 0.]])
     """
 
     def __init__(
@@ -40,7 +46,7 @@ class SparseMatrix:
 
     @classmethod
     def of(cls, graph: csr_array, device: torch.device | str = "cpu") -> SparseMatrix:
-        """The same matrix as scipy's."""
+        """Build from a scipy matrix."""
         entries = graph.tocoo()
         rows, columns = (torch.from_numpy(np.asarray(place).astype(np.int64)) for place in (entries.row, entries.col))
         return cls(rows, columns, torch.from_numpy(entries.data.astype(np.float32)), graph.shape, device)
@@ -54,28 +60,31 @@ class SparseMatrix:
         return self.matmul(dense)
 
     def matmul(self, dense: Tensor, values: Tensor | None = None) -> Tensor:
-        """The product with `dense` (m, d): (n, d), float32.
+        """Return the product (n, d) with `dense` (m, d), float32.
 
         Args:
-            dense: right side.
+            dense: the right side.
             values: (E,) entries in the order of `rows` and `columns`, in place of `self.values`; differentiable.
         """
         return _Product.apply(self, self.values if values is None else values.float(), dense.float())
 
     def dots(self, left: Tensor, right: Tensor) -> Tensor:
-        """`left[row] . right[column]` of each entry's place, (E,), differentiable; no tensor of (E, d) is kept."""
+        """Return `left[row] . right[column]` of each entry's place, (E,), differentiable; needs no tensor of (E, d)."""
         return _Dots.apply(self, left.float(), right.float())
 
     def forward_product(self, values: Tensor, dense: Tensor) -> Tensor:
+        """Return the product (n, d) of the matrix of these `values` (E,) with `dense` (m, d), not differentiable."""
         with _full_precision(dense):
             return _csr(self._starts, self.columns, values, self.shape) @ dense
 
     def transposed_product(self, values: Tensor, dense: Tensor) -> Tensor:
+        """Return the product (m, d) of the transposed matrix with `dense` (n, d), not differentiable."""
         turned = _csr(self._turned_starts, self._turned_columns, values[self._turned], self.shape[::-1])
         with _full_precision(dense):
             return turned @ dense
 
     def sampled_product(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return `left[row] . right[column]` of each entry's place, (E,), not differentiable."""
         places = _csr(self._starts, self.columns, torch.zeros_like(self.values), self.shape)
         with _full_precision(left):
             return torch.sparse.sampled_addmm(places, left.contiguous(), right.T, beta=0.0).values()

@@ -1,4 +1,4 @@
-"""Titles of items, for prompts that tell them."""
+"""Titles of items, for prompts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ class Titles(Protocol):
     """Items aligned to RecBole's ids; index 0 is padding."""
 
     def __len__(self) -> int: ...
-    def text(self, index: int, /) -> str | None: ...
-    def fields(self, index: int, /) -> dict[str, str]: ...
+
+    def text(self, index: int, /) -> str | None:
+        """Return the item's text, or None."""
+
+    def fields(self, index: int, /) -> dict[str, str]:
+        """Return the item's columns."""
 
 
 def read_titles(content: Titles, field: str | None, key: str = "collm_title_field") -> list[str]:
-    """The title of each item, `""` for padding and for items without one.
+    """Return the title of each item, `""` for padding and for items without one.
 
     Args:
         content: the items.

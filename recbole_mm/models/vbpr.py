@@ -45,6 +45,7 @@ class VBPR(MultimodalRecommender):
         self.content_bias = nn.Parameter(torch.zeros(feature_width))  # beta'
 
     def propagate(self) -> tuple[Tensor, Tensor]:
+        """Return the vectors of all users and items, whose dot product is the score."""
         users = torch.cat([self.user_embedding.weight, self.user_content.weight], dim=1)
         items = self._item_parts(torch.arange(self.n_items, device=self.item_bias.device))
         # The item's biases become one more dimension, against the 1 of every user.

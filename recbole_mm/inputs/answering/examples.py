@@ -172,6 +172,6 @@ def questions_digest(asked: Sequence[Asked], prompt: Prompt) -> str:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # image files are read
         shown = dict(zip(items, pool.map(prompt.fingerprint, items)))
     for one in asked:
-        line = json.dumps([prompt.told(one.user, one.history), shown[one.item], one.answer])
+        line = json.dumps([prompt.user_text(one.user, one.history), shown[one.item], one.answer])
         digest.update(line.encode() + b"\n")
     return digest.hexdigest()

@@ -66,7 +66,7 @@ class Prompt(Protocol):
     def suffix_length(self, item: int) -> int:
         """At most so many tokens and image patches; found without decoding an image."""
 
-    def told(self, user: int, history: Sequence[int]) -> str:
+    def user_text(self, user: int, history: Sequence[int]) -> str:
         """The words of the user's part: what it depends on, for digests."""
 
     def fingerprint(self, item: int) -> str:
@@ -76,7 +76,7 @@ class Prompt(Protocol):
 class WordedPrompt(ABC):
     """What prompts have in common: the chat template, token ids of words, lengths.
 
-    A subclass says what is told of a user (`told`) and of an item (`words_of`), and gives its images, if any.
+    A subclass says what is told of a user (`user_text`) and of an item (`words_of`), and gives its images, if any.
 
     Args:
         mllm: whose tokenizer and chat template are used.
@@ -98,7 +98,7 @@ class WordedPrompt(ABC):
     # --- what a subclass says ----------------------------------------------------------------------------------------
 
     @abstractmethod
-    def told(self, user: int, history: Sequence[int]) -> str:
+    def user_text(self, user: int, history: Sequence[int]) -> str:
         """The words of the user's part."""
 
     @abstractmethod
@@ -158,7 +158,7 @@ class WordedPrompt(ABC):
         return image + len(self._suffix_ids(item))
 
     def _prefix_ids(self, user: int, history: Sequence[int]) -> list[int]:
-        return [*self._frame.opening, *self._token_ids(self._frame.before + self.told(user, history))]
+        return [*self._frame.opening, *self._token_ids(self._frame.before + self.user_text(user, history))]
 
     def _suffix_ids(self, item: int) -> list[int]:
         ending = self._token_ids(self._cue + self._frame.after)

@@ -40,11 +40,11 @@ class ItemPart:
 class PromptBlocks:
     """Makes blocks of prompts for an `AnswerReader` around the MLLM's base model.
 
-    Every item's image is decoded and goes through the vision tower once, whoever is asked about it, as long as memory
-    lasts; so the model must not change meanwhile.
+    Every item's image is decoded and goes through the vision tower once for all users, as long as memory lasts; so the
+    model must not change meanwhile.
 
     Args:
-        mllm: that is asked.
+        mllm: the model that answers.
         prompt: the wording.
         kept_bytes: bound on the items' parts that are kept.
 
@@ -66,7 +66,7 @@ class PromptBlocks:
         owners: np.ndarray,
         items: Sequence[int] | np.ndarray,
     ) -> Questions:
-        """n questions about U users.
+        """Return n questions about U users.
 
         Args:
             users: (U,) RecBole's ids.
@@ -82,15 +82,18 @@ class PromptBlocks:
         prefix_lengths = [self.prompt.prefix_length(user, history) for user, history in zip(users, before)]
 
         def prefixes(rows: np.ndarray) -> Block:
+            """Return the blocks of these users' prefixes."""
             return self._block([self.prefix(users[row], before[row]) for row in rows.tolist()])
 
         def suffixes(rows: np.ndarray) -> Block:
+            """Return the blocks of these questions' candidates."""
             parts = self.item_parts([int(items[row]) for row in rows.tolist()])
             seen = [part.seen for part in parts if part.seen is not None]
             inputs = [part.input for part in parts]
             return Block.of_seen(self.mllm.family, self.mllm.model, inputs, seen) if seen else self._block(inputs)
 
         def whole(rows: np.ndarray) -> Block:
+            """Return the blocks of these questions' whole prompts."""
             asked = [(int(owners[row]), int(items[row])) for row in rows.tolist()]
             return self._block([self.whole(users[owner], before[owner], item) for owner, item in asked])
 

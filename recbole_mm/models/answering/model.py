@@ -1,4 +1,4 @@
-"""Models that rank by an LLM's Yes or No behind a prompt: MLLM-MSR (2408.09698), TALLRec (2305.00447)."""
+"""Models that rank by an LLM's answer Yes or No to a prompt: MLLM-MSR (2408.09698), TALLRec (2305.00447)."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ FROZEN = "reader."
 
 
 class AnsweringRecommender(RerankingRecommender):
-    """An LLM that is asked about a user and an item, and says Yes or No. A subclass gives the prompt.
+    """An LLM that answers Yes or No about a user and an item. A subclass builds the prompt.
 
-    Nothing is left to be learnt here: the LLM comes fine-tuned (`sft_*`), or as it is (`sft_tuning: none`). `predict`
-    gives p(yes) / (p(yes) + p(no)) of any pair. `full_sort_predict` gives it to the `rerank_k` items that the first
-    stage puts first among those that can be recommended; every other item's score is below 0, in the first stage's
-    order. Without a first stage and with `rerank_k: ~` every item is asked about.
+    Epochs train nothing: the LLM is fine-tuned before (`sft_*`), or used as it is (`sft_tuning: none`). `predict`
+    returns p(yes) / (p(yes) + p(no)) of any pair. `full_sort_predict` returns it for the `rerank_k` items that the
+    first stage ranks first among the candidates; every other item's score is below 0, in the first stage's order.
+    Without a first stage and with `rerank_k: ~` every item is asked about.
 
     With `answers: written` the score is what an LLM of `text_backend` writes: 1 for a yes, 0 for a no, 0.5 for what
     cannot be read as either.
 
-    Needs from the dataset: `first_stage` unless there is none; `mllm`, or `write_texts` for written answers; and what
-    the prompt tells.
+    Needs from the dataset: `first_stage` unless there is none; `mllm`, or `write_texts` for written answers; and the
+    inputs of the prompt.
 
     Raises:
-        ConfigError: settings that cannot be.
+        ConfigError: impossible settings.
     """
 
     input_type = InputType.POINTWISE
@@ -78,40 +78,40 @@ class AnsweringRecommender(RerankingRecommender):
 
     @classmethod
     def requirements(cls, config: Config) -> tuple[str, ...]:
-        """What the prompt tells, and who answers.
+        """Return the inputs of the prompt, and the LLM that answers.
 
         Raises:
-            ConfigError: `answers` is neither scored nor written, or nobody writes.
+            ConfigError: `answers` is neither scored nor written, or is written by the template backend.
         """
         if config["answers"] not in (SCORED, WRITTEN):
             raise ConfigError(f"answers must be {SCORED} or {WRITTEN}, not {config['answers']!r}")
         if config["answers"] == WRITTEN and config["text_backend"] == "template":
             raise ConfigError("answers: written needs an LLM that writes: set text_backend to hf or openai")
-        return (*cls.told_by(config), "answering_mllm" if config["answers"] == SCORED else "answer_writer")
+        return (*cls.prompt_inputs(config), "answering_mllm" if config["answers"] == SCORED else "answer_writer")
 
     @classmethod
-    def told_by(cls, config: Config) -> tuple[str, ...]:
-        """What the prompt needs from the dataset."""
+    def prompt_inputs(cls, config: Config) -> tuple[str, ...]:
+        """Return the names of the inputs that the prompt reads."""
         return ()
 
     @classmethod
     @abstractmethod
     def build_prompt(cls, config: Config, dataset: MultimodalDataset, mllm: MLLM) -> WordedPrompt:
-        """What is asked; for fine-tuning as well, on the dataset before it is split.
+        """Build the prompt; for fine-tuning as well, from the dataset before it is split.
 
         Args:
-            config: of the run.
-            dataset: with what `told_by` names.
+            config: the run's configuration.
+            dataset: the dataset, with the inputs that `prompt_inputs` names.
             mllm: its tokenizer and family lay out prompts; it may have no weights.
         """
 
     # -------------------------------------------------------------- scoring
 
     def first_scores(self, cases: Interaction) -> Tensor:
-        """(B, n_items) float64 of the first stage; all alike without one.
+        """Return the scores (B, n_items) float64 of the first stage; zeros without one.
 
         Raises:
-            ConfigError: there is none, and some items are to be chosen.
+            ConfigError: `rerank_k` needs a first stage, and there is none.
         """
         if self.first_stage is not None:
             return self.first_stage.scores(cases)
@@ -120,7 +120,7 @@ class AnsweringRecommender(RerankingRecommender):
         return torch.zeros(len(cases), self.n_items, dtype=torch.float64, device=cases[self.USER_ID].device)
 
     def probabilities(self, cases: Interaction, owners: Tensor, items: Tensor) -> Tensor:
-        """p(yes) / (p(yes) + p(no)) of items (n,) for the cases `owners` (n,): float64."""
+        """Return p(yes) / (p(yes) + p(no)) of items (n,) for the cases `owners` (n,): float64."""
         users, histories = cases[self.USER_ID].tolist(), self.histories(cases)
         asked_of, asked = owners.cpu().numpy(), items.cpu().numpy()
         if self.reader is None:
@@ -133,7 +133,7 @@ class AnsweringRecommender(RerankingRecommender):
     def _written(
         self, users: Sequence[int], histories: Sequence[np.ndarray], owners: np.ndarray, items: np.ndarray
     ) -> np.ndarray:
-        """1, 0 or 0.5 for each item (n,): float64."""
+        """Return 1, 0 or 0.5 for each item (n,): float64."""
         requests = {
             row: self.question(users[owner], histories[owner], item)
             for row, (owner, item) in enumerate(zip(owners.tolist(), items.tolist()))
@@ -152,17 +152,17 @@ class AnsweringRecommender(RerankingRecommender):
         return scores
 
     def question(self, user: int, history: Sequence[int], item: int) -> Request:
-        """The same prompt in words, with the item's image, for an LLM that writes its answer."""
+        """Return the same prompt in words, with the item's image, for an LLM that writes its answer."""
         words = self._tokenizer.decode(self.prompt.words_of(item))
-        text = f"{self.prompt.told(user, history)}{words}{CUE}"
+        text = f"{self.prompt.user_text(user, history)}{words}{CUE}"
         if not self.prompt.has_image(item):
             return Request(text, None)
         return Request(text, None, partial(self.prompt.image, item), self.prompt.fingerprint(item))
 
-    # ------------------------------------------------------ what never comes
+    # ------------------------------------------------------------- training
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
-        """There is none.
+        """Refuse, since epochs train nothing.
 
         Raises:
             NotImplementedError: always.
@@ -171,5 +171,5 @@ class AnsweringRecommender(RerankingRecommender):
 
     @staticmethod
     def never_changes(name: str) -> bool:
-        """Whether a weight of this name is the LLM's."""
+        """Return whether a weight of this name is the LLM's."""
         return name.startswith(FROZEN)

@@ -17,9 +17,10 @@ PREFERENCE_TOKENS = 512
 
 
 class Preferences(Protocol):
-    """What has been written of users (`recbole_mm.inputs.reasoning.preferences.Preferences`)."""
+    """Preference texts of users (`recbole_mm.inputs.reasoning.preferences.Preferences`)."""
 
-    def of(self, user: int, history: Sequence[int]) -> str | None: ...
+    def of(self, user: int, history: Sequence[int]) -> str | None:
+        """Return the text of a user after this history, or None."""
 
 
 class Content(Protocol):
@@ -37,18 +38,18 @@ class Content(Protocol):
 
 
 class PreferencePrompt(WordedPrompt):
-    """MLLM-MSR's: the preference that has been written of the user; then the candidate's image and text.
+    """MLLM-MSR's prompt: the user's preference text; then the candidate's image and text.
 
     Args:
-        mllm: whose tokenizer and chat template are used.
+        mllm: its tokenizer and chat template are used.
         content: the items; their images are shown if `image` is among its modalities.
-        item_texts: what is said of each item by RecBole's id (title, metadata, summary); None or empty where nothing
-            is. None in place of the list: no words are shown of any item.
-        preferences: what has been written of users; None: nothing is said of any.
-        image_pixels: bound on an image's area.
+        item_texts: text of each item by RecBole's id (title, metadata, summary); None or empty where there is none.
+            None in place of the list: no item's text is shown.
+        preferences: preference texts of users; None for no text of any user.
+        image_pixels: bound on an image's area, in pixels.
         max_text_tokens: longer item texts are cut.
         max_preference_tokens: longer preferences are cut.
-        domain: what an item is called.
+        domain: the word for an item.
 
     Raises:
         ConfigError: a bound is below 1, or neither images nor texts are shown.
@@ -90,11 +91,11 @@ class PreferencePrompt(WordedPrompt):
 
     @property
     def shows_images(self) -> bool:
-        """Whether `image` is among the modalities."""
+        """Return whether `image` is among the modalities."""
         return "image" in self.content.modalities
 
-    def told(self, user: int, history: Sequence[int]) -> str:
-        """The preference after this history, and the question."""
+    def user_text(self, user: int, history: Sequence[int]) -> str:
+        """Return the preference after this history, and the question."""
         written = None if self.preferences is None else self.preferences.of(user, history)
         question = self.QUESTION.format(domain=self.domain)
         if not written or not written.strip():
@@ -103,37 +104,37 @@ class PreferencePrompt(WordedPrompt):
         return self.PREFERENCE.format(domain=self.domain, preference=text) + question
 
     def words_of(self, item: int) -> list[int]:
-        """Token ids of the item's text, cut."""
+        """Return the token ids of the item's text, cut."""
         text = "" if self.item_texts is None else (self.item_texts[item] or "").strip()
         if not text and self.has_image(item):
             return []
         return self._token_ids(text or self.NOTHING_KNOWN)[: self.max_text_tokens]
 
     def has_image(self, item: int) -> bool:
-        """Whether there is an image file."""
+        """Return whether the item has an image file."""
         return item > 0 and self.shows_images and bool(self.content.source.has_image(self.content.tokens[item]))
 
     def image(self, item: int) -> Any:
-        """The item's image, or None where it cannot be decoded."""
+        """Return the item's image, or None where it cannot be decoded."""
         return self.content[item].image
 
     def fingerprint(self, item: int) -> str:
-        """Hash of the image's bytes and the text."""
+        """Return a hash of the image's bytes and the text."""
         text = None if self.item_texts is None else self.item_texts[item]
         image = None if self._pictures is None else self._pictures.fingerprint(item)
         return hashlib.sha256(json.dumps([image, text]).encode()).hexdigest()
 
 
 class TitlesPrompt(WordedPrompt):
-    """TALLRec's: titles that the user liked and, where ratings tell, disliked; then the candidate's title.
+    """TALLRec's prompt: titles that the user liked and, by ratings, disliked; then the candidate's title.
 
     Args:
-        mllm: whose tokenizer and chat template are used.
-        titles: of every item by RecBole's id; index 0 is padding.
-        history: so many of the last items of a history are told.
+        mllm: its tokenizer and chat template are used.
+        titles: title of every item by RecBole's id; index 0 is padding.
+        history: number of a history's last items in the prompt.
         max_title_tokens: longer titles are cut.
-        likes: (user, item) -> whether the user liked it; None: whatever was chosen is liked.
-        domain: what an item is called.
+        likes: (user, item) -> whether the user liked it; None: every item of a history is liked.
+        domain: the word for an item.
 
     Raises:
         ConfigError: a bound is below 1.
@@ -168,7 +169,7 @@ class TitlesPrompt(WordedPrompt):
         bounds = [history, max_title_tokens]
         super().__init__(mllm, mllm.family.least_pixels, {"titles": wording, "bounds": bounds, "domain": domain})
 
-    def told(self, user: int, history: Sequence[int]) -> str:
+    def user_text(self, user: int, history: Sequence[int]) -> str:
         """The titles of the last items, liked before disliked, and the question."""
         shown = [int(item) for item in history[-self.history :]]
         liked = [item for item in shown if self.likes is None or self.likes(user, item)]

@@ -67,6 +67,7 @@ class PairwiseFilter(CollaborativeFilter):
     """A model with one vector per user, trained to put a chosen item above another: matrix factorization, LightGCN."""
 
     def loss(self, batch: Interaction) -> Tensor:
+        """Return the model's pairwise loss of the targets of a batch, a scalar."""
         mask, model = batch[TARGET_MASK], self.model
         users = batch[model.USER_ID][:, None].expand_as(mask)[mask]
         pairs = {model.USER_ID: users, model.ITEM_ID: batch[TARGETS][mask], model.NEG_ITEM_ID: batch[NEGATIVES][mask]}
@@ -80,12 +81,15 @@ class PairwiseFilter(CollaborativeFilter):
         return users, items
 
     def item_vectors(self) -> Tensor:
+        """Return the (n_items, d) vectors of all items."""
         return self._tables()[1]
 
     def user_vectors(self, rows: Interaction) -> Tensor:
+        """Return the (B, d) vectors of the rows' users."""
         return self._tables()[0][rows[self.model.USER_ID]]
 
     def prefix_vectors(self, batch: Interaction) -> Tensor:
+        """Return the (B, W, d) vectors of the sequences' users, the same after every prefix."""
         return self.user_vectors(batch)[:, None].expand(-1, batch[TARGET_MASK].shape[1], -1)
 
 
@@ -93,23 +97,27 @@ class SequentialFilter(CollaborativeFilter):
     """A causal model of sequences: a user is the state after the history, so that it changes with every item."""
 
     def loss(self, batch: Interaction) -> Tensor:
+        """Return the model's loss of the targets of a batch, a scalar."""
         return self.model.calculate_loss(batch)
 
     def item_vectors(self) -> Tensor:
+        """Return the (n_items, d) vectors that states are scored against."""
         return self.model.output_items()
 
     def user_vectors(self, rows: Interaction) -> Tensor:
+        """Return the (B, d) states after the rows' whole histories."""
         return self.model.whole_states(rows)
 
     def prefix_vectors(self, batch: Interaction) -> Tensor:
+        """Return the (B, W, d) states after every prefix."""
         return self.model.prefix_states(batch)
 
 
 def build_filter(config: Config, dataset: MultimodalDataset) -> CollaborativeFilter:
-    """The model named by `cf_model`, untrained.
+    """Build the model named by `cf_model`, untrained.
 
     Args:
-        config: of the run; `cf_embedding_size` and `cf_config` hold the model's hyper-parameters.
+        config: the run's configuration; `cf_embedding_size` and `cf_config` hold the model's hyper-parameters.
         dataset: the training part; LightGCN's graph holds its targets.
 
     Raises:

@@ -60,7 +60,7 @@ class VectorMapper(nn.Module):
 
 
 class CoLLM(RerankingRecommender):
-    """An LLM that says Yes or No to an item, told with titles and with the vectors of a collaborative filtering model.
+    """An LLM that answers Yes or No about an item, from titles and the vectors of a collaborative filtering model.
 
     Training goes through three stages by epoch, and only one part learns in each: the collaborative filtering model
     (`cf_epochs`), LoRA on prompts without vectors (`lora_epochs`), the map from vectors to words (the epochs left). The
@@ -273,3 +273,27 @@ class CoLLM(RerankingRecommender):
     def never_changes(name: str) -> bool:
         """Whether a weight of this name is the LLM's own."""
         return name.startswith(FROZEN) and LORA not in name
+
+
+class VectorMapper(nn.Module):
+    """Maps collaborative vectors of users and items to input vectors of the LLM: d -> times * d -> hidden.
+
+    Args:
+        dimension: d.
+        hidden: width of the LLM.
+        times: width of the inner layer, in multiples of d.
+
+    Example:
+        >>> VectorMapper(dimension=4, hidden=8, times=2)(torch.zeros(3, 4)).shape
+        torch.Size([3, 8])
+    """
+
+    def __init__(self, dimension: int, hidden: int, times: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(dimension, times * dimension), nn.ReLU(), nn.Linear(times * dimension, hidden)
+        )
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(..., d) -> (..., hidden)."""
+        return self.layers(vectors)

@@ -23,13 +23,13 @@ NO_TITLE = "something without a title"
 
 
 class Prompt:
-    """Writes prompts as token ids. In those with vectors, a placeholder token stands for each vector.
+    """Builds prompts as token ids. In those with vectors, a placeholder token stands for each vector.
 
     Args:
-        mllm: whose tokenizer is used. The placeholder is its `[Cur_Item]` token, which no text can spell.
-        titles: of every item, index 0 is padding.
+        mllm: its tokenizer is used. The placeholder is its `[Cur_Item]` token, which no text can spell.
+        titles: title of every item by RecBole's id; index 0 is padding.
         max_title_tokens: longer titles are cut.
-        max_history: so many of the last items of a history are told.
+        max_history: number of a history's last items in a prompt.
 
     Raises:
         ConfigError: a bound is below 1.
@@ -44,6 +44,7 @@ class Prompt:
         self.titles = [np.array(words, dtype=np.int32) for words in ids]
 
         def words(text: str) -> np.ndarray:
+            """Return the token ids of a text."""
             return np.array(mllm.token_ids(text), dtype=np.int64)
 
         # The family puts BOS in front, where the checkpoint wants it.

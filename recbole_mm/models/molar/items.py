@@ -1,4 +1,4 @@
-"""Where Molar's item vectors come from: the MIRM, item features, or several of them side by side."""
+"""Sources of Molar's item vectors: the MIRM, item features, or several of them concatenated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIRM = "mllm"
 
 
 def item_sources(config: Config) -> list[str]:
-    """The names in `item_sources`, checked.
+    """Return the names in `item_sources`, checked.
 
     Raises:
         ConfigError: it is no list of different names, or a feature is called as the MIRM's vectors are.
@@ -38,16 +38,22 @@ def item_sources(config: Config) -> list[str]:
 
 
 class ContentItems(nn.Module):
-    """Frozen vectors of each source, standardised, side by side, and mapped to where the DUEG reads and scores.
+    """Frozen vectors of each source, standardised, concatenated, and mapped to the space of the DUEG.
 
     Args:
         sources: (n_items, d_k) of K sources, row 0 for padding; not stored with the weights.
-        width: h, of the mapped vectors.
+        width: h, width of the mapped vectors.
         projection: `linear`, `mlp` or `none`.
         normalization: `standard` or `none`.
 
     Raises:
         ConfigError: `projection` is `none` and the sources are not h wide together.
+
+    Example:
+        >>> sources = [torch.ones(5, 3), torch.ones(5, 2)]
+        >>> items = ContentItems(sources, width=4, projection="linear", normalization="none")
+        >>> items(torch.tensor([[1, 2]])).shape
+        torch.Size([1, 2, 4])
     """
 
     vectors: Tensor
@@ -61,7 +67,7 @@ class ContentItems(nn.Module):
 
     @classmethod
     def from_dataset(cls, config: Config, dataset: MultimodalDataset, width: int) -> ContentItems:
-        """Those that `item_sources` names: `dataset.inputs.item_vectors` and `dataset.item_feature(name)`.
+        """Build from what `item_sources` names: `dataset.inputs.item_vectors` and `dataset.item_feature(name)`.
 
         Raises:
             ConfigError: there is no such feature.
@@ -73,12 +79,16 @@ class ContentItems(nn.Module):
         return cls(sources, width, config["item_projection"], config["item_normalization"])
 
     def forward(self, ids: Tensor | None = None) -> Tensor:
-        """Vectors of the items `ids` (any shape) -> (..., h), or of all items (n_items, h)."""
+        """Return the vectors of the items `ids` (any shape) -> (..., h), or of all items (n_items, h)."""
         return self.projection(self.vectors if ids is None else self.vectors[ids])
 
 
 def build_projection(kind: str, width: int, hidden: int) -> nn.Module:
-    """Trainable map from frozen vectors of that width to the space the DUEG reads and scores in."""
+    """Build the trainable map from frozen vectors of that width to the DUEG's space.
+
+    Raises:
+        ConfigError: `kind` is `none` and the widths differ.
+    """
     if kind == "linear":
         return nn.Linear(width, hidden)
     if kind == "mlp":

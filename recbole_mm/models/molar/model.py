@@ -109,10 +109,10 @@ class Molar(SequentialModel):
 
     @classmethod
     def requirements(cls, config: Config) -> tuple[str, ...]:
-        """What must be on the dataset for these settings: the MLLM is not loaded where nothing reads it.
+        """Return the inputs that these settings need; the MLLM is not loaded where nothing reads it.
 
         Raises:
-            ConfigError: keys do not fit together, which is better told before anything costly is computed.
+            ConfigError: keys do not fit together; nothing costly has been computed yet.
         """
         check_choices(config)
         needs = {
@@ -140,14 +140,14 @@ class Molar(SequentialModel):
         return self.pretraining
 
     def train(self, mode: bool = True) -> Molar:
-        """As everywhere in torch; an ID model that is left as it is keeps its dropout off."""
+        """Set the mode; an ID model that is frozen stays in evaluation mode, without dropout."""
         super().train(mode)
         if self.id_is_frozen:
             self.id_model.eval()
         return self
 
     def calculate_loss(self, interaction: Interaction) -> tuple[Tensor, ...]:
-        """(L_rec, alpha * L_align, id_loss_weight * L_id), each averaged over the targets of the batch.
+        """Return (L_rec, alpha * L_align, id_loss_weight * L_id), each averaged over the targets of the batch (Eq. 5).
 
         Terms of weight 0 are left out; while the ID model is pretrained there is L_id alone.
         """
@@ -170,7 +170,7 @@ class Molar(SequentialModel):
         return tuple(losses)
 
     def _id_states(self, interaction: Interaction) -> Tensor | None:
-        """The ID model's state at each target of the batch (n, d)."""
+        """Return the ID model's state at each target of the batch (n, d)."""
         if self.id_model is None:
             return None
         with torch.set_grad_enabled(not self.id_is_frozen):
@@ -205,30 +205,33 @@ class Molar(SequentialModel):
     # -------------------------------------------------------------- scoring
 
     def content_items(self, ids: Tensor | None = None) -> Tensor:
-        """What E_u is scored against: vectors of the items `ids` (any shape) -> (..., h), or of all items (n_items, h);
-        of length 1 where the similarity is the cosine."""
+        """Return the vectors that E_u is scored against, of length 1 where the similarity is the cosine.
+
+        Args:
+            ids: items of any shape, giving (..., h); None for all items, giving (n_items, h).
+        """
         vectors = self.items(ids)
         return F.normalize(vectors, dim=-1) if self.similarity == "cosine" else vectors
 
     def _scored_items(self, ids: Tensor | None, id_items: Tensor | None) -> Tensor:
-        """Vectors of the content model, and beside them those of the ID model where there are any."""
+        """Return the content model's item vectors, concatenated with `id_items` where these are given."""
         content = self.content_items(ids)
         if id_items is None:
             return content
         return torch.cat([content, id_items if ids is None else id_items[ids]], dim=-1)
 
     def _scaled(self, states: Tensor) -> Tensor:
-        """E_u such that its dot product with `content_items` is the score."""
+        """Scale E_u so that its dot product with `content_items` is the score."""
         if self.similarity == "dot":
             return states * self.scale
         return F.normalize(states, dim=-1) * self.log_scale.exp().clamp(max=LARGEST_SCALE)
 
     def _readers(self, interaction: Interaction) -> tuple[Tensor, ...]:
-        """User ids, for a DUEG that reads them."""
+        """Return the user ids, for a DUEG that reads them."""
         return (interaction[self.USER_ID],) if self.dueg.reads_users else ()
 
     def item_vectors(self) -> Tensor:
-        """What users are scored against (n_items, h), (n_items, d), or both side by side."""
+        """Return the item vectors: content (n_items, h), ID model (n_items, d), or both concatenated."""
         parts = []
         if self.score != "id":
             parts.append(self.content_items())
@@ -237,8 +240,7 @@ class Molar(SequentialModel):
         return torch.cat(parts, dim=1)
 
     def user_vectors(self, interaction: Interaction) -> Tensor:
-        """E_u of each history (B, h), the ID model's state (B, d), or both side by side: the dot product adds
-        scores."""
+        """Return E_u of each history (B, h), the ID model's state (B, d), or both concatenated, whose scores add up."""
         parts = []
         if self.score != "id":
             items = self.items(interaction[self.ITEM_SEQ])
@@ -249,11 +251,11 @@ class Molar(SequentialModel):
         return torch.cat(parts, dim=1)
 
     def predict(self, interaction: Interaction) -> Tensor:
-        """Score of each row's own item (B,)."""
+        """Return the score of each row's own item (B,)."""
         return (self.user_vectors(interaction) * self.item_vectors()[interaction[self.ITEM_ID]]).sum(-1)
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """Scores of all items (B, n_items)."""
+        """Return the scores of all items (B, n_items)."""
         return self.user_vectors(interaction) @ self.item_vectors().T
 
 
@@ -297,10 +299,10 @@ def check_choices(config: Config) -> None:
 
 
 def content_width(config: Config, dataset: MultimodalDataset) -> int:
-    """h: width of E_u and of what it is scored against, that of the MLLM unless `hidden_size` says otherwise.
+    """Return h, the width of E_u and of the item vectors: that of the MLLM unless `hidden_size` says otherwise.
 
     Raises:
-        ConfigError: the MLLM's decoder has another width than `hidden_size`, or nothing tells the width.
+        ConfigError: the MLLM's decoder has another width than `hidden_size`, or no setting determines the width.
     """
     asked = config["hidden_size"]
     if config["dueg"] == "mllm":

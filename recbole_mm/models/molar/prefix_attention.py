@@ -1,12 +1,10 @@
-"""The decoder's attention when `[User]` slots stand behind the items, without a score for pairs that never look at each
-other.
+"""Attention of a decoder whose items are followed by `[User]` slots, without scores of pairs that are masked anyway.
 
 Of the (W + S)^2 pairs of W items and S slots, items use the W (W + 1) / 2 among themselves and slots the S (W + 1) of
 each with the items and itself. transformers lets an attention function of one's own stand where its decoders call
 theirs, so the projections, rotary positions and everything else remain those of the decoder, whatever its family.
 
-Nobody reads what the last layer makes of the items. It runs on the slots alone and only looks at the items' keys and
-values.
+The last layer's outputs of the items are not used, so it runs on the slots alone and reads the items' keys and values.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ POSITION_ROWS = {
 
 @dataclass(frozen=True)
 class Prefixes:
-    """What the attention function is told beside queries, keys and values.
+    """Arguments of the attention function besides queries, keys and values.
 
     Attributes:
         width: W, number of items.
@@ -49,7 +47,7 @@ class Prefixes:
 
 
 def can_take_apart(decoder: Any) -> bool:
-    """Whether `states_of_slots` knows this kind of decoder, and it attends by SDPA."""
+    """Return whether `states_of_slots` knows this kind of decoder, and it attends by SDPA."""
     return type(decoder).__name__ in POSITION_ROWS and decoder.config._attn_implementation in ("sdpa", NAME)
 
 
@@ -65,13 +63,13 @@ def install(decoder: Any) -> None:
 
 
 def states_of_slots(decoder: Any, items: Tensor, slots: Tensor, prefixes: Tensor) -> Tensor:
-    """Final states of slots behind the items, equal to those of the whole decoder under the mask of `slot_layout`.
+    """Return the final states of slots after the items, equal to those of the whole decoder masked by `slot_layout`.
 
     Args:
         decoder: one that `can_take_apart` knows, after `install`.
         items: vectors (B, W, h), padded on the right.
         slots: vectors (B, S, h).
-        prefixes: how many items each slot sees, (B or 1, S) of 1..W; also the slot's position.
+        prefixes: number of items that each slot sees, (B or 1, S) of 1..W; also the slot's position.
 
     Returns:
         (B, S, h), after the final norm.
@@ -82,18 +80,18 @@ def states_of_slots(decoder: Any, items: Tensor, slots: Tensor, prefixes: Tensor
     rows = POSITION_ROWS[type(decoder).__name__]
     hidden = torch.cat([items, slots], dim=1)
     rope = decoder.rotary_emb(hidden, positions if rows == 1 else positions.expand(rows, -1, -1))
-    told = Prefixes(width, place >= prefixes[:, None, None, :, None])
+    shape = Prefixes(width, place >= prefixes[:, None, None, :, None])
     layers = [layer for layer in decoder.layers if not isinstance(layer, nn.Identity)]
     for layer in layers[:-1]:
-        hidden = layer(hidden, attention_mask=None, position_embeddings=rope, use_cache=False, prefixes=told)
+        hidden = layer(hidden, attention_mask=None, position_embeddings=rope, use_cache=False, prefixes=shape)
     last, hidden, slots = layers[-1], hidden[:, :width], hidden[:, width:]
-    told = Prefixes(width, told.unseen, keys_and_values(last, hidden, tuple(part[:, :width] for part in rope)))
+    shape = Prefixes(width, shape.unseen, keys_and_values(last, hidden, tuple(part[:, :width] for part in rope)))
     rope = tuple(part[:, width:] for part in rope)
-    return decoder.norm(last(slots, attention_mask=None, position_embeddings=rope, use_cache=False, prefixes=told))
+    return decoder.norm(last(slots, attention_mask=None, position_embeddings=rope, use_cache=False, prefixes=shape))
 
 
 def keys_and_values(layer: Any, hidden: Tensor, rope: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """What the tokens behind `hidden` (B, W, h) find at these in a layer's attention: (B, key heads, W, d) each."""
+    """Return the keys and values, (B, key heads, W, d) each, of `hidden` (B, W, h) in a layer's attention."""
     attention, normed = layer.self_attn, layer.input_layernorm(hidden)
     heads = (*hidden.shape[:2], -1, attention.head_dim)
     keys, values = (part(normed).view(heads).transpose(1, 2) for part in (attention.k_proj, attention.v_proj))
@@ -146,8 +144,8 @@ def attend_to_prefixes(
         slots: query (B, H, S, d), key and value (B, K, S, d); H / K heads share a key head.
         items: keys and values (B, K, W, d).
         unseen: bool, broadcast to (B, K, H / K, S, W).
-        scale: of the scores.
-        dropout: on the weights.
+        scale: factor of the scores.
+        dropout: share of the weights that are dropped.
 
     Returns:
         (B, H, S, d).
