@@ -157,7 +157,7 @@ def test_the_digest_covers_all_that_is_shown():
     other.fingerprint = lambda item: f"another {item}"
     assert questions_digest(asked, other) != digest
     other = SpelledPrompt()
-    other.told = lambda user, history: "nothing"
+    other.user_text = lambda user, history: "nothing"
     assert questions_digest(asked, other) != digest
 
 

@@ -184,7 +184,7 @@ class MultimodalRecommender(PropagatingRecommender):
             self.register_buffer(f"present_{place}", feature.any(dim=1), persistent=False)
 
     def feature(self, place: int) -> Tensor:
-        """Return the frozen (n_items, d_m) vectors of a modality, by its place in `content_features`; 0 where missing."""
+        """Return the frozen (n_items, d_m) vectors of a modality, by place in `content_features`; 0 where missing."""
         return self.get_buffer(f"feature_{place}")
 
     def features(self) -> list[Tensor]:
