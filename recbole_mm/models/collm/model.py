@@ -273,27 +273,3 @@ class CoLLM(RerankingRecommender):
     def never_changes(name: str) -> bool:
         """Whether a weight of this name is the LLM's own."""
         return name.startswith(FROZEN) and LORA not in name
-
-
-class VectorMapper(nn.Module):
-    """Maps collaborative vectors of users and items to input vectors of the LLM: d -> times * d -> hidden.
-
-    Args:
-        dimension: d.
-        hidden: width of the LLM.
-        times: width of the inner layer, in multiples of d.
-
-    Example:
-        >>> VectorMapper(dimension=4, hidden=8, times=2)(torch.zeros(3, 4)).shape
-        torch.Size([3, 8])
-    """
-
-    def __init__(self, dimension: int, hidden: int, times: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(dimension, times * dimension), nn.ReLU(), nn.Linear(times * dimension, hidden)
-        )
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """(..., d) -> (..., hidden)."""
-        return self.layers(vectors)
