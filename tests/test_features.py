@@ -42,8 +42,9 @@ from recbole_mm.data.images import FolderImages
 from recbole_mm.data.item_table import ItemTable
 from recbole_mm.data.item_text import TextLayout
 from recbole_mm.errors import ConfigError, DataError, ModelLoadError
-from recbole_mm.llm.encoders import SentenceEncoder, VisionEncoder
+from recbole_mm.llm.encoders import SentenceEncoder, VisionEncoder, open_encoder, possible_parameters
 from recbole_mm.llm.features import load_features
+from recbole_mm.llm.pretrained import find_encoder
 from recbole_mm.llm.tiny import build_tiny
 
 WORDS = ["red", "green", "blue", "shoe", "hat", "coat", "long", "short", "title", ":"]
@@ -111,6 +112,17 @@ def vit(tmp_path_factory) -> str:
 
 def pictures(*colors: str) -> list[Image.Image]:
     return [Image.new("RGB", (20, 30), color) for color in colors]
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"), [("bert", {"on": "summary"}), ("vit", {"on": "image"}), ("vit", {"pooling": "cls"})]
+)
+def test_what_vectors_depend_on_is_known_before_weights_are_read(request, model, settings):
+    spec = FeatureSpec.parse("f", {"encoder": request.getfixturevalue(model), "on": "image", **settings})
+    possible = possible_parameters(spec, find_encoder(str(spec.encoder)))
+    encoder = open_encoder(spec)
+    assert encoder.parameters in possible
+    assert encoder.identity == find_encoder(str(spec.encoder)).identity
 
 
 class TestTextEncoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from recbole_mm.inputs.reasoning.writing import UnknownWriter
 from recbole_mm.llm import loading
 from recbole_mm.llm.texts import hf
 from recbole_mm.llm.texts.generator import TemplateGenerator
-from recbole_mm.models.hooks import hooks_of
+from recbole_mm.models.hooks import hooks_of, reads_content
+from recbole_mm.registry import list_models
 from recbole_mm.runs.plan import Plan, plan
 from tests.conftest import TOY_FEATURES
 from tests.encoders import write_sentence_encoder
@@ -219,6 +221,33 @@ def test_a_planned_run_is_the_run(settings, no_weights, monkeypatch):
     monkeypatch.undo()
     recbole_mm.run("MLLMRec", "toy", config_dict={**settings, "epochs": 1})
     assert plan("MLLMRec", "toy", config_dict={**settings, "epochs": 1}).to_do == 0
+
+
+ASKING = sorted(
+    entry.name for entry in list_models() if entry.origin == "recbole_mm" and reads_content(hooks_of(entry.load()))
+)
+"""Models of ours that ask for more than interactions."""
+
+
+@pytest.mark.parametrize("features", [False, True], ids=["", "features"])
+@pytest.mark.parametrize("model", ASKING)
+def test_a_plan_counts_what_is_computed(settings, encoder, model, features):
+    """N to do before, N values computed, nothing to do afterwards; what stages have in common counts once."""
+    given = {**settings, "sft_tuning": "none"}
+    if features:
+        told, words = ({"encoder": encoder, "on": kind} for kind in ("summary", "text"))
+        given["item_features"] = {"both": {"encoder": "mllm"}, "told": told, "words": words, "again": words}
+    planned = plan(model, "toy", config_dict=given)
+    path = artifact_dir(planned.config) / "artifacts.sqlite"
+    assert not path.exists(), "planning writes nothing"
+    fill(given, model)
+    computed = 0
+    if path.exists():  # a store is made with its first value
+        with sqlite3.connect(path) as store:
+            (computed,) = store.execute("SELECT count(*) FROM artifacts").fetchone()
+    assert computed == planned.to_do
+    assert features <= (computed > 0)
+    assert plan(model, "toy", config_dict=given).to_do == 0
 
 
 # --- preferences ------------------------------------------------------------------------------------------------------

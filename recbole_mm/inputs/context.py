@@ -133,12 +133,28 @@ class Context:
         self.is_plan = is_plan
         self.notes: list[str] = []
         self._shared: dict[type, Any] = {}
+        self._counted: set[str] = set()
 
     def share(self, kind: type[Shared]) -> Shared:
         """Returns the one object of a class that the needs of a run have in common; it is made on first use."""
         if kind not in self._shared:
             self._shared[kind] = kind(self)
         return self._shared[kind]
+
+    def count(self, keys: Iterable[str]) -> tuple[int, int]:
+        """Counts results for a plan, each distinct one once, whichever stages have it in common.
+
+        Args:
+            keys: artifact keys.
+
+        Returns:
+            How many the store has, and how many are to do that were not counted before.
+        """
+        distinct = set(keys)
+        done = self.store.contains(distinct)
+        to_do = distinct - done - self._counted
+        self._counted |= to_do
+        return len(done), len(to_do)
 
 
 class Need(ABC):

@@ -36,16 +36,12 @@ class ItemFeatures(Need):
         if found is None:
             return PlannedStage(name, str(spec.encoder), None, len(hashes) + unknown, at_most=True)
         trust = bool(self.context.config["trust_remote_code"])
-        done = max(
-            len(
-                self.context.store.contains(
-                    [artifact_key(spec.stage, found.identity, "", parameters, each) for each in hashes]
-                )
-            )
+        possible = [
+            [artifact_key(spec.stage, found.identity, "", parameters, each) for each in hashes]
             for parameters in possible_parameters(spec, found, trust)
-        )
-        to_do = len(hashes) - done + unknown
-        return PlannedStage(name, str(spec.encoder), done, to_do, at_most=bool(unknown))
+        ]
+        done, to_do = self.context.count(max(possible, key=lambda keys: len(self.context.store.contains(keys))))
+        return PlannedStage(name, str(spec.encoder), done, to_do + unknown, at_most=bool(unknown))
 
     def compute(self) -> dict[str, Any]:
         """Returns `item_features`."""

@@ -40,11 +40,9 @@ class MLLMVectors:
         """
         by, mllm = str(self.config["mllm"]), self.context.share(RunMLLM).outline
         if mllm is None:
-            distinct = set(content.fingerprints(range(1, len(content))))
-            return PlannedStage(name, by, None, len(distinct), at_most=True)
-        keys = set(item_keys(content, self.encoder(mllm)))
-        done = len(self.context.store.contains(keys))
-        return PlannedStage(name, by, done, len(keys) - done)
+            _, to_do = self.context.count(content.fingerprints(range(1, len(content))))
+            return PlannedStage(name, by, None, to_do, at_most=True)
+        return PlannedStage(name, by, *self.context.count(item_keys(content, self.encoder(mllm))))
 
     def compute(self, content: ItemContent) -> np.ndarray:
         """Returns the vectors of all items, float32 (n_items, h); row 0 is zeros (Molar, Eq. 1)."""
