@@ -12,7 +12,7 @@ from recbole_mm.artifacts.executor import Failure
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.content_source import ContentSource
 from recbole_mm.errors import ConfigError
-from recbole_mm.inputs import mllm as mllm_module
+from recbole_mm.inputs.reasoning import writing
 from recbole_mm.llm.answer import AnswerReader, resolve_yes_no
 from recbole_mm.models.answering.model import FROZEN
 from recbole_mm.models.mllmmsr import MLLMMSR
@@ -206,7 +206,7 @@ class Writer:
 
 def test_written_answers_are_read_and_what_cannot_be_read_is_counted(built, monkeypatch, caplog):
     writer = Writer()
-    monkeypatch.setattr(mllm_module, "open_generator", lambda *_: writer)
+    monkeypatch.setattr(writing, "open_generator", lambda *_: writer)
     outcome = built(answers="written", text_backend="openai", preference="none", item_text="text", text_model="x")
     tokens = [str(token) for token in outcome.dataset.item_tokens()]
     items = [tokens.index(f"i{number}") for number in (4, 5, 6, 7)]
@@ -223,7 +223,7 @@ def test_written_answers_are_read_and_what_cannot_be_read_is_counted(built, monk
 
 
 def test_written_answers_see_the_image(built, monkeypatch):
-    monkeypatch.setattr(mllm_module, "open_generator", lambda *_: Writer())
+    monkeypatch.setattr(writing, "open_generator", lambda *_: Writer())
     outcome = built(answers="written", text_backend="openai", preference="none", item_text="text", text_model="x")
     request = outcome.model.question(1, [2, 3], 5)
     assert request.image().size == (32, 40)

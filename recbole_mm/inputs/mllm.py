@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,11 @@ from transformers.utils import logging as hub_logging
 
 from recbole_mm import __version__
 from recbole_mm.inputs.answering.tuning import SftSettings, tuned_answerer
-from recbole_mm.inputs.context import Context, Need, PlannedStage, artifact_dir, open_store
+from recbole_mm.inputs.context import Context, Need, PlannedStage, artifact_dir
 from recbole_mm.inputs.mirm.tuning import MirmSettings, tuned_mirm
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.pretrained import Pretrained
-from recbole_mm.llm.texts.backends import open_generator
-from recbole_mm.llm.texts.generator import Request
-from recbole_mm.llm.texts.stage import TextReport, texts_through_store
 from recbole_mm.llm.tiny import build_tiny
 
 logger = logging.getLogger(__name__)
@@ -215,25 +212,3 @@ class AnsweringMLLM(Need):
             arguments = (context.config, context.dataset, settings, name, load, context.artifacts, prompt_of)
             name = str(tuned_answerer(*arguments))
         return {"mllm": load(name, dtype=mllm.dtype, with_head=True)}
-
-
-class AnswerWriter(Need):
-    """`answer_writer`: what has `text_backend` write answers whenever it is called; and the multimodal LLM without its
-    weights, to word prompts."""
-
-    reads_inputs = True
-
-    def compute(self) -> dict[str, Any]:
-        """Returns `mllm` and `write_texts`; what writes is loaded with the first text that the store lacks."""
-        config = self.context.config
-        name, load = self.context.share(RunMLLM).base()
-        # A context of its own: this one's store is closed once the inputs are computed.
-        own = Context(config, self.context.dataset, None, artifacts=self.context.artifacts)
-        read = partial(own.share(RunMLLM).open, with_head=True)
-        generator = open_generator(config, read, None, partial(read, without_weights=True))
-
-        def write_texts(stage: str, requests: Mapping[Any, Request]) -> TextReport[Any]:
-            with open_store(config) as store:
-                return texts_through_store(store, stage, generator, requests, show_progress=False)
-
-        return {"mllm": load(name, with_head=True, without_weights=True), "write_texts": write_texts}

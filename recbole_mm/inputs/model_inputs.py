@@ -24,14 +24,14 @@ from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.context import Context, Need, NoStore, PlannedStage, artifact_dir, open_store
 from recbole_mm.inputs.features import ItemFeatures
 from recbole_mm.inputs.item_vectors import ItemTextVectors, ItemTokens, ItemVectors
-from recbole_mm.inputs.mllm import AnsweringMLLM, AnswerWriter, LoadedMLLM
+from recbole_mm.inputs.mllm import AnsweringMLLM, LoadedMLLM
 from recbole_mm.inputs.needs import Asks, needed
 from recbole_mm.inputs.reasoning.failures import LeftOut
 from recbole_mm.inputs.reasoning.items import ItemTexts
 from recbole_mm.inputs.reasoning.preferences import UserPreferences
 from recbole_mm.inputs.reasoning.profiles import UserProfiles
 from recbole_mm.inputs.reasoning.vectors import ItemTextFeatures
-from recbole_mm.inputs.reasoning.writing import TextNeed, write_texts
+from recbole_mm.inputs.reasoning.writing import AnswerWriter, TextNeed, write_texts
 
 logger = logging.getLogger(__name__)
 

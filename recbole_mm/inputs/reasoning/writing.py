@@ -10,7 +10,7 @@ from itertools import cycle, islice
 from typing import Any, Generic, Literal, NoReturn, TypeVar
 
 from recbole_mm.artifacts.fill import OnDemand
-from recbole_mm.inputs.context import Context, Need, PlannedStage
+from recbole_mm.inputs.context import Context, Need, PlannedStage, open_store
 from recbole_mm.inputs.mllm import RunMLLM, small_source
 from recbole_mm.inputs.reasoning.failures import failures_file, list_failures
 from recbole_mm.inputs.reasoning.rates import (
@@ -28,7 +28,7 @@ from recbole_mm.inputs.reasoning.settings import PreferenceSettings, ReasoningSe
 from recbole_mm.llm.pretrained import Pretrained
 from recbole_mm.llm.texts.backends import open_generator
 from recbole_mm.llm.texts.generator import Generator, Request
-from recbole_mm.llm.texts.stage import text_key, texts_through_store
+from recbole_mm.llm.texts.stage import TextReport, text_key, texts_through_store
 
 logger = logging.getLogger(__name__)
 
@@ -311,6 +311,27 @@ def write_texts(needs: Sequence[TextNeed]) -> None:
                 need.write()
         finally:
             needs[0].writing.close()
+
+
+class AnswerWriter(Need):
+    """`answer_writer`: what has `text_backend` write answers whenever it is called; and the multimodal LLM without its
+    weights, to word prompts."""
+
+    reads_inputs = True
+
+    def compute(self) -> dict[str, Any]:
+        """Returns `mllm` and `write_texts`; what writes is loaded with the first text that the store lacks."""
+        config = self.context.config
+        name, load = self.context.share(RunMLLM).base()
+        # A context of its own: this one's store is closed once the inputs are computed.
+        own = Context(config, self.context.dataset, None, artifacts=self.context.artifacts)
+        generator = own.share(Writing).generator
+
+        def write(stage: str, requests: Mapping[Any, Request]) -> TextReport[Any]:
+            with open_store(config) as store:
+                return texts_through_store(store, stage, generator, requests, show_progress=False)
+
+        return {"mllm": load(name, with_head=True, without_weights=True), "write_texts": write}
 
 
 def first_of_each(pairs: Iterable[tuple[str, Key]]) -> list[Key]:
