@@ -36,7 +36,7 @@ ROOMS = (
 """From the top down: a module imports from its own row and from those below."""
 
 CRUMB_LINES = 40
-MOST_CRUMBS = 2
+MOST_CRUMBS = 0
 """Files of fewer lines that a single other module imports."""
 
 Graph = Mapping[str, Set[str]]

@@ -13,8 +13,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from recbole_mm.artifacts.database import READ_ONLY
 from recbole_mm.artifacts.executor import Executor, Failure, RemoteWork
-from recbole_mm.artifacts.store import READ_ONLY, Store
+from recbole_mm.artifacts.store import Store
 from recbole_mm.artifacts.values import NOT_FINITE, Value
 from recbole_mm.errors import DataError, StoreError
 from recbole_mm.utils.file_lock import locked
