@@ -1,10 +1,10 @@
 """Training Molar on a quiet machine and beside a busy process, by how torch's threads wait for each other.
 
-    python benchmarks/shared_machine.py
+    python benchmarks/shared_machine.py --spins 1000,2000,3000,5000,10000
 
 OpenMP reads how threads wait (`OMP_WAIT_POLICY`, `GOMP_SPINCOUNT`) when torch is loaded, so every way of waiting has
 a process of its own. They train the same model on the same data in turns, each for so many batches or seconds; while
-one trains, the others wait for their turn and use no core. The busy process is started and ended here.
+one trains, the others wait for input and use no core. The busy process is started and ended here.
 """
 
 from __future__ import annotations
@@ -23,14 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-WAITS = {
-    "unset": {},
-    "PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
-    "1000 spins": {"GOMP_SPINCOUNT": "1000"},
-    "10000 spins": {"GOMP_SPINCOUNT": "10000"},
-}
-"""Name of a way of waiting -> the environment that asks for it."""
-
+UNSET = "unset"
 QUIET, BUSY = "quiet", "one core busy"
 
 
@@ -121,6 +114,13 @@ class Turn:
         return line
 
 
+def ways_to_wait(spins: str) -> dict[str, dict[str, str]]:
+    """Name of a way of waiting -> the environment that asks for it; torch's own, passive, and each of the counts."""
+    counts = [count.strip() for count in spins.split(",") if count.strip()]
+    bounded = {f"{count} spins": {"GOMP_SPINCOUNT": count} for count in counts}
+    return {UNSET: {}, "PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"}, **bounded}
+
+
 @contextmanager
 def load(busy: bool) -> Iterator[None]:
     """With `busy`, a process that does nothing but count, for as long as the block runs."""
@@ -142,7 +142,7 @@ def measure(arguments: argparse.Namespace) -> dict[tuple[str, str], list[float]]
         given = ["--folder", folder, "--dataset", arguments.dataset, "--batches", str(arguments.batches)]
         given += ["--seconds", str(arguments.seconds)]
         given += ["--data_path", arguments.data_path] if arguments.data_path else []
-        turns = {name: Turn(environment, given) for name, environment in WAITS.items()}
+        turns = {name: Turn(environment, given) for name, environment in ways_to_wait(arguments.spins).items()}
         for _ in range(arguments.rounds):
             for name, turn in turns.items():
                 for where in (QUIET, BUSY):
@@ -158,9 +158,10 @@ def main() -> None:
     add = parser.add_argument
     add("--data_path", help="folder that holds the dataset's")
     add("--dataset", default="ml-100k")
+    add("--spins", default="1000,10000", metavar="1000,2000", help="values of GOMP_SPINCOUNT to try")
     add("--rounds", type=int, default=3, help="turns of every way of waiting")
     add("--batches", type=int, default=30, help="most batches of a turn")
-    add("--seconds", type=float, default=12, help="after which a turn begins no further batch")
+    add("--seconds", type=float, default=8, help="after which a turn begins no further batch")
     add("--train", action="store_true", help=argparse.SUPPRESS)
     add("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -172,9 +173,9 @@ def main() -> None:
     from common import markdown_table
 
     rates = measure(arguments)
-    base = {where: median(rates["unset", where]) for where in (QUIET, BUSY)}
+    base = {where: median(rates[UNSET, where]) for where in (QUIET, BUSY)}
     rows = []
-    for name in WAITS:
+    for name in ways_to_wait(arguments.spins):
         own = {where: median(rates[name, where]) for where in (QUIET, BUSY)}
         cells = [f"{own[where]:.2f} ({own[where] / base[where]:.2f}x)" for where in (QUIET, BUSY)]
         spread = "; ".join(

@@ -14,11 +14,17 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-if "GOMP_SPINCOUNT" not in os.environ:
-    # torch's threads wait for each other after every operation, by default in a busy loop. Where another process wants
-    # the core, the loop takes it from the very thread that is waited for, and training is ten times slower. OpenMP
-    # reads this when torch is loaded: it has no effect on a program that has imported torch before.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+THREADS_WAIT = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""How torch's threads wait for each other after every operation, unless the user has set one of the two variables that
+OpenMP reads, `OMP_WAIT_POLICY` and `GOMP_SPINCOUNT`.
+
+By default they wait in a busy loop. Where another process wants the core, the loop takes it from the very thread that
+is waited for, and training is ten times slower. OpenMP reads the variables when torch is loaded: they have no effect on
+a program that has imported torch before.
+"""
+
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ.update(THREADS_WAIT)
 
 if find_spec("recbole") is None:
     raise ImportError(
@@ -26,7 +32,7 @@ if find_spec("recbole") is None:
         "pip install --no-deps recbole==1.2.1"
     )
 
-from recbole_mm import compat
+from recbole_mm import compat  # noqa: E402  (needs RecBole, which the check above names if it is missing)
 
 compat.apply_before_recbole()
 

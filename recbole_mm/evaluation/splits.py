@@ -82,13 +82,16 @@ def split(config: Config, dataset: MultimodalDataset, model_class: type, run_dir
     return Splits(train, evaluated[0], evaluated[1], built[0])
 
 
-def check_split(config: Config, dataset: MultimodalDataset, model_class: Any) -> None:
+def check_split(config: Config, dataset: MultimodalDataset, model_class: Any) -> Rows:
     """Check that a dataset can be trained on and tested, before anything is computed.
 
     Args:
         config: the run's configuration.
         dataset: loaded and not yet split.
         model_class: the model's class.
+
+    Returns:
+        All interactions and the part that each will belong to.
 
     Raises:
         ConfigError: the model cannot leave out what is labelled 0.
@@ -109,6 +112,7 @@ def check_split(config: Config, dataset: MultimodalDataset, model_class: Any) ->
             what = "no interaction labelled 1" if len(parts[phase]) else "no interaction"
             where = f"dataset {dataset.dataset_name!r}: {what} is held out for {name} by"
             raise DataError(f"{where} {_nothing_held_out(dataset, rows, phase)}")
+    return rows
 
 
 def _nothing_held_out(dataset: MultimodalDataset, rows: Rows, phase: int) -> str:

@@ -187,7 +187,8 @@ def assemble(
             dataset = (datasets or Datasets(config)).of(config)
             logger.info("%s", dataset, extra=LONG)
         model_class = full_sequence_class(config.model_class) if config["full_sequence"] else config.model_class
-        check_split(config, dataset, model_class)
+        rows = check_split(config, dataset, model_class)
+        logger.info("%s", data_line(dataset, rows), extra=COMPACT)
         hooks = hooks_of(model_class)
         with stages("artifacts"):
             opened.check_ids(dataset)
@@ -195,7 +196,6 @@ def assemble(
                 _provide_inputs(config, dataset, hooks, run_dir, opened)
         with stages("split"):
             splits = split(config, dataset, model_class, run_dir)
-        logger.info("%s", data_line(dataset), extra=COMPACT)
         init_seed(config["seed"], config["reproducibility"])
         with without_pickles():
             model = model_class(config, splits.train_dataset).to(config["device"])

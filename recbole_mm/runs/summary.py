@@ -6,12 +6,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from recbole_mm.config.resolved import Config
 from recbole_mm.config.yaml_settings import canonical, read_yaml
-from recbole_mm.data.splits import TEST, TRAIN, VALID
+from recbole_mm.data.splits import TEST, TRAIN, VALID, Rows
 from recbole_mm.errors import RecboleMMError
 from recbole_mm.inputs.needs import needed
 from recbole_mm.models.hooks import hooks_of
@@ -30,21 +29,21 @@ ABSENT = {"positives": "last"}
 """Values in runs that are older than the setting."""
 
 
-def data_line(dataset: Any) -> str:
-    """The size of a dataset that has been split, without the padding ids.
+def data_line(dataset: Any, rows: Rows) -> str:
+    """Returns the size of a dataset, without the padding ids, and of its parts.
 
     `ml-100k: 943 users, 1,682 items, 100,000 interactions (93.70% sparse); 98,114 train, 943 valid, 943 test`
     """
-    users, items, phases = dataset.user_num - 1, dataset.item_num - 1, dataset.rows.phases
-    counts = (f"{np.count_nonzero(phases == phase):,}" for phase in (TRAIN, VALID, TEST))
+    users, items, count = dataset.user_num - 1, dataset.item_num - 1, len(rows.users)
+    counts = (f"{len(rows.of_phase(phase)):,}" for phase in (TRAIN, VALID, TEST))
     parts = ", ".join(f"{count} {name}" for count, name in zip(counts, ("train", "valid", "test"), strict=True))
-    sparsity = f"{1 - len(phases) / (users * items):.2%} sparse"
+    sparsity = f"{1 - count / (users * items):.2%} sparse"
     name = dataset.dataset_name
-    return f"{name}: {users:,} users, {items:,} items, {len(phases):,} interactions ({sparsity}); {parts}"
+    return f"{name}: {users:,} users, {items:,} items, {count:,} interactions ({sparsity}); {parts}"
 
 
 def model_line(model: nn.Module, config: Config) -> str:
-    """The name, parameters, inputs and device of a model.
+    """Returns the name, parameters, inputs and device of a model.
 
     `Molar: 85,120 trainable and 1,116,160 frozen parameters; inputs: interactions, item_vectors; device: cpu`
     """
@@ -60,10 +59,10 @@ def model_line(model: nn.Module, config: Config) -> str:
 
 
 def finished_baseline(config: Config) -> tuple[Path, dict[str, float]] | None:
-    """Folder and test metrics of a finished SASRec run under `checkpoint_dir` on the same data, cases and candidates.
+    """Returns the folder and test metrics of a finished SASRec run on the same data, cases and candidates.
 
-    Of several it is the one with the best validation result, the newest of equal ones. Folders that cannot be read are
-    passed over; None is returned if there is no such run, and for SASRec itself.
+    Of several under `checkpoint_dir` it is the one with the best validation result, the newest of equal ones. Folders
+    that cannot be read are passed over. Returns None if there is no such run, and for SASRec itself.
 
     Args:
         config: of the run whose result is shown.

@@ -1,4 +1,4 @@
-"""Progress of a loop: a bar on a terminal, a log line every ten seconds anywhere else.
+"""Progress of a loop: a bar on a terminal, which vanishes at the end; a log line every ten seconds anywhere else.
 
 >>> from recbole_mm.utils.progress import progress
 >>> sum(progress([1, 2, 3], "Adding"))
@@ -26,7 +26,7 @@ LOG_PERIOD = 10.0
 class Progress(Generic[T]):
     """An iterable that reports how far it has come; see `progress` for the arguments.
 
-    `note` puts a few words (a running loss, a count of failures) beside the numbers.
+    `note` adds a few words, such as a running loss or a count of failures, to the numbers.
     """
 
     def __init__(self, iterable: Iterable[T], desc: str, total: int | None, unit: str, show: bool) -> None:
@@ -44,14 +44,16 @@ class Progress(Generic[T]):
         return self._with_bar() if sys.stderr.isatty() else self._with_log()
 
     def note(self, text: str) -> None:
-        """Show `text` beside the numbers from the next report on."""
+        """Add `text` to the numbers from the next report on."""
         self._note = text
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
 
     def _with_bar(self) -> Iterator[T]:
-        """A tqdm bar on standard error; it is closed even when the loop is left early."""
-        bar = tqdm(desc=self._desc, total=self._total, unit=self._unit, dynamic_ncols=True, file=sys.stderr)
+        """Yield the elements and draw a tqdm bar on standard error; it is closed even when the loop is left early."""
+        bar = tqdm(
+            desc=self._desc, total=self._total, unit=self._unit, leave=False, dynamic_ncols=True, file=sys.stderr
+        )
         self._bar = bar
         try:
             self.note(self._note)
@@ -63,7 +65,7 @@ class Progress(Generic[T]):
             self._bar = None
 
     def _with_log(self) -> Iterator[T]:
-        """One log line per `LOG_PERIOD`, and a last one if there was any before."""
+        """Yield the elements and log one line per `LOG_PERIOD`, and a last one if there was any before."""
         start = last = time.monotonic()
         done = 0
         for value in self._iterable:
@@ -94,7 +96,7 @@ def progress(
 ) -> Progress[T]:
     """Wrap `iterable` so that iterating over it shows how far it has come.
 
-    On a terminal this is a tqdm bar; elsewhere (a file, a cluster's log, a notebook) one log line every `LOG_PERIOD`
+    On a terminal this is a tqdm bar; in a file, a cluster's log or a notebook it is one log line every `LOG_PERIOD`
     seconds, so that a long job is never silent and a short one leaves no noise.
 
     Args:
