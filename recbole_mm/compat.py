@@ -59,6 +59,7 @@ class _BeforeRecbole(MetaPathFinder):
     and scipy."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        """Apply the shims when RecBole is looked for; find nothing."""
         if fullname == "recbole":
             sys.meta_path.remove(self)
             apply()

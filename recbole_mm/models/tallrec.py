@@ -49,14 +49,14 @@ class TALLRec(AnsweringRecommender):
 
 
 def likes_of(dataset: MultimodalDataset, field: str, least: float) -> Callable[[int, int], bool]:
-    """Who likes what, by a column of ratings.
+    """Return a function that tells by a column of ratings whether a user likes an item.
 
-    An item that a user has rated several times counts as when it was first rated: what comes later may be held out.
+    Of several ratings of a pair the first one counts, since a later one may be held out.
 
     Args:
-        dataset: sequential, before or after it is split.
+        dataset: a sequential dataset, before or after it is split.
         field: float column of `.inter`.
-        least: from here on a rating says that the item is liked.
+        least: lowest rating of a liked item.
 
     Returns:
         (RecBole's user id, item id) -> whether the user likes it; a pair without a rating is liked.
@@ -74,6 +74,7 @@ def likes_of(dataset: MultimodalDataset, field: str, least: float) -> Callable[[
     liked = ratings[first] >= least
 
     def likes(user: int, item: int) -> bool:
+        """Return whether the user likes the item."""
         key = user * dataset.item_num + item
         place = int(np.searchsorted(keys, key))
         return bool(liked[place]) if place < len(keys) and keys[place] == key else True

@@ -47,6 +47,7 @@ class BatchLoss(nn.Module):
         self.loss = loss
 
     def forward(self, interaction: Any) -> Any:
+        """Return the loss of a batch."""
         return self.loss(interaction)
 
 
@@ -161,6 +162,7 @@ class WorkerTrainer(TrainerMixin):
         model_file: PathLike | None = None,
         show_progress: bool = False,
     ) -> dict[str, float] | None:
+        """Compute the metrics together with the other workers; see `TrainerMixin.evaluate`."""
         self.workers.barrier()  # the first worker may still be writing the weights that all load
         return super().evaluate(eval_data, load_best_model, model_file, show_progress and self.workers.is_first)
 
@@ -169,10 +171,10 @@ class NoBoard(TensorBoard):
     """The TensorBoard of a worker that writes none."""
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
-        pass
+        """Write nothing."""
 
     def add_hparams(self, hparams: dict[str, Any], metrics: dict[str, float]) -> None:
-        pass
+        """Write nothing."""
 
 
 # --------------------------------------------------------------------------------------------------------------- slices
@@ -319,6 +321,7 @@ class WholeEmbLoss(EmbLoss):
     """RecBole's `EmbLoss` of the whole batch: the norm of its embeddings, a root over all rows."""
 
     def forward(self, *embeddings: Any, require_pow: bool = False) -> Any:
+        """Return the loss of the embeddings of all workers."""
         return super().forward(*_gathered(embeddings), require_pow=require_pow)
 
 
@@ -326,6 +329,7 @@ class WholeEmbMarginLoss(EmbMarginLoss):
     """RecBole's `EmbMarginLoss` of the whole batch: a sum over all rows."""
 
     def forward(self, *embeddings: Any) -> Any:
+        """Return the loss of the embeddings of all workers."""
         return super().forward(*_gathered(embeddings))
 
 

@@ -52,7 +52,7 @@ class TensorBoard:
             self._open().add_scalar(tag, value, step)
 
     def add_hparams(self, hparams: dict[str, Any], metrics: dict[str, float]) -> None:
-        """Write the settings and final metrics of the run.
+        """Write the run's settings and final metrics.
 
         Raises:
             DiskError: they cannot be written.

@@ -1,4 +1,4 @@
-"""Values that are costly to make and cheap to keep, within a bound on memory."""
+"""A cache of costly values, bounded by memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Kept = TypeVar("Kept")
 
 
 class ByteCache(Generic[Key, Kept]):
-    """Keeps values as long as all of them fit into so many bytes; the least recently used go first. Safe for threads.
+    """A thread-safe cache that drops the least recently used values above a number of bytes.
 
     Args:
-        most_bytes: of all values together; what alone is larger is not kept.
+        most_bytes: bound of all values together, in bytes; a larger value is not kept.
 
     Example:
         >>> cache: ByteCache[str, str] = ByteCache(most_bytes=5)
@@ -35,7 +35,7 @@ class ByteCache(Generic[Key, Kept]):
         return len(self._kept)
 
     def get(self, key: Key) -> Kept | None:
-        """The value, which then counts as just used; None if it is not kept."""
+        """Return the value and count it as just used; None if it is not kept."""
         with self._lock:
             if key not in self._kept:
                 return None
@@ -43,7 +43,7 @@ class ByteCache(Generic[Key, Kept]):
             return self._kept[key][0]
 
     def put(self, key: Key, value: Kept, nbytes: int) -> None:
-        """Keep a value in place of what was kept under its key."""
+        """Keep a value of `nbytes` bytes, in place of the former one of its key."""
         with self._lock:
             self.nbytes += nbytes - self._kept.pop(key, (None, 0))[1]
             self._kept[key] = value, nbytes

@@ -1,7 +1,7 @@
-"""Words of others - ids, titles, names of rows, errors - where something reads more in them than words.
+"""Escapes text from data (ids, titles, names of rows, errors) where it could act as more than text.
 
 One function for each place: a terminal or log, a cell of Markdown, of CSV, of LaTeX. Every table and log line of the
-package goes through these. What they give shows the words as they are, as far as the place can show them.
+package goes through these. The escaped text shows the original, as far as the place can show it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _LATEX = {
 
 
 def printable(text: str) -> str:
-    r"""For a terminal and a log: what would move the cursor, color, ring or turn the writing is written out.
+    r"""Escape text for a terminal and a log: control characters and marks of writing direction are written out.
 
     Example:
         >>> printable("item \x1b[2J7")
@@ -53,7 +53,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    r"""As `printable`, with a space for every line break and tab.
+    r"""Escape text as `printable` does, with a space for every line break and tab.
 
     Example:
         >>> one_line("first\nsecond")
@@ -63,7 +63,7 @@ def one_line(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """For Markdown, in a table or not: no tag, link, picture, cell or line of its own.
+    """Escape text for Markdown, in a table or not, so that it opens no tag, link, picture, cell or line.
 
     Example:
         >>> print(markdown("a|b <img src=x> p < 0.05"))
@@ -76,7 +76,7 @@ def markdown(text: str) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """For a CSV file that a spreadsheet opens: a text that it would compute gets a `'` in front; numbers stay.
+    """Escape a value for a CSV file that a spreadsheet opens: a `'` comes before text that it would compute.
 
     Example:
         >>> csv_cell("=HYPERLINK(1)"), csv_cell(-0.5), csv_cell("-0.5"), csv_cell("a-b")
@@ -90,7 +90,7 @@ def csv_cell(value: Any) -> Any:
 
 
 def latex(text: str) -> str:
-    r"""For LaTeX: no command, and no empty line, which would end a paragraph.
+    r"""Escape text for LaTeX: no command, and no empty line, which would end a paragraph.
 
     Example:
         >>> print(latex("50% of $x$\n\n\\input{y}"))

@@ -1,4 +1,4 @@
-"""Several processes that want the same folder made: one makes it, the others wait and find it there."""
+"""File locks: of several processes that need a folder, one makes it, and the others wait and find it made."""
 
 from __future__ import annotations
 
@@ -21,16 +21,21 @@ _OURS = re.compile(r"\..+-[0-9a-f]{8,16}(-\d+)?(-beside)?\.lock")
 
 @contextmanager
 def locked(folder: Path, work: str) -> Iterator[None]:
-    """Hold the lock of a folder, `.<name>.lock` beside it, waiting for whoever has it.
+    """Hold the lock of a folder, `.<name>.lock` in its parent, for the length of the block, and wait for it if need be.
 
     The lock's file is removed afterwards, with those that killed processes have left in the same place.
 
     Args:
-        folder: what is made; its parent is created.
-        work: what is done, for people: "fine-tuning", "making".
+        folder: the folder to make; its parent is created.
+        work: the work, for the log line of a process that waits: "fine-tuning", "making".
 
     Raises:
         DiskError: the lock cannot be made there.
+
+    Example:
+        >>> with locked(tmp_path / "model", "making"):
+        ...     (tmp_path / ".model.lock").exists()
+        True
     """
     make_folder(folder.parent)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
@@ -44,12 +49,14 @@ def locked(folder: Path, work: str) -> Iterator[None]:
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for it locks the file anew, or finds the work done
+        Path(lock.lock_file).unlink(
+            missing_ok=True
+        )  # a process that waits for it locks the file anew, or finds the work done
         lock.release()
 
 
 def _remove_stale_locks(parent: Path, mine: Path) -> None:
-    """Remove locks of ours that nobody holds; who waits for one, or is about to take it, makes it anew."""
+    """Remove locks of ours that no process holds; one that waits for it, or is about to take it, makes it anew."""
     for path in parent.glob(".*.lock"):
         if path == mine or not _OURS.fullmatch(path.name):
             continue
@@ -59,7 +66,7 @@ def _remove_stale_locks(parent: Path, mine: Path) -> None:
 
 
 def holders(path: Path) -> str:
-    """Who has a file or folder open beside this process: `process 4711`, `another process` where none can be seen."""
+    """Return the other processes that have a file or folder open: `process 4711`, or `another process` if unknown."""
     found = sorted(pid for pid in _processes() if pid != os.getpid() and _has_open(pid, path))
     if not found:
         return "another process"
@@ -67,7 +74,7 @@ def holders(path: Path) -> str:
 
 
 def _processes() -> list[int]:
-    """Numbers of the processes of this machine, where the system tells them in /proc."""
+    """Return the ids of this machine's processes, where the system has /proc."""
     proc = Path("/proc")
     return [int(name) for name in os.listdir(proc) if name.isdigit()] if proc.is_dir() else []
 

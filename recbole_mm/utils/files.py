@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, that say when a byte of them has changed, and disks that give up in a line.
+"""Atomic writes, checksums of files, and one-line errors of disks.
 
     >>> write_json(tmp_path / "result.json", {"ndcg@10": 0.25})
     >>> read_json(tmp_path / "result.json")
@@ -77,7 +77,7 @@ _RANDOM = re.compile(r"[a-z0-9_]{8}")
 
 
 class ChecksumError(ValueError):
-    """A file is not what it was when it was written."""
+    """A file has changed since it was written."""
 
 
 # --- disks that give up ----------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ class ChecksumError(ValueError):
 
 @contextmanager
 def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what the operating system refuses within the block into one line about `path`.
+    """Turn errors of the operating system within the block into one line about `path`.
 
     Raises:
         DiskError: a full or read-only disk, a folder that may not be written, a file where a folder should be, ...
@@ -102,7 +102,7 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def disk_reason(error: BaseException) -> str | None:
-    """Why a disk gave up, in the words of the operating system; None if `error` says something else.
+    """Return why a disk failed, in the words of the operating system; None if `error` is of another kind.
 
     Libraries written in Rust (safetensors, tokenizers) and C++ (torch, pyarrow) have their own ways to say it.
     """
@@ -132,9 +132,9 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new folder for the length of the block. Those that killed processes have left are removed first.
+    """Make a new folder for the length of the block. Those that killed processes have left are removed first.
 
-    A lock tells a folder in use from one that was left: it ends with its process, on whatever machine that is.
+    A folder in use is locked; the lock ends with its process, on any machine.
 
     Args:
         parent: where it is made; it exists.
@@ -173,7 +173,7 @@ def remove_leftovers(parent: Path, prefix: str) -> None:
 
 
 def _held_folder(parent: Path, prefix: str) -> tuple[Path, int]:
-    """A new folder, and a descriptor that holds it.
+    """Make a new folder, and return it with a descriptor that holds its lock.
 
     In the moment before it is locked, another process may take it for a leftover and remove it; the next one is tried.
     """
@@ -188,7 +188,7 @@ def _held_folder(parent: Path, prefix: str) -> tuple[Path, int]:
 
 
 def _locked(folder: Path) -> int:
-    """A descriptor of a folder that this process now holds."""
+    """Lock a folder, and return the descriptor that holds the lock."""
     descriptor = os.open(folder, os.O_RDONLY)
     if fcntl is not None:
         with suppress(OSError):  # a file system without locks: leftovers stay there, nobody can lock them either
@@ -198,13 +198,13 @@ def _locked(folder: Path) -> int:
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A draft to be written within the block, which then takes the place of `path` at once.
+    """Yield the path of a draft to write within the block, which then replaces `path` at once.
 
     A kill, a full disk or an error leaves the old file or the new one, never a part of it. The draft has the name of
-    `path`, in a folder of its own, so that a writer may do as it likes there.
+    `path`, in a separate folder, so that a writer may create other files there.
 
     Args:
-        path: of the file; its folder exists.
+        path: the file; its folder exists.
 
     Raises:
         DiskError: it cannot be written; the old file is untouched.
@@ -233,7 +233,7 @@ def _sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text, with the digits of its mark if it has one.
+    """Write a text atomically, and fill in the digits of its mark if it has one.
 
     Raises:
         DiskError: as `atomic_write`.
@@ -247,9 +247,9 @@ def write_json(path: Path, content: Mapping[str, Any], **options: Any) -> None:
     """Write a JSON file for `read_json`; its first key is its mark.
 
     Args:
-        path: of the file; its folder exists.
-        content: what JSON has.
-        options: of `json.dumps`.
+        path: the file; its folder exists.
+        content: values that JSON has.
+        options: arguments of `json.dumps`.
 
     Raises:
         DiskError: as `atomic_write`.
@@ -258,7 +258,7 @@ def write_json(path: Path, content: Mapping[str, Any], **options: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote.
+    """Read what `write_json` wrote.
 
     Raises:
         OSError: it cannot be read.
@@ -286,7 +286,7 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """What `write_parquet` wrote, or some columns of it.
+    """Read what `write_parquet` wrote, or some columns of it.
 
     Raises:
         OSError, ValueError: it cannot be read, or is damaged (`pa.ArrowInvalid` is a ValueError).
@@ -310,7 +310,7 @@ def seal(path: Path) -> None:
 
 
 def check_seal(path: Path) -> None:
-    """Make sure that a file is what it was when it was sealed; one without a mark passes.
+    """Check that a file has not changed since it was sealed; one without a mark passes.
 
     Raises:
         OSError: it cannot be read.
@@ -333,7 +333,7 @@ def _mapped(file: Any, access: int = mmap.ACCESS_WRITE) -> Iterator[Any]:
 
 
 def _digits(content: Any) -> int | None:
-    """Where the digits of the mark are, if there is one where its format has it; text and data may quote it."""
+    """Return the place of the mark's digits, if the mark is where its format has it; text and data may quote it."""
     size = len(content)
     found = _IN_FRONT.match(content)
     if not found and content[:4] == b"PAR1":  # its metadata stand at its end, with their length behind them
@@ -345,7 +345,7 @@ def _digits(content: Any) -> int | None:
 
 
 def _checksum(content: Any, place: int) -> int:
-    """CRC-32 of a content as if there were zeros in the eight places from `place` on."""
+    """Return the CRC-32 of a content with zeros in the eight places from `place` on."""
     with memoryview(content) as view:
         crc = zlib.crc32(b"0" * 8, zlib.crc32(view[:place]))
         return zlib.crc32(view[place + 8 :], crc)
@@ -362,7 +362,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def listed_checksums(folder: Path) -> dict[str, str]:
-    """File name -> SHA-256 in hex, as `write_checksums` listed them; empty for a folder without a list.
+    """Return file name -> SHA-256 in hex, as `write_checksums` listed them; empty for a folder without a list.
 
     Raises:
         ChecksumError: the list cannot be read.
@@ -381,7 +381,7 @@ def listed_checksums(folder: Path) -> dict[str, str]:
 
 
 def check_checksums(folder: Path) -> None:
-    """Make sure that the files of a folder are what `write_checksums` found; a folder without a list passes.
+    """Check that the files of a folder have the checksums that `write_checksums` listed; one without a list passes.
 
     Raises:
         ChecksumError: naming the first file that is gone or has changed.
@@ -395,6 +395,6 @@ def check_checksums(folder: Path) -> None:
 
 
 def file_digest(path: Path) -> bytes:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()

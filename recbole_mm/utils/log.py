@@ -52,6 +52,7 @@ class _OwnFilter(logging.Filter):
         self._styles = styles
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the line is written."""
         package = record.name.split(".")[0]
         own = record.levelno >= logging.WARNING or package in ("root", "recbole", "recbole_mm")
         return own and getattr(record, "style", self._styles[0]) in self._styles
@@ -61,6 +62,7 @@ class _PlainFormatter(logging.Formatter):
     """Text without the colors RecBole puts into its messages, and without control characters that data may hold."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the line without colors."""
         return printable(_RECBOLE_COLORS.sub("", super().format(record)))
 
 
@@ -68,6 +70,7 @@ class _ColorFormatter(logging.Formatter):
     """Text for a terminal: the line in the color of its level, RecBole's own colors kept."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the line in the color of its level."""
         parts = _RECBOLE_COLORS.split(super().format(record))
         text = "".join(part if place % 2 else printable(part) for place, part in enumerate(parts))
         color = _COLORS.get(record.levelno)
@@ -78,6 +81,7 @@ class _ConsoleHandler(logging.StreamHandler):
     """Writes above a progress bar instead of into it; follows `sys.stderr` where that is replaced later."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write the line to standard error."""
         try:
             tqdm.write(self.format(record), file=sys.stderr)
         except Exception:  # logging's own convention: a line that cannot be written must not end the run
@@ -90,6 +94,7 @@ class _FileHandler(logging.FileHandler):
     _gave_up = False
 
     def handleError(self, record: logging.LogRecord) -> None:
+        """Report a failing disk once, in a line on standard error."""
         error = sys.exc_info()[1]
         reason = None if error is None else disk_reason(error)
         if reason is None:
@@ -99,6 +104,7 @@ class _FileHandler(logging.FileHandler):
             tqdm.write(f"{self.baseFilename}: cannot be written: {reason}", file=sys.stderr)
 
     def close(self) -> None:
+        """Close the file, whatever the disk says."""
         try:
             super().close()
         except OSError:  # what it could not write before, it tries again

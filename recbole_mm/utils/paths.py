@@ -1,4 +1,4 @@
-"""The one rule for paths that a user gives, in a file, as an argument or at a prompt: `~` is the home folder."""
+"""Paths that a user gives, in a file, as an argument or at a prompt: `~` is the home folder everywhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LONGEST_NAME = 255
 
 
 def expanded(value: Any) -> Any:
-    """A text that starts with `~` or `~name` with that home folder in its place; anything else as it is.
+    """Replace a leading `~` or `~name` of a text by that home folder; other values are returned as they are.
 
     >>> expanded("a/b"), expanded(None), expanded("~/b") == os.path.join(os.path.expanduser("~"), "b")
     ('a/b', None, True)
@@ -21,12 +21,16 @@ def expanded(value: Any) -> Any:
 
 
 def is_path(text: str) -> bool:
-    """Whether a file system can have such a path."""
+    """Return whether a file system can have such a path."""
     return "\0" not in text and all(len(os.fsencode(name)) <= LONGEST_NAME for name in Path(text).parts)
 
 
 def given_path(text: str) -> Path:
-    """What `argparse` makes of an argument that is a path."""
+    """Convert an argument that is a path, for `argparse`.
+
+    Raises:
+        argparse.ArgumentTypeError: a file system cannot have such a path.
+    """
     path = expanded(text)
     if not text or not is_path(path):
         raise argparse.ArgumentTypeError(f"{text[:50]!r} is not a path, whose names have at most {LONGEST_NAME} bytes")

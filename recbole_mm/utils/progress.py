@@ -24,9 +24,15 @@ LOG_PERIOD = 10.0
 
 
 class Progress(Generic[T]):
-    """An iterable that reports how far it has come; see `progress` for the arguments.
+    """An iterable that reports its progress; see `progress` for the arguments.
 
-    `note` adds a few words, such as a running loss or a count of failures, to the numbers.
+    `note` adds a few words (a running loss, a count of failures) to the numbers.
+
+    Example:
+        >>> steps = Progress(range(3), "Training", total=None, unit="step", show=False)
+        >>> steps.note("loss 0.5")
+        >>> list(steps)
+        [0, 1, 2]
     """
 
     def __init__(self, iterable: Iterable[T], desc: str, total: int | None, unit: str, show: bool) -> None:
@@ -94,23 +100,28 @@ class Progress(Generic[T]):
 def progress(
     iterable: Iterable[T], desc: str, total: int | None = None, unit: str = "it", show: bool = True
 ) -> Progress[T]:
-    """Wrap `iterable` so that iterating over it shows how far it has come.
+    """Wrap `iterable` so that iterating over it reports progress.
 
-    On a terminal this is a tqdm bar; in a file, a cluster's log or a notebook it is one log line every `LOG_PERIOD`
-    seconds, so that a long job is never silent and a short one leaves no noise.
+    On a terminal this is a tqdm bar, and otherwise (a file, a cluster's log, a notebook) one log line every
+    `LOG_PERIOD` seconds, so that a long job is never silent and a short one leaves no noise.
 
     Args:
-        iterable: anything that can be looped over.
-        desc: what is being done, as in "Encoding items".
-        total: number of elements; taken from `len(iterable)` where it has one.
-        unit: what one element is, as in "item" or "batch".
+        iterable: any iterable.
+        desc: the work, as in "Encoding items".
+        total: number of elements; by default `len(iterable)` where it has one.
+        unit: name of one element, as in "item" or "batch".
         show: False silences it.
     """
     return Progress(iterable, desc, total, unit, show)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people write them: `8.3s`, `2m05s`, `3h10m`."""
+    """Format seconds as people write them.
+
+    Example:
+        >>> duration(8.34), duration(125), duration(11_400)
+        ('8.3s', '2m05s', '3h10m')
+    """
     if seconds < 10:
         return f"{seconds:.1f}s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""The pause that a server asks for: the header `Retry-After` (RFC 9110, 10.2.3)."""
+"""The header `Retry-After` by which a server asks for a pause (RFC 9110, 10.2.3)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from email.utils import parsedate_to_datetime
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds that the header asks for, a number or a date; None where it is absent or neither."""
+    """Return the seconds that the header asks for by a number or a date; None where it is absent or neither.
+
+    Example:
+        >>> retry_after("7"), retry_after(None), retry_after("soon")
+        (7.0, None, None)
+    """
     if value is None or not value.strip():
         return None
     try:

@@ -167,20 +167,22 @@ class HLLM(SequentialModel):
         return self._table.vectors
 
     def train(self, mode: bool = True) -> HLLM:
+        """Set the mode; training drops the item vectors kept in evaluation."""
         if mode:
             self._table.vectors = None
         return super().train(mode)
 
     def load_state_dict(self, *args, **kwargs):
+        """Load weights, and drop the item vectors of the former ones."""
         self._table.vectors = None
         return super().load_state_dict(*args, **kwargs)
 
     def item_vectors(self) -> Tensor:
-        """What users are scored against (n_items, h), of length 1."""
+        """Return the item vectors (n_items, h), of length 1."""
         return F.normalize(self.item_table(), dim=-1)
 
     def user_vectors(self, interaction: Interaction) -> Tensor:
-        """State after each history's last item (B, h), of length `scale`."""
+        """Return the state after each history's last item (B, h), of length `scale`."""
         history, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         states = self.user_llm(self.dropout(self.item_table()[history]))
         last = states[torch.arange(len(states), device=states.device), lengths - 1]

@@ -77,6 +77,7 @@ class TransformerDUEG(CausalDUEG):
                 nn.init.zeros_(module.bias)
 
     def all_prefixes(self, items: Tensor) -> Tensor:
+        """Return the state after every prefix: (B, W, h) -> (B, W, h)."""
         width = items.shape[1]
         later = torch.ones(width, width, dtype=torch.bool, device=items.device).triu(1)
         mask = torch.zeros(1, 1, width, width, dtype=items.dtype, device=items.device).masked_fill(later, -10000.0)
@@ -99,6 +100,7 @@ class RecurrentDUEG(CausalDUEG):
         self.dense = nn.Linear(hidden_size, hidden_size)
 
     def all_prefixes(self, items: Tensor) -> Tensor:
+        """Return the state after every prefix: (B, W, h) -> (B, W, h)."""
         return self.dense(self.gru(self.dropout(items))[0])
 
 
