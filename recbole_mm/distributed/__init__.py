@@ -1,1 +1,1 @@
-"""Training on several workers: each takes its part of every batch, and their gradients are those of the whole batch."""
+"""Everything that calls Ray: stages of the artifact store, training on several workers, trials of a search."""

@@ -21,6 +21,7 @@ from recbole_mm.distributed.cluster import Names, Resources, check_resources, in
 from recbole_mm.errors import ConfigError, RecboleMMError
 
 if TYPE_CHECKING:
+    from recbole_mm.config.resolved import Config
     from recbole_mm.distributed.serialization import BatchResult
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ RESERVED_SHARE = 0.5
 """Share of the object store for batches; Ray Data needs the rest."""
 
 
-def stage_resources(config) -> Resources | None:
+def stage_resources(config: Config) -> Resources | None:
     """Returns what the stages of a run ask of Ray; None where this process computes them.
 
     By default a worker has one GPU if the run has one, else as many CPUs as torch has threads in this process.
@@ -59,7 +60,7 @@ def stage_resources(config) -> Resources | None:
     return Resources(cpus, gpus, config["ray_workers"], address, config["ray_object_store_mb"], NAMES)
 
 
-def check_stages(config) -> None:
+def check_stages(config: Config) -> None:
     """Make sure that the cluster of `ray_address` can compute the stages of a run, before anything is computed.
 
     Raises:
@@ -70,7 +71,7 @@ def check_stages(config) -> None:
         check_resources(asked)
 
 
-def open_executor(config) -> AbstractContextManager[Executor | None]:
+def open_executor(config: Config) -> AbstractContextManager[Executor | None]:
     """Open the executor of the cluster of `ray_address`; gives None where this process computes the stages itself.
 
     One of Ray's own processes, such as a trial of a search, computes its stages itself: trials take up the cluster.
