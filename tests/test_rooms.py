@@ -36,8 +36,10 @@ ROOMS = (
 """From the top down: a module imports from its own row and from those below."""
 
 CRUMB_LINES = 40
-MOST_CRUMBS = 0
-"""Files of fewer lines that a single other module imports."""
+"""A file of fewer lines that a single other module imports is a crumb."""
+
+FILE = r"`([\w/]+(?:/|\.py|\.yaml))`"
+"""A file or folder in a document."""
 
 Graph = Mapping[str, Set[str]]
 
@@ -169,11 +171,23 @@ def test_no_crumbs(package):
     for module, others in graph.items():
         for other in others:
             importers[other].add(module)
-    crumbs = {
-        f"{module} ({len(path.read_text(encoding='utf-8').splitlines())} lines): {importers[module]}"
+    small = [
+        module
         for module, path in files.items()
-        if path.name != "__init__.py"
-        and len(path.read_text(encoding="utf-8").splitlines()) < CRUMB_LINES
-        and len(importers[module]) == 1
-    }
-    assert len(crumbs) <= MOST_CRUMBS, "merge these into the file that imports them:\n" + "\n".join(sorted(crumbs))
+        if path.name != "__init__.py" and path.read_text(encoding="utf-8").count("\n") < CRUMB_LINES
+    ]
+    crumbs = {module: importers[module] for module in small if len(importers[module]) == 1}
+    assert crumbs == {}, "each belongs into the file that imports it"
+
+
+def test_the_map_lists_the_rooms_from_the_top_down_and_names_files_that_exist():
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text[text.index("## The rooms") : text.index("## Where to find")]
+    rows = [line.split("|")[1:4] for line in table.splitlines() if line.startswith("| `")]
+    listed = [(rooms, files) for first, _, files in rows for rooms in re.findall(r"`(\w+)/`", first)]
+    there = [room for row in ROOMS for room in row if (PACKAGE / room / "__init__.py").is_file()]
+    assert [room for room, _ in listed] == there
+    named = re.findall(FILE, text[text.index("## Where to find") :])
+    named += [f"{room}/{file}" for room, files in listed if room != "utils" for file in re.findall(FILE, files)]
+    lost = [name for name in named if not any((root / name).exists() for root in (PACKAGE, PACKAGE.parent))]
+    assert lost == []
