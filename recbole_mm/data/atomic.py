@@ -114,14 +114,14 @@ def check_ids(path: Path, column: pd.Series) -> None:
         raise DataError(f"{path}, line {line}: the id in column {column.name} {fault}; remove the line, or name it")
 
 
-def drop_repeats(path: Path, table: pd.DataFrame, key: str, separator: str, encoding: str | None) -> pd.DataFrame:
+def drop_repeats(path: Path, table: pd.DataFrame, key: str, encoding: str | None) -> pd.DataFrame:
     """The table with one row per id: rows whose whole lines repeat an earlier one are dropped and counted.
 
     Args:
         path: file that `table` was read from, by `read_atomic`; perhaps not all of its columns.
         table: its index holds the lines.
         key: column of ids.
-        separator, encoding: as for `read_atomic`.
+        encoding: as for `read_atomic`.
 
     Raises:
         DataError: two lines describe one id differently; names both.
@@ -129,7 +129,7 @@ def drop_repeats(path: Path, table: pd.DataFrame, key: str, separator: str, enco
     repeated = table[key].duplicated(keep=False).to_numpy()
     if not repeated.any():
         return table
-    lines = lines_at(path, set(table.index[repeated].tolist()), separator, encoding)
+    lines = lines_at(path, set(table.index[repeated].tolist()), encoding)
     first: dict[str, int] = {}
     for token, number in zip(table[key].to_numpy()[repeated], table.index[repeated].tolist(), strict=True):
         before = first.setdefault(token, number)

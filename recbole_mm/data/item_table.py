@@ -62,7 +62,7 @@ class ItemTable:
             raise DataError(f"{path}, line 1: no column {id_field!r} for the item ids{did_you_mean(id_field, kinds)}")
         check_kind(path, id_field, kinds.pop(id_field), [FeatureType.TOKEN], "ids")
         check_ids(path, table[id_field])
-        table = drop_repeats(path, table, id_field, separator, encoding)
+        table = drop_repeats(path, table, id_field, encoding)
         ids = table.pop(id_field)
         return cls(path, kinds, dict(zip(ids, zip(*(table[name] for name in kinds)) if kinds else [()] * len(ids))))
 

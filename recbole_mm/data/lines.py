@@ -204,7 +204,7 @@ def all_rows(block: bytes, mark: bytes, columns: int) -> bool:
     return marks == row * (len(marks) // len(row))
 
 
-def lines_at(path: Path, numbers: set[int], separator: str, encoding: str | None) -> dict[int, bytes]:
+def lines_at(path: Path, numbers: set[int], encoding: str | None) -> dict[int, bytes]:
     """The lines of these numbers, without their ends."""
     found: dict[int, bytes] = {}
     with open_file(path) as file:

@@ -122,7 +122,7 @@ class LoadingMixin(Dataset):
 
     def _check_time(self, path: Path, loaded: dict[str, FeatureType]) -> None:
         """Refuse a file whose rows cannot be ordered by time; log which of several columns of times is used."""
-        there = dict(read_header(path, self.config["field_separator"], self.config["encoding"]))
+        there = self._header(path)
         likely = [name for name in there if _LIKE_A_TIME.search(name) and name != self.time_field]
         if self.time_field not in loaded:
             hint = "load it (load_col)" if self.time_field in there else f"there are: {', '.join(there)}"
@@ -133,12 +133,8 @@ class LoadingMixin(Dataset):
                 "has only an order can use the position as its time"
             )
         if likely:
-            logger.info(
-                "%s: rows are ordered by %r, not by %s (TIME_FIELD)",
-                path,
-                self.time_field,
-                ", ".join(map(repr, likely)),
-            )
+            others = ", ".join(map(repr, likely))
+            logger.info("%s: rows are ordered by %r, not by %s (TIME_FIELD)", path, self.time_field, others)
 
     def _get_load_and_unload_col(self, source: Any) -> tuple[set[str] | None, set[str] | None]:
         try:
@@ -155,12 +151,15 @@ class LoadingMixin(Dataset):
 
     def _loaded(self, path: Path, source: str) -> dict[str, FeatureType]:
         """Columns of a file that are loaded."""
-        header = read_header(path, self.config["field_separator"], self.config["encoding"])
-        return {name: kind for name, kind in header if self._wanted(source, name)}
+        return {name: kind for name, kind in self._header(path).items() if self._wanted(source, name)}
+
+    def _header(self, path: Path) -> dict[str, FeatureType]:
+        """All columns of a file and their types."""
+        return dict(read_header(path, self.config["field_separator"], self.config["encoding"]))
 
     def _require(self, path: Path, source: str, fields: dict[str, str]) -> None:
         """Refuse a file without the columns that every dataset needs: `fields`, by the setting that names them."""
-        there = [name for name, _ in read_header(path, self.config["field_separator"], self.config["encoding"])]
+        there = self._header(path)
         for key, name in fields.items():
             if name not in there:
                 raise DataError(
@@ -191,15 +190,14 @@ class LoadingMixin(Dataset):
         for name in types:
             self._check_one_owner(path, where, name)
         self._check_types(path, where, types)
-        separator, encoding = self.config["field_separator"], self.config["encoding"]
-        table, _ = read_atomic(path, separator, types.__contains__, encoding)
+        table, _ = read_atomic(path, self.config["field_separator"], types.__contains__, self.config["encoding"])
         if table.empty and where != "inter":
             raise DataError(f"{path}: no rows below the header")
         for name in ids.values():
             check_ids(path, table[name])
         self._check_empty_numbers(path, where, table, types)
         for key in self._keys(where, types):
-            table = drop_repeats(path, table, key, separator, encoding)
+            table = drop_repeats(path, table, key, self.config["encoding"])
         for name, kind in types.items():
             if where != "link":
                 self.field2source[name] = source
@@ -359,7 +357,7 @@ class LoadingMixin(Dataset):
     def _keep_tokens(self, feat_name: str, columns: set[str], known: set[str]) -> None:
         """Drop rows of a table whose id is unknown, and unknown ids of its sequences."""
         table = getattr(self, feat_name)
-        before = len(table)
+        before, name = len(table), f".{feat_name.removesuffix('_feat')}"
         for column in sorted(columns & set(table)):
             if self.field2type[column] in SEQUENCES:
                 table = table.assign(
@@ -368,12 +366,7 @@ class LoadingMixin(Dataset):
             else:
                 table = table[table[column].isna() | table[column].isin(known)]
         if before and table.empty:
-            raise DataError(f".{feat_name.removesuffix('_feat')}: none of its {before} rows names what .inter does")
+            raise DataError(f"{name}: none of its {before} rows names what .inter does")
         if len(table) < before:
-            logger.info(
-                "%d of %d rows of .%s are in no interaction",
-                before - len(table),
-                before,
-                feat_name.removesuffix("_feat"),
-            )
+            logger.info("%d of %d rows of %s are in no interaction", before - len(table), before, name)
         setattr(self, feat_name, table.reset_index(drop=True))
