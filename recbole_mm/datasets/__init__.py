@@ -29,8 +29,8 @@ class _Converters(Mapping[str, "type[Converter]"]):
         from recbole_mm.datasets.base import Converter
 
         modules = [importlib.import_module(f"recbole_mm.datasets.{module}").__name__ for module in _SOURCES]
-        found = sorted(Converter.__subclasses__(), key=lambda converter: modules.index(converter.__module__))
-        return {converter.name: converter for converter in found}
+        of_module = {converter.__module__: converter for converter in Converter.__subclasses__()}
+        return {of_module[module].name: of_module[module] for module in modules}
 
     def __getitem__(self, name: str) -> type[Converter]:
         return self._classes[name]
