@@ -16,7 +16,6 @@ from recbole_mm.cli.plan import to_text
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError
-from recbole_mm.inputs import mllm as mllm_module
 from recbole_mm.inputs.context import PlannedStage, artifact_dir
 from recbole_mm.inputs.mllm import tiny_mllm
 from recbole_mm.inputs.model_inputs import provide
@@ -189,7 +188,7 @@ def test_a_model_that_is_not_here_is_all_to_do(settings, monkeypatch):
         assert not any("safetensors" in pattern for pattern in allow_patterns), "weights are not fetched"
         raise LocalEntryNotFoundError("offline")
 
-    monkeypatch.setattr(mllm_module, "snapshot_download", no_hub)
+    monkeypatch.setattr("recbole_mm.llm.pretrained.snapshot_download", no_hub)
     planned = plan("MLLMRec", "toy", config_dict={**settings, **HF, "mllm": "nobody/nothing-of-this-name"})
     assert stages(planned)["item descriptions"].to_do == 40
     assert "everything of it counts as to do" in to_text(planned)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -56,26 +56,31 @@ class MLLMVectors:
 class ItemVectors(Need):
     """`item_vectors`: the vectors of all items' images and texts, as `modalities` says."""
 
+    name: ClassVar[str] = "item_vectors"
+
+    @property
+    def content(self) -> ItemContent:
+        """The items."""
+        return self.context.dataset.content
+
     def plan(self) -> list[PlannedStage]:
         """Returns the stage of encoding."""
-        return [self.context.share(MLLMVectors).plan(self.context.dataset.content, "item vectors")]
+        return [self.context.share(MLLMVectors).plan(self.content, self.name.replace("_", " "))]
 
     def compute(self) -> dict[str, Any]:
-        """Returns `item_vectors`."""
-        return {"item_vectors": self.context.share(MLLMVectors).compute(self.context.dataset.content)}
+        """Returns the vectors."""
+        return {self.name: self.context.share(MLLMVectors).compute(self.content)}
 
 
-class ItemTextVectors(Need):
+class ItemTextVectors(ItemVectors):
     """`item_text_vectors`: the vectors of all items' texts alone."""
 
-    def plan(self) -> list[PlannedStage]:
-        """Returns the stage of encoding."""
-        return [self.context.share(MLLMVectors).plan(self.context.dataset.content.only("text"), "item text vectors")]
+    name = "item_text_vectors"
 
-    def compute(self) -> dict[str, Any]:
-        """Returns `item_text_vectors`."""
-        content = self.context.dataset.content.only("text")
-        return {"item_text_vectors": self.context.share(MLLMVectors).compute(content)}
+    @property
+    def content(self) -> ItemContent:
+        """The items without their images."""
+        return self.context.dataset.content.only("text")
 
 
 class ItemTokens(Need):

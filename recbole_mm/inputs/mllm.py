@@ -9,23 +9,19 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 from transformers.utils import logging as hub_logging
 
 from recbole_mm import __version__
+from recbole_mm.errors import ModelLoadError
 from recbole_mm.inputs.answering.tuning import SftSettings, tuned_answerer
 from recbole_mm.inputs.context import Context, Need, PlannedStage, artifact_dir
 from recbole_mm.inputs.mirm.tuning import MirmSettings, tuned_mirm
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.model import MLLM
-from recbole_mm.llm.pretrained import Pretrained
+from recbole_mm.llm.pretrained import Pretrained, find_llm
 from recbole_mm.llm.tiny import build_tiny
 
 logger = logging.getLogger(__name__)
-
-SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
-"""Configuration and tokenizer of a model on the hub, without its weights."""
 
 
 class RunMLLM:
@@ -158,15 +154,11 @@ def tiny_folder(config, dataset, family: str = "qwen2_vl") -> tuple[Path, list[s
 def small_source(name: str, notes: list[str]) -> Pretrained | None:
     """Returns a model's folder, or the configuration and tokenizer of one on the hub; None, with a note, without
     either."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return Pretrained(name, folder)
     try:
-        snapshot = Path(snapshot_download(name, allow_patterns=list(SMALL_FILES)))
-    except (LocalEntryNotFoundError, HFValidationError, HTTPError, OSError):
+        return find_llm(name, None, lambda *_: None, weights=False)
+    except ModelLoadError:
         notes.append(f"{name} is neither here nor can it be asked about: everything of it counts as to do")
         return None
-    return Pretrained(name, snapshot, snapshot.name)
 
 
 # --- needs -----------------------------------------------------------------------------------------------------------

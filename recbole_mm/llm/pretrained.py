@@ -76,7 +76,11 @@ class Pretrained:
 
 
 def find_llm(
-    name: str, revision: str | None, accept: Callable[[str, Path], object], with_code: bool = False
+    name: str,
+    revision: str | None,
+    accept: Callable[[str, Path], object],
+    with_code: bool = False,
+    weights: bool = True,
 ) -> Pretrained:
     """Find the files of an LLM. Downloads what the hub has and this machine lacks.
 
@@ -86,12 +90,12 @@ def find_llm(
         accept: called with the name and a folder that holds the model's config.json, before gigabytes of a model are
             downloaded that cannot be used; raises to refuse it. Not called for an adapter.
         with_code: download the Python code that comes with a hub model, too.
+        weights: download its weights, too; else its configuration and tokenizer alone.
 
     Raises:
         ModelLoadError: no such folder, hub model or revision, or the hub cannot be reached.
     """
-
-    patterns = _patterns(with_code)
+    patterns = [pattern for pattern in _patterns(with_code) if weights or "safetensors" not in pattern]
 
     def download() -> str:
         small = Path(snapshot_download(name, revision=revision, allow_patterns=["config.json", ADAPTER_CONFIG]))

@@ -33,12 +33,11 @@ from recbole_mm.inputs.reasoning.recurrent import (
     ChainWriter,
     Node,
     blocks_of_size,
-    plan_chains,
     sessions,
 )
 from recbole_mm.inputs.reasoning.settings import PreferenceSettings
 from recbole_mm.inputs.reasoning.summary import HistorySummary
-from recbole_mm.inputs.reasoning.writing import PREFERENCES, PlannedTexts, TextNeed, TextStage
+from recbole_mm.inputs.reasoning.writing import PREFERENCES, TextNeed, TextStage
 from recbole_mm.llm.texts.cleaning import cut_words
 from recbole_mm.llm.texts.generator import Request
 
@@ -272,6 +271,25 @@ class UserPreferences(TextNeed):
             preference.preference_history_tokens if preference.preference == "direct" else None,
         )
 
+    def _chain_writer(self, items: Texts) -> ChainWriter:
+        """Plans or writes the texts of `preference: recurrent`."""
+        writing, sequences = self.writing, self.cases.sequences()
+        chains = self.cases.chains(writing.preference)
+        longest = max(chains.remaining().values(), default=0)
+        blocks = f"{len(chains):,} blocks, at most {longest:,} of them one after the other"
+        self.context.notes.append(f"preferences: {blocks}")
+        logger.info("user preferences: %s", blocks)
+        done_without = writing.left_out.of(PREFERENCES) or frozenset()
+        return ChainWriter(
+            chains,
+            lambda user: sequences[user].tolist(),
+            self._prompts(items),
+            writing.preference.preference_words,
+            self.context.store,
+            writing.generator,
+            {node for node, name in self._names(chains.starts).items() if name in done_without},
+        )
+
     def _names(self, nodes: Iterable[Node]) -> dict[Node, str]:
         """What a text is called in the list of failures: `u7 (12 items)`."""
         tokens = self.context.dataset.field2id_token[self.context.dataset.uid_field]
@@ -289,8 +307,9 @@ class UserPreferences(TextNeed):
         if preference.preference == "none":
             return []
         rows, items = self.context.share(ItemTexts).planned
-        planned = self._plan_chains(items.texts, items.unwritten) if self.in_blocks else None
-        if planned is None:
+        if self.in_blocks:
+            planned = self._chain_writer(items.texts).plan(self.writing, items.unwritten)
+        else:
             planned = self.writing.plan(self.stage(items.texts)[0], items.unwritten, apart=True)
         if planned.waiting:
             self.context.notes.append(
@@ -299,14 +318,6 @@ class UserPreferences(TextNeed):
                 f"{settings.description_words} per description"
             )
         return [*rows, planned.row]
-
-    def _plan_chains(self, texts: Texts, unwritten: set[int]) -> PlannedTexts[Node]:
-        chains, sequences = self.cases.chains(self.writing.preference), self.cases.sequences()
-        longest = max(chains.remaining().values(), default=0)
-        blocks = f"{len(chains):,} blocks, at most {longest:,} of them one after the other"
-        self.context.notes.append(f"preferences: {blocks}")
-        words, prompts = self.writing.preference.preference_words, self._prompts(texts)
-        return plan_chains(chains, lambda user: sequences[user].tolist(), prompts, words, self.writing, unwritten)
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -332,21 +343,8 @@ class UserPreferences(TextNeed):
 
     def _chains(self, items: Texts) -> dict[Node, str]:
         """Texts block by block, of the cases and of what they are made of."""
-        writing, config = self.writing, self.context.config
-        chains, sequences = self.cases.chains(writing.preference), self.cases.sequences()
-        names = self._names(chains.starts)
-        longest = max(chains.remaining().values(), default=0)
-        logger.info("user preferences: %d blocks, at most %d one after the other", len(chains), longest)
-        done_without = writing.left_out.of(PREFERENCES) or frozenset()
-        writer = ChainWriter(
-            chains,
-            lambda user: sequences[user].tolist(),
-            self._prompts(items),
-            writing.preference.preference_words,
-            self.context.store,
-            writing.generator,
-            {node for node, name in names.items() if name in done_without},
-        )
+        writing, config, writer = self.writing, self.context.config, self._chain_writer(items)
+        names = self._names(writer.chains.starts)
         try:
             made = writer.write(config["show_progress"])
         finally:
@@ -354,8 +352,8 @@ class UserPreferences(TextNeed):
             work = TextWork(done.asked, done.prompt_tokens, 0, done.asked * config["text_max_new_tokens"])
             if done.computed:
                 writing.note_rate(PREFERENCES, work, done.seconds)
-        _log_cut(made.cut, len(chains))
-        writing.list_failed(PREFERENCES, {names[node]: why for node, why in made.failed.items()}, len(chains))
+        _log_cut(made.cut, len(writer.chains))
+        writing.list_failed(PREFERENCES, {names[node]: why for node, why in made.failed.items()}, len(writer.chains))
         return made.texts
 
     def write(self) -> None:

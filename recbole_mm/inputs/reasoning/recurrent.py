@@ -136,7 +136,7 @@ class Written:
 
 
 class ChainWriter:
-    """Has chains written through the store.
+    """Plans chains, or has them written through the store; an object does one of the two, once.
 
     Kill it anywhere: texts are named by what they are made of, so that all that was written is found again, and only
     the generator's batch in flight is lost.
@@ -179,6 +179,47 @@ class ChainWriter:
         self._numbers = count()
         self._ready: list[tuple[int, int, Node]] = []
         self._missing: list[tuple[int, int, Node]] = []
+
+    def plan(self, writing: Writing, unwritten: Collection[int]) -> PlannedTexts[Node]:
+        """Follows the chains as far as the store knows them, block after block, all users at once; nothing is written.
+
+        Args:
+            writing: of the run.
+            unwritten: items whose text is not written yet; prompts show stand-ins for them.
+        """
+        asked: dict[Node, None] = {}
+        texts: dict[Node, str] = {}
+        missing, waiting, unknown = set[Node](), set[Node](), stand_in(self.words)
+        level = [node for node in self.chains.starts if self.chains.before(node) is None]
+
+        def request(node: Node) -> Request:
+            shown = self._shown(node)
+            assert shown is not None
+            return shown.request
+
+        while level:
+            sure: list[Node] = []
+            for node in level:
+                before = self.chains.before(node)
+                unsure, shown = before in missing or before in waiting, self._shown(node)
+                self._known[node] = None if before is None else self._known[before]
+                if shown is not None:
+                    asked[node] = None
+                    unsure = unsure or any(item in unwritten for item in shown.items)
+                    self._known[node] = unknown
+                if unsure:
+                    waiting.add(node)
+                elif shown is not None:
+                    sure.append(node)
+            found, lacking = writing.known(PREFERENCES, OnDemand(sure, request))
+            self._known |= {node: cut_words(text, self.words) for node, text in found.items()}
+            texts |= found
+            missing |= lacking
+            level = [later for node in level for later in self._after.get(node, ())]
+        waiting &= asked.keys()
+        exact = writing.is_counted and not waiting
+        row = writing.row(PREFERENCES, OnDemand(asked, request), missing | waiting, len(texts), exact, waiting)
+        return PlannedTexts(row, texts, missing | waiting, waiting)
 
     def write(self, show_progress: bool = True) -> Written:
         """Have everything written; what the store has is taken from it.
@@ -269,62 +310,3 @@ class ChainWriter:
 
     def _queue(self, node: Node) -> None:
         heapq.heappush(self._ready, (-self._remaining[node], next(self._numbers), node))
-
-
-def plan_chains(
-    chains: Chains,
-    items: Callable[[int], Sequence[int]],
-    prompts: PreferencePrompts,
-    words: int,
-    writing: Writing,
-    unwritten: Collection[int],
-) -> PlannedTexts[Node]:
-    """Follows chains as far as the store knows them, block after block, all users at once; nothing is written.
-
-    Args:
-        chains, items, prompts, words: those of the `ChainWriter` that a run has.
-        writing: of the run; knows the store.
-        unwritten: items whose text is not written yet; prompts show stand-ins of them.
-    """
-    before: dict[Node, str | None] = {}
-    told: dict[Node, str | None] = {}
-    known: dict[Node, str] = {}
-    missing: set[Node] = set()
-    waiting: set[Node] = set()
-    after, unknown = chains.after(), stand_in(words)
-    level = [node for node in chains.starts if chains.before(node) is None]
-
-    def shown(node: Node, said: str | None) -> Shown | None:
-        return prompts.of(items(node[0])[chains.starts[node] : node[1]], said)
-
-    def request(node: Node) -> Request:
-        made = shown(node, told[node])
-        assert made is not None
-        return made.request
-
-    while level:
-        sure: list[Node] = []
-        for node in level:
-            parent = chains.before(node)
-            before[node] = said = None if parent is None else before[parent]
-            unsure = parent in missing or parent in waiting
-            made = shown(node, said)
-            if made is None:
-                waiting |= {node} if unsure else set()
-                continue
-            told[node] = said
-            if unsure or any(item in unwritten for item in made.items):
-                waiting.add(node)
-                before[node] = unknown
-            else:
-                sure.append(node)
-        found, lacking = writing.known(PREFERENCES, OnDemand(sure, request))
-        known |= found
-        missing |= lacking
-        before |= {node: cut_words(text, words) for node, text in found.items()}
-        before |= dict.fromkeys(lacking, unknown)
-        level = [later for node in level for later in after.get(node, ())]
-    waiting &= told.keys()
-    requests, exact = OnDemand(told, request), writing.is_counted and not waiting
-    row = writing.row(PREFERENCES, requests, missing | waiting, len(known), exact, waiting)
-    return PlannedTexts(row, known, missing | waiting, waiting)
