@@ -57,10 +57,10 @@ def main(arguments: Sequence[str]) -> int:
 def to_text(found: Found) -> str:
     """The best setting, its validation score and test metrics, and where they are written."""
     from recbole_mm.experiments.tune.command import BEST, BEST_YAML
-    from recbole_mm.experiments.tune.plan import written
+    from recbole_mm.experiments.tune.plan import format_value
     from recbole_mm.experiments.tune.table import CSV, MARKDOWN, PICTURE
 
-    drawn = ", ".join(f"{key}={written(value)}" for key, value in found.settings.items())
+    drawn = ", ".join(f"{key}={format_value(value)}" for key, value in found.settings.items())
     result = found.result
     results = {result["model"]: result["test_result"], **result.get("beside", {})}
     table = result_text(result["dataset"], results, result.get("sees_held_out", []))

@@ -182,6 +182,7 @@ class _Reader:
         self.content = plain(self.where, self._filled(content))
 
     def experiment(self, name: str) -> Experiment:
+        """Build the experiment of that name from the file's content."""
         metrics = self._texts(self.content.get("metrics"), "metrics")
         if not metrics:
             self._fail("metrics names no column; give a list such as [NDCG@10, Recall@10]")

@@ -1,7 +1,7 @@
 """Runs a planned table: trials on the first seed, then the other seeds of each row's best trial.
 
 Every run is a process of its own, `recbole-mm run` with a config file, so that one that crashes takes nothing with it.
-What is done is told by the run folders alone: a finished one of the same settings is not run again, an unfinished one
+The run folders alone say what is done: a finished one of the same settings is not run again, an unfinished one
 is resumed. Stop the grid at any moment and start it again.
 """
 
@@ -61,22 +61,22 @@ class _Job:
     """One run that the table needs.
 
     Attributes:
-        place, row: of the row, and its name.
-        trial, seed: which run of it; `told` says that in words.
-        config: of the run.
-        folder: of the first run with these settings: two jobs with the same one are the same run.
+        place, row: place and name of the row.
+        trial, seed: which run of the row this is; `label` says it in words.
+        config: the run's configuration.
+        folder: folder of the first run with these settings: two jobs with the same one are the same run.
     """
 
     place: int
     row: str
     trial: int
     seed: int
-    told: str
+    label: str
     config: Config
     folder: Path
 
     def __str__(self) -> str:
-        return f"{self.row}, {self.told}"
+        return f"{self.row}, {self.label}"
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,8 @@ class Grid:
         for trial, seed in wanted:
             config = entry.config(trial, seed)
             tried = ", ".join(f"{key}={value}" for key, value in entry.row.trials[trial].items())
-            told = f"seed {seed}" + (f", {tried}" if tried else "")
-            job = _Job(place, entry.row.name, trial, seed, told, config, run_folder.first_run_dir(config))
+            label = f"seed {seed}" + (f", {tried}" if tried else "")
+            job = _Job(place, entry.row.name, trial, seed, label, config, run_folder.first_run_dir(config))
             self._asked[place].append(job)
             finished = finished_run(config)
             if finished is None:
@@ -171,9 +171,9 @@ class Grid:
             self._close(outcome, [chosen] if chosen else [])
 
     def _choose(self, trials: Sequence[_Job], outcome: Outcome) -> _Job | None:
-        """The trial with the best validation on the first seed; trials that failed are told in the outcome's reason."""
+        """Return the trial with the best validation on the first seed; the outcome's reason names failed trials."""
         finished = [job for job in trials if self._finished(job)]
-        failed = [f"{job.told}: {self._ended[job.folder]}" for job in trials if job not in finished]
+        failed = [f"{job.label}: {self._ended[job.folder]}" for job in trials if job not in finished]
         outcome.reason = "; ".join(failed)
         if not finished or (failed and self.jobs == 0):
             return None
@@ -191,7 +191,7 @@ class Grid:
 
     def _close(self, outcome: Outcome, runs: Sequence[_Job]) -> None:
         outcome.runs = {job.seed: folder for job in runs if (folder := self._finished(job)) is not None}
-        missing = [f"{job.told}: {self._ended[job.folder]}" for job in runs if job.seed not in outcome.runs]
+        missing = [f"{job.label}: {self._ended[job.folder]}" for job in runs if job.seed not in outcome.runs]
         outcome.reason = "; ".join(filter(None, [outcome.reason, *missing]))
         outcome.status = DONE if outcome.runs else (FAILED if self.jobs else NOT_RUN)
 

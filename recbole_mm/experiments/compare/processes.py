@@ -29,9 +29,9 @@ def failure(status: int, log: Path) -> str:
         name = signal.Signals(-status).name
         return f"killed by {name}" + (", perhaps out of memory" if name == "SIGKILL" else "")
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    if status == 2 and told:
-        return told[-1]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if status == 2 and errors:
+        return errors[-1]
     return lines[-1] if lines else f"ended with status {status} and no message"
 
 
@@ -70,16 +70,17 @@ _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 def die_with_parent(parent: int) -> Callable[[], None] | None:
-    """What a child of process `parent` does before it becomes another program: ask Linux to be killed with its parent.
+    """Return what a child of process `parent` does first: it asks Linux to be killed with its parent.
 
-    A run may be killed at any moment and resumed. On other systems a run outlives a grid that is killed, and keeps
-    other grids away until it is done.
+    A run may be killed at any moment and resumed. On other systems, where this is None, a run outlives a grid that is
+    killed, and keeps other grids away until it is done.
     """
     if _prctl is None:
         return None
     prctl = _prctl
 
     def ask() -> None:
+        """Ask Linux for SIGKILL when the parent ends."""
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the question
             os._exit(1)
@@ -92,6 +93,7 @@ def terminated_like_ctrl_c() -> Iterator[None]:
     """Make SIGTERM stop the runs, too, instead of leaving them behind."""
 
     def interrupt(number: int, frame: Any) -> None:
+        """Raise what Ctrl-C raises."""
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may ask for signals

@@ -54,6 +54,6 @@ def _names(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     for key, mine in settings.items():
         same = [other for other in settings.values() if other["model"] == mine["model"]]
         differing = sorted(name for name in mine if any(other.get(name) != mine[name] for other in same))
-        told = ", ".join(f"{name}={mine[name]}" for name in differing)
-        names[key] = f"{mine['model']} ({told})" if told else str(mine["model"])
+        differences = ", ".join(f"{name}={mine[name]}" for name in differing)
+        names[key] = f"{mine['model']} ({differences})" if differences else str(mine["model"])
     return names

@@ -78,6 +78,7 @@ class Cell:
 
     @property
     def significant(self) -> bool:
+        """Whether the difference is significant after Holm's correction."""
         return self.p_holm is not None and self.p_holm < SIGNIFICANT
 
 
@@ -132,10 +133,12 @@ class Table:
 
     @property
     def has_published(self) -> bool:
+        """Whether any cell has a published value."""
         return any(cell.published is not None for line in self.lines for cell in line.cells.values())
 
     @property
     def failed(self) -> bool:
+        """Whether any row has failed."""
         return any(line.row.status == FAILED for line in self.lines)
 
 
@@ -195,8 +198,8 @@ def _line(row: TableRow, metrics: Sequence[str], figures: Mapping[str, float]) -
     if row.status != DONE:
         return line
     results = {folder: run_folder.read_result(folder) for folder in row.runs.values()}
-    told = [text for result in results.values() for text in result.get("sees_held_out", [])]
-    line.sees_held_out = list(dict.fromkeys(told))
+    seen = [text for result in results.values() for text in result.get("sees_held_out", [])]
+    line.sees_held_out = list(dict.fromkeys(seen))
     line.epochs = statistics.fmean(result["timings"].get("epochs", 0) for result in results.values())
     for metric, cell in line.cells.items():
         values = []

@@ -81,17 +81,18 @@ def _tests(table: Table) -> list[list[str]]:
 
 
 def markdown_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose first column stands left, the others right."""
+    """Format a Markdown table whose first column is aligned left, the others right."""
     cells = [[markdown(cell) for cell in row] for row in [header, *rows]]
     widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(header))]
     words = [column == 0 or (header[column].endswith("against")) for column in range(len(header))]
 
-    def written(row: Sequence[str]) -> str:
+    def format_row(row: Sequence[str]) -> str:
+        """Format one row, padded to the columns' widths."""
         padded = [cell.ljust(width) if word else cell.rjust(width) for cell, width, word in zip(row, widths, words)]
         return f"| {' | '.join(padded)} |"
 
     rule = "|".join("-" * (width + 2) if word else "-" * (width + 1) + ":" for width, word in zip(widths, words))
-    return "\n".join([written(cells[0]), f"|{rule}|", *map(written, cells[1:])])
+    return "\n".join([format_row(cells[0]), f"|{rule}|", *map(format_row, cells[1:])])
 
 
 # ---- notes, shared by Markdown and LaTeX ----

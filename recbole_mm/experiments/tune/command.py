@@ -152,14 +152,14 @@ def _open(search: Search, resume: bool) -> None:
     earlier = read_yaml(path)
     other = next((key for key in identity if canonical(earlier.get(key)) != canonical(identity[key])), None)
     if other is not None:
-        told = f"{earlier.get(other)!r}, not {identity[other]!r}"
+        differs = f"{earlier.get(other)!r}, not {identity[other]!r}"
         if isinstance(identity[other], dict) and isinstance(earlier.get(other), dict):
             mine, theirs = identity[other], earlier[other]
             key = next(
                 key for key in sorted({*mine, *theirs}) if canonical(mine.get(key)) != canonical(theirs.get(key))
             )
-            other, told = f"{other}: {key}", f"{theirs.get(key)!r}, not {mine.get(key)!r}"
-        raise CheckpointError(f"{search.out} is of another search ({other}: {told}); pass another --out")
+            other, differs = f"{other}: {key}", f"{theirs.get(key)!r}, not {mine.get(key)!r}"
+        raise CheckpointError(f"{search.out} is of another search ({other}: {differs}); pass another --out")
     if not resume:
         raise CheckpointError(f"{search.out} holds this search already; go on with --resume, or pass another --out")
 
@@ -189,7 +189,10 @@ def _fit(search: Search, job: Job, asked: TrialResources, at_once: int, records:
     out = search.out
 
     def trial(config: dict[str, Any], report: Callable[[Mapping[str, Any]], None]) -> None:
+        """Run one trial in a process of Ray's."""
+
         def report_epoch(epochs: int, score: float, best: float, seconds: float) -> None:
+            """Report a validation to Ray Tune."""
             report({EPOCH: epochs, SCORE: best, "epoch_score": score, "seconds": seconds})
 
         run_trial(job, config["settings"], trial_dir(out, config["number"]), out, report_epoch)

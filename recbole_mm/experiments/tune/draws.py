@@ -13,7 +13,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from recbole_mm.experiments.tune.plan import Search, written
+from recbole_mm.experiments.tune.plan import Search, format_value
 from recbole_mm.experiments.tune.records import (
     DONE,
     FAILED,
@@ -69,7 +69,7 @@ class Draws(Searcher):
         return len(self._again) + len(self._new)
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial's `number` and `settings`; `FINISHED` if there are enough."""
+        """Return the next trial's `number` and `settings`; `FINISHED` if there are enough."""
         if not self.waiting:
             return Searcher.FINISHED
         drawn = self._optuna.suggest(trial_id) if self._optuna else None  # earlier points come back in their order
@@ -84,18 +84,20 @@ class Draws(Searcher):
         return {"number": record.number, "settings": record.settings}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Pass a trial's validation on to Optuna."""
         if self._optuna:
             self._optuna.on_trial_result(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Pass a trial's end on to Optuna."""
         if self._optuna:
             self._optuna.on_trial_complete(trial_id, result, error)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: a search goes on from the records of its trials, which are no pickles."""
+        """Do nothing: a search is resumed from the records of its trials, without pickle."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as for `save`."""
+        """Do nothing, as `save`."""
 
 
 def _mode(search: Search) -> str:
@@ -103,9 +105,9 @@ def _mode(search: Search) -> str:
 
 
 def _optuna(search: Search, records: Sequence[Record]) -> Any:
-    """Optuna's search as Ray Tune has it, told of the trials that have ended, and to ask for the others first.
+    """Build Ray Tune's Optuna search with the results of the trials that have ended and the points of the others.
 
-    Its random numbers start anew with what is known, or it would draw again what it drew at first.
+    Its seed depends on the number of trials, or it would draw the first points again.
     """
     import optuna
     from ray.tune.search.optuna import OptunaSearch
@@ -140,9 +142,9 @@ def _distribution(range_: Range) -> Any:
 
 
 def scheduler(search: Search, records: Sequence[Record]) -> TrialScheduler:
-    """What stops trials early: ASHA, told of the trials that have ended, or nothing.
+    """Build the scheduler that stops trials early: ASHA with the results of the trials that have ended, or none.
 
-    Its last rung lies behind the last epoch: a trial that comes so far ends by itself.
+    Its last rung lies after the last epoch: a trial that comes so far ends by itself.
     """
     if search.scheduler == "none":
         return FIFOScheduler()
@@ -169,12 +171,13 @@ def scheduler(search: Search, records: Sequence[Record]) -> TrialScheduler:
 
 
 class Recorder(tune.Callback):
-    """Keeps the records of the trials, and tells the log what becomes of each."""
+    """Keeps the records of the trials, and logs the outcome of each."""
 
     def __init__(self, search: Search, records: list[Record]) -> None:
         self.search, self.records = search, records
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Record that a trial runs, and its attempt."""
         record = self._record(trial)
         record.attempts += 1
         record.status = RUNNING
@@ -183,20 +186,24 @@ class Recorder(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
+        """Record a trial's validation."""
         record = self._record(trial)
-        record.told(result[EPOCH], result["epoch_score"], result["seconds"])
+        record.add_validation(result[EPOCH], result["epoch_score"], result["seconds"])
         write_record(self.search.out, record)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Log that a trial has failed and is tried once more."""
         record = self._record(trial)
         logger.warning("trial %d failed and is tried once more: %s", record.number, self._reason(record))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Record that a trial has failed, with its reason."""
         record = self._record(trial)
         record.status, record.reason = FAILED, self._reason(record)
         self._ended(record)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Record a trial's result, or that it was stopped."""
         record = self._record(trial)
         outcome = trial_dir(self.search.out, record.number) / OUTCOME
         if outcome.is_file():
@@ -214,7 +221,7 @@ class Recorder(tune.Callback):
         return found
 
     def _reason(self, record: Record) -> str:
-        """What the trial's process wrote down as it failed; a process that was killed writes nothing."""
+        """Return the reason that the trial's process wrote when it failed; a process that was killed writes none."""
         path = trial_dir(self.search.out, record.number) / FAILURE
         if path.is_file():
             return path.read_text(encoding="utf-8").partition("\n")[0]
@@ -225,13 +232,13 @@ class Recorder(tune.Callback):
         drop_weights(self.search.out, self.records, self.search.bigger)
         over = sum(other.ended for other in self.records)
         where = f"[{over}/{self.search.trials}] trial {record.number}"
-        told = ", ".join(f"{key}={written(value)}" for key, value in record.settings.items())
+        settings = ", ".join(f"{key}={format_value(value)}" for key, value in record.settings.items())
         if record.status == FAILED:
-            logger.error("%s failed: %s: %s", where, told, record.reason)
+            logger.error("%s failed: %s: %s", where, settings, record.reason)
             return
         best, leader = record.best(self.search.bigger), best_of(self.records, self.search.bigger)
         score = f"{self.search.metric} {best[1]:.4f}" if best else "no score"
         status = "" if record.status == DONE else f", {record.status}"
         leading = f" (best so far: trial {leader.number})" if leader is not None else ""
         after = f"{record.epochs} epochs, {duration(record.seconds)}{status}"
-        logger.info("%s: %s after %s: %s%s", where, score, after, told, leading)
+        logger.info("%s: %s after %s: %s%s", where, score, after, settings, leading)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_mm.experiments.tune.plan import written
+from recbole_mm.experiments.tune.plan import format_value
 from recbole_mm.experiments.tune.space import Range, Space
 
 AXIS = "#888888"
@@ -81,7 +81,7 @@ def _ticks(range_: Range) -> list[tuple[float, str]]:
     """Places of an axis that have a text: each choice, or values from end to end."""
     if range_.kind == "choice":
         every = -(-len(range_.values) // MOST_TICKS)
-        return [(_place(range_, k), written(value)) for k, value in enumerate(range_.values) if k % every == 0]
+        return [(_place(range_, k), format_value(value)) for k, value in enumerate(range_.values) if k % every == 0]
     low, high = range_.values
     if range_.kind == "randint" and high - low < MOST_TICKS:
         return [(_place(range_, value), str(value)) for value in range(low, high + 1)]

@@ -62,6 +62,7 @@ class Search:
 
     @property
     def metric(self) -> str:
+        """Name of the validation metric."""
         return str(self.config["valid_metric"])
 
     @property
@@ -71,10 +72,11 @@ class Search:
 
     @property
     def seed(self) -> int:
+        """Seed of the runs and the search."""
         return int(self.config["seed"])
 
     def shared(self) -> dict[str, Any]:
-        """What every trial is given over the defaults, with folders that do not hang on the working directory."""
+        """Return the settings of every trial over the defaults, with absolute folders."""
         config = self.config
         folders = {
             "data_path": str(Path(config.as_dict()["data_path"]).absolute()),
@@ -199,7 +201,7 @@ def _check_space(space: Space, config: Config) -> None:
             raise ConfigError(f"{space.where}: {error}") from error
 
 
-def written(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A setting on one line, as in a table or a file's name."""
     if isinstance(value, float):
         return f"{value:.4g}"

@@ -48,6 +48,7 @@ class Record:
 
     @property
     def ended(self) -> bool:
+        """Whether the trial will not be continued."""
         return self.status in ENDED
 
     @property
@@ -56,14 +57,14 @@ class Record:
         return int(self.scores[-1][0]) if self.scores else 0
 
     def best(self, bigger: bool) -> tuple[int, float] | None:
-        """Epochs and score of the best validation, the first of several; None before there is any."""
+        """Return epochs and score of the best validation, the first of several; None before there is any."""
         if not self.scores:
             return None
         epochs, score = max(self.scores, key=lambda pair: pair[1] if bigger else -pair[1])
         return int(epochs), score
 
-    def told(self, epochs: int, score: float, seconds: float) -> None:
-        """Take note of a validation. A trial that went on from a checkpoint tells some epochs again."""
+    def add_validation(self, epochs: int, score: float, seconds: float) -> None:
+        """Record a validation. A trial that went on from a checkpoint reports some epochs again."""
         self.scores = [pair for pair in self.scores if pair[0] < epochs] + [[epochs, score]]
         self.seconds = seconds
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from recbole_mm.experiments.compare.table import markdown_grid
 from recbole_mm.experiments.tune.parallel import parallel_coordinates
-from recbole_mm.experiments.tune.plan import Search, written
+from recbole_mm.experiments.tune.plan import Search, format_value
 from recbole_mm.experiments.tune.records import Record, best_of
 from recbole_mm.utils.escaping import csv_cell, markdown
 from recbole_mm.utils.files import atomic_write, write_text
@@ -30,7 +30,7 @@ def write_tables(search: Search, records: Sequence[Record]) -> None:
 
 
 def to_markdown(search: Search, records: Sequence[Record]) -> str:
-    """Trials from the best to the worst, those without a score last; what failed is told below."""
+    """Format trials from the best to the worst, those without a score last, and failures in the notes below."""
     best = best_of(records, search.bigger)
     keys = list(search.space.ranges)
     header = ["trial", search.metric, "at epoch", "epochs", "time", "status", *keys]
@@ -39,15 +39,15 @@ def to_markdown(search: Search, records: Sequence[Record]) -> str:
         found = record.best(search.bigger)
         score = "" if found is None else f"{found[1]:.4f}"
         numbers = ["" if found is None else str(found[0]), str(record.epochs), duration(record.seconds), record.status]
-        values = [written(record.settings[key]) for key in keys]
+        values = [format_value(record.settings[key]) for key in keys]
         rows.append([str(record.number), f"**{score}**" if record is best else score, *numbers, *values])
     config = search.config
-    told = [
+    parts = [
         f"# {markdown(config['model'])} on {markdown(config['dataset'])}: {len(records)} trials",
         markdown_grid(header, rows),
         "\n".join(f"- {markdown(note)}" for note in _notes(search, records)),
     ]
-    return "\n\n".join(told) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def _notes(search: Search, records: Sequence[Record]) -> list[str]:
@@ -85,14 +85,14 @@ def to_csv(search: Search, records: Sequence[Record]) -> str:
     for record in records:
         best = record.best(search.bigger)
         at, score = (None, None) if best is None else best
-        told = [record.epochs, record.seconds, record.status, record.attempts, record.reason]
+        facts = [record.epochs, record.seconds, record.status, record.attempts, record.reason]
         values = [_cell(record.settings[key]) for key in keys]
-        writer.writerow(map(csv_cell, [record.number, search.metric, score, at, *told, *values]))
+        writer.writerow(map(csv_cell, [record.number, search.metric, score, at, *facts, *values]))
     return text.getvalue()
 
 
 def _cell(value: object) -> object:
-    return written(value) if isinstance(value, (list, dict, bool)) or value is None else value
+    return format_value(value) if isinstance(value, (list, dict, bool)) or value is None else value
 
 
 def _ranked(search: Search, records: Sequence[Record]) -> list[Record]:

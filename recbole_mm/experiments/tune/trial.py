@@ -56,11 +56,12 @@ class Job:
     gpus: float
 
     def settings(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
-        """What a trial's run is given over the defaults."""
+        """Return the settings of a trial's run over the defaults."""
         first_of_its_own = {"gpu_id": "0"} if self.gpus else {}
         return merge(self.shared, drawn, first_of_its_own)
 
     def config(self, drawn: Mapping[str, Any]) -> Config:
+        """Return the configuration of a trial's run."""
         return Config(self.model.name, self.dataset, config_dict=self.settings(drawn))
 
 
@@ -70,11 +71,11 @@ def run_trial(job: Job, drawn: Mapping[str, Any], folder: Path, search_dir: Path
     Nothing is tested: `splits.test` is built, as the split builds it, and never ranked.
 
     Args:
-        job: of the search.
+        job: the search's job.
         drawn: the trial's own settings.
-        folder: of the trial.
-        search_dir: of the search.
-        report: told after each validation, when that epoch is safe on disk.
+        folder: the trial's folder.
+        search_dir: the search's folder.
+        report: called after each validation, when that epoch is on disk.
 
     Raises:
         RecboleMMError: something the user can mend. Its reason, or that of any other failure, is in the folder.
@@ -99,21 +100,22 @@ def _train(config: Config, folder: Path, search_dir: Path, report: Report) -> No
     with _first_alone(search_dir):
         assembled = pipeline.assemble(config, folder, Stages())
     trainer = make_trainer(config, assembled.model, folder)
-    told = False
+    reported = False
 
-    def tell(epoch: int, score: float) -> None:
-        nonlocal told
-        told = True
+    def on_epoch(epoch: int, score: float) -> None:
+        """Report a validation to the search."""
+        nonlocal reported
+        reported = True
         report(epoch + 1, float(score), float(trainer.best_valid_score), _seconds(trainer.timings))
 
-    trainer.fit(assembled.splits.train, assembled.splits.valid, callback_fn=tell, resume=True)
+    trainer.fit(assembled.splits.train, assembled.splits.valid, callback_fn=on_epoch, resume=True)
     scores = [
         [record["epoch"] + 1, float(record["valid_score"])] for record in trainer.history if "valid_score" in record
     ]
     if not scores:
         raise ConfigError("nothing was validated, and a search chooses by validation; raise epochs or max_train_steps")
     write_json(folder / OUTCOME, {"scores": scores, "seconds": _seconds(trainer.timings)})
-    if not told:  # it was interrupted after its last epoch; Ray Tune has heard nothing from this process
+    if not reported:  # it was interrupted after its last epoch, and this process has trained none
         report(scores[-1][0], scores[-1][1], float(trainer.best_valid_score), _seconds(trainer.timings))
 
 
@@ -173,7 +175,7 @@ class _First:
 
     def _let_go(self) -> None:
         if self.lock.is_locked:
-            Path(self.lock.lock_file).unlink(missing_ok=True)  # whoever waits for it locks the file anew
+            Path(self.lock.lock_file).unlink(missing_ok=True)  # a process that waits locks the file anew
             self.lock.release()
 
 
