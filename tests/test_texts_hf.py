@@ -410,7 +410,7 @@ def test_the_runs_own_model_writes_unless_another_is_named(toy_config, qwen: MLL
 
 
 def test_a_named_model_is_known_before_its_weights_are_read(toy_config, folders, monkeypatch) -> None:
-    monkeypatch.setattr("recbole_mm.llm.texts.hf.load_mllm", lambda *_, **__: pytest.fail("weights are read"))
+    monkeypatch.setattr("recbole_mm.llm.loading.load_mllm", lambda *_, **__: pytest.fail("weights are read"))
     named = open_generator(toy_config(text_backend="hf", text_model=str(folders["llava_next"])), pytest.fail)
     plain = load_mllm(folders["llava_next"])
     assert named.identity == plain.identity

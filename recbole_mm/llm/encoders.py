@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModel
 
 from recbole_mm.artifacts.vectors import Encoder
@@ -25,7 +24,7 @@ from recbole_mm.llm.pretrained import (
     check_identity,
     code_identity,
     find_encoder,
-    first_line,
+    load_errors,
     open_pretrained,
     published,
 )
@@ -99,7 +98,8 @@ class SentenceEncoder:
     ):
         found = find_encoder(name, revision, trust_remote_code)
         library = _library("sentence_transformers", "sentence-transformers")
-        self._model = _loading(name, lambda: _open_sentence_model(library, name, found, device, trust_remote_code))
+        with load_errors(name):
+            self._model = _open_sentence_model(library, name, found, device, trust_remote_code)
         self.identity = found.identity
         self._normalize = normalize
         self.parameters = vector_parameters("sentence-transformers", found, normalize, None, trust_remote_code)
@@ -161,7 +161,8 @@ class VisionEncoder:
             _library("timm", "timm")
         if described.get("model_type") in FAMILIES:
             raise ModelLoadError(f"{name}: a multimodal LLM; have it encode with {{encoder: mllm}} and --mllm={name}")
-        self._processor, model, lacking = _loading(name, lambda: _open_vision_model(name, found, trust_remote_code))
+        with load_errors(name):
+            self._processor, model, lacking = _open_vision_model(name, found, trust_remote_code)
         without_pooler = [weight for weight in lacking if "pooler" not in weight]
         if without_pooler or (lacking and pooling == "pooler"):
             shown = ", ".join((without_pooler or lacking)[:WEIGHTS_MISSING_SHOWN])
@@ -299,7 +300,8 @@ class TimmEncoder:
     ):
         timm = _library("timm", "timm")
         found = find_encoder(name, revision)
-        self._model, self._transform = _loading(name, lambda: _open_timm_model(timm, found))
+        with load_errors(name):
+            self._model, self._transform = _open_timm_model(timm, found)
         self._device = device
         self._model = self._model.to(device)
         self.identity = found.identity
@@ -341,14 +343,6 @@ def _library(module: str, package: str) -> ModuleType:
         return import_module(module)
     except ModuleNotFoundError as error:
         raise ConfigError(f"this encoder needs {package}, which is not installed: pip install {package}") from error
-
-
-def _loading(name: str, load: Callable[[], Any]) -> Any:
-    """Run `load`; what libraries raise on damaged or unsuitable files becomes one line that names the model."""
-    try:
-        return load()
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelLoadError(f"{name}: the model cannot be loaded: {first_line(error)}") from error
 
 
 def open_encoder(spec: FeatureSpec, device: str | torch.device = "cpu", trust_remote_code: bool = False) -> Encoder:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from recbole_mm.errors import ModelLoadError
@@ -19,7 +18,7 @@ from recbole_mm.llm.adapter import Adapter, merge_adapter, read_adapter
 from recbole_mm.llm.families import FAMILIES, family_class
 from recbole_mm.llm.family import Family
 from recbole_mm.llm.model import MLLM
-from recbole_mm.llm.pretrained import LLM_HINT, Pretrained, find_llm, first_line, open_pretrained
+from recbole_mm.llm.pretrained import LLM_HINT, Pretrained, find_llm, first_line, load_errors, open_pretrained
 from recbole_mm.llm.prompts import CUR_ITEM
 
 logger = logging.getLogger(__name__)
@@ -30,9 +29,6 @@ CONVERTED = {
     "multi_modality": "take deepseek-community/deepseek-vl-1.3b-chat",
 }
 """Types of checkpoints that come with code of their own, and where the same weights are in transformers' layout."""
-
-LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
-"""What transformers raises on damaged or unfitting files."""
 
 
 def load_mllm(
@@ -83,7 +79,7 @@ def load_mllm(
     loads_head = with_head or (adapter is not None and adapter.needs_head)
     model_class = family_type.generation_class if loads_head else family_type.model_class
     model = _outline(base, model_class, own_dtype) if without_weights else _read_model(base, model_class, settings)
-    try:
+    with load_errors(name):
         tokenizer = open_pretrained(AutoTokenizer.from_pretrained, name, base.folder, trust_remote_code)
         image_processor = open_pretrained(family_type.image_processor_class.from_pretrained, name, base.folder)
         if adapter is not None and adapter.has_tokenizer:
@@ -97,8 +93,6 @@ def load_mllm(
                 config=config,  # decides how some tokenizers are read
             )
             _make_room(model, words, len(tokenizer))
-    except LOAD_ERRORS as error:
-        raise ModelLoadError(f"{name}: the model cannot be loaded: {first_line(error)}") from error
     require_words(name, tokenizer)
     cur_item_id = add_cur_item(model, tokenizer, name)
     if adapter is not None and not without_weights:
@@ -131,13 +125,10 @@ def require_words(name: str, tokenizer: Any) -> None:
 
 def _read_model(base: Pretrained, model_class: Any, settings: dict[str, Any]) -> PreTrainedModel:
     """The model's weights, every tensor accounted for."""
-    try:
-        # Its random starts, where it makes any, must not advance the caller's generator.
-        with torch.random.fork_rng(devices=[]), _without_report():
-            options = {"use_safetensors": True, "output_loading_info": True, **settings}
-            model, report = open_pretrained(model_class.from_pretrained, base.name, base.folder, **options)
-    except LOAD_ERRORS as error:
-        raise ModelLoadError(f"{base.name}: the model cannot be loaded: {first_line(error)}") from error
+    # Its random starts, where it makes any, must not advance the caller's generator.
+    with load_errors(base.name), torch.random.fork_rng(devices=[]), _without_report():
+        options = {"use_safetensors": True, "output_loading_info": True, **settings}
+        model, report = open_pretrained(model_class.from_pretrained, base.name, base.folder, **options)
     lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if lacking:
         raise ModelLoadError(
@@ -148,11 +139,8 @@ def _read_model(base: Pretrained, model_class: Any, settings: dict[str, Any]) ->
 
 def _outline(base: Pretrained, model_class: Any, dtype: torch.dtype) -> PreTrainedModel:
     """A model whose tensors have shapes and a dtype alone."""
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return model_class(open_pretrained(AutoConfig.from_pretrained, base.name, base.folder)).to(dtype)
-    except LOAD_ERRORS as error:
-        raise ModelLoadError(f"{base.name}: the model cannot be loaded: {first_line(error)}") from error
+    with load_errors(base.name), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return model_class(open_pretrained(AutoConfig.from_pretrained, base.name, base.folder)).to(dtype)
 
 
 @contextmanager

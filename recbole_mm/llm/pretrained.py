@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError
 
 from recbole_mm.errors import ModelLoadError
 from recbole_mm.utils.files import CHANGED, CHECKSUMS, ChecksumError, file_digest, listed_checksums
@@ -32,6 +34,8 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 """Configuration, tokenizer and weights. Pickled weights (`*.bin`, `*.pt`) are never asked for."""
 LLM_HINT = "--mllm=tiny works offline"
 ENCODER_HINT = "give the path of a downloaded model"
+LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
+"""What transformers raises on damaged or unfitting files."""
 
 _identities: dict[tuple, str] = {}
 """Hashing gigabytes takes seconds: remembered per process by path, sizes and modification times of all files."""
@@ -267,6 +271,32 @@ def _settings_digest(path: Path) -> bytes | None:
 
 
 # --- opening ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def load_errors(name: str, part: str = "the model") -> Iterator[None]:
+    """Inside, what libraries raise on damaged or unsuitable files becomes one line.
+
+    Args:
+        name: of the model.
+        part: that is loaded.
+
+    Raises:
+        ModelLoadError: that line.
+    """
+    try:
+        yield
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
+        raise ModelLoadError(f"{name}: {part} cannot be loaded: {first_line(error)}") from error
 
 
 def open_pretrained(

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
+
+import torch
 
 from recbole_mm.artifacts.executor import Executor
 from recbole_mm.errors import ConfigError
@@ -20,6 +23,8 @@ from recbole_mm.llm.texts.generator import Generator, TemplateGenerator, Writing
 if TYPE_CHECKING:  # importing it for real would load transformers, which two of the backends do without
     from recbole_mm.llm.model import MLLM
     from recbole_mm.llm.pretrained import Pretrained
+    from recbole_mm.llm.texts.hf import HfGenerator, Outline
+    from recbole_mm.llm.texts.writers import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -52,15 +57,8 @@ def open_generator(
         logger.info("text_backend: %s works in this process; ray_address is for models that write (hf)", backend)
     if backend == "template":
         return TemplateGenerator()
-    if backend == "hf" and executor is not None and outline_mllm is not None:
-        from recbole_mm.llm.texts.hf_remote import open_remote_hf
-
-        return open_remote_hf(config, model, outline_mllm, writing, config["text_batch_tokens"], executor)
     if backend == "hf":
-        from recbole_mm.llm.texts.hf import open_hf
-
-        ways = {} if find is None else {"find": find}
-        return open_hf(config, model, load_mllm, writing, config["text_batch_tokens"], outline_mllm, **ways)
+        return _open_hf(config, load_mllm, executor, outline_mllm, find)
     from recbole_mm.llm.texts.openai import OpenAIGenerator, Server, read_key
 
     if model is None:
@@ -78,6 +76,46 @@ def open_generator(
         ),
         writing,
     )
+
+
+def _open_hf(
+    config,
+    load_run_mllm: Callable[[], MLLM],
+    executor: Executor | None,
+    outline_run_mllm: Callable[[], MLLM] | None,
+    find: Callable[..., Pretrained] | None,
+) -> HfGenerator:
+    """The generator of `text_backend: hf`: `text_model`, or the run's own multimodal LLM; see `open_generator`."""
+    from recbole_mm.llm.family import plain_token_ids
+    from recbole_mm.llm.loading import load_mllm, weights_dtype
+    from recbole_mm.llm.pretrained import find_llm
+    from recbole_mm.llm.texts.hf import IMAGE_PIXELS, HfGenerator, Outline
+    from recbole_mm.llm.texts.hf_remote import RemoteHfGenerator
+    from recbole_mm.llm.texts.writers import check_writes, multimodal_writer, read_tokenizer, text_writer
+
+    model, trust, device = config["text_model"], bool(config["trust_remote_code"]), torch.device(config["device"])
+    pixels = int(config["mllm_image_pixels"] or IMAGE_PIXELS)
+    multimodal, read, read_outline = True, load_run_mllm, outline_run_mllm
+    outline: Callable[[], Outline] | None = None
+    if model is not None and model != config["mllm"]:
+        source = (find or find_llm)(model, None, check_writes, trust)
+        dtype = str(weights_dtype(config["mllm_dtype"] or "auto", device)).removeprefix("torch.")
+        multimodal = source.is_adapter or check_writes(model, source.folder)
+        read = partial(load_mllm, model, device, dtype, trust, with_head=True)
+        read_outline = partial(read, without_weights=True)
+        if not source.is_adapter:  # what an adapter's base model is, is known when it is read
+            token_ids = plain_token_ids(read_tokenizer(source, trust))
+            outline = partial(Outline, source.name, source.identity, dtype, token_ids)
+    if outline is None and read_outline is not None:
+        outline = partial(lambda read: Outline.of(read()), read_outline)
+
+    def load() -> Writer:
+        return multimodal_writer(read(), pixels) if multimodal else text_writer(source, device, dtype, trust)
+
+    given = (load, writing_of(config), config["text_batch_tokens"], pixels, outline)
+    if executor is None or outline is None:
+        return HfGenerator(*given)
+    return RemoteHfGenerator(executor, multimodal, trust, *given)
 
 
 def writing_of(config) -> Writing:

@@ -95,13 +95,12 @@ class StreamingGenerator(Protocol):
     def stream(self, requests: Mapping[str, Request]) -> Iterator[Mapping[str, str | Failure]]:
         """Yield every key of `requests` exactly once, in any order, with its text."""
 
-
-def collected(batches: Iterator[Mapping[str, str | Failure]], count: int) -> list[str | Failure]:
-    """What a stream over the keys "0", "1", ... gives, in order: `generate` of a streaming generator."""
-    found: dict[str, str | Failure] = {}
-    for batch in batches:
-        found.update(batch)
-    return [found[str(place)] for place in range(count)]
+    def generate(self, requests: list[Request]) -> list[str | Failure]:
+        """As many texts, in the same order; a `Failure` with its reason where there is none."""
+        found: dict[str, str | Failure] = {}
+        for batch in self.stream({str(place): each for place, each in enumerate(requests)}):
+            found.update(batch)
+        return [found[str(place)] for place in range(len(requests))]
 
 
 @dataclass(frozen=True)

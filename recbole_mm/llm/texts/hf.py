@@ -17,18 +17,12 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from recbole_mm.artifacts.executor import Failure
 from recbole_mm.errors import ImageError
-from recbole_mm.llm.family import PreparedInput, plain_token_ids
-from recbole_mm.llm.loading import has_bfloat16, load_mllm
+from recbole_mm.llm.family import PreparedInput
 from recbole_mm.llm.model import MLLM
-from recbole_mm.llm.pretrained import Pretrained, find_llm
 from recbole_mm.llm.texts.cleaning import clean_answer
-from recbole_mm.llm.texts.generator import NO_PICTURE, Request, Writing, collected
+from recbole_mm.llm.texts.generator import NO_PICTURE, Request, StreamingGenerator, Writing
 from recbole_mm.llm.texts.writers import (
     Writer,
-    check_writes,
-    multimodal_writer,
-    read_tokenizer,
-    text_writer,
 )
 from recbole_mm.utils.prefetch import prefetch
 
@@ -52,22 +46,24 @@ class Outline(NamedTuple):
     """What is known of a model that writes, its weights aside.
 
     Attributes:
+        name: what it was asked for by.
         identity: the model's commit, or a hash of its files.
         precision: dtype of its weights.
         token_ids: plain text -> token ids.
     """
 
+    name: str
     identity: str
     precision: str
     token_ids: Callable[[str], list[int]]
 
     @classmethod
-    def of(cls, model: Writer | MLLM, dtype: torch.dtype) -> Outline:
-        """Returns the outline of a writer or a multimodal LLM whose weights have this dtype."""
-        return cls(model.identity, str(dtype).removeprefix("torch."), model.token_ids)
+    def of(cls, model: Writer | MLLM) -> Outline:
+        """Returns the outline of a writer or a multimodal LLM, which may be without weights."""
+        return cls(model.name, model.identity, str(model.model.dtype).removeprefix("torch."), model.token_ids)
 
 
-class HfGenerator:
+class HfGenerator(StreamingGenerator):
     """Writes with transformers' `generate`.
 
     Greedy by default: the same prompt gives the same text, whatever shares its batch, as far as the arithmetic of the
@@ -111,7 +107,7 @@ class HfGenerator:
 
     @property
     def _outline(self) -> Outline:
-        return Outline.of(self.writer, self.writer.model.dtype) if self._find_outline is None else self._found_outline
+        return Outline.of(self.writer) if self._find_outline is None else self._found_outline
 
     @cached_property
     def _found_outline(self) -> Outline:
@@ -126,17 +122,14 @@ class HfGenerator:
     @property
     def parameters(self) -> dict[str, Any]:
         """The settings that a text depends on, for artifact keys."""
-        return text_parameters(self.writing, self._outline.precision, self.image_pixels)
+        others = {"backend": "hf", "recipe": RECIPE, "image_pixels": self.image_pixels}
+        return self.writing.parameters | others | {"precision": self._outline.precision}
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a prompt's words, without the chat template's markup."""
         return len(self._outline.token_ids(text))
 
     # --- writing -----------------------------------------------------------------------------------------------------
-
-    def generate(self, requests: list[Request]) -> list[str | Failure]:
-        """As many texts, in the same order; a `Failure` with its reason where there is none."""
-        return collected(self.stream({str(place): each for place, each in enumerate(requests)}), len(requests))
 
     def stream(self, requests: Mapping[str, Request]) -> Iterator[Mapping[str, str | Failure]]:
         """Write in batches of like length, longest first: a batch that is too big for the machine shows at once."""
@@ -246,12 +239,6 @@ class HfGenerator:
                 torch.cuda.empty_cache()
 
 
-def text_parameters(writing: Writing, precision: str, image_pixels: int) -> dict[str, Any]:
-    """The settings that a text depends on, for artifact keys."""
-    others = {"backend": "hf", "recipe": RECIPE, "precision": precision, "image_pixels": image_pixels}
-    return writing.parameters | others
-
-
 def longest_first(requests: Mapping[str, Request]) -> list[str]:
     """Keys in the order in which they are written."""
     return sorted(requests, key=lambda key: len(requests[key].prompt), reverse=True)
@@ -286,54 +273,3 @@ class Draw(LogitsProcessor):
         place = place.clamp(max=sums.shape[1] - 1)
         chosen = place if words is None else words.gather(1, place)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
-
-
-def open_hf(
-    config,
-    model: str | None,
-    load_run_mllm: Callable[[], MLLM],
-    writing: Writing,
-    batch_tokens: int,
-    outline_run_mllm: Callable[[], MLLM] | None = None,
-    find: Callable[..., Pretrained] = find_llm,
-) -> HfGenerator:
-    """The generator of `text_backend: hf`.
-
-    Args:
-        config: of the run: device, `mllm_dtype`, `trust_remote_code`, `mllm_image_pixels`.
-        model: `text_model`; null, or the same as `mllm`, is the run's own multimodal LLM.
-        load_run_mllm: loads that one with its head.
-        writing: how texts are written.
-        batch_tokens: bound on a batch.
-        outline_run_mllm: as `load_run_mllm`, without weights: then they are loaded with the first text that is written.
-        find: finds the files of `model`.
-
-    Raises:
-        ModelLoadError: there is no such model, or it writes no texts.
-    """
-    pixels = int(config["mllm_image_pixels"] or IMAGE_PIXELS)
-    if model is None or model == config["mllm"]:
-
-        def outline() -> Outline:
-            assert outline_run_mllm is not None
-            mllm = outline_run_mllm()
-            return Outline.of(mllm, mllm.dtype)
-
-        known = None if outline_run_mllm is None else outline
-        return HfGenerator(lambda: multimodal_writer(load_run_mllm(), pixels), writing, batch_tokens, pixels, known)
-    source = find(model, None, check_writes, bool(config["trust_remote_code"]))
-    device, trust = torch.device(config["device"]), bool(config["trust_remote_code"])
-    dtype = config["mllm_dtype"] or ("bfloat16" if has_bfloat16(device) else "float32")
-    multimodal = source.is_adapter or check_writes(model, source.folder)
-
-    def load() -> Writer:
-        if not multimodal:
-            return text_writer(source, device, dtype, trust)
-        mllm = load_mllm(model, device=device, dtype=dtype, trust_remote_code=trust, with_head=True)
-        return multimodal_writer(mllm, pixels)
-
-    if source.is_adapter:  # what its base model is, is known when it is loaded
-        return HfGenerator(load, writing, batch_tokens, pixels)
-    token_ids = plain_token_ids(read_tokenizer(source, trust))
-    named = Outline(source.identity, dtype, token_ids)
-    return HfGenerator(load, writing, batch_tokens, pixels, lambda: named)

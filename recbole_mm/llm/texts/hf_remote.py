@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from recbole_mm.artifacts.executor import Executor, Failure, RemoteWork
 from recbole_mm.data.carried import CarriedImage, ItemImage
-from recbole_mm.llm.family import plain_token_ids
-from recbole_mm.llm.loading import load_mllm, weights_dtype
-from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.pretrained import check_identity, find_llm, published
-from recbole_mm.llm.texts.generator import NO_PICTURE, Request, Writing, collected
-from recbole_mm.llm.texts.hf import IMAGE_PIXELS, UNIT, HfGenerator, longest_first, text_parameters
+from recbole_mm.llm.texts.generator import NO_PICTURE, Request, Writing
+from recbole_mm.llm.texts.hf import UNIT, HfGenerator, longest_first
 from recbole_mm.llm.texts.writers import (
     Writer,
     check_writes,
     multimodal_writer,
-    read_tokenizer,
     text_writer,
 )
 from recbole_mm.utils.prefetch import prefetch
@@ -95,47 +91,27 @@ class WriteWorker:
         return {"problems": self._problems}
 
 
-class RemoteHfGenerator:
+class RemoteHfGenerator(HfGenerator):
     """Writes what `HfGenerator` writes, on other machines; this one needs no weights.
 
     Args:
-        find: gives the recipe of the writer and what counts the tokens of a prompt's words; called when the first text
-            is wanted.
         executor: has it done.
+        multimodal: whether the model is a multimodal LLM; else a text LLM.
+        trust_remote_code: allow a tokenizer that ships its own Python code.
+        given: arguments of `HfGenerator`, with an outline.
     """
 
-    makes: Literal["answers"] = "answers"
-
-    def __init__(self, find: Callable[[], tuple[WriteRecipe, Callable[[str], int]]], executor: Executor) -> None:
-        self._find = find
+    def __init__(self, executor: Executor, multimodal: bool, trust_remote_code: bool, *given: Any) -> None:
+        super().__init__(*given)
         self.executor = executor
-
-    @cached_property
-    def _found(self) -> tuple[WriteRecipe, Callable[[str], int]]:
-        return self._find()
+        self.multimodal, self.trust_remote_code = multimodal, trust_remote_code
 
     @property
     def recipe(self) -> WriteRecipe:
         """Of the writer."""
-        return self._found[0]
-
-    @property
-    def identity(self) -> str:
-        """The model's commit, or a hash of its files."""
-        return self.recipe.identity
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The settings that a text depends on, for artifact keys."""
-        return text_parameters(self.recipe.writing, self.recipe.dtype, self.recipe.image_pixels)
-
-    def count_tokens(self, text: str) -> int:
-        """Tokens of a prompt's words, without the chat template's markup."""
-        return self._found[1](text)
-
-    def generate(self, requests: list[Request]) -> list[str | Failure]:
-        """As many texts, in the same order; a `Failure` with its reason where there is none."""
-        return collected(self.stream({str(place): each for place, each in enumerate(requests)}), len(requests))
+        name, identity, dtype, _ = self._outline
+        model = (name, *published(name, identity), identity, dtype, self.multimodal, self.trust_remote_code)
+        return WriteRecipe(*model, self.image_pixels, self.batch_tokens, self.writing)
 
     def stream(self, requests: Mapping[str, Request]) -> Iterator[Mapping[str, Any]]:
         """Write units of requests, each as soon as a worker is done with it."""
@@ -169,53 +145,3 @@ def _carried(request: Request) -> Request | Failure:
         raise TypeError("only the image of an item can be sent to another process")
     image = request.image.carried()
     return Failure(NO_PICTURE) if image is None else replace(request, fallback=None, image=image)
-
-
-def open_remote_hf(
-    config: Any,
-    model: str | None,
-    outline: Callable[[], MLLM],
-    writing: Writing,
-    batch_tokens: int,
-    executor: Executor,
-) -> RemoteHfGenerator:
-    """The generator of `text_backend: hf` where an executor has its work done in other processes.
-
-    Args:
-        config: of the run: device, `mllm_dtype`, `trust_remote_code`, `mllm_image_pixels`.
-        model: `text_model`; null, or the same as `mllm`, is the run's own multimodal LLM.
-        outline: gives that one with its head, without its weights.
-        writing: how texts are written.
-        batch_tokens: bound on a batch.
-        executor: has them written.
-
-    Raises:
-        ModelLoadError: there is no such model, or it writes no texts.
-    """
-    pixels = int(config["mllm_image_pixels"] or IMAGE_PIXELS)
-    device, trust = torch.device(config["device"]), bool(config["trust_remote_code"])
-    dtype = str(weights_dtype(config["mllm_dtype"] or "auto", device)).removeprefix("torch.")
-    recipe = partial(
-        WriteRecipe,
-        dtype=dtype,
-        trust_remote_code=trust,
-        image_pixels=pixels,
-        batch_tokens=batch_tokens,
-        writing=writing,
-    )
-
-    def of_mllm(mllm: MLLM) -> tuple[WriteRecipe, Callable[[str], int]]:
-        place, revision = published(mllm.name, mllm.identity)
-        made = recipe(mllm.name, place, revision, mllm.identity, multimodal=True)
-        return made, lambda text: len(mllm.token_ids(text))
-
-    if model is None or model == config["mllm"]:
-        return RemoteHfGenerator(lambda: of_mllm(outline()), executor)
-    source = find_llm(model, None, check_writes, bool(config["trust_remote_code"]))
-    if source.is_adapter or check_writes(model, source.folder):
-        load = partial(load_mllm, model, dtype=dtype, trust_remote_code=trust, with_head=True, without_weights=True)
-        return RemoteHfGenerator(lambda: of_mllm(load()), executor)
-    token_ids = plain_token_ids(read_tokenizer(source, trust))
-    place, revision = published(source.name, source.identity)
-    made = recipe(source.name, place, revision, source.identity, multimodal=False)
-    return RemoteHfGenerator(lambda: (made, lambda text: len(token_ids(text))), executor)

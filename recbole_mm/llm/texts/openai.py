@@ -36,7 +36,7 @@ from recbole_mm.artifacts.executor import Failure
 from recbole_mm.config.yaml_settings import NOBODY
 from recbole_mm.errors import ConfigError, ImageError
 from recbole_mm.llm.texts.cleaning import clean_answer
-from recbole_mm.llm.texts.generator import NO_PICTURE, Request, Writing, collected
+from recbole_mm.llm.texts.generator import NO_PICTURE, Request, StreamingGenerator, Writing
 from recbole_mm.utils.retry_after import retry_after
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class TransientError(Exception):
         self.reason, self.pause, self.unanswered, self.unreachable = reason, pause, unanswered, unreachable
 
 
-class OpenAIGenerator:
+class OpenAIGenerator(StreamingGenerator):
     """Asks a server for `/chat/completions`, many at once.
 
     The server is taken for the model it names: the address is no part of the keys, so the same model on another server
@@ -190,10 +190,6 @@ class OpenAIGenerator:
     def count_tokens(self, text: str) -> int:
         """An estimate: four characters a token."""
         return -(-len(text) // CHARACTERS_PER_TOKEN)
-
-    def generate(self, requests: list[Request]) -> list[str | Failure]:
-        """As many texts, in the same order; a `Failure` with its reason where there is none."""
-        return collected(self.stream({str(place): each for place, each in enumerate(requests)}), len(requests))
 
     def stream(self, requests: Mapping[str, Request]) -> Iterator[Mapping[str, str | Failure]]:
         """Yield what is finished, as soon as it is: several texts at once where they come faster than they are taken.

@@ -17,9 +17,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from recbole_mm.errors import ModelLoadError
 from recbole_mm.llm.families import FAMILIES
 from recbole_mm.llm.family import Part, PreparedInput, opening_token, pad_ids, plain_token_ids
-from recbole_mm.llm.loading import DTYPES, LOAD_ERRORS, _read_model, require_words
+from recbole_mm.llm.loading import DTYPES, _read_model, require_words
 from recbole_mm.llm.model import MLLM
-from recbole_mm.llm.pretrained import Pretrained, first_line, open_pretrained
+from recbole_mm.llm.pretrained import Pretrained, open_pretrained
 from recbole_mm.llm.texts.chat import Chat
 
 
@@ -145,10 +145,8 @@ def read_tokenizer(source: Pretrained, trust_remote_code: bool = False) -> Any:
     Raises:
         ModelLoadError: it cannot be read, has no words, or no fast version.
     """
-    try:
+    with load_errors(source.name, "its tokenizer"):
         tokenizer = open_pretrained(AutoTokenizer.from_pretrained, source.name, source.folder, trust_remote_code)
-    except LOAD_ERRORS as error:
-        raise ModelLoadError(f"{source.name}: its tokenizer cannot be loaded: {first_line(error)}") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelLoadError(f"{source.name}: its tokenizer has no fast version (tokenizer.json), which is needed")
     require_words(source.name, tokenizer)
