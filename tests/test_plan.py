@@ -23,7 +23,7 @@ from recbole_mm.inputs.reasoning.preferences import Cases
 from recbole_mm.inputs.reasoning.settings import PreferenceSettings
 from recbole_mm.inputs.reasoning.writing import UnknownWriter
 from recbole_mm.llm import loading
-from recbole_mm.llm.texts import hf
+from recbole_mm.llm.texts import writers
 from recbole_mm.llm.texts.generator import TemplateGenerator
 from recbole_mm.models.hooks import hooks_of, reads_content
 from recbole_mm.registry import list_models
@@ -54,7 +54,7 @@ def no_weights(monkeypatch):
         raise AssertionError("weights are loaded")
 
     monkeypatch.setattr(loading, "_read_model", refuse)
-    monkeypatch.setattr(hf, "text_writer", refuse)
+    monkeypatch.setattr(writers, "text_writer", refuse)
     monkeypatch.setattr("recbole_mm.llm.encoders._open_sentence_model", refuse)
 
 

@@ -410,9 +410,9 @@ def test_the_runs_own_model_writes_unless_another_is_named(toy_config, qwen: MLL
 
 
 def test_a_named_model_is_known_before_its_weights_are_read(toy_config, folders, monkeypatch) -> None:
-    monkeypatch.setattr("recbole_mm.llm.loading.load_mllm", lambda *_, **__: pytest.fail("weights are read"))
-    named = open_generator(toy_config(text_backend="hf", text_model=str(folders["llava_next"])), pytest.fail)
     plain = load_mllm(folders["llava_next"])
+    monkeypatch.setattr("recbole_mm.llm.loading._read_model", lambda *_: pytest.fail("weights are read"))
+    named = open_generator(toy_config(text_backend="hf", text_model=str(folders["llava_next"])), pytest.fail)
     assert named.identity == plain.identity
     assert named.parameters["precision"] == "float32"
     assert named.count_tokens(f"a film <image> {CUR_ITEM}") == len(plain.token_ids("a film <image> [Cur_Item]"))

@@ -19,7 +19,7 @@ from recbole_mm.llm.families import FAMILIES
 from recbole_mm.llm.family import Part, PreparedInput, opening_token, pad_ids, plain_token_ids
 from recbole_mm.llm.loading import DTYPES, _read_model, require_words
 from recbole_mm.llm.model import MLLM
-from recbole_mm.llm.pretrained import Pretrained, open_pretrained
+from recbole_mm.llm.pretrained import Pretrained, load_errors, open_pretrained
 from recbole_mm.llm.texts.chat import Chat
 
 
