@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from recbole_mm.cli.arguments import PROGRAM
-from recbole_mm.datasets import CONVERTERS
+from recbole_mm.datasets import CONVERTERS, HELP
 from recbole_mm.utils.escaping import printable
 from recbole_mm.utils.paths import given_path
 
@@ -20,8 +20,13 @@ _EXAMPLES = f"""examples:
 
 def main(arguments: Sequence[str]) -> int:
     """Convert, and print a summary of what was written."""
-    options = vars(_parser().parse_args(arguments))
-    converter = CONVERTERS[options.pop("source_name")]
+    name = _parser().parse_args(arguments[:1]).source
+    converter = CONVERTERS[name]
+    parser = argparse.ArgumentParser(prog=f"{PROGRAM} prepare {name}", description=HELP[name], allow_abbrev=False)
+    parser.add_argument("--source", required=True, type=given_path, metavar="DIR", help="folder of the raw files")
+    parser.add_argument("--out", required=True, type=given_path, metavar="DIR", help="dataset folder to write")
+    converter.add_arguments(parser)
+    options = vars(parser.parse_args(arguments[1:]))
     from recbole_mm.utils.log import init_logging
 
     init_logging(None, None)  # fetching pictures takes hours and reports on the way
@@ -30,16 +35,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """The sources and `--help`; a source's own options are its converter's."""
     parser = argparse.ArgumentParser(
         prog=f"{PROGRAM} prepare",
         description="Turn raw downloads into a dataset folder of RecBole atomic files and images.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    sources = parser.add_subparsers(metavar="SOURCE", required=True, dest="source_name")
-    for name, converter in CONVERTERS.items():
-        source = sources.add_parser(name, help=converter.help, description=converter.help, allow_abbrev=False)
-        source.add_argument("--source", required=True, type=given_path, metavar="DIR", help="folder of the raw files")
-        source.add_argument("--out", required=True, type=given_path, metavar="DIR", help="dataset folder to write")
-        converter.add_arguments(source)
+    sources = parser.add_subparsers(metavar="SOURCE", required=True, dest="source")
+    for name, line in HELP.items():
+        sources.add_parser(name, help=line, add_help=False)
     return parser

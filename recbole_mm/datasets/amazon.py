@@ -51,7 +51,6 @@ class Amazon(Converter):
     """Reviews and products of one of Amazon's categories."""
 
     name = "amazon"
-    help = "Amazon reviews and product metadata of 2014, 2018 or 2023 (McAuley Lab), with pictures if wanted"
     options = (
         Option("--category", "category, such as Baby, when --source holds more than one", "NAME"),
         Option("--reviews", "file of reviews or ratings in --source, in place of the one found", "FILE"),

@@ -64,7 +64,6 @@ class Converter(ABC):
 
     Attributes:
         name: of the source, as in `recbole-mm prepare NAME`.
-        help: one line for `--help`.
         options: keyword arguments of `read`, as command line options.
         takes_file: whether `source` may be a file instead of a folder.
         source: folder of raw files, or the file.
@@ -81,7 +80,6 @@ class Converter(ABC):
     """
 
     name: ClassVar[str]
-    help: ClassVar[str]
     options: ClassVar[tuple[Option, ...]] = ()
     takes_file: ClassVar[bool] = False
 

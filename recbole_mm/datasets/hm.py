@@ -71,7 +71,6 @@ class HM(Converter):
     """The purchases, articles and pictures of H&M."""
 
     name = "hm"
-    help = "H&M Personalized Fashion Recommendations (Kaggle 2022) or a sample of it"
     options = (
         Option(
             "--transactions",

@@ -35,7 +35,6 @@ class MicroLens(Converter):
     """The interactions, titles and covers of MicroLens."""
 
     name = "microlens"
-    help = "MicroLens short videos: pairs.csv (timestamps) or pairs.tsv (order only), titles, covers"
     options = (INTERACTIONS, ITEMS, IMAGES)
 
     def read(self, interactions: str | None = None, items: str | None = None, images: str | None = None) -> RawDataset:

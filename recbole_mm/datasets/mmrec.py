@@ -70,7 +70,6 @@ class MMRec(Converter):
     """Interactions with a given split, and precomputed features of the items."""
 
     name = "mmrec"
-    help = "precomputed image_feat.npy, text_feat.npy and an .inter file with x_label, the split"
     options = (INTERACTIONS, ITEMS, IMAGES)
 
     def read(self, interactions: str | None = None, items: str | None = None, images: str | None = None) -> RawDataset:

@@ -64,7 +64,6 @@ class MovieLens(Converter):
     """MovieLens in each of this module's layouts."""
 
     name = "movielens"
-    help = "MovieLens 100K, 1M, 10M and the later CSV releases (GroupLens), with posters if you have them"
     options = (Option("--posters", "folder of posters named <item_id>.jpg (default: posters/ in --source)", "DIR"),)
 
     def read(self, posters: str | None = None) -> RawDataset:

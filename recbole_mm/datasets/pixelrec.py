@@ -47,7 +47,6 @@ class PixelRec(Converter):
     """The interactions, item information and covers of PixelRec."""
 
     name = "pixelrec"
-    help = "PixelRec image covers: an interaction CSV, an item information CSV, a folder of covers"
     options = (INTERACTIONS, ITEMS, IMAGES)
 
     def read(self, interactions: str | None = None, items: str | None = None, images: str | None = None) -> RawDataset:

@@ -33,7 +33,6 @@ class Sequences(Converter):
     """A sequence file of any origin."""
 
     name = "sequences"
-    help = "a file with a line per user: user item item ..., in order, separated by spaces or tabs"
     options = (INTERACTIONS,)
     takes_file = True
 

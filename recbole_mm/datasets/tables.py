@@ -73,7 +73,6 @@ class Tables(Converter):
     """Tables of any origin."""
 
     name = "csv"
-    help = "tables of your own: a CSV of users, items and times, perhaps one of items, perhaps images"
     options = (
         INTERACTIONS,
         ITEMS,
