@@ -178,6 +178,17 @@ def is_finished(run_dir: Path) -> bool:
     return (run_dir / RESULT).is_file()
 
 
+def require_finished(run_dir: Path) -> None:
+    """Make sure that a run can be loaded from a folder.
+
+    Raises:
+        CheckpointError: a file is missing.
+    """
+    for name in (CONFIG, RESULT, WEIGHTS):
+        if not (run_dir / name).is_file():
+            raise CheckpointError(f"{run_dir}: no {name}; give the folder of a finished run")
+
+
 def result_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those settings that can change a run's result."""
     return {key: value for key, value in settings.items() if key not in NO_EFFECT_ON_RESULT}

@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from recbole_mm.config.layers import merge
 from recbole_mm.config.resolved import Config
+from recbole_mm.data.sharing import Datasets
 from recbole_mm.distributed.cluster import set_up_process
 from recbole_mm.errors import ConfigError, RecboleMMError
 from recbole_mm.experiments.tune.records import FAILURE, OUTCOME, number_in
@@ -98,7 +99,9 @@ def _train(config: Config, folder: Path, search_dir: Path, report: Report) -> No
     for text in held_out_seen(config, config.model_class):
         logger.warning("SEES HELD-OUT DATA: %s; no result of this run is one of the train-only protocol", text)
     with _first_alone(search_dir):
-        assembled = pipeline.assemble(config, folder, Stages())
+        datasets = Datasets(config)
+        opened = pipeline.open_needed(config, folder, datasets, beside=False)
+        assembled = pipeline.assemble(config, folder, Stages(), opened, datasets)
     trainer = make_trainer(config, assembled.model, folder)
     reported = False
 

@@ -1,0 +1,146 @@
+"""The steps of a run: what is checked before it starts, what is assembled, and what is trained and tested."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from recbole.utils import ModelType, dict2str, init_seed
+
+from recbole_mm.config.resolved import Config
+from recbole_mm.data.loading import check_dataset
+from recbole_mm.data.sharing import Datasets
+from recbole_mm.errors import ConfigError
+from recbole_mm.evaluation.per_user import FILE as PER_USER
+from recbole_mm.evaluation.per_user import per_user_table, write_per_user
+from recbole_mm.evaluation.ranking import RankingData
+from recbole_mm.evaluation.splits import check_split, split
+from recbole_mm.inputs.needs import asks_for_inputs
+from recbole_mm.models.hooks import full_sequence_class, hooks_of
+from recbole_mm.runs.folder import WEIGHTS, Run, write_result
+from recbole_mm.runs.leakage import held_out_seen
+from recbole_mm.runs.needed import OpenedRuns
+from recbole_mm.runs.on_workers import check_workers
+from recbole_mm.runs.profiling import Stages
+from recbole_mm.runs.recbole_errors import told_in_one_line
+from recbole_mm.runs.summary import data_line, model_line
+from recbole_mm.training.checkpoint import without_pickles
+from recbole_mm.training.factory import make_trainer
+from recbole_mm.training.state import load_weights
+from recbole_mm.utils.log import COMPACT, LONG
+from recbole_mm.utils.process_group import current_workers
+from recbole_mm.utils.tables import result_table
+
+logger = logging.getLogger(__name__)
+
+
+def check(config: Config) -> None:
+    """Find what keeps a run from starting, before anything is computed.
+
+    Raises:
+        RecboleMMError: settings do not fit together, there is no such dataset, or a cluster has too little room.
+    """
+    if config["epochs"] == 0 and config["load_best_model"] and config["MODEL_TYPE"] != ModelType.TRADITIONAL:
+        raise ConfigError("epochs: 0 leaves no best weights; give --load_best_model=False to test an untrained model")
+    check_dataset(config)
+    hooks = hooks_of(config.model_class)
+    if config["ray_address"] and asks_for_inputs(config, hooks):
+        from recbole_mm.distributed.stages import check_stages
+
+        check_stages(config)
+    if config["train_workers"] > 1:
+        check_workers(config)
+
+
+def assemble(
+    config: Config,
+    run_dir: Path,
+    stages: Stages,
+    opened: OpenedRuns | None = None,
+    datasets: Datasets | None = None,
+) -> Run:
+    """Dataset, inputs, split and an untrained model: everything that `run` and `load` share.
+
+    Args:
+        config: of the run.
+        run_dir: its folder, which keeps sampled candidates.
+        stages: measures each part.
+        opened: what it needs from other runs (see `open_needed`).
+        datasets: shared with other runs.
+
+    Raises:
+        RecboleMMError: the data, the settings or both do not fit the model.
+    """
+    opened = opened or OpenedRuns()
+    with told_in_one_line(config["model"]):
+        init_seed(config["seed"], config["reproducibility"])
+        with stages("dataset"):
+            dataset = (datasets or Datasets(config)).of(config)
+            logger.info("%s", dataset, extra=LONG)
+        model_class = full_sequence_class(config.model_class) if config["full_sequence"] else config.model_class
+        rows = check_split(config, dataset, model_class)
+        logger.info("%s", data_line(dataset, rows), extra=COMPACT)
+        hooks = hooks_of(model_class)
+        with stages("artifacts"):
+            opened.check_ids(dataset)
+            if hooks.has_first_stage or asks_for_inputs(config, hooks):
+                _provide_inputs(config, dataset, hooks, run_dir, opened)
+        with stages("split"):
+            splits = split(config, dataset, model_class, run_dir)
+        init_seed(config["seed"], config["reproducibility"])
+        with without_pickles():
+            model = model_class(config, splits.train_dataset).to(config["device"])
+        logger.info("%s", model, extra=LONG)
+        logger.info("%s", model_line(model, config), extra=COMPACT)
+    seen = [*held_out_seen(config, config.model_class), *opened.sees_held_out]
+    return Run(config, dataset, model, splits, run_dir, sees_held_out=seen, beside=dict(opened.beside))
+
+
+def _provide_inputs(config: Config, dataset: Any, hooks: Any, run_dir: Path, opened: OpenedRuns) -> None:
+    """Compute what the model asks for, by modules of LLMs and Ray, which a run on interactions alone never imports."""
+    from recbole_mm.distributed.stages import open_executor
+    from recbole_mm.inputs.model_inputs import provide
+
+    provide(config, dataset, hooks, run_dir, partial(open_executor, config), **opened.inputs)
+
+
+def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -> Run:
+    """Train a run that is assembled, test it and write its folder. Of several workers the first one writes.
+
+    Args:
+        assembled: the run; its results are set.
+        stages: measures training and test.
+        resume: see `TrainerMixin.fit`.
+    """
+    config, run_dir, workers = assembled.config, assembled.run_dir, current_workers()
+    trainer = make_trainer(config, assembled.model, run_dir)
+    splits, show_progress = assembled.splits, config["show_progress"]
+    with stages("training"), told_in_one_line(config["model"]):
+        _, best_valid_result = trainer.fit(splits.train, splits.valid, show_progress=show_progress, resume=resume)
+    with stages("test"), told_in_one_line(config["model"]):
+        test_result = trainer.evaluate(splits.test, config["load_best_model"], show_progress=show_progress)
+    assembled.test_result = dict(test_result or {})
+    assembled.best_valid_result = dict(best_valid_result or {})
+    if isinstance(splits.test, RankingData) and config["model"] != "Pop" and not trainer.hooks.has_first_stage:
+        assembled.beside["Pop"] = trainer.evaluate_pop(splits.test)
+    if workers is not None and not workers.is_first:
+        return assembled
+    if config["save_per_user"] and isinstance(splits.test, RankingData):
+        table = per_user_table(config, splits.test.users, trainer.last_struct, assembled.dataset.item_tokens())
+        write_per_user(run_dir / PER_USER, table)
+    write_result(assembled, stages.as_dict(), trainer.timings)
+    logger.info("best valid: %s", dict2str(assembled.best_valid_result), extra=LONG)
+    logger.info("test:       %s", dict2str(assembled.test_result), extra=LONG)
+    if assembled.beside:
+        results = {config["model"]: assembled.test_result, **assembled.beside}
+        logger.info("beside:\n%s", result_table("test", results), extra=LONG)
+    return assembled
+
+
+def with_best_weights(finished: Run) -> Run:
+    """Have the model score by the weights that the folder keeps."""
+    load_weights(finished.model, finished.run_dir / WEIGHTS)
+    finished.model.eval()
+    return finished
