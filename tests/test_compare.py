@@ -32,9 +32,9 @@ from recbole_mm.experiments.compare import grid as grid_module
 from recbole_mm.experiments.compare.command import compare_experiment, compare_finished
 from recbole_mm.experiments.compare.experiment import experiment_names, load_experiment
 from recbole_mm.experiments.compare.plan import plan_rows
-from recbole_mm.experiments.compare.processes import alone_in, failure
 from recbole_mm.experiments.compare.summary import TableRow, summarize
 from recbole_mm.experiments.compare.table import to_csv, to_latex, to_markdown
+from recbole_mm.experiments.processes import alone_in, failure
 from recbole_mm.runs import folder as run_folder
 from recbole_mm.runs import run as pipeline
 from recbole_mm.utils.file_lock import holders

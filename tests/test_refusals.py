@@ -9,7 +9,7 @@ import recbole_mm
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.evaluation.splits import split
-from recbole_mm.runs.recbole_errors import told_in_one_line
+from recbole_mm.runs.recbole_errors import one_line_errors
 from tests.conftest import write_toy
 
 
@@ -97,9 +97,9 @@ def test_click_models_need_labels(own):
 
 
 def test_errors_of_other_code_keep_their_traceback():
-    with pytest.raises(ZeroDivisionError), told_in_one_line("X"):
+    with pytest.raises(ZeroDivisionError), one_line_errors("X"):
         raise ZeroDivisionError
-    with pytest.raises(DataError, match="as it was"), told_in_one_line("X"):
+    with pytest.raises(DataError, match="as it was"), one_line_errors("X"):
         raise DataError("as it was")
 
 
@@ -236,18 +236,18 @@ def test_no_epoch_leaves_no_best_weights(toy_settings):
     assert recbole_mm.run("EASE", "toy", config_dict={**toy_settings, "epochs": 0}).test_result["ndcg@10"] > 0
 
 
-def test_an_optimizer_for_other_gradients_is_told_in_one_line(toy_settings):
+def test_an_optimizer_for_other_gradients_is_one_line_errors(toy_settings):
     with pytest.raises(ConfigError, match=r"learner: sparse_adam: SparseAdam does not .*; give adam"):
         recbole_mm.run("BPR", "toy", config_dict={**toy_settings, "learner": "sparse_adam"})
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
-def test_too_little_memory_is_told_in_one_line_whoever_runs_out_of_it(error):
+def test_too_little_memory_is_one_line_errors_whoever_runs_out_of_it(error):
     told = r"^BPR: not enough memory: .*; lower its sizes or train_batch_size$"
-    with pytest.raises(ConfigError, match=told), told_in_one_line("BPR"):
+    with pytest.raises(ConfigError, match=told), one_line_errors("BPR"):
         raise error
 
 
-def test_what_recbole_raises_in_training_is_told_in_one_line(toy_settings):
+def test_what_recbole_raises_in_training_is_one_line_errors(toy_settings):
     with pytest.raises(ConfigError, match="SASRec does not accept these settings or this data: IndexError"):
         recbole_mm.run("SASRec", "toy", config_dict={**toy_settings, "n_layers": 0})

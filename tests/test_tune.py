@@ -434,7 +434,7 @@ def test_only_the_best_trial_that_has_ended_keeps_its_weights(tmp_path):
     assert len(list(tmp_path.rglob("run.log"))) == 3
 
 
-def test_epochs_that_are_told_again_are_counted_once():
+def test_epochs_that_are_reported_again_are_counted_once():
     found = record(1, [0.1, 0.2, 0.3], RUNNING)
     found.add_validation(2, 0.25, 9.0)
     assert found.scores == [[1, 0.1], [2, 0.25]]

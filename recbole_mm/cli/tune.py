@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
 def to_text(found: Found) -> str:
     """The best setting, its validation score and test metrics, and where they are written."""
     from recbole_mm.experiments.tune.command import BEST, BEST_YAML
-    from recbole_mm.experiments.tune.plan import format_value
+    from recbole_mm.experiments.tune.space import format_value
     from recbole_mm.experiments.tune.table import CSV, MARKDOWN, PICTURE
 
     drawn = ", ".join(f"{key}={format_value(value)}" for key, value in found.settings.items())

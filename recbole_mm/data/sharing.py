@@ -29,6 +29,10 @@ class Datasets:
 
     Args:
         last: the config that comes last, after which nothing is kept in memory.
+
+    Example:
+        >>> datasets = Datasets(last=config)                                  # doctest: +SKIP
+        >>> first, own = datasets.of(first_stage_config), datasets.of(config)  # doctest: +SKIP
     """
 
     def __init__(self, last: Config) -> None:

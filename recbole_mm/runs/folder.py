@@ -119,16 +119,16 @@ def started(run_dir: Path, config: Config, resumed: bool) -> Iterator[None]:
 
     Args:
         run_dir: of the run, whose lock is held.
-        config: of the run.
+        config: its settings.
         resumed: whether a checkpoint was there when the folder was chosen.
     """
     make_folder(run_dir)  # the process that held the lock before may have failed and removed it
     new = not (run_dir / CONFIG).exists()
-    told = " (resumed)" if resumed and (run_dir / CHECKPOINT).is_file() else ""
+    mark = " (resumed)" if resumed and (run_dir / CHECKPOINT).is_file() else ""
     try:
         init_logging(run_dir, config["state"], config["log_style"])
         config.save(run_dir / CONFIG)
-        logger.info("%s on %s -> %s%s", config["model"], config["dataset"], run_dir, told)
+        logger.info("%s on %s -> %s%s", config["model"], config["dataset"], run_dir, mark)
         yield
     except KeyboardInterrupt:
         logger.warning("interrupted; continue with the same command and --resume")

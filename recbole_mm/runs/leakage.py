@@ -1,4 +1,4 @@
-"""The train-only rule, and the settings that break it on purpose, to reproduce what somebody else has done.
+"""The train-only rule, and the settings that break it on purpose, to reproduce published results.
 
 A run of such settings says so in its log, its `result.json` and its table, and is marked in every comparison: it was
 trained on answers that it is then asked for.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from recbole_mm.config.resolved import Config
 from recbole_mm.models.hooks import hooks_of
 
 
@@ -18,14 +19,14 @@ class Breach:
 
     Attributes:
         key, value: the setting.
-        need: the provision that reads it; models that do not need it ignore the setting. Empty: any model reads it.
-        says: what then sees what.
+        need: the requirement of a model that reads it; other models ignore the setting. Empty: any model reads it.
+        text: which held-out data reach what.
     """
 
     key: str
     value: Any
     need: str
-    says: str
+    text: str
 
 
 BREACHES = (
@@ -37,16 +38,16 @@ BREACHES = (
 )
 
 
-def held_out_seen(config, model_class: type) -> list[str]:
-    """How the training of a run sees held-out interactions, one text each; empty where the train-only rule holds.
+def held_out_seen(config: Config, model_class: type) -> list[str]:
+    """Returns how the training of a run sees held-out interactions, one text each; empty for a train-only run.
 
     Args:
-        config: of the run.
-        model_class: its model's.
+        config: the run's settings.
+        model_class: class of its model.
     """
     needs = hooks_of(model_class).requirements(config)
     return [
-        f"{breach.key}: {breach.value}: {breach.says}"
+        f"{breach.key}: {breach.value}: {breach.text}"
         for breach in BREACHES
         if config[breach.key] == breach.value and (not breach.need or breach.need in needs)
     ]

@@ -60,7 +60,7 @@ def read_pretrained_run(folder: Path, theirs: Config) -> PretrainedRun:
     """The best weights of a finished run.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         theirs: its settings, from `config_of_finished_run`.
 
     Raises:
@@ -74,8 +74,8 @@ def config_of_finished_run(folder: str | Path, config: Config, key: str) -> Conf
     """The settings of a finished run on the same data, split the same way.
 
     Args:
-        folder: of the run.
-        config: of the run that builds on it.
+        folder: the run's folder.
+        config: settings of the run that builds on it.
         key: the setting that names the folder, for errors.
 
     Raises:

@@ -16,10 +16,17 @@ PACKAGES = ("recbole", "torch", "transformers", "peft", "numpy", "scipy", "panda
 
 
 class Stages:
-    """Names stages as they run: `with stages("training"): ...`.
+    """Measures seconds and peak memory of the stages of a run.
 
     Args:
-        measured: what another process has measured before.
+        measured: stages that another process has measured.
+
+    Example:
+        >>> stages = Stages()
+        >>> with stages("training"):
+        ...     total = sum(range(10))
+        >>> list(stages.as_dict())
+        ['training']
     """
 
     def __init__(self, measured: Mapping[str, dict[str, float]] | None = None) -> None:
@@ -39,7 +46,7 @@ class Stages:
             self._measured[name] = {key: round(value, 3) for key, value in measured.items()}
 
     def as_dict(self) -> dict[str, dict[str, float]]:
-        """Stage -> seconds, and the process's peak resident memory by its end."""
+        """Returns stage -> seconds, and the process's peak resident memory by its end."""
         return self._measured
 
 

@@ -1,4 +1,4 @@
-"""What RecBole's own code raises on settings or data that it cannot work with, told in one line."""
+"""Exceptions of RecBole's own code on settings or data that it cannot work with, as one-line errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
 
 
 @contextmanager
-def told_in_one_line(model: str) -> Iterator[None]:
+def one_line_errors(model: str) -> Iterator[None]:
     """Turn an exception that RecBole's code raises, or a library that it calls, into a `ConfigError`.
 
     RecBole checks few of its settings, so that `n_layers: abc` or a column that is not there ends somewhere inside it.
@@ -41,8 +41,8 @@ def told_in_one_line(model: str) -> Iterator[None]:
         yield
     except _OF_SETTINGS as error:
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            told = " ".join(str(error).split()) or "there is none left"
-            raise ConfigError(f"{model}: not enough memory: {told}; lower its sizes or train_batch_size") from error
+            reason = " ".join(str(error).split()) or "there is none left"
+            raise ConfigError(f"{model}: not enough memory: {reason}; lower its sizes or train_batch_size") from error
         frames = list(traceback.walk_tb(error.__traceback__))
         while frames and _is_of_a_library(frames[-1][0]):
             frames.pop()

@@ -24,7 +24,7 @@ from recbole_mm.runs.leakage import held_out_seen
 from recbole_mm.runs.needed import OpenedRuns
 from recbole_mm.runs.on_workers import check_workers
 from recbole_mm.runs.profiling import Stages
-from recbole_mm.runs.recbole_errors import told_in_one_line
+from recbole_mm.runs.recbole_errors import one_line_errors
 from recbole_mm.runs.summary import data_line, model_line
 from recbole_mm.training.checkpoint import without_pickles
 from recbole_mm.training.factory import make_trainer
@@ -64,7 +64,7 @@ def assemble(
     """Dataset, inputs, split and an untrained model: everything that `run` and `load` share.
 
     Args:
-        config: of the run.
+        config: the run's settings.
         run_dir: its folder, which keeps sampled candidates.
         stages: measures each part.
         opened: what it needs from other runs (see `open_needed`).
@@ -74,7 +74,7 @@ def assemble(
         RecboleMMError: the data, the settings or both do not fit the model.
     """
     opened = opened or OpenedRuns()
-    with told_in_one_line(config["model"]):
+    with one_line_errors(config["model"]):
         init_seed(config["seed"], config["reproducibility"])
         with stages("dataset"):
             dataset = (datasets or Datasets(config)).of(config)
@@ -117,9 +117,9 @@ def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -
     config, run_dir, workers = assembled.config, assembled.run_dir, current_workers()
     trainer = make_trainer(config, assembled.model, run_dir)
     splits, show_progress = assembled.splits, config["show_progress"]
-    with stages("training"), told_in_one_line(config["model"]):
+    with stages("training"), one_line_errors(config["model"]):
         _, best_valid_result = trainer.fit(splits.train, splits.valid, show_progress=show_progress, resume=resume)
-    with stages("test"), told_in_one_line(config["model"]):
+    with stages("test"), one_line_errors(config["model"]):
         test_result = trainer.evaluate(splits.test, config["load_best_model"], show_progress=show_progress)
     assembled.test_result = dict(test_result or {})
     assembled.best_valid_result = dict(best_valid_result or {})

@@ -32,13 +32,13 @@ KEYS = (
 )
 ROW_KEYS = ("name", "group", "model", "settings", "tuning", "needs")
 
-GIVEN_ELSEWHERE = {
+NOT_IN_AN_EXPERIMENT = {
     "model": "each row names its model",
     "dataset": "it is given as --dataset",
     "seed": "seeds are given as --seeds",
     "resume": "what was interrupted is always resumed",
 }
-"""Settings that no layer of an experiment may hold, and where they come from."""
+"""Settings that no layer of an experiment may hold, and how they are given instead."""
 
 PROTOCOL = (
     *("dataset", "eval_args", "mask_history", "candidates", "positives"),
@@ -48,7 +48,7 @@ PROTOCOL = (
 """Settings that decide who is ranked against what; rows that differ in one are not tested against each other."""
 
 ABSENT = {"positives": "last"}
-"""What a run did whose config is older than the setting."""
+"""Values in configs that are older than the setting."""
 
 TRAINING = ("epochs", "stopping_step", "eval_step", "max_train_steps", "valid_metric", "load_best_model")
 """Settings that decide how long is trained; rows that differ in one are marked."""
@@ -172,7 +172,7 @@ def load_experiment(name: str, variables: Mapping[str, str] | None = None) -> Ex
 
 
 class _Reader:
-    """One file's content on its way to an `Experiment`; every failure names the file."""
+    """Turns the content of a file into an `Experiment`; every error names the file."""
 
     def __init__(self, where: str, content: dict[str, Any], variables: Mapping[str, str]) -> None:
         self.where = where
@@ -335,8 +335,8 @@ class _Reader:
     def _settings(self, value: Any, what: str) -> dict[str, Any]:
         settings = self._mapping(value, what)
         for key in settings:
-            if key in GIVEN_ELSEWHERE:
-                self._fail(f"{what} holds {key}; {GIVEN_ELSEWHERE[key]}")
+            if key in NOT_IN_AN_EXPERIMENT:
+                self._fail(f"{what} holds {key}; {NOT_IN_AN_EXPERIMENT[key]}")
         return settings
 
     def _mapping(self, value: Any, what: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Runs a planned table: trials on the first seed, then the other seeds of each row's best trial.
 
 Every run is a process of its own, `recbole-mm run` with a config file, so that one that crashes takes nothing with it.
-The run folders alone say what is done: a finished one of the same settings is not run again, an unfinished one
-is resumed. Stop the grid at any moment and start it again.
+The run folders alone say what is done: a finished one of the same settings is not run again, an unfinished one is
+resumed. A grid can be stopped at any moment and started again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 from recbole_mm.config.resolved import Config
 from recbole_mm.config.yaml_settings import write_yaml
 from recbole_mm.experiments.compare.plan import PlannedRow
-from recbole_mm.experiments.compare.processes import alone_in, die_with_parent, failure, terminated_like_ctrl_c
+from recbole_mm.experiments.processes import alone_in, die_with_parent, failure, terminated_like_ctrl_c
 from recbole_mm.runs import folder as run_folder
 from recbole_mm.utils.files import disk_errors, make_folder, scratch_folder
 from recbole_mm.utils.progress import duration
@@ -41,7 +41,7 @@ DONE, FAILED, NOT_APPLICABLE, NOT_RUN = "done", "failed", "not applicable", "not
 
 @dataclass
 class Outcome:
-    """What became of a row.
+    """The result of a row's runs.
 
     Attributes:
         status: done, failed, not applicable or not run.
@@ -61,10 +61,11 @@ class _Job:
     """One run that the table needs.
 
     Attributes:
-        place, row: place and name of the row.
-        trial, seed: which run of the row this is; `label` says it in words.
-        config: the run's configuration.
-        folder: folder of the first run with these settings: two jobs with the same one are the same run.
+        place, row: of the row, and its name.
+        trial, seed: number of the trial in the row's `trials`, and the run's seed.
+        label: both in words.
+        config: the run's settings.
+        folder: where a first run with these settings lies: two jobs with the same one are the same run.
     """
 
     place: int
@@ -96,7 +97,8 @@ class Grid:
         seeds: the first one decides between trials.
         jobs: runs at the same time; 0 starts none and takes what is finished.
         log_dir: where the output of failed runs is kept.
-        gpus: numbers for CUDA_VISIBLE_DEVICES, given in turn to the runs at the same time; empty leaves it alone.
+        gpus: numbers for CUDA_VISIBLE_DEVICES, one for each of the runs at the same time, in rotation; empty leaves it
+            alone.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class Grid:
             Outcome(NOT_APPLICABLE, entry.not_applicable) if entry.not_applicable else Outcome() for entry in planned
         ]
         self._ended: dict[Path, Path | str] = {}  # by `_Job.folder`: the finished run's folder, or why there is none
-        self._asked: list[list[_Job]] = [[] for _ in planned]
+        self._queued: list[list[_Job]] = [[] for _ in planned]
         self._waiting: deque[_Job] = deque()
         self._running: list[_Running] = []
         self._settings_dir = Path()
@@ -115,7 +117,10 @@ class Grid:
         self._numbers, self._most = itertools.count(1), sum(per_row)
 
     def run(self) -> list[Outcome]:
-        """Run what is not done yet, and say what became of each row.
+        """Run what is not done yet.
+
+        Returns:
+            The outcome of each row, in their order.
 
         Raises:
             CheckpointError: another grid is at work in the same checkpoint_dir.
@@ -123,7 +128,7 @@ class Grid:
         """
         for place, entry in enumerate(self.planned):
             if not entry.not_applicable:
-                self._ask(place, [(trial, self.seeds[0]) for trial in range(len(entry.row.trials))])
+                self._queue(place, [(trial, self.seeds[0]) for trial in range(len(entry.row.trials))])
         if self.jobs == 0:
             self._take_what_is_finished()
         elif self._waiting:
@@ -137,15 +142,15 @@ class Grid:
 
     # ---- what to run ----
 
-    def _ask(self, place: int, wanted: Sequence[tuple[int, int]]) -> None:
-        """Have these (trial, seed) of a row run, unless they are finished."""
+    def _queue(self, place: int, wanted: Sequence[tuple[int, int]]) -> None:
+        """Queue these (trial, seed) of a row, unless they are finished."""
         entry = self.planned[place]
         for trial, seed in wanted:
             config = entry.config(trial, seed)
             tried = ", ".join(f"{key}={value}" for key, value in entry.row.trials[trial].items())
             label = f"seed {seed}" + (f", {tried}" if tried else "")
             job = _Job(place, entry.row.name, trial, seed, label, config, run_folder.first_run_dir(config))
-            self._asked[place].append(job)
+            self._queued[place].append(job)
             finished = finished_run(config)
             if finished is None:
                 self._waiting.append(job)
@@ -155,8 +160,8 @@ class Grid:
         self._settle(place)
 
     def _settle(self, place: int) -> None:
-        """Once everything asked of a row has ended, choose its trial and ask for its other seeds, or close it."""
-        asked, outcome = self._asked[place], self.outcomes[place]
+        """Once every queued run of a row has ended, choose its trial and queue its other seeds, or close it."""
+        asked, outcome = self._queued[place], self.outcomes[place]
         if any(job.folder not in self._ended for job in asked):
             return
         trials, others = asked[: len(self.planned[place].row.trials)], self.seeds[1:]
@@ -166,12 +171,12 @@ class Grid:
         chosen = self._choose(trials, outcome)
         outcome.trial = chosen.trial if chosen else 0
         if chosen and others:
-            self._ask(place, [(chosen.trial, seed) for seed in others])
+            self._queue(place, [(chosen.trial, seed) for seed in others])
         else:
             self._close(outcome, [chosen] if chosen else [])
 
     def _choose(self, trials: Sequence[_Job], outcome: Outcome) -> _Job | None:
-        """Return the trial with the best validation on the first seed; the outcome's reason names failed trials."""
+        """The trial with the best validation on the first seed; the outcome's reason names trials that failed."""
         finished = [job for job in trials if self._finished(job)]
         failed = [f"{job.label}: {self._ended[job.folder]}" for job in trials if job not in finished]
         outcome.reason = "; ".join(failed)
@@ -254,7 +259,7 @@ class Grid:
         return _Running(job, process, slot, log, time.monotonic())
 
     def _environment(self, slot: int) -> dict[str, str]:
-        """Cores are shared out between the runs at the same time, and so are GPUs where any are named."""
+        """Environment of a run: its share of the cores, and of the GPUs where any are named."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads, given = max(1, cores // self.jobs), os.environ.get("OMP_NUM_THREADS", "")
         threads = min(threads, int(given)) if given.isdigit() else threads
@@ -262,7 +267,7 @@ class Grid:
         return {**os.environ, **gpu, "OMP_NUM_THREADS": str(threads)}
 
     def _collect(self) -> None:
-        """Take note of the runs that have ended."""
+        """Record the runs that have ended."""
         for running in [running for running in self._running if running.process.poll() is not None]:
             self._running.remove(running)
             job, seconds = running.job, time.monotonic() - running.started
@@ -278,7 +283,7 @@ class Grid:
             self._settle(job.place)
 
     def _keep(self, running: _Running) -> Path:
-        """Keep what a failed run wrote to standard error; its traceback stands nowhere else."""
+        """Keep what a failed run wrote to standard error, with its traceback."""
         name = re.sub(r"[^A-Za-z0-9_.=-]+", "-", str(running.job))[:100]
         kept = self.log_dir / f"{name}-{running.job.folder.name[-8:]}.log"
         make_folder(self.log_dir)
@@ -287,7 +292,7 @@ class Grid:
         return kept
 
     def _stop(self) -> None:
-        """Let the runs end as after Ctrl-C, which a terminal has already sent them; kill what does not.
+        """End the runs as Ctrl-C does, which a terminal has already sent them; kill those that do not end.
 
         The signal is repeated: Python drops the exception where it falls into a callback of C code.
         """
@@ -303,10 +308,10 @@ class Grid:
 
 
 def finished_run(config: Config) -> Path | None:
-    """Folder of the first finished run of exactly these settings."""
+    """Returns the folder of the first finished run of exactly these settings."""
     return next((folder for folder in run_folder.earlier_run_dirs(config) if run_folder.is_finished(folder)), None)
 
 
 def valid_score(run_dir: Any, metric: str) -> float | None:
-    """A finished run's best validation result; None if it had nothing to validate on."""
+    """Returns the best validation result of a finished run; None if it had nothing to validate on."""
     return run_folder.read_result(Path(run_dir))["best_valid_result"].get(metric.lower())

@@ -18,7 +18,7 @@ from recbole_mm.data.content_source import ContentSource
 from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.data.loading import check_dataset
 from recbole_mm.errors import ConfigError, DataError
-from recbole_mm.experiments.compare.experiment import ALIKE, GIVEN_ELSEWHERE, Experiment, Row
+from recbole_mm.experiments.compare.experiment import ALIKE, NOT_IN_AN_EXPERIMENT, Experiment, Row
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +75,8 @@ def plan_rows(
     files = {key: value for key, value in files.items() if key not in DERIVED_KEYS}  # a run's config.yaml holds them
     layers = {f"{experiment.name}: settings": shared, "--config_files": files, "the command line": typed}
     for where, layer in layers.items():
-        for key in set(layer) & set(GIVEN_ELSEWHERE):
-            raise ConfigError(f"{where} holds {key}; {GIVEN_ELSEWHERE[key]}")
+        for key in set(layer) & set(NOT_IN_AN_EXPERIMENT):
+            raise ConfigError(f"{where} holds {key}; {NOT_IN_AN_EXPERIMENT[key]}")
     planned = [_plan_row(row, dataset, shared, files, typed) for row in experiment.rows]
     if not experiment.whole:
         del layers[f"{experiment.name}: settings"]  # some may be for a row that was left out

@@ -67,6 +67,10 @@ class Cell:
         place: 1 for the best row, 2 for the second, else 0.
         test: the reference row against this one; None where there is none.
         p_holm: its p-value, corrected for the tests of this metric.
+
+    Example:
+        >>> Cell(mean=0.0197, p_holm=0.03).significant
+        True
     """
 
     mean: float | None = None
@@ -198,8 +202,8 @@ def _line(row: TableRow, metrics: Sequence[str], figures: Mapping[str, float]) -
     if row.status != DONE:
         return line
     results = {folder: run_folder.read_result(folder) for folder in row.runs.values()}
-    seen = [text for result in results.values() for text in result.get("sees_held_out", [])]
-    line.sees_held_out = list(dict.fromkeys(seen))
+    texts = [text for result in results.values() for text in result.get("sees_held_out", [])]
+    line.sees_held_out = list(dict.fromkeys(texts))
     line.epochs = statistics.fmean(result["timings"].get("epochs", 0) for result in results.values())
     for metric, cell in line.cells.items():
         values = []

@@ -16,7 +16,7 @@ from recbole_mm.config.yaml_settings import SEAL_LINE, canonical, parse_argument
 from recbole_mm.distributed.cluster import check_resources
 from recbole_mm.distributed.trials import TaskError, TrialResources, run_task, run_trials, trial_session
 from recbole_mm.errors import CheckpointError, ConfigError
-from recbole_mm.experiments.compare.processes import alone_in, terminated_like_ctrl_c
+from recbole_mm.experiments.processes import alone_in, terminated_like_ctrl_c
 from recbole_mm.experiments.tune.plan import Search, plan_search
 from recbole_mm.experiments.tune.records import (
     FAILED,
@@ -135,7 +135,7 @@ def tune_model(
 
 
 def _open(search: Search, resume: bool) -> None:
-    """Write down which search a folder is of, or make sure that it is this one.
+    """Write what identifies the search into its folder, or make sure that the folder holds the same one.
 
     Raises:
         CheckpointError: the folder holds another search, or this one and it is not to be resumed.
@@ -152,20 +152,20 @@ def _open(search: Search, resume: bool) -> None:
     earlier = read_yaml(path)
     other = next((key for key in identity if canonical(earlier.get(key)) != canonical(identity[key])), None)
     if other is not None:
-        differs = f"{earlier.get(other)!r}, not {identity[other]!r}"
+        difference = f"{earlier.get(other)!r}, not {identity[other]!r}"
         if isinstance(identity[other], dict) and isinstance(earlier.get(other), dict):
             mine, theirs = identity[other], earlier[other]
             key = next(
                 key for key in sorted({*mine, *theirs}) if canonical(mine.get(key)) != canonical(theirs.get(key))
             )
-            other, differs = f"{other}: {key}", f"{theirs.get(key)!r}, not {mine.get(key)!r}"
-        raise CheckpointError(f"{search.out} is of another search ({other}: {differs}); pass another --out")
+            other, difference = f"{other}: {key}", f"{theirs.get(key)!r}, not {mine.get(key)!r}"
+        raise CheckpointError(f"{search.out} is of another search ({other}: {difference}); pass another --out")
     if not resume:
         raise CheckpointError(f"{search.out} holds this search already; go on with --resume, or pass another --out")
 
 
 def _search(search: Search, job: Job, asked: TrialResources, at_once: int, left: int) -> list[Record]:
-    """Run the trials that are left, and give all of them."""
+    """Run the trials that are left, and return the records of all."""
     records = read_records(search.out)
     if left > 0:
         over = len(records) - sum(not record.ended for record in records)

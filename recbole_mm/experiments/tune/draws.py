@@ -1,4 +1,4 @@
-"""What Ray Tune asks while a search runs: which settings come next, which trials to stop, and what became of each."""
+"""What Ray Tune calls during a search: the draws, the scheduler that stops trials early, and the recorder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from recbole_mm.experiments.tune.plan import Search, format_value
+from recbole_mm.experiments.tune.plan import Search
 from recbole_mm.experiments.tune.records import (
     DONE,
     FAILED,
@@ -29,7 +29,7 @@ from recbole_mm.experiments.tune.records import (
     trial_dir,
     write_record,
 )
-from recbole_mm.experiments.tune.space import Range
+from recbole_mm.experiments.tune.space import Range, format_value
 from recbole_mm.utils.files import read_json
 from recbole_mm.utils.progress import duration
 
@@ -105,7 +105,7 @@ def _mode(search: Search) -> str:
 
 
 def _optuna(search: Search, records: Sequence[Record]) -> Any:
-    """Build Ray Tune's Optuna search with the results of the trials that have ended and the points of the others.
+    """Returns Ray Tune's Optuna search, which knows the trials that have ended and draws the unfinished ones first.
 
     Its seed depends on the number of trials, or it would draw the first points again.
     """
@@ -142,7 +142,7 @@ def _distribution(range_: Range) -> Any:
 
 
 def scheduler(search: Search, records: Sequence[Record]) -> TrialScheduler:
-    """Build the scheduler that stops trials early: ASHA with the results of the trials that have ended, or none.
+    """Returns what stops trials early: ASHA, which knows the trials that have ended, or nothing.
 
     Its last rung lies after the last epoch: a trial that comes so far ends by itself.
     """
@@ -157,21 +157,21 @@ def scheduler(search: Search, records: Sequence[Record]) -> TrialScheduler:
         grace_period=min(search.grace_epochs, most),
         reduction_factor=REDUCTION,
     )
-    nobody: Any = None  # the controller, which ASHA does not ask
+    controller: Any = None  # which ASHA does not use
     for record in records:
         if record.ended:
             trial: Any = SimpleNamespace(trial_id=f"earlier-{record.number}")
-            asha.on_trial_add(nobody, trial)
+            asha.on_trial_add(controller, trial)
             for place, (epochs, _) in enumerate(record.scores, start=1):
                 so_far = [score for _, score in record.scores[:place]]
                 best = max(so_far) if search.bigger else min(so_far)
-                asha.on_trial_result(nobody, trial, {EPOCH: epochs, SCORE: best})
-            asha.on_trial_remove(nobody, trial)
+                asha.on_trial_result(controller, trial, {EPOCH: epochs, SCORE: best})
+            asha.on_trial_remove(controller, trial)
     return asha
 
 
 class Recorder(tune.Callback):
-    """Keeps the records of the trials, and logs the outcome of each."""
+    """Writes the record of every trial as it changes, and logs how each ends."""
 
     def __init__(self, search: Search, records: list[Record]) -> None:
         self.search, self.records = search, records
@@ -221,7 +221,7 @@ class Recorder(tune.Callback):
         return found
 
     def _reason(self, record: Record) -> str:
-        """Return the reason that the trial's process wrote when it failed; a process that was killed writes none."""
+        """Why the trial's process failed, as it wrote it down; a process that was killed writes nothing."""
         path = trial_dir(self.search.out, record.number) / FAILURE
         if path.is_file():
             return path.read_text(encoding="utf-8").partition("\n")[0]
@@ -232,13 +232,13 @@ class Recorder(tune.Callback):
         drop_weights(self.search.out, self.records, self.search.bigger)
         over = sum(other.ended for other in self.records)
         where = f"[{over}/{self.search.trials}] trial {record.number}"
-        settings = ", ".join(f"{key}={format_value(value)}" for key, value in record.settings.items())
+        drawn = ", ".join(f"{key}={format_value(value)}" for key, value in record.settings.items())
         if record.status == FAILED:
-            logger.error("%s failed: %s: %s", where, settings, record.reason)
+            logger.error("%s failed: %s: %s", where, drawn, record.reason)
             return
         best, leader = record.best(self.search.bigger), best_of(self.records, self.search.bigger)
         score = f"{self.search.metric} {best[1]:.4f}" if best else "no score"
         status = "" if record.status == DONE else f", {record.status}"
         leading = f" (best so far: trial {leader.number})" if leader is not None else ""
         after = f"{record.epochs} epochs, {duration(record.seconds)}{status}"
-        logger.info("%s: %s after %s: %s%s", where, score, after, settings, leading)
+        logger.info("%s: %s after %s: %s%s", where, score, after, drawn, leading)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -199,10 +198,3 @@ def _check_space(space: Space, config: Config) -> None:
             _check_validates(Config(config.model_class, config["dataset"], config_dict=merge(given, drawn)))
         except ConfigError as error:
             raise ConfigError(f"{space.where}: {error}") from error
-
-
-def format_value(value: Any) -> str:
-    """A setting on one line, as in a table or a file's name."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value)

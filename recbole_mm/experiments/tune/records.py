@@ -1,4 +1,4 @@
-"""What is known of each trial: a JSON file in its folder, rewritten after every validation.
+"""The record of each trial: a JSON file in its folder, rewritten after every validation.
 
 These files are all that a search needs to go on after it was killed, and all that its tables are made of. The weights
 of a trial are in the same folder, and are removed once another trial is better.
@@ -20,7 +20,7 @@ RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped early", "failed"
 ENDED = (DONE, STOPPED, FAILED)
 
 OUTCOME, FAILURE = "outcome.json", "failure.txt"
-"""What a trial's own process writes as its last file: that it came to its own end, or why it failed."""
+"""Files that a trial's own process writes last: its scores, or why it failed."""
 
 
 @dataclass
@@ -35,6 +35,13 @@ class Record:
         seconds: of training and validation.
         attempts: how often it was started in this or an earlier process.
         reason: why it failed.
+
+    Example:
+        >>> record = Record(1, {"alpha": 0.5}, {"alpha": 0.5})
+        >>> record.add_validation(1, 0.10, seconds=3.0)
+        >>> record.add_validation(2, 0.08, seconds=6.0)
+        >>> record.best(bigger=True)
+        (1, 0.1)
     """
 
     number: int
@@ -64,7 +71,7 @@ class Record:
         return int(epochs), score
 
     def add_validation(self, epochs: int, score: float, seconds: float) -> None:
-        """Record a validation. A trial that went on from a checkpoint reports some epochs again."""
+        """Add a validation. A trial that went on from a checkpoint reports some epochs again."""
         self.scores = [pair for pair in self.scores if pair[0] < epochs] + [[epochs, score]]
         self.seconds = seconds
 

@@ -47,6 +47,10 @@ class Range:
     Attributes:
         kind: one of `KINDS`.
         values: of a choice, or low and high of the others; a `randint` may be either of them.
+
+    Example:
+        >>> Range("choice", ("sasrec", "fpmc")).setting(1)
+        'fpmc'
     """
 
     kind: str
@@ -86,6 +90,10 @@ class Space:
     Attributes:
         ranges: by setting.
         where: its file, for errors.
+
+    Example:
+        >>> Space({"n_layers": Range("randint", (1, 3)), "dueg": Range("choice", ("sasrec", "fpmc"))}, "example").size
+        6
     """
 
     ranges: dict[str, Range]
@@ -250,3 +258,14 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, int):
         return not isinstance(value, bool) and value.bit_length() <= MOST_BITS
     return isinstance(value, float) and math.isfinite(value)
+
+
+def format_value(value: Any) -> str:
+    """Returns a setting on one line, as in a table.
+
+    >>> format_value(0.00012345), format_value([64, 64]), format_value("CE")
+    ('0.0001234', '[64, 64]', 'CE')
+    """
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,12 +1,12 @@
-"""What happens in Ray's processes: a trial, which trains and validates, and at the end the test of the best one."""
+"""The work of Ray's processes: a trial, which trains and validates, and at the end the test of the best one."""
 
 from __future__ import annotations
 
 import logging
 import os
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def run_trial(job: Job, drawn: Mapping[str, Any], folder: Path, search_dir: Path
         drawn: the trial's own settings.
         folder: the trial's folder.
         search_dir: the search's folder.
-        report: called after each validation, when that epoch is on disk.
+        report: called after each validation, when that epoch is safe on disk.
 
     Raises:
         RecboleMMError: something the user can mend. Its reason, or that of any other failure, is in the folder.
@@ -105,20 +105,19 @@ def _train(config: Config, folder: Path, search_dir: Path, report: Report) -> No
     trainer = make_trainer(config, assembled.model, folder)
     reported = False
 
-    def on_epoch(epoch: int, score: float) -> None:
-        """Report a validation to the search."""
+    def on_validation(epoch: int, score: float) -> None:
         nonlocal reported
         reported = True
         report(epoch + 1, float(score), float(trainer.best_valid_score), _seconds(trainer.timings))
 
-    trainer.fit(assembled.splits.train, assembled.splits.valid, callback_fn=on_epoch, resume=True)
+    trainer.fit(assembled.splits.train, assembled.splits.valid, callback_fn=on_validation, resume=True)
     scores = [
         [record["epoch"] + 1, float(record["valid_score"])] for record in trainer.history if "valid_score" in record
     ]
     if not scores:
         raise ConfigError("nothing was validated, and a search chooses by validation; raise epochs or max_train_steps")
     write_json(folder / OUTCOME, {"scores": scores, "seconds": _seconds(trainer.timings)})
-    if not reported:  # it was interrupted after its last epoch, and this process has trained none
+    if not reported:  # it was interrupted after its last epoch, and this process has sent nothing to Ray Tune
         report(scores[-1][0], scores[-1][1], float(trainer.best_valid_score), _seconds(trainer.timings))
 
 
@@ -152,34 +151,25 @@ def _settle(job: Job) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def _first_alone(search_dir: Path) -> Any:
+@contextmanager
+def _first_alone(search_dir: Path) -> Iterator[None]:
     """Let the first trial compute texts and vectors alone; others wait until then, and find them stored."""
-    if (search_dir / ASSEMBLED).exists():
-        return nullcontext()
-    return _First(search_dir)
+    done, lock = search_dir / ASSEMBLED, FileLock(search_dir / f".{ASSEMBLED}.lock")
+    if not done.exists():
+        lock.acquire()
+    try:
+        if done.exists():
+            _release(lock)
+        yield
+        done.touch()
+    finally:
+        _release(lock)
 
 
-class _First:
-    """Hold the lock of the first assembling, and say when it is done."""
-
-    def __init__(self, search_dir: Path) -> None:
-        self.done = search_dir / ASSEMBLED
-        self.lock = FileLock(search_dir / f".{ASSEMBLED}.lock")
-
-    def __enter__(self) -> None:
-        self.lock.acquire()
-        if self.done.exists():
-            self._let_go()
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.done.touch()
-        self._let_go()
-
-    def _let_go(self) -> None:
-        if self.lock.is_locked:
-            Path(self.lock.lock_file).unlink(missing_ok=True)  # a process that waits locks the file anew
-            self.lock.release()
+def _release(lock: FileLock) -> None:
+    if lock.is_locked:
+        Path(lock.lock_file).unlink(missing_ok=True)  # a process that waits for it locks the file anew
+        lock.release()
 
 
 def _seconds(timings: Mapping[str, float]) -> float:

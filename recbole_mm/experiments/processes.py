@@ -1,4 +1,4 @@
-"""What a grid of processes needs of the operating system: why one ended, a lock, and an orderly end."""
+"""Processes of experiments: why one ended, a lock on a folder, and an end with the parent process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def failure(status: int, log: Path) -> str:
-    """One line on why a run ended without a result, from its exit status and its standard error."""
+    """Returns in one line why a run ended without a result, from its exit status and its standard error."""
     if status == 0:
         return "it ended well but left no result of these settings"
     if status < 0:
@@ -37,12 +37,12 @@ def failure(status: int, log: Path) -> str:
 
 @contextmanager
 def alone_in(folder: Path, work: str = "comparison", option: str = "--checkpoint_dir") -> Iterator[int]:
-    """Hold `folder` against other processes, which would resume the same unfinished runs; gives the lock's descriptor.
+    """Lock `folder` against other processes, which would resume the same unfinished runs; yields the lock's descriptor.
 
     Args:
         folder: of the runs; it is created.
-        work: what is done there, for people.
-        option: names another folder on the command line.
+        work: what is done there, for messages.
+        option: the command line's option for another folder.
 
     Raises:
         CheckpointError: another process holds it.
@@ -70,10 +70,10 @@ _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 def die_with_parent(parent: int) -> Callable[[], None] | None:
-    """Return what a child of process `parent` does first: it asks Linux to be killed with its parent.
+    """Returns what a child of process `parent` calls before `exec`: it asks Linux to be killed with its parent.
 
-    A run may be killed at any moment and resumed. On other systems, where this is None, a run outlives a grid that is
-    killed, and keeps other grids away until it is done.
+    A run may be killed at any moment and resumed. On other systems a run outlives a grid that is killed, and its copy
+    of the lock refuses other grids until it is done.
     """
     if _prctl is None:
         return None
@@ -90,7 +90,7 @@ def die_with_parent(parent: int) -> Callable[[], None] | None:
 
 @contextmanager
 def terminated_like_ctrl_c() -> Iterator[None]:
-    """Make SIGTERM stop the runs, too, instead of leaving them behind."""
+    """Raise KeyboardInterrupt on SIGTERM, so that it ends the runs too."""
 
     def interrupt(number: int, frame: Any) -> None:
         """Raise what Ctrl-C raises."""
