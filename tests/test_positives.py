@@ -9,7 +9,7 @@ import pytest
 
 import recbole_mm
 from recbole_mm.data.dataset import create_dataset
-from recbole_mm.data.popular import popular_rows
+from recbole_mm.data.splits import popular_rows
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.splits import split
 from recbole_mm.runs.folder import read_result

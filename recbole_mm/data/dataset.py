@@ -25,8 +25,7 @@ from recbole_mm.data.histories import HistoriesMixin
 from recbole_mm.data.inputs import ModelInputs
 from recbole_mm.data.interactions import SequenceSamples
 from recbole_mm.data.loading import LoadingMixin
-from recbole_mm.data.popular import keeps_popular, popular_rows
-from recbole_mm.data.splits import TEST, TRAIN, VALID, Rows, Split
+from recbole_mm.data.splits import TEST, TRAIN, VALID, Rows, Split, keeps_popular, popular_rows
 from recbole_mm.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
