@@ -40,8 +40,6 @@ from recbole_mm.utils.file_lock import holders, locked
 from recbole_mm.utils.files import (
     CHECKSUMS,
     DRAFT,
-    UNSEALED,
-    ChecksumError,
     atomic_write,
     check_checksums,
     disk_errors,
@@ -56,6 +54,7 @@ from recbole_mm.utils.files import (
     write_text,
 )
 from recbole_mm.utils.log import close_logging, init_logging
+from recbole_mm.utils.seal import UNSEALED, ChecksumError
 
 
 def flip(path: Path, place: int, bit: int = 0) -> None:

@@ -20,8 +20,8 @@ import yaml
 
 from recbole_mm.config.schema import TEXT_KEYS, abridged
 from recbole_mm.errors import ConfigError
-from recbole_mm.utils.files import MARK, UNSEALED, ChecksumError, check_seal
 from recbole_mm.utils.paths import expanded
+from recbole_mm.utils.seal import MARK, UNSEALED, ChecksumError, check_seal
 
 _NULL = re.compile(r"^(?:~|null|Null|NULL|None|)$")
 _INT = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$")

@@ -27,7 +27,8 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 
 from recbole_mm.errors import ModelLoadError
-from recbole_mm.utils.files import CHANGED, CHECKSUMS, ChecksumError, file_digest, listed_checksums
+from recbole_mm.utils.files import CHECKSUMS, file_digest, listed_checksums
+from recbole_mm.utils.seal import CHANGED, ChecksumError
 
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")

@@ -27,7 +27,8 @@ from safetensors.torch import save_file
 
 from recbole_mm.errors import CheckpointError
 from recbole_mm.training.tree import Decoder, Encoder
-from recbole_mm.utils.files import CHECKSUM, UNSEALED, ChecksumError, atomic_write, check_seal, seal
+from recbole_mm.utils.files import atomic_write
+from recbole_mm.utils.seal import CHECKSUM, UNSEALED, ChecksumError, check_seal, seal
 
 SKELETON = "recbole_mm.tree"
 """Metadata key of the JSON skeleton."""

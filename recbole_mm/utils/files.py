@@ -4,12 +4,7 @@
     >>> read_json(tmp_path / "result.json")
     {'ndcg@10': 0.25}
 
-A file of ours carries a mark, `recbole_mm crc32=` and eight digits, where its format has room for a text: in the first
-line of a YAML file, under the first key of a JSON file, in the metadata of a safetensors or Parquet file. The digits
-are the CRC-32 of the whole file as it was with eight zeros in their place. A file without a mark (of an earlier
-version, of another program), or with one in any other place, is taken as it is.
-
-A folder that is made of files of other programs (a model's) has a list instead, `checksums.sha256`, which
+A folder with files of other programs (a model's) has a list of checksums, `checksums.sha256`, which
 `sha256sum --check` reads, too.
 """
 
@@ -18,19 +13,18 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import mmap
 import os
 import re
 import shutil
 import stat
 import tempfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recbole_mm.errors import DiskError, RecboleMMError
+from recbole_mm.utils.seal import CHANGED, CHECKSUM, UNSEALED, ChecksumError, check_seal, seal
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,25 +34,8 @@ try:
 except ImportError:  # Windows: what a killed process has left stays there
     fcntl = None  # type: ignore[assignment]
 
-MARK = "recbole_mm crc32="
-UNSEALED = f"{MARK}00000000"
-"""What a writer puts into a file for `seal` to fill in."""
-
-CHECKSUM = "checksum"
-"""Key of the mark in JSON and in metadata."""
-
-CHANGED = "its checksum does not match, so a part of it has changed since it was written"
 CHECKSUMS = "checksums.sha256"
 """Name of a folder's list of checksums."""
-
-_IN_FRONT = re.compile(rb'(?:(?:\xef\xbb\xbf)?# |\{\s*"[^"]*":\s*")' + MARK.encode())
-"""The mark of a YAML file (an editor may have put a byte-order mark before it) or of a JSON file, as these begin."""
-
-_IN_HEADER = re.compile(rb'":"' + MARK.encode())
-"""That of a safetensors file: a whole value, as a quotation mark within a text has a backslash before it."""
-
-_IN_FOOTER = re.compile(CHECKSUM.encode() + rb"\x18\x19" + MARK.encode())
-"""That of a Parquet file: key and value of its metadata, with what Thrift puts between them (a text, of 25 bytes)."""
 
 _ERRNO = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]")
 _TORCH = ("PytorchStreamWriter", "inline_container.cc", "iostream error")
@@ -74,10 +51,6 @@ DRAFT = ".recbole-mm-"
 
 _RANDOM = re.compile(r"[a-z0-9_]{8}")
 """What `mkdtemp` puts between the two."""
-
-
-class ChecksumError(ValueError):
-    """A file has changed since it was written."""
 
 
 # --- disks that give up ----------------------------------------------------------------------------------------------
@@ -297,58 +270,7 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     return pq.read_table(path, columns=columns)
 
 
-# --- checksums -------------------------------------------------------------------------------------------------------
-
-
-def seal(path: Path) -> None:
-    """Fill in the digits of a file's mark; a file without one stays as it is."""
-    with path.open("r+b") as file, _mapped(file) as content:
-        place = _digits(content)
-        if place is not None:
-            content[place : place + 8] = b"0" * 8
-            content[place : place + 8] = b"%08x" % _checksum(content, place)
-
-
-def check_seal(path: Path) -> None:
-    """Check that a file has not changed since it was sealed; one without a mark passes.
-
-    Raises:
-        OSError: it cannot be read.
-        ChecksumError: it has changed.
-    """
-    with path.open("rb") as file, _mapped(file, mmap.ACCESS_READ) as content:
-        place = _digits(content)
-        if place is not None and content[place : place + 8] != b"%08x" % _checksum(content, place):
-            raise ChecksumError(CHANGED)
-
-
-@contextmanager
-def _mapped(file: Any, access: int = mmap.ACCESS_WRITE) -> Iterator[Any]:
-    """A file's content, for random access. An empty file cannot be mapped."""
-    if os.fstat(file.fileno()).st_size == 0:
-        yield bytearray()
-        return
-    with mmap.mmap(file.fileno(), 0, access=access) as content:
-        yield content
-
-
-def _digits(content: Any) -> int | None:
-    """Return the place of the mark's digits, if the mark is where its format has it; text and data may quote it."""
-    size = len(content)
-    found = _IN_FRONT.match(content)
-    if not found and content[:4] == b"PAR1":  # its metadata stand at its end, with their length behind them
-        footer = size - 8 - int.from_bytes(content[size - 8 : size - 4], "little")
-        found = _IN_FOOTER.search(content, max(footer, 0))
-    elif not found and content[8:9] == b"{":  # of safetensors: its metadata stand in front, after their length
-        found = _IN_HEADER.search(content, 8, min(8 + int.from_bytes(content[:8], "little"), size))
-    return found.end() if found and found.end() + 8 <= size else None
-
-
-def _checksum(content: Any, place: int) -> int:
-    """Return the CRC-32 of a content with zeros in the eight places from `place` on."""
-    with memoryview(content) as view:
-        crc = zlib.crc32(b"0" * 8, zlib.crc32(view[:place]))
-        return zlib.crc32(view[place + 8 :], crc)
+# --- checksums of folders --------------------------------------------------------------------------------------------
 
 
 def write_checksums(folder: Path) -> None:

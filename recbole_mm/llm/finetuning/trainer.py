@@ -25,8 +25,9 @@ from transformers.trainer_callback import PrinterCallback
 from recbole_mm.errors import CheckpointError, ConfigError, DiskError
 from recbole_mm.llm.finetuning.examples import AnswerLoss, Examples, LengthGroupedBatches, Ready, words_to_learn
 from recbole_mm.llm.model import MLLM
-from recbole_mm.utils.files import ChecksumError, check_checksums, disk_errors, make_folder, write_checksums
+from recbole_mm.utils.files import check_checksums, disk_errors, make_folder, write_checksums
 from recbole_mm.utils.progress import progress
+from recbole_mm.utils.seal import ChecksumError
 
 logger = logging.getLogger(__name__)
 
