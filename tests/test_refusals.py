@@ -236,7 +236,7 @@ def test_no_epoch_leaves_no_best_weights(toy_settings):
     assert recbole_mm.run("EASE", "toy", config_dict={**toy_settings, "epochs": 0}).test_result["ndcg@10"] > 0
 
 
-def test_an_optimizer_for_other_gradients_is_one_line_errors(toy_settings):
+def test_an_optimizer_for_other_gradients_is_told_in_one_line(toy_settings):
     with pytest.raises(ConfigError, match=r"learner: sparse_adam: SparseAdam does not .*; give adam"):
         recbole_mm.run("BPR", "toy", config_dict={**toy_settings, "learner": "sparse_adam"})
 

@@ -29,7 +29,7 @@ _NOT_DATASETS = ("sample", "url", "kg_url")  # files of RecBole's properties/dat
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Merge layers of settings into a new dict that shares nothing with them; a later layer wins key by key.
 
-    `eval_args` is merged one level deeper: whoever changes only `mode` keeps the split and the order of the protocol.
+    `eval_args` is merged one level deeper: a change of `mode` alone keeps the split and the order of the protocol.
     """
     return _merge_deeper(("eval_args",), layers)
 

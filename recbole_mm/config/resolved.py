@@ -413,7 +413,7 @@ def _without_derived(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _warn_derived(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """As `_without_derived`, but say so: whoever types `--device` must hear that it has no effect."""
+    """Return what `_without_derived` does, and warn: a user who types `--device` must learn that it has no effect."""
     for key in sorted(DERIVED_KEYS & set(settings)):
         hint = "; give use_gpu and gpu_id" if key == "device" else ""
         logger.warning("setting %r follows from others and has no effect%s", key, hint)

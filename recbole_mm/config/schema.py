@@ -1,6 +1,6 @@
 """What each setting accepts, and what a value that is written in another way stands for.
 
-Two rules hold for every setting, whoever reads it: where names or numbers are listed, a single one is the list of it
+Two rules hold for every setting: where names or numbers are listed, a single one is the list of it
 alone; and a path that starts with `~` starts at the home folder. `normalized` applies both, once, when a `Config` is
 made; `check_settings` then refuses what is of no accepted kind.
 """

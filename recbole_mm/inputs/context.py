@@ -93,7 +93,7 @@ class Context:
     """Config, dataset and store of a run, and the objects that its needs have in common.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         dataset: loaded and not yet split.
         store: of artifacts; only read by plans.
         hooks: of the model's class; its `build_prompt` is called for `answering_mllm`.
@@ -161,7 +161,7 @@ class Need(ABC):
     """Something that a model needs beside interactions. `plan` and `compute` describe it by the same keys.
 
     Args:
-        context: of the run.
+        context: the run's context.
     """
 
     reads_inputs: ClassVar[bool] = False

@@ -20,7 +20,7 @@ class MLLMVectors:
     """Plans and computes item vectors of the multimodal LLM.
 
     Args:
-        context: of the run.
+        context: the run's context.
     """
 
     def __init__(self, context: Context, /) -> None:

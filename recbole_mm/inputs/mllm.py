@@ -30,7 +30,7 @@ class RunMLLM:
     `tiny`, or `tiny-<family>`, is built from the dataset's item texts if it does not exist yet.
 
     Args:
-        context: of the run.
+        context: the run's context.
     """
 
     def __init__(self, context: Context, /) -> None:

@@ -73,7 +73,7 @@ def plan_inputs(config, dataset, hooks: type[Asks]) -> tuple[list[PlannedStage],
     """Plans what `provide` would compute: reads the data and the artifact store, and writes nothing.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         dataset: loaded and not yet split.
         hooks: of the model, whose needs count.
 
@@ -110,7 +110,7 @@ def provide(
     Features that a RecBole feature model selects (`selected_features`) also become fields of its item table.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         dataset: loaded and not yet split.
         hooks: of the model, whose needs count.
         run_dir: the run's folder, which remembers the texts that it had to do without.

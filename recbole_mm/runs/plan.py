@@ -25,7 +25,7 @@ class Plan:
     """What is to be computed.
 
     Attributes:
-        config: of the run.
+        config: the run's configuration.
         stages: in the order in which the run computes them; empty where the model asks for nothing.
         notes: what a reader must know beside the numbers.
     """

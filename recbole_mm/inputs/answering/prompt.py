@@ -76,7 +76,7 @@ class Prompt(Protocol):
 class WordedPrompt(ABC):
     """What prompts have in common: the chat template, token ids of words, lengths.
 
-    A subclass says what is told of a user (`user_text`) and of an item (`words_of`), and gives its images, if any.
+    A subclass has the text of a user (`user_text`) and of an item (`words_of`), and the images, if any.
 
     Args:
         mllm: whose tokenizer and chat template are used.

@@ -58,7 +58,7 @@ class SftSettings(TuningSettings):
 
     @classmethod
     def of(cls, config: Any) -> SftSettings:
-        """The settings of a run; a key that is null keeps the default given here, `sft_seed` that of the run.
+        """Read the settings of a run; a null key keeps the default given here, and `sft_seed` is `seed` then.
 
         Raises:
             ConfigError: naming the first key whose value is not accepted, and what it accepts.
@@ -115,7 +115,7 @@ def tuned_answerer(
     interactions, images or texts make another model, other held-out interactions do not.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         dataset: loaded and not yet split, with all that the prompt tells.
         settings: with a tuning other than none.
         base: folder or hub id of the model to tune.
@@ -127,7 +127,7 @@ def tuned_answerer(
         A folder for `load_mllm`, which merges an adapter into its base model.
 
     Raises:
-        ConfigError, DataError, ModelLoadError: settings that do not fit together, answers that cannot be told apart,
+        ConfigError, DataError, ModelLoadError: settings that do not fit together, answers with the same first token,
             the data, the model or the machine.
     """
     tuning = tuning_of(settings, config["mllm_image_pixels"])

@@ -77,8 +77,8 @@ class PromptedExamples:
         if image is None and not len(words):
             return []
         instruction = self._tokens(f"\n{self.prompt.instruction(image is not None, bool(len(words)))}")
-        told = [*words, *instruction, self.mllm.cur_item_id]
-        return [told] if image is None else [image, told]
+        ids = [*words, *instruction, self.mllm.cur_item_id]
+        return [ids] if image is None else [image, ids]
 
     def _words(self, text: str | None) -> np.ndarray:
         return self._tokens((text or "").strip())[: self.max_text_tokens]

@@ -47,7 +47,7 @@ class MirmSettings(TuningSettings):
 
     @classmethod
     def of(cls, config: Any) -> MirmSettings:
-        """The settings of a run; a key that is null keeps the default given here, `mirm_seed` that of the run.
+        """Read the settings of a run; a null key keeps the default given here, and `mirm_seed` is `seed` then.
 
         Raises:
             ConfigError: naming the first key whose value is not accepted, and what it accepts.
@@ -99,7 +99,7 @@ def tuned_mirm(
     or texts make another MIRM, other held-out interactions do not.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         dataset: loaded and not yet split; examples come from its `training_sequences`.
         settings: with a tuning other than none.
         base: folder or hub id of the model to tune.

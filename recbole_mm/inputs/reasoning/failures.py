@@ -39,7 +39,7 @@ def failures_file(artifacts: Path, config: Any, stage: str) -> Path:
 
     Args:
         artifacts: the artifact folder.
-        config: of the run.
+        config: the run's configuration.
         stage: its name.
     """
     settings = {name: config[name] for name in SETTINGS}

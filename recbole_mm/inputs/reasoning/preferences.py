@@ -1,7 +1,7 @@
 """What users prefer, in words, after each history that a model is asked about (MLLM-MSR, 2408.09698).
 
 Asked about are the histories before the items that fine-tuning answers with Yes, and before each held-out item. They
-are beginnings of one and the same sequence, so a text of the training items is the same whoever asks for it, and
+are beginnings of one and the same sequence, so a text of the training items is the same for both, and
 nothing of a held-out item can stand in a text that training reads.
 """
 
@@ -163,8 +163,8 @@ def requests_at_once(
 def requests_of_template(cases: Cases, content: ItemContent, words: int) -> dict[Node, Request]:
     """What the template says of each history, which needs no text before it; none where the metadata says nothing."""
     summary, sequences = HistorySummary(content, words), cases.sequences()
-    told = {node: summary.of(sequences[node[0]][: node[1]].tolist()) for node in cases.nodes()}
-    return {node: Request("", text) for node, text in told.items() if text is not None}
+    texts = {node: summary.of(sequences[node[0]][: node[1]].tolist()) for node in cases.nodes()}
+    return {node: Request("", text) for node, text in texts.items() if text is not None}
 
 
 class Preferences:
@@ -177,8 +177,8 @@ class Preferences:
             end of a longer one. None: histories are always whole.
 
     Example:
-        >>> told = Preferences({1: np.array([5, 6, 7])}, {(1, 2): "Likes five and six."})
-        >>> told.of(1, [5, 6, 7])
+        >>> preferences = Preferences({1: np.array([5, 6, 7])}, {(1, 2): "Likes five and six."})
+        >>> preferences.of(1, [5, 6, 7])
         'Likes five and six.'
     """
 
@@ -189,9 +189,9 @@ class Preferences:
         self._max_length = max_length
         self._written: dict[int, tuple[list[int], list[str]]] = {}
         for (user, length), text in sorted(texts.items()):
-            lengths, told = self._written.setdefault(user, ([], []))
+            lengths, found = self._written.setdefault(user, ([], []))
             lengths.append(length)
-            told.append(text)
+            found.append(text)
 
     def __len__(self) -> int:
         return sum(len(lengths) for lengths, _ in self._written.values())
@@ -205,9 +205,9 @@ class Preferences:
         """
         if user not in self._written:
             return None
-        lengths, told = self._written[user]
+        lengths, texts = self._written[user]
         place = bisect_right(lengths, self._seen(user, np.asarray(history, dtype=np.int64)))
-        return told[place - 1] if place else None
+        return texts[place - 1] if place else None
 
     def _seen(self, user: int, history: np.ndarray) -> int:
         """How many of the user's known items a history has seen.
@@ -328,9 +328,9 @@ class UserPreferences(TextNeed):
         if self.writing.preference.preference == "none":
             return Preferences({}, {}, max_length)
         items, cases = self.context.share(ItemTexts).texts, self.cases
-        told = self._chains(items) if self.in_blocks else self._at_once(items)
-        found = Preferences(cases.sequences(), told, max_length)
-        without = sum(not any((user, length) in told for length in cases.lengths[user]) for user in cases.lengths)
+        texts = self._chains(items) if self.in_blocks else self._at_once(items)
+        found = Preferences(cases.sequences(), texts, max_length)
+        without = sum(not any((user, length) in texts for length in cases.lengths[user]) for user in cases.lengths)
         logger.info("user preferences: %d texts for %d cases; %d users have none", len(found), len(cases), without)
         return found
 

@@ -169,14 +169,14 @@ def profile_requests(
     made = ProfileRequests()
     place_of = {int(user): place for place, user in enumerate(histories.users)}
     if generator.makes == "templates":
-        summary, told = HistorySummary(content, settings.profile_words), {}
+        summary, requests = HistorySummary(content, settings.profile_words), {}
         for user, place in place_of.items():
             text = summary.of(histories[place])
             if text is None:
                 made.without.append(user)
             else:
-                told[user] = Request("", text)
-        made.requests, made.shown = told, OnDemand(told, lambda user: histories[place_of[user]])
+                requests[user] = Request("", text)
+        made.requests, made.shown = requests, OnDemand(requests, lambda user: histories[place_of[user]])
         return made
     budget = _budget(settings, generator, context_tokens)
     costs = {

@@ -101,8 +101,8 @@ def preference_prompt(domain: str, texts: Sequence[str], left_out: int, words: i
         words: at most so many are asked for.
         before: what was written before these items were chosen; None at the beginning.
     """
-    told = {"domain": domain, "cut": _cut(left_out), "history": _history(texts), "words": words}
-    return PREFERENCE.format(**told) if before is None else PREFERENCE_AFTER.format(**told, before=before)
+    fields = {"domain": domain, "cut": _cut(left_out), "history": _history(texts), "words": words}
+    return PREFERENCE.format(**fields) if before is None else PREFERENCE_AFTER.format(**fields, before=before)
 
 
 def _cut(left_out: int) -> str:

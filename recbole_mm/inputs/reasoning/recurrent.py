@@ -184,7 +184,7 @@ class ChainWriter:
         """Follows the chains as far as the store knows them, block after block, all users at once; nothing is written.
 
         Args:
-            writing: of the run.
+            writing: the run's writing.
             unwritten: items whose text is not written yet; prompts show stand-ins for them.
         """
         asked: dict[Node, None] = {}

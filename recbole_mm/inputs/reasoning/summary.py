@@ -24,10 +24,10 @@ HALF_LIFE = 20
 RARITY = 0.5
 """Exponent of a value's rarity: 0 ranks values by their number alone, 1 as tf-idf does."""
 VALUES = 3
-"""Values told of each column."""
+"""Number of values of each column in a summary."""
 TITLES = 10
 DETAILS = 2
-"""Attributes told with each title."""
+"""Number of attributes of each title in a summary."""
 LEAST_REPEATED = 0.2
 """A column tells of taste if at least this share of its values occurs more than once; a product's number does not."""
 
@@ -137,19 +137,19 @@ class HistorySummary:
         liked = self._liked(items)
         titles = self._titles(items)
         for values in range(VALUES, 0, -1):  # fewer values of each column until the words suffice
-            told = self._told({column: ranked[:values] for column, ranked in liked.items()}, titles)
-            if told is None or len(told.split()) <= self.words:
-                return told
+            text = self._text({column: ranked[:values] for column, ranked in liked.items()}, titles)
+            if text is None or len(text.split()) <= self.words:
+                return text
         columns = list(liked)
-        while told and len(told.split()) > self.words:
+        while text and len(text.split()) > self.words:
             if titles:
                 titles = titles[:-1]
             elif len(columns) > 1:
                 columns.pop()
             else:
-                return " ".join(told.split()[: self.words])
-            told = self._told({column: liked[column][:1] for column in columns}, titles)
-        return told
+                return " ".join(text.split()[: self.words])
+            text = self._text({column: liked[column][:1] for column in columns}, titles)
+        return text
 
     def _liked(self, items: Sequence[int]) -> dict[str, list[str]]:
         """Column -> values, those first that occur often, lately, and not in every item's metadata."""
@@ -170,17 +170,17 @@ class HistorySummary:
         title = self.facts.title
         if title is None or title in self.attributes.columns:
             return []
-        told: dict[str, str] = {}
+        titles: dict[str, str] = {}
         for item in reversed(items):
             name = clean_text(self.facts.content.fields(item).get(title, ""))
-            if name and name not in told:
+            if name and name not in titles:
                 values = [values[0] for values in self.attributes.of(item).values() if values][:DETAILS]
-                told[name] = f"{name} ({', '.join(values)})" if values else name
-            if len(told) == TITLES:
+                titles[name] = f"{name} ({', '.join(values)})" if values else name
+            if len(titles) == TITLES:
                 break
-        return list(told.values())
+        return list(titles.values())
 
-    def _told(self, liked: dict[str, list[str]], titles: Sequence[str]) -> str | None:
+    def _text(self, liked: dict[str, list[str]], titles: Sequence[str]) -> str | None:
         tastes = [f"{_named(column)} {', '.join(values)}" for column, values in liked.items()]
         sentences = [f"Likes {'; '.join(tastes)}."] if tastes else []
         sentences += [f"Chose lately: {'; '.join(titles)}."] if titles else []

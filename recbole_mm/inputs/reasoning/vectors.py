@@ -33,7 +33,7 @@ class SentenceVectors:
     """Plans and computes the vectors of texts by `sentence_encoder`; all needs of a run have it in common.
 
     Args:
-        context: of the run.
+        context: the run's context.
     """
 
     def __init__(self, context: Context, /) -> None:

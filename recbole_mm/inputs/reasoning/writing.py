@@ -110,7 +110,7 @@ class Writing:
     """Plans stages of texts and has them written, by `text_backend`.
 
     Args:
-        context: of the run.
+        context: the run's context.
 
     Raises:
         ConfigError: a setting that is not accepted.
@@ -184,7 +184,7 @@ class Writing:
         return report.texts
 
     def list_failed(self, stage: str, failed: Mapping[str, str], wanted: int) -> None:
-        """Lists what failed in a file, and remembers it as part of the run.
+        """Lists what failed in a file, and keeps it in the list of failures.
 
         Args:
             stage: its name.

@@ -97,11 +97,11 @@ def read_settings(
     key_of: Callable[[str], str],
     accepted: Accepted,
 ) -> Settings:
-    """The settings of a run; a key that is null keeps the default, `seed` that of the run.
+    """Reads the settings of a run; a null key keeps the default, and `seed` is that of the whole run then.
 
     Args:
         settings: their class.
-        config: of the run.
+        config: the run's configuration.
         key_of: name of a setting -> its key.
         accepted: for its settings; those without an entry are taken as they are.
 
@@ -179,7 +179,7 @@ class TunedModel:
             )
 
     def dtype(self, config: Any) -> str:
-        """Of the weights: a full tuning updates them in float32; an adapter's base stays in the dtype of the run."""
+        """Of the weights: a full tuning updates them in float32; an adapter's base keeps its dtype."""
         return "float32" if self.tuning.method == "full" else config["mllm_dtype"] or "auto"
 
     def found(self, config: Any, parts: Mapping[str, Any]) -> Path | None:
@@ -213,7 +213,7 @@ class TunedModel:
         """The model's folder, fine-tuned now if it was not before.
 
         Args:
-            config: of the run.
+            config: the run's configuration.
             parts: what the model depends on beside base, precision and tuning, as JSON takes it; the folder's name
                 holds a digest of all.
             about: what the notes say beside that.

@@ -41,9 +41,9 @@ def open_generator(
     Nothing costly happens here: models are loaded, and servers asked, when the first text is wanted.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         load_mllm: loads the run's own multimodal LLM (`mllm`) with its head; called only by `hf` without `text_model`.
-        executor: has the texts of `hf` written elsewhere; None has them written here.
+        executor: remote workers that write the texts of `hf`; None writes them in this process.
         outline_mllm: as `load_mllm`, without weights; needed with an executor.
         find: finds the files of `text_model` for `hf`; by default a hub model is downloaded.
 

@@ -40,7 +40,7 @@ def parse_yes_no(text: str) -> bool | None:
         text: the answer.
 
     Returns:
-        True, False, or None where it cannot be told: neither, both, or a `no` that is only part of a sentence.
+        True, False, or None where it is unclear: neither, both, or a `no` that is only part of a sentence.
 
     Example:
         >>> parse_yes_no("```json\\n{\\"answer\\": \\"Ye"), parse_yes_no("Yes and no.")
