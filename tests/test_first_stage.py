@@ -391,6 +391,16 @@ def test_shared_data_are_what_each_run_would_have_read(settings, loaded, changed
         assert same_rows(one.test.users.positives, other.test.users.positives)
 
 
+def test_results_on_shared_data_are_those_of_runs_alone(settings, tmp_path):
+    recbole_mm.run(Echo, "toy", config_dict=settings)
+    for model in ("SASRec", "Pop"):
+        (folder,) = Path(settings["checkpoint_dir"]).glob(f"{model}-*")
+        alone = recbole_mm.run(config_files=[folder / "config.yaml"], config_dict={"checkpoint_dir": str(tmp_path)})
+        shared = run_folder.read_result(folder)
+        assert alone.test_result == shared["test_result"]
+        assert alone.best_valid_result == shared["best_valid_result"]
+
+
 @pytest.mark.parametrize("key", ["MAX_ITEM_LIST_LENGTH", "user_inter_num_interval"])
 def test_data_of_other_settings_are_read_again(settings, loaded, key):
     datasets = Datasets(None)
