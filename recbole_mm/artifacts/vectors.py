@@ -14,7 +14,7 @@ import numpy as np
 from recbole_mm.artifacts.executor import Executor, Failure, RemoteWork
 from recbole_mm.artifacts.fill import FillReport, fill, require_finite
 from recbole_mm.artifacts.store import Store, artifact_key
-from recbole_mm.data.carried import CarriedImage
+from recbole_mm.data.content import CarriedImage
 from recbole_mm.errors import ModelLoadError
 from recbole_mm.utils.prefetch import prefetch
 
@@ -123,7 +123,7 @@ def vectors_through_store(
         show_progress: show a progress display.
         executor: encodes in other processes, if there is a recipe; None encodes in this one.
         recipe: makes the encoder in other processes.
-        carry: as `load`, of inputs that can be sent to other processes: texts, or the images of `data.carried`.
+        carry: as `load`, of inputs that can be sent to other processes: texts, or `data.content.CarriedImage`s.
         problems: receives item id -> reason, of images that other processes find broken.
         on_report: called with the report of `fill`.
         names: name of the encoder, and index -> name of its input, for errors; by default the stage and the key.

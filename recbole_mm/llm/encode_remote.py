@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from recbole_mm.artifacts.executor import RemoteWork
-from recbole_mm.data.carried import CarriedItem, carried_item
-from recbole_mm.data.content import ItemContent
+from recbole_mm.data.content import CarriedItem, ItemContent, carried_item
 from recbole_mm.errors import ModelLoadError
 from recbole_mm.llm.encode import ItemEncoder
 from recbole_mm.llm.loading import load_mllm

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from recbole_mm.artifacts.vectors import Encoder
-from recbole_mm.data.carried import ItemImage
-from recbole_mm.data.content import ItemContent
+from recbole_mm.data.content import ItemContent, ItemImage
 from recbole_mm.data.content_source import dataset_path
 from recbole_mm.data.feature_files import align, read_features
 from recbole_mm.data.features import MLLM, SUMMARY, FeatureSpec, summary_hash

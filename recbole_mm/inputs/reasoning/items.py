@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from recbole_mm.data.carried import ItemImage
-from recbole_mm.data.content import ItemContent
+from recbole_mm.data.content import ItemContent, ItemImage
 from recbole_mm.data.item_facts import ItemFacts
 from recbole_mm.data.item_text import clean_text
 from recbole_mm.inputs.context import PlannedStage

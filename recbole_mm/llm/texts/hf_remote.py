@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from recbole_mm.artifacts.executor import Executor, Failure, RemoteWork
-from recbole_mm.data.carried import CarriedImage, ItemImage
+from recbole_mm.data.content import CarriedImage, ItemImage
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.pretrained import check_identity, find_llm, published
 from recbole_mm.llm.texts.generator import NO_PICTURE, Request, Writing
