@@ -44,13 +44,13 @@ MERGED = "a0: &a0 {x0: 1}\n" + "".join(
 def test_what_a_file_stands_for_is_bounded(tmp_path, text, told):
     path = tmp_path / "bomb.yaml"
     path.write_text(text)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ConfigError) as caught:
         Config("SASRec", "ml-100k", config_files=path)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_an_alias_used_twice_is_read(tmp_path):

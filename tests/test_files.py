@@ -469,7 +469,7 @@ def test_a_board_that_cannot_be_written_is_one_line(tmp_path: Path, capfd, monke
     monkeypatch.setattr(record_writer.RecordWriter, "write", full_disk)
 
     def go_on() -> None:
-        for step in range(100):
+        for step in range(3000):  # until the board's own thread has written
             board.add_scalar("a", 1.0, step)
             time.sleep(0.01)
 

@@ -331,7 +331,9 @@ def test_two_processes_take_turns(tiny, tmp_path, caplog):
     def other_process() -> None:
         with FileLock(tmp_path / ".tuned.lock"):
             held.set()
-            time.sleep(0.5)
+            deadline = time.monotonic() + 120
+            while "waiting" not in caplog.text and time.monotonic() < deadline:
+                time.sleep(0.01)
             folder.mkdir()
             (folder / "config.json").write_text("{}")
 

@@ -314,24 +314,24 @@ def test_a_stall_ends_after_the_time_for_a_whole_answer(serve, way: str) -> None
 
     server = serve(stalling)
     started = time.monotonic()
-    texts = generator_of(server.url, timeout=0.5, retries=1).generate(asked("a", "slow", "b"))
-    assert texts == ["About a.", Failure("no whole answer within 0.5 s (tried 2 times)"), "About b."]
+    texts = generator_of(server.url, timeout=1.5, retries=1).generate(asked("a", "slow", "b"))
+    assert texts == ["About a.", Failure("no whole answer within 1.5 s (tried 2 times)"), "About b."]
     assert time.monotonic() - started < 30
 
 
 def test_retry_after_makes_everybody_wait(serve) -> None:
     def busy(handler: Any, body: dict, before: int) -> tuple[int, dict, bytes]:
         if prompt_of(body) == "busy" and before == 0:
-            return 429, {"Retry-After": "1"}, b""
+            return 429, {"Retry-After": "2"}, b""
         time.sleep(0.1)
         return echo(handler, body, before)
 
     server = serve(busy)
     generator_of(server.url, concurrency=2).generate(asked("a", "busy", *(f"p{number}" for number in range(8))))
     refused = next(time for body, time in zip(server.seen, server.times) if prompt_of(body) == "busy")
-    later = [moment - refused for moment in server.times if moment > refused + 0.3]
+    later = [moment - refused for moment in server.times if moment > refused + 1]  # those before had begun
     assert later
-    assert min(later) >= 0.95
+    assert min(later) >= 1.95
 
 
 def test_retry_after_is_a_number_or_a_date() -> None:
@@ -525,15 +525,15 @@ def test_a_key_on_an_open_line_is_warned_about(caplog) -> None:
 
 def test_leaving_a_stream_ends_the_requests_under_way(serve) -> None:
     def slow(handler: Any, body: dict, before: int) -> tuple[int, dict, bytes]:
-        server.ended.wait(0 if prompt_of(body) == "0" else 30)
+        server.ended.wait(0 if prompt_of(body) == "0" else 120)
         return echo(handler, body, before)
 
     server = serve(slow)
-    stream = generator_of(server.url, timeout=60.0).stream(dict(zip("0123456789", asked(*"0123456789"))))
+    stream = generator_of(server.url, timeout=200.0).stream(dict(zip("0123456789", asked(*"0123456789"))))
     started = time.monotonic()
     assert next(stream) == {"0": "About 0."}
     stream.close()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     assert not [thread for thread in threading.enumerate() if thread.name == "text-server"]
     unread = generator_of(server.url).stream({"1": asked("1")[0]})
     unread.close()
@@ -567,7 +567,7 @@ def test_killed_and_resumed_asks_only_for_what_was_under_way(serve, tmp_path) ->
     try:
         assert enough.wait(120)
         with Store(path) as store:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             while store.count("stage") < 12 and time.monotonic() < deadline:
                 time.sleep(0.02)
             process.send_signal(signal.SIGKILL)
