@@ -1,1 +1,1 @@
-"""What a model may ask for beside interactions: vectors, profiles, preferences, fine-tuned LLMs."""
+"""What a model may need besides interactions: vectors, profiles, preferences, fine-tuned LLMs."""

@@ -6,24 +6,28 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from recbole_mm.artifacts.executor import Executor
 from recbole_mm.artifacts.store import Store
 from recbole_mm.artifacts.vectors import Encoder
+from recbole_mm.config.resolved import Config
 from recbole_mm.inputs.needs import Asks
 from recbole_mm.inputs.reasoning.failures import LeftOut
 from recbole_mm.inputs.reasoning.rates import TextWork
 from recbole_mm.llm.texts.generator import Generator
 from recbole_mm.utils.files import make_folder
 
+if TYPE_CHECKING:
+    from recbole_mm.data.dataset import MultimodalDataset
 
-def artifact_dir(config) -> Path:
+
+def artifact_dir(config: Config) -> Path:
     """Returns the folder of everything computed offline: `artifact_dir`, or `<checkpoint_dir>/artifacts`."""
     return Path(config["artifact_dir"] or Path(config["checkpoint_dir"]) / "artifacts")
 
 
-def open_store(config) -> Store:
+def open_store(config: Config) -> Store:
     """Opens the artifact store that a run reads and fills; its folder is made."""
     folder = artifact_dir(config)
     make_folder(folder)
@@ -112,8 +116,8 @@ class Context:
 
     def __init__(
         self,
-        config: Any,
-        dataset: Any,
+        config: Config,
+        dataset: MultimodalDataset,
         store: Any,
         hooks: type[Asks] | None = None,
         needs: tuple[str, ...] = (),
@@ -158,7 +162,7 @@ class Context:
 
 
 class Need(ABC):
-    """Something that a model needs beside interactions. `plan` and `compute` describe it by the same keys.
+    """Something that a model needs besides interactions. `plan` and `compute` describe it by the same keys.
 
     Args:
         context: the run's context.
@@ -178,7 +182,7 @@ class Need(ABC):
         """
 
     def plan(self) -> list[PlannedStage]:
-        """Returns the stages that would be computed; what a reader must know beside them is added to the notes."""
+        """Returns the stages that would be computed; what else a reader must know is added to the notes."""
         return []
 
     @abstractmethod

@@ -7,11 +7,12 @@ import logging
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging as hub_logging
 
 from recbole_mm import __version__
+from recbole_mm.config.resolved import Config
 from recbole_mm.errors import ModelLoadError
 from recbole_mm.inputs.answering.tuning import SftSettings, tuned_answerer
 from recbole_mm.inputs.context import Context, Need, PlannedStage, artifact_dir
@@ -20,6 +21,9 @@ from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.pretrained import Pretrained, find_llm
 from recbole_mm.llm.tiny import build_tiny
+
+if TYPE_CHECKING:
+    from recbole_mm.data.dataset import MultimodalDataset
 
 logger = logging.getLogger(__name__)
 
@@ -134,13 +138,13 @@ def tiny_family(name: str) -> str | None:
     return None
 
 
-def tiny_mllm(config, dataset, family: str = "qwen2_vl") -> Path:
+def tiny_mllm(config: Config, dataset: MultimodalDataset, family: str = "qwen2_vl") -> Path:
     """Returns the folder of the tiny MLLM for this dataset's texts and seed; it is built on first use."""
     folder, corpus = tiny_folder(config, dataset, family)
     return folder if folder.is_dir() else build_tiny(corpus, folder, seed=config["seed"], family=family)
 
 
-def tiny_folder(config, dataset, family: str = "qwen2_vl") -> tuple[Path, list[str]]:
+def tiny_folder(config: Config, dataset: MultimodalDataset, family: str = "qwen2_vl") -> tuple[Path, list[str]]:
     """Returns where that folder is, built or not, and the texts that make its vocabulary."""
     corpus = [text for text in (dataset.content.text(i) for i in range(1, len(dataset.content))) if text]
     if not corpus:

@@ -1,4 +1,4 @@
-"""What a model asks for beside interactions: vectors of items and users, a multimodal LLM, what an LLM has written.
+"""What a model needs besides interactions: vectors of items and users, a multimodal LLM, what an LLM has written.
 
 A model class names its needs in its hooks `requires` or `requirements` (see `models/base.py`). Each is a class of the
 table `NEEDS`, which plans and computes it by the same keys: `plan_inputs` says what is to be computed, `provide`
@@ -12,13 +12,14 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from recbole_mm.artifacts.executor import Executor
 from recbole_mm.artifacts.store import Store
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.inputs import ModelInputs
 from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.context import Context, Need, NoStore, PlannedStage, artifact_dir, open_store
@@ -32,6 +33,9 @@ from recbole_mm.inputs.reasoning.preferences import UserPreferences
 from recbole_mm.inputs.reasoning.profiles import UserProfiles
 from recbole_mm.inputs.reasoning.vectors import ItemTextFeatures
 from recbole_mm.inputs.reasoning.writing import AnswerWriter, TextNeed, write_texts
+
+if TYPE_CHECKING:
+    from recbole_mm.data.dataset import MultimodalDataset
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +73,7 @@ def shared_needs(context: Context) -> list[Need]:
     return [*first, context.share(ItemFeatures), *(need for need in found if need.reads_inputs)]
 
 
-def plan_inputs(config, dataset, hooks: type[Asks]) -> tuple[list[PlannedStage], list[str]]:
+def plan_inputs(config: Config, dataset: MultimodalDataset, hooks: type[Asks]) -> tuple[list[PlannedStage], list[str]]:
     """Plans what `provide` would compute: reads the data and the artifact store, and writes nothing.
 
     Args:
@@ -98,8 +102,8 @@ def plan_inputs(config, dataset, hooks: type[Asks]) -> tuple[list[PlannedStage],
 
 
 def provide(
-    config,
-    dataset,
+    config: Config,
+    dataset: MultimodalDataset,
     hooks: type[Asks],
     run_dir: Path | None = None,
     open_executor: Callable[[], AbstractContextManager[Executor | None]] = nullcontext,
@@ -149,7 +153,7 @@ def provide(
     dataset.content.report_problems()
 
 
-def _needs(config, hooks: type[Asks]) -> tuple[str, ...]:
+def _needs(config: Config, hooks: type[Asks]) -> tuple[str, ...]:
     """The needs of a model.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What an answering model is fine-tuned on: users' training items with Yes, sampled items with No.
+"""What a model is fine-tuned on to answer: users' training items with Yes, sampled items with No.
 
 Everything is drawn from training interactions and in the order of users' and items' tokens: RecBole's numbers follow
 rows that are held out.
@@ -100,7 +100,7 @@ def draw_examples(
         seed: of the draw.
 
     Returns:
-        Each target's question, and behind it those of its negatives.
+        Each target's question, followed by those of its negatives.
     """
     population = np.array(sorted(set(items.tolist()), key=lambda item: item_tokens[item]), dtype=np.int64)
     examples: list[Asked] = []
@@ -132,7 +132,7 @@ def _draw_others(population: np.ndarray, known: set[int], count: int, rng: np.ra
 class PromptedQuestions:
     """`recbole_mm.llm.finetuning.examples.Examples` of questions: prompt and first token of the answer.
 
-    The token that is learnt is the one whose probability ranks; what a model would write behind it ranks nothing.
+    The token that is learnt is the one whose probability ranks; what a model would write after it ranks nothing.
 
     Args:
         asked: the questions.

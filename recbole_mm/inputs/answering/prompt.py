@@ -110,7 +110,7 @@ class WordedPrompt(ABC):
         """Hash of all that is shown of an item."""
 
     def has_image(self, item: int) -> bool:
-        """Whether there is an image to be shown; that it can be decoded shows when it is."""
+        """Whether an image would be shown; whether it can be decoded is only known then."""
         return False
 
     def image(self, item: int) -> Any:
@@ -176,7 +176,7 @@ def _answerable(mllm: MLLM, tail: str) -> str:
 
 
 def cut_to_tokens(text: str, most: int, token_ids: Callable[[str], list[int]]) -> str:
-    """A text whose tokens are at most so many, cut behind a word.
+    """A text whose tokens are at most so many, cut at the end of a word.
 
     >>> cut_to_tokens("a red lamp", 2, str.split)
     'a red'

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from recbole_mm.config.resolved import Config
 from recbole_mm.errors import DataError
 from recbole_mm.inputs.answering.examples import (
     NO_KIND,
@@ -31,11 +32,14 @@ from recbole_mm.llm.finetuning.tuned_model import (
 )
 from recbole_mm.llm.model import MLLM
 
+if TYPE_CHECKING:
+    from recbole_mm.data.dataset import MultimodalDataset
+
 RECIPE = 1
 """Part of every folder's name: raise it whenever the same examples and settings would give another model."""
 
 NOTES = "answering.yaml"
-"""File beside a tuned model that says what it was tuned on."""
+"""Name of the file in a tuned model's folder that says what it was tuned on."""
 
 ANSWER, FULL = "answer", "full"
 LOSSES = (ANSWER, FULL)
@@ -57,7 +61,7 @@ class SftSettings(TuningSettings):
     learning_rate: float = 2e-5
 
     @classmethod
-    def of(cls, config: Any) -> SftSettings:
+    def of(cls, config: Config) -> SftSettings:
         """Read the settings of a run; a null key keeps the default given here, and `sft_seed` is `seed` then.
 
         Raises:
@@ -81,7 +85,7 @@ ACCEPTED: Accepted = {
 }
 
 
-def training_questions(dataset: Any, settings: SftSettings) -> list[Asked]:
+def training_questions(dataset: MultimodalDataset, settings: SftSettings) -> list[Asked]:
     """The questions that the model is fine-tuned on, drawn from training interactions alone.
 
     Args:
@@ -101,8 +105,8 @@ def training_questions(dataset: Any, settings: SftSettings) -> list[Asked]:
 
 
 def tuned_answerer(
-    config: Any,
-    dataset: Any,
+    config: Config,
+    dataset: MultimodalDataset,
     settings: SftSettings,
     base: str,
     load: Callable[..., MLLM],
@@ -133,7 +137,7 @@ def tuned_answerer(
     tuning = tuning_of(settings, config["mllm_image_pixels"])
     tuned = TunedModel("answering", "Answering model", sft_key("tuning"), base, tuning, artifacts, NOTES)
     tuned.check()
-    outline = load(base, with_head=True, without_weights=True)  # the tuned model may be there: then no base is loaded
+    outline = load(base, with_head=True, without_weights=True)  # a model that was tuned before needs no base
     prompt = prompt_of(outline)
     yes, no = resolve_yes_no(outline, prompt.tail)
     asked = training_questions(dataset, settings)

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 IT, SA, UB = OBJECTIVES = ("IT", "SA", "UB")
 REQUESTS = {IT: "Described in detail:", SA: "Told in prose:", UB: "The item chosen next:"}
-"""What is asked behind the items of an example."""
+"""What is asked after the items of an example. Part of the digest of the examples."""
 
 LACKING = {
     IT: "no item has both an image and something to describe it with",
@@ -55,7 +55,7 @@ class Example:
     Attributes:
         objective: `IT`, `SA` or `UB`.
         items: the items shown, in order.
-        request: what is asked behind them.
+        request: what is asked after them.
         answer: what is to be said.
     """
 

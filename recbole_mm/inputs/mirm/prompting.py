@@ -28,7 +28,7 @@ class PromptedExamples:
         max_text_tokens: longer item texts are cut, as for encoding.
         max_answer_tokens: longer answers are cut; one that is whole ends in the tokenizer's end token.
         weights: loss weight of each objective; 1 where it has none.
-        prompt: the wording behind an item.
+        prompt: the wording after an item.
     """
 
     def __init__(

@@ -1,12 +1,13 @@
-"""The fine-tuned MIRM of a run (Molar, section 3.3): from settings and training interactions to a model's folder."""
+"""The fine-tuned MIRM (Molar, section 3.3): from settings and training interactions to a model's folder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.item_facts import ItemFacts
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.inputs.mirm.objectives import OBJECTIVES, Histories, build_mixture, examples_digest
@@ -26,11 +27,14 @@ from recbole_mm.llm.finetuning.tuned_model import (
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.prompts import ItemPrompt
 
+if TYPE_CHECKING:
+    from recbole_mm.data.dataset import MultimodalDataset
+
 RECIPE = 1
 """Part of every folder's name: raise it whenever the same examples and settings would give another model."""
 
 NOTES = "mirm.yaml"
-"""File beside a tuned model that says what it was tuned on."""
+"""Name of the file in a tuned model's folder that says what it was tuned on."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class MirmSettings(TuningSettings):
     bottleneck: bool = False
 
     @classmethod
-    def of(cls, config: Any) -> MirmSettings:
+    def of(cls, config: Config) -> MirmSettings:
         """Read the settings of a run; a null key keeps the default given here, and `mirm_seed` is `seed` then.
 
         Raises:
@@ -85,8 +89,8 @@ ACCEPTED: Accepted = {
 
 
 def tuned_mirm(
-    config: Any,
-    dataset: Any,
+    config: Config,
+    dataset: MultimodalDataset,
     settings: MirmSettings,
     base: str,
     load: Callable[..., MLLM],

@@ -9,8 +9,8 @@ import logging
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
+from recbole_mm.config.resolved import Config
 from recbole_mm.errors import CheckpointError, DiskError
 from recbole_mm.inputs.reasoning.settings import PreferenceSettings, ReasoningSettings
 from recbole_mm.utils.escaping import csv_cell
@@ -34,7 +34,7 @@ SETTINGS = (
 """What decides which texts are wanted and how they are written: runs with others of these have other failures."""
 
 
-def failures_file(artifacts: Path, config: Any, stage: str) -> Path:
+def failures_file(artifacts: Path, config: Config, stage: str) -> Path:
     """The file that lists a stage's failures; runs that want the same texts share it.
 
     Args:

@@ -107,13 +107,13 @@ def in_token_order(content: ItemContent) -> list[int]:
 
 
 def wants_descriptions(settings: ReasoningSettings, generator: Generator) -> bool:
-    """Whether items are described at all: not for their metadata alone, nor by a template beside that metadata."""
+    """Returns whether items are described: not for their metadata alone, nor by a template, which only repeats it."""
     return settings.item_text == "image" or (settings.item_text == "fused" and generator.makes == "answers")
 
 
 def description_requests(content: ItemContent, settings: ReasoningSettings, generator: Generator) -> dict[int, Request]:
     """One request for each item that can be described: by an LLM, if it has an image; by the template, if it has
-    metadata beside its title.
+    metadata other than its title.
 
     Returns:
         Item id -> request, in the order of item tokens.

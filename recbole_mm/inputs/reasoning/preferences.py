@@ -12,12 +12,13 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from recbole_mm.artifacts.fill import OnDemand
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.content import ItemContent
 from recbole_mm.data.histories import Timelines
 from recbole_mm.data.splits import TRAIN
@@ -41,6 +42,9 @@ from recbole_mm.inputs.reasoning.writing import PREFERENCES, TextNeed, TextStage
 from recbole_mm.llm.texts.cleaning import cut_words
 from recbole_mm.llm.texts.generator import Request
 
+if TYPE_CHECKING:
+    from recbole_mm.data.dataset import MultimodalDataset
+
 logger = logging.getLogger(__name__)
 
 SECONDS_PER_HOUR = 3600
@@ -63,7 +67,7 @@ class Cases:
     lengths: dict[int, list[int]]
 
     @classmethod
-    def of(cls, config: Any, dataset: Any) -> Cases:
+    def of(cls, config: Config, dataset: MultimodalDataset) -> Cases:
         """The cases of a run: before the training targets, unless nothing is fine-tuned, and before held-out items.
 
         Args:
@@ -161,7 +165,7 @@ def requests_at_once(
 
 
 def requests_of_template(cases: Cases, content: ItemContent, words: int) -> dict[Node, Request]:
-    """What the template says of each history, which needs no text before it; none where the metadata says nothing."""
+    """Returns what the template says of each history, as a whole; nothing where the metadata says nothing."""
     summary, sequences = HistorySummary(content, words), cases.sequences()
     texts = {node: summary.of(sequences[node[0]][: node[1]].tolist()) for node in cases.nodes()}
     return {node: Request("", text) for node, text in texts.items() if text is not None}

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from recbole_mm.inputs.reasoning.vectors import SentenceVectors
 from recbole_mm.inputs.reasoning.writing import LABELS, PROFILES, TextNeed, TextStage
 from recbole_mm.llm.texts.cleaning import cut_words
 from recbole_mm.llm.texts.generator import Generator, Request
+
+if TYPE_CHECKING:
+    from recbole_mm.data.dataset import MultimodalDataset
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ class Histories:
     offsets: np.ndarray
 
     @classmethod
-    def of(cls, dataset, settings: ReasoningSettings) -> Histories:
+    def of(cls, dataset: MultimodalDataset, settings: ReasoningSettings) -> Histories:
         """The histories that profiles may see; all of them, with a warning, for `profiles_see: all`.
 
         Raises:

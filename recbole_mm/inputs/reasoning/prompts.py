@@ -145,8 +145,8 @@ class Shown:
 class PreferencePrompts:
     """Makes requests of items and of what was written before.
 
-    The newest items are kept that fit beside the rest of the prompt; of one that does not fit alone, the beginning of
-    its text.
+    The newest items are kept that fit into a prompt with its other parts; of one that does not fit alone, the beginning
+    of its text.
 
     Args:
         texts: of the items by RecBole's id; an item without one is not shown.
@@ -206,7 +206,7 @@ class PreferencePrompts:
         return room if self.history_tokens is None else min(self.history_tokens, room)
 
     def _beginning(self, text: str, budget: int) -> str:
-        """As much of a text as fits, at a blank where there is one; one character at least."""
+        """As much of a text as fits, at a blank where it has one; one character at least."""
         least, most = 1, len(text)
         while least < most:
             middle = (least + most + 1) // 2

@@ -1,4 +1,4 @@
-"""How fast a model has worked here before, for `recbole-mm plan`: a small JSON file beside the artifact store.
+"""How fast models have worked on this machine, for `recbole-mm plan`: a small JSON file in the artifact folder.
 
 Work is counted in tokens read. A token written costs about as much as ten that are read together, and an image about as
 much as a few hundred: rough, but the same for what was measured and for what is planned.
@@ -44,7 +44,7 @@ class TextWork:
     Attributes:
         calls: how many.
         prompt_tokens: of all prompts' words.
-        images: pictures beside them.
+        images: pictures in them.
         new_tokens: most that is written in all.
     """
 

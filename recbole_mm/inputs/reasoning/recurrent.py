@@ -68,7 +68,7 @@ class Chains:
 
     Attributes:
         starts: wanted text -> how many items the text before it has seen; 0 where there is none before. What is wanted
-            comes behind what it waits for.
+            comes after what it waits for.
     """
 
     starts: dict[Node, int] = field(default_factory=dict)
@@ -147,7 +147,7 @@ class ChainWriter:
         prompts: makes the requests.
         words: longer texts are cut before they are used.
         store: where texts are kept.
-        generator: who writes.
+        generator: writes the texts.
         skipped: texts that are not asked for: they have failed when the run began.
         least, most: texts of a round.
 

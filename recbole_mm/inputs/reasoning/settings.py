@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from recbole_mm.config.resolved import Config
 from recbole_mm.errors import ConfigError
 
 ITEM_TEXTS = ("fused", "image", "text")
@@ -38,7 +39,7 @@ class ReasoningSettings:
     sentence_encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
 
     @classmethod
-    def of(cls, config: Any) -> ReasoningSettings:
+    def of(cls, config: Config) -> ReasoningSettings:
         """The settings of a run; a key that is null or absent keeps the default given here.
 
         Raises:
@@ -71,7 +72,7 @@ class PreferenceSettings:
     preference_history_tokens: int = 3000
 
     @classmethod
-    def of(cls, config: Any) -> PreferenceSettings:
+    def of(cls, config: Config) -> PreferenceSettings:
         """The settings of a run; a key that is null or absent keeps the default given here.
 
         Raises:
@@ -82,7 +83,7 @@ class PreferenceSettings:
 
 
 def _accepted(
-    config: Any, given: Mapping[str, Any], defaults: Any, accepted: Mapping[str, Any], words: tuple[str, ...]
+    config: Config, given: Mapping[str, Any], defaults: Any, accepted: Mapping[str, Any], words: tuple[str, ...]
 ) -> dict[str, Any]:
     """The values that are given, checked; words that are not given are no more than a text may have at all."""
     values = {name: value for name, value in given.items() if value is not None}

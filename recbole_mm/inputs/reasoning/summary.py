@@ -29,7 +29,7 @@ TITLES = 10
 DETAILS = 2
 """Number of attributes of each title in a summary."""
 LEAST_REPEATED = 0.2
-"""A column tells of taste if at least this share of its values occurs more than once; a product's number does not."""
+"""A column is about taste if at least this share of its values occurs more than once; a product's number does not."""
 
 _NOTHING = frozenset({"unknown", "n/a", "na", "nan", "none", "null", "undefined", "other"})
 _SEPARATORS = re.compile(r"\s*[,|;]\s+|\s*[|;]\s*")
@@ -104,7 +104,7 @@ def _splitter(written: Sequence[str], kind: FeatureType) -> Callable[[str], list
 
 
 class HistorySummary:
-    """Tells of histories.
+    """Writes profiles of histories.
 
     Args:
         content: the items.

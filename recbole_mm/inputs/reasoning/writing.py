@@ -10,6 +10,7 @@ from itertools import cycle, islice
 from typing import Any, Generic, Literal, NoReturn, TypeVar
 
 from recbole_mm.artifacts.fill import OnDemand
+from recbole_mm.config.resolved import Config
 from recbole_mm.inputs.context import Context, Need, PlannedStage, open_store
 from recbole_mm.inputs.mllm import RunMLLM, small_source
 from recbole_mm.inputs.reasoning.failures import failures_file, list_failures
@@ -357,6 +358,6 @@ def stand_in(words: int) -> str:
     return " ".join(islice(cycle(STAND_IN.split()), words))
 
 
-def computing_device(config: Any) -> str:
+def computing_device(config: Config) -> str:
     """Returns where a run computes itself, for rates: workers of a cluster count together."""
     return f"{config['device']} on Ray" if config["ray_address"] else str(config["device"])
