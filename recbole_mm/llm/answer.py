@@ -266,6 +266,10 @@ def fill_placeholders(words: Tensor, places: Tensor, vectors: Tensor) -> Tensor:
 
     Raises:
         ValueError: there are more or fewer vectors than placeholders.
+
+    Example:
+        >>> fill_placeholders(torch.zeros(1, 3, 1), torch.tensor([[False, True, False]]), torch.ones(1, 1)).flatten()
+        tensor([0., 1., 0.])
     """
     if int(places.sum()) != len(vectors):
         raise ValueError(f"{len(vectors)} vectors for {int(places.sum())} placeholders")
@@ -336,6 +340,10 @@ def batches_of_like_length(lengths: np.ndarray, tokens: int, extra: int = 0) -> 
 
     Yields:
         Indices into `lengths`; a row that alone is longer is a batch of its own.
+
+    Example:
+        >>> [batch.tolist() for batch in batches_of_like_length(np.array([2, 9, 3, 2]), tokens=6)]
+        [[1], [2, 0], [3]]
     """
     order = np.argsort(-lengths, kind="stable")
     start = 0

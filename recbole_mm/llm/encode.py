@@ -287,15 +287,19 @@ class ItemEncoder:
         if batch:
             yield batch
 
-    def encode(self, records: Sequence[Record]) -> np.ndarray:
+    def encode(self, records: Sequence[Any], load: Callable[[Any], Record] | None = None) -> np.ndarray:
         """Encode records without a store.
+
+        Args:
+            records: n items, or what `load` makes records of; their `text` says which are of like length.
+            load: called in threads.
 
         Returns:
             (n, hidden) float32; zeros for a record with neither image nor text.
         """
         vectors = np.zeros((len(records), self.mllm.hidden_size), dtype=np.float32)
         lengths = {row: len(record.text or "") for row, record in enumerate(records)}
-        for batch in self.batches(records.__getitem__, lengths):
+        for batch in self.batches(lambda row: load(records[row]) if load else records[row], lengths):
             vectors[list(batch)] = self.compute(list(batch.values()))
         return vectors
 

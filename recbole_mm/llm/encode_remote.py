@@ -25,8 +25,8 @@ READ_AHEAD = 64
 
 
 @dataclass(frozen=True)
-class MLLMRecipe:
-    """A multimodal LLM that is loaded from its folder, under the same path everywhere, or from the hub.
+class LLMRecipe:
+    """An LLM that is loaded from its folder, under the same path everywhere, or from the hub.
 
     Attributes:
         name: folder or hub id.
@@ -42,13 +42,8 @@ class MLLMRecipe:
     dtype: str
     trust_remote_code: bool
 
-    @classmethod
-    def of(cls, mllm: MLLM, dtype: str, trust_remote_code: bool) -> MLLMRecipe:
-        """That of a model that is loaded here."""
-        return cls(*published(mllm.name, mllm.identity), mllm.identity, dtype, trust_remote_code)
-
     def load(self, device: str, with_head: bool = False) -> MLLM:
-        """The model.
+        """Load it as a multimodal LLM.
 
         Raises:
             ModelLoadError: it is not there, cannot be loaded, or is another one.
@@ -62,7 +57,7 @@ class MLLMRecipe:
 class EncodeRecipe:
     """An item encoder; its fields but the first are those of `ItemEncoder`."""
 
-    mllm: MLLMRecipe
+    mllm: LLMRecipe
     prompt: ItemPrompt
     image_pixels: int
     max_text_tokens: int
@@ -103,10 +98,7 @@ class EncodeWorker:
     def compute(self, inputs: list[CarriedItem]) -> list[np.ndarray]:
         """(hidden,) float32 of each item."""
         cut = self.encoder.texts_cut
-        vectors = np.zeros((len(inputs), self.encoder.mllm.hidden_size), dtype=np.float32)
-        lengths = {place: len(item.text or "") for place, item in enumerate(inputs)}
-        for batch in self.encoder.batches(lambda place: inputs[place].record(), lengths):
-            vectors[list(batch)] = self.encoder.compute(list(batch.values()))
+        vectors = self.encoder.encode(inputs, CarriedItem.record)
         problems = {item.item_id: item.image.problem for item in inputs if item.image and item.image.problem}
         self._report = {"problems": problems, "texts_cut": self.encoder.texts_cut - cut}
         return list(vectors)
@@ -124,9 +116,9 @@ def carried_encoding(content: ItemContent, encoder: ItemEncoder, trust_remote_co
         encoder: says how; its model is not used.
         trust_remote_code: as for `load_mllm`.
     """
-    dtype = str(encoder.mllm.dtype).removeprefix("torch.")
+    mllm, dtype = encoder.mllm, str(encoder.mllm.dtype).removeprefix("torch.")
     recipe = EncodeRecipe(
-        MLLMRecipe.of(encoder.mllm, dtype, trust_remote_code),
+        LLMRecipe(*published(mllm.name, mllm.identity), mllm.identity, dtype, trust_remote_code),
         encoder.prompt,
         encoder.image_pixels,
         encoder.max_text_tokens,

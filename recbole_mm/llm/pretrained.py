@@ -166,6 +166,10 @@ def published(name: str, identity: str) -> tuple[str, str | None]:
     Args:
         name: that it was asked for by.
         identity: of the model; that of an adapter is `base+adapter`, of 4-bit weights `base+nf4`.
+
+    Example:
+        >>> published("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-2B-Instruct@895c3a4")
+        ('Qwen/Qwen2-VL-2B-Instruct', '895c3a4')
     """
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser().resolve()), None

@@ -15,6 +15,10 @@ class ItemPrompt:
 
     One wording per case, so that an item without a picture is not asked about its picture. Short, since every item pays
     for it; asking for one word draws the item's meaning into the next token's state, which is the one that is read.
+
+    Example:
+        >>> ItemPrompt().instruction(has_image=False, has_text=True)
+        'In one word, the item described above:'
     """
 
     image_and_text: str = "In one word, the item pictured and described above:"

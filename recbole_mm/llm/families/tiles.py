@@ -39,7 +39,12 @@ class TiledFamily(Family):
 
 
 def split_tiles(image: Image.Image, tile: int) -> np.ndarray:
-    """Cut an RGB image, whose sides are multiples of `tile`, into (tiles, 3, tile, tile) uint8, row by row."""
+    """Cut an RGB image, whose sides are multiples of `tile`, into (tiles, 3, tile, tile) uint8, row by row.
+
+    Example:
+        >>> split_tiles(Image.new("RGB", (4, 2)), 2).shape
+        (2, 3, 2, 2)
+    """
     width, height = image.size
     blocks = np.asarray(image).reshape(height // tile, tile, width // tile, tile, 3)
     return np.ascontiguousarray(blocks.transpose(0, 2, 4, 1, 3)).reshape(-1, 3, tile, tile)

@@ -102,6 +102,10 @@ class LengthGroupedBatches(Sampler[list[int]]):
         lengths: cost of each example.
         budget: bound of a batch's cost.
         seed: of the grouping and the orders.
+
+    Example:
+        >>> sorted(map(len, LengthGroupedBatches(np.array([5, 5, 5, 9]), budget=10, seed=0)))
+        [1, 1, 2]
     """
 
     batch_size = None  # what accelerate reads to learn that sizes vary
@@ -200,6 +204,10 @@ def bottleneck_mask(ids: torch.Tensor, cur_item_id: int, bos_id: int | None = No
 
     Returns:
         bool (B, 1, L, L), True where a row sees a column.
+
+    Example:
+        >>> bottleneck_mask(torch.tensor([[1, 9, 2]]), cur_item_id=9)[0, 0].int().tolist()
+        [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     """
     ends = ids == cur_item_id
     item = ends.cumsum(1) - ends.long()

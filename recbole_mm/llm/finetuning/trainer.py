@@ -36,7 +36,12 @@ TRAINED = "trained.safetensors"
 
 
 def warm_cosine(step: int, warmup: int, total: int, start: float = 0.01) -> float:
-    """Factor of the learning rate: linear from `start` to 1 over the warm-up, then half a cosine to 0."""
+    """Factor of the learning rate: linear from `start` to 1 over the warm-up, then half a cosine to 0.
+
+    Example:
+        >>> [round(warm_cosine(step, 2, 6), 3) for step in (0, 1, 2, 4, 6)]
+        [0.01, 0.505, 1.0, 0.5, 0.0]
+    """
     if step < warmup:
         return start + (1 - start) * step / warmup
     return (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup)))) / 2

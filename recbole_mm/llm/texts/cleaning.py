@@ -157,7 +157,12 @@ def without_thoughts(text: str) -> str:
 
 
 def count_words(text: str) -> int:
-    """Words by blanks; in Chinese and Japanese, which write none, each character counts."""
+    """Words by blanks; in Chinese and Japanese, which write none, each character counts.
+
+    Example:
+        >>> count_words("blue suede shoes")
+        3
+    """
     return len(_WORD.findall(text))
 
 

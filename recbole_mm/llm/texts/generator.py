@@ -114,6 +114,10 @@ class Writing:
         temperature: 0 takes the likeliest word; above, words are drawn.
         top_p: words are drawn among the likeliest that make up this share.
         seed: of the drawing.
+
+    Example:
+        >>> Writing(max_words=40).parameters
+        {'max_words': 40, 'max_new_tokens': 256, 'temperature': 0.0}
     """
 
     max_words: int = 100
@@ -134,6 +138,10 @@ class TemplateGenerator:
     """Gives every request its fallback, word for word.
 
     Its parameters are empty: the fallback is as long as it is made, and it is itself part of the key.
+
+    Example:
+        >>> TemplateGenerator().generate([Request("Name it", "Blue shoes"), Request("Name it", None)])
+        ['Blue shoes', Failure(reason='there is no metadata to make a text of')]
     """
 
     identity = "template-1"

@@ -11,12 +11,11 @@ import torch
 
 from recbole_mm.artifacts.executor import Executor, Failure, RemoteWork
 from recbole_mm.data.content import CarriedImage, ItemImage
-from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.encode_remote import LLMRecipe
 from recbole_mm.llm.pretrained import check_identity, find_llm, published
 from recbole_mm.llm.texts.generator import NO_PICTURE, Request, Writing
 from recbole_mm.llm.texts.hf import UNIT, HfGenerator, longest_first
 from recbole_mm.llm.texts.writers import (
-    Writer,
     check_writes,
     multimodal_writer,
     text_writer,
@@ -33,21 +32,14 @@ class WriteRecipe:
 
     Attributes:
         name: what the run calls the model.
-        place: its folder, under the same path everywhere, or hub id.
-        revision: commit of a hub model.
-        identity: that the loaded model must have.
-        dtype: of its weights.
+        model: the model.
         multimodal: whether it is a multimodal LLM; else a text LLM.
-        trust_remote_code, image_pixels, batch_tokens, writing: as everywhere.
+        image_pixels, batch_tokens, writing: as for `HfGenerator`.
     """
 
     name: str
-    place: str
-    revision: str | None
-    identity: str
-    dtype: str
+    model: LLMRecipe
     multimodal: bool
-    trust_remote_code: bool
     image_pixels: int
     batch_tokens: int
     writing: Writing
@@ -58,18 +50,15 @@ class WriteRecipe:
         Raises:
             ModelLoadError: it is not there, cannot be loaded, or is another one.
         """
-        writer = self._writer(device)
-        check_identity(self.place, writer.identity, self.identity)
+        model = self.model
+        if self.multimodal:
+            writer = multimodal_writer(model.load(device, with_head=True), self.image_pixels)
+        else:
+            source = find_llm(model.name, model.revision, check_writes, model.trust_remote_code)
+            check_identity(model.name, source.identity, model.identity)
+            writer = text_writer(source, torch.device(device), model.dtype, model.trust_remote_code)
         writer.name = self.name
         return WriteWorker(HfGenerator(lambda: writer, self.writing, self.batch_tokens, self.image_pixels))
-
-    def _writer(self, device: str) -> Writer:
-        trust = self.trust_remote_code
-        if not self.multimodal:
-            source = find_llm(self.place, self.revision, check_writes, trust)
-            return text_writer(source, torch.device(device), self.dtype, trust)
-        mllm = load_mllm(self.place, device, self.dtype, trust, self.revision, with_head=True)
-        return multimodal_writer(mllm, self.image_pixels)
 
 
 class WriteWorker:
@@ -110,8 +99,8 @@ class RemoteHfGenerator(HfGenerator):
     def recipe(self) -> WriteRecipe:
         """Of the writer."""
         name, identity, dtype, _ = self._outline
-        model = (name, *published(name, identity), identity, dtype, self.multimodal, self.trust_remote_code)
-        return WriteRecipe(*model, self.image_pixels, self.batch_tokens, self.writing)
+        model = LLMRecipe(*published(name, identity), identity, dtype, self.trust_remote_code)
+        return WriteRecipe(name, model, self.multimodal, self.image_pixels, self.batch_tokens, self.writing)
 
     def stream(self, requests: Mapping[str, Request]) -> Iterator[Mapping[str, Any]]:
         """Write units of requests, each as soon as a worker is done with it."""

@@ -85,6 +85,10 @@ class Server:
 
     Raises:
         ConfigError: the address is not one, or would be written to logs with a secret in it.
+
+    Example:
+        >>> Server("http://localhost:8000/v1/", "m").endpoint
+        'http://localhost:8000/v1/chat/completions'
     """
 
     url: str
