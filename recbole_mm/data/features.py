@@ -123,6 +123,6 @@ def reads_summaries(specs: Mapping[str, Any]) -> bool:
     return any(isinstance(settings, Mapping) and settings.get("on") == SUMMARY for settings in specs.values())
 
 
-def summary_hash(text: str) -> str:
-    """Content hash of an item's summary."""
+def text_hash(text: str) -> str:
+    """Returns the content hash of a text: SHA-256 in hex."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -42,13 +42,6 @@ class CSR:
         items = np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int64)
         return cls(offsets_of([len(one) for one in arrays]), items)
 
-    @classmethod
-    def from_pairs(cls, rows: np.ndarray, items: np.ndarray, n_rows: int) -> CSR:
-        """Build from (row, item) pairs in any order; the order of the pairs of one row is kept."""
-        rows = np.asarray(rows, dtype=np.int64)
-        order = np.argsort(rows, kind="stable")
-        return cls(offsets_of(np.bincount(rows, minlength=n_rows)), np.asarray(items)[order])
-
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

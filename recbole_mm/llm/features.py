@@ -14,7 +14,7 @@ from recbole_mm.artifacts.vectors import Encoder
 from recbole_mm.data.content import ItemContent, ItemImage
 from recbole_mm.data.content_source import dataset_path
 from recbole_mm.data.feature_files import align, read_features
-from recbole_mm.data.features import MLLM, SUMMARY, FeatureSpec, summary_hash
+from recbole_mm.data.features import MLLM, SUMMARY, FeatureSpec, text_hash
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.llm.encoders import open_encoder
 
@@ -165,7 +165,7 @@ def feature_inputs(spec: FeatureSpec, content: ItemContent, summaries: Sequence[
             raise ConfigError(f"item_features.{spec.name}: on: summary needs item texts, and none are given")
         items = _longest_first({item: text for item, text in enumerate(summaries) if text})
         said = summaries.__getitem__
-        return FeatureInputs(items, [summary_hash(summaries[item] or "") for item in items], said, said)
+        return FeatureInputs(items, [text_hash(summaries[item] or "") for item in items], said, said)
     assert spec.on is not None
     view = content.only(spec.on)
     if spec.on == "image":

@@ -14,6 +14,8 @@ from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
+from recbole_mm.utils.escaping import encodable
+
 VOCABULARY = 4096
 LONGEST = 4096
 """Tokens of the longest text a tiny model can read."""
@@ -188,11 +190,6 @@ def _train(
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Learn a vocabulary of at most `size` entries; return it with its merges."""
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=list(alphabet), show_progress=False, **settings)
-    bpe.train_from_iterator((_encodable(text) for text in texts), trainer)
+    bpe.train_from_iterator((encodable(text) for text in texts), trainer)
     learned = json.loads(bpe.to_str())["model"]
     return learned["vocab"], [tuple(pair) for pair in learned["merges"]]
-
-
-def _encodable(text: str) -> str:
-    """Lone surrogates (a broken file's bytes read as text) have no UTF-8 form, which the tokenizer needs."""
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -97,3 +97,13 @@ def latex(text: str) -> str:
         50\% of \$x\$ \textbackslash{}input\{y\}
     """
     return "".join(_LATEX.get(character, character) for character in one_line(text))
+
+
+def encodable(text: str) -> str:
+    """Returns a text with `?` for lone surrogates (bytes of a broken file), which have no UTF-8 form.
+
+    Example:
+        >>> encodable("caf\\udce9")
+        'caf?'
+    """
+    return text.encode("utf-8", "replace").decode("utf-8")

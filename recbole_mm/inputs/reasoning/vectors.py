@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -13,6 +12,7 @@ import numpy as np
 from recbole_mm.artifacts.fill import FillReport
 from recbole_mm.artifacts.store import artifact_key
 from recbole_mm.artifacts.vectors import Encoder, vectors_through_store
+from recbole_mm.data.features import text_hash
 from recbole_mm.errors import DataError, ModelLoadError
 from recbole_mm.inputs.context import Context, PlannedStage
 from recbole_mm.inputs.reasoning.failures import failures_file
@@ -190,11 +190,6 @@ def encoding_order(texts: Sequence[str | None]) -> list[int]:
     """
     words = {place: text for place, text in enumerate(texts) if text and text.strip()}
     return sorted(words, key=lambda place: (-len(words[place]), words[place]))
-
-
-def text_hash(text: str) -> str:
-    """Returns the content hash of a text."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def local_encoder(name: str, revision: str | None = None) -> Pretrained | None:

@@ -37,6 +37,7 @@ from recbole_mm.config.yaml_settings import NOBODY
 from recbole_mm.errors import ConfigError, ImageError
 from recbole_mm.llm.texts.cleaning import clean_answer
 from recbole_mm.llm.texts.generator import NO_PICTURE, Request, StreamingGenerator, Writing
+from recbole_mm.utils.escaping import encodable
 from recbole_mm.utils.retry_after import retry_after
 
 logger = logging.getLogger(__name__)
@@ -441,17 +442,12 @@ class _Bounded(httpx2.AsyncByteStream):
 def message_content(request: Request) -> str | list[dict[str, Any]] | None:
     """The content of a chat message; None where the picture cannot be had. Called in threads."""
     if request.image is None:
-        return _encodable(request.prompt)
+        return encodable(request.prompt)
     image = request.image()
     if image is None:
         return None
     picture = {"type": "image_url", "image_url": {"url": data_url(image)}}
-    return [picture, {"type": "text", "text": _encodable(request.prompt)}]
-
-
-def _encodable(text: str) -> str:
-    """Without lone surrogates (a broken file's bytes read as text), which many servers refuse."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return [picture, {"type": "text", "text": encodable(request.prompt)}]
 
 
 def data_url(image: Image.Image) -> str:
