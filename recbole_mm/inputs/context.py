@@ -35,7 +35,12 @@ def open_store(config: Config) -> Store:
 
 
 class NoStore:
-    """Stands for an artifact store that does not exist yet, without making it."""
+    """Stands for an artifact store that does not exist yet, without making it.
+
+    Example:
+        >>> NoStore().contains(["a key"])
+        set()
+    """
 
     def contains(self, keys: Iterable[str]) -> set[str]:
         """Returns none of the keys."""

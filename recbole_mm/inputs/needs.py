@@ -12,10 +12,12 @@ class Asks(Protocol):
     """The hooks of a model's class that inputs read; `models/base.py` declares them."""
 
     @classmethod
-    def requirements(cls, config: Config) -> tuple[str, ...]: ...
+    def requirements(cls, config: Config) -> tuple[str, ...]:
+        """Names of what the model needs."""
 
     @classmethod
-    def build_prompt(cls, config: Config, dataset: Any, mllm: Any) -> Any: ...
+    def build_prompt(cls, config: Config, dataset: Any, mllm: Any) -> Any:
+        """The prompt that an LLM is fine-tuned to answer."""
 
 
 def needed(config: Config, hooks: type[Asks]) -> tuple[str, ...]:

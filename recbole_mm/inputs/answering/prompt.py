@@ -31,23 +31,23 @@ CUE = "\nAnswer:\n"
 
 
 class Prompt(Protocol):
-    """A prompt is a prefix that depends on the user alone and a suffix that depends on the item alone.
-
-    Attributes:
-        tail: the text right before the answer, for `recbole_mm.llm.answer.resolve_yes_no`.
-        identity: of the wording and its bounds, for digests.
-        shares_prefix: whether a prefix may be read once for several suffixes; where not, prompts are read whole.
-        image_pixels: bound on an image's area.
-    """
+    """A prompt is a prefix that depends on the user alone and a suffix that depends on the item alone."""
 
     @property
-    def tail(self) -> str: ...
+    def tail(self) -> str:
+        """The text right before the answer, for `recbole_mm.llm.answer.resolve_yes_no`."""
+
     @property
-    def identity(self) -> str: ...
+    def identity(self) -> str:
+        """Of the wording and its bounds, for digests."""
+
     @property
-    def shares_prefix(self) -> bool: ...
+    def shares_prefix(self) -> bool:
+        """Whether a prefix may be read once for several suffixes; where not, prompts are read whole."""
+
     @property
-    def image_pixels(self) -> int: ...
+    def image_pixels(self) -> int:
+        """Bound on an image's area."""
 
     def prefix(self, user: int, history: Sequence[int]) -> list[Part]:
         """The user's part: token ids and images, for `Family.prepare`.

@@ -87,6 +87,12 @@ class LeftOut:
 
     Raises:
         CheckpointError: the folder's list cannot be read.
+
+    Example:
+        >>> left_out = LeftOut()
+        >>> left_out.note("user_profile", ["u7"])
+        >>> left_out.of("user_profile"), left_out.of("item_description")
+        (frozenset({'u7'}), None)
     """
 
     def __init__(self, run_dir: Path | None = None) -> None:

@@ -28,6 +28,10 @@ class KnownTexts:
     Attributes:
         texts: of every item; stand-ins for those that are not written yet.
         unwritten: ids of these.
+
+    Example:
+        >>> KnownTexts([None, "A lamp", "words words"], {2}).written
+        [None, 'A lamp', None]
     """
 
     texts: Texts

@@ -27,13 +27,19 @@ ASSUMED_SENTENCES = 50.0
 
 @dataclass(frozen=True)
 class Rate:
-    """Work done so far, and the seconds it took."""
+    """Work done so far, and the seconds it took.
+
+    Example:
+        >>> Rate(units=300, seconds=2).per_second
+        150.0
+    """
 
     units: float
     seconds: float
 
     @property
     def per_second(self) -> float:
+        """Units of work in a second."""
         return self.units / self.seconds
 
 
@@ -46,6 +52,10 @@ class TextWork:
         prompt_tokens: of all prompts' words.
         images: pictures in them.
         new_tokens: most that is written in all.
+
+    Example:
+        >>> TextWork(calls=1, prompt_tokens=100, images=1, new_tokens=20).units
+        800
     """
 
     calls: int
@@ -55,6 +65,7 @@ class TextWork:
 
     @property
     def units(self) -> float:
+        """The work in tokens read."""
         return self.prompt_tokens + PER_IMAGE * self.images + PER_NEW_TOKEN * self.new_tokens
 
 

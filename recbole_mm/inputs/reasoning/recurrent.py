@@ -69,6 +69,12 @@ class Chains:
     Attributes:
         starts: wanted text -> how many items the text before it has seen; 0 where there is none before. What is wanted
             comes after what it waits for.
+
+    Example:
+        >>> chains = Chains()
+        >>> chains.add(user=1, cuts=blocks_of_size(7, 3), lengths=[7])
+        >>> chains.starts
+        {(1, 3): 0, (1, 6): 3, (1, 7): 6}
     """
 
     starts: dict[Node, int] = field(default_factory=dict)

@@ -121,6 +121,7 @@ class HistorySummary:
 
     @cached_property
     def attributes(self) -> Attributes:
+        """The columns of attributes; counted on first use."""
         return Attributes(self.facts)
 
     def of(self, items: Sequence[int]) -> str | None:

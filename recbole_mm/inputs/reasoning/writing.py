@@ -53,6 +53,10 @@ class TextStage(Generic[Key]):
         requests: key -> request; may be made on demand.
         names: key -> what the list of failures calls it.
         shown: key -> ids of the items whose texts the request shows; may be empty where none shows any.
+
+    Example:
+        >>> TextStage("user_profile", {1: Request("What does this person like?", None)}, {1: "u7"}, {1: [4, 9]}).names
+        {1: 'u7'}
     """
 
     name: str
@@ -79,7 +83,12 @@ class PlannedTexts(Generic[Key]):
 
 
 class UnknownWriter:
-    """Stands for a model of which nothing is known yet: it has written nothing, and its tokens are estimated."""
+    """Stands for a model of which nothing is known yet: it has written nothing, and its tokens are estimated.
+
+    Example:
+        >>> UnknownWriter().count_tokens("a red lamp")
+        3
+    """
 
     identity = ""
     makes: Literal["answers"] = "answers"
