@@ -23,7 +23,13 @@ CPU_MIN_ROWS = 16
 
 @dataclass(frozen=True)
 class DotProduct:
-    """The two halves of one model: `users(interaction) -> (B, d)`, `items() -> (N, d)`."""
+    """The two halves of one model: `users(interaction) -> (B, d)`, `items() -> (N, d)`.
+
+    Example:
+        >>> halves = DotProduct(users=lambda rows: torch.ones(len(rows), 2), items=lambda: torch.eye(3, 2))
+        >>> halves.users([0]) @ halves.items().T
+        tensor([[1., 1., 0.]])
+    """
 
     users: Callable[[Any], torch.Tensor]
     items: Callable[[], torch.Tensor]

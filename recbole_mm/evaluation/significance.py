@@ -54,6 +54,11 @@ class Comparison:
         p_value: two-sided.
         n: number of users.
         method: name of the test and of the interval.
+
+    Example:
+        >>> found = compare(np.array([1.0, 0.5, 0.0]), np.array([0.5, 0.5, 0.0]), seed=0)
+        >>> found.mean_a, found.mean_b, found.n
+        (0.5, 0.3333333333333333, 3)
     """
 
     mean_a: float

@@ -36,6 +36,9 @@ class BM3(MultimodalRecommender):
     Raises:
         ConfigError: a feature that is not there, settings out of range, or negatives asked for in
             `train_neg_sample_args`: their rows would be trained on as if they had been chosen.
+
+    Example:
+        >>> recbole_mm.run("BM3", "my-data", config_dict={"content_features": ["image", "text"]})  # doctest: +SKIP
     """
 
     input_type = InputType.POINTWISE

@@ -100,6 +100,9 @@ class DuoRec(SASRec):
 
     Raises:
         ConfigError: `loss_type` is not CE, `sim` is unknown, or `tau` is not above 0.
+
+    Example:
+        >>> recbole_mm.run("DuoRec", "my-data", config_dict={"full_sequence": True})  # doctest: +SKIP
     """
 
     full_sequence_mixin = FullSequenceDuoRec
@@ -175,6 +178,12 @@ class SameTarget:
         n_items: number of item ids, padding included.
         target: field of the target item.
         identity: fields that tell a training sequence from another one with the same target.
+
+    Example:
+        >>> samples = Interaction({"user_id": torch.tensor([1, 2, 3]), "item_id": torch.tensor([5, 7, 5])})
+        >>> partners = SameTarget(samples, 8, target="item_id", identity=("user_id",))
+        >>> partners.draw(samples)["user_id"]
+        tensor([3, 2, 1])
     """
 
     def __init__(self, samples: Any, n_items: int, *, target: str, identity: tuple[str, ...]) -> None:

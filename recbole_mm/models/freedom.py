@@ -47,6 +47,9 @@ class FREEDOM(MultimodalRecommender):
 
     Raises:
         ConfigError: see `MultimodalRecommender`; or a size, weight, ratio or `item_graph` that is impossible.
+
+    Example:
+        >>> recbole_mm.run("FREEDOM", "my-data", config_dict={"content_features": ["image", "text"]})  # doctest: +SKIP
     """
 
     supports_ddp = True

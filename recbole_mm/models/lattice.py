@@ -53,6 +53,9 @@ class LATTICE(MultimodalRecommender):
 
     Raises:
         ConfigError: see `MultimodalRecommender`; or a size, number or choice that is impossible.
+
+    Example:
+        >>> recbole_mm.run("LATTICE", "my-data", config_dict={"content_features": ["image", "text"]})  # doctest: +SKIP
     """
 
     supports_ddp = True

@@ -25,6 +25,9 @@ class MLLMMSR(AnsweringRecommender):
 
     Raises:
         ConfigError: neither images nor texts are among the modalities.
+
+    Example:
+        >>> recbole_mm.run("MLLMMSR", "my-data")  # doctest: +SKIP
     """
 
     @classmethod

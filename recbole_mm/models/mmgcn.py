@@ -35,6 +35,9 @@ class MMGCN(MultimodalRecommender):
 
     Raises:
         ConfigError: a feature that is not there, or settings out of range.
+
+    Example:
+        >>> recbole_mm.run("MMGCN", "my-data", config_dict={"content_features": ["image", "text"]})  # doctest: +SKIP
     """
 
     supports_ddp = True
@@ -94,6 +97,12 @@ class ModalityGraph(nn.Module):
         width: of every layer's output and of the ID embeddings, d.
         n_layers: at least 1.
         combination: one of `COMBINATIONS`.
+
+    Example:
+        >>> graph = ModalityGraph(2, feature_size=5, modality_size=0, width=4, n_layers=2, combination="concat")
+        >>> neighbours = neighbour_means(torch.tensor([0, 1]), torch.tensor([2, 0]), n_users=2, n_items=3)
+        >>> graph(neighbours, torch.ones(3, 5), torch.zeros(5, 4)).shape
+        torch.Size([5, 4])
     """
 
     def __init__(
@@ -121,6 +130,12 @@ class ModalityLayer(nn.Module):
 
     h = LeakyReLU(mean of W1 x over the node's neighbours); x' = LeakyReLU(W2 x) + id; the node's new vector is
     LeakyReLU(W3 [h, x']) for `concat` and LeakyReLU(W3 h + x') for `elementwise`.
+
+    Example:
+        >>> layer = ModalityLayer(width_in=3, width=4, combination="elementwise")
+        >>> neighbours = neighbour_means(torch.tensor([0, 1]), torch.tensor([2, 0]), n_users=2, n_items=3)
+        >>> layer(neighbours, torch.ones(5, 3), torch.zeros(5, 4)).shape
+        torch.Size([5, 4])
     """
 
     def __init__(self, width_in: int, width: int, combination: str) -> None:

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 class Pop(upstream.Pop):
-    """RecBole's Pop with its counting mended."""
+    """RecBole's Pop with its counting mended.
+
+    Example:
+        >>> recbole_mm.run("Pop", "my-data")  # doctest: +SKIP
+    """
 
     def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)

@@ -30,6 +30,9 @@ class SASRecContent(FullSequenceMixin, SASRec):
     Raises:
         ConfigError: no feature is named, there is none of that name, their number does not divide `hidden_size`, or
             `item_normalization` is unknown.
+
+    Example:
+        >>> recbole_mm.run("SASRecContent", "my-data", config_dict={"content_features": ["text"]})  # doctest: +SKIP
     """
 
     def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
@@ -60,6 +63,11 @@ class ContentEmbedding(nn.Module):
     Args:
         features: frozen vectors (n_items, d_k) of K modalities, row 0 for padding; not stored with the weights.
         width: of an item's vector; each feature gets width / K of it.
+
+    Example:
+        >>> table = ContentEmbedding([torch.ones(5, 3), torch.ones(5, 2)], 4)
+        >>> table.weight.shape, table(torch.tensor([[1, 2]])).shape
+        (torch.Size([5, 4]), torch.Size([1, 2, 4]))
     """
 
     def __init__(self, features: Sequence[Tensor], width: int) -> None:

@@ -29,6 +29,9 @@ class TALLRec(AnsweringRecommender):
 
     Raises:
         ConfigError: no titles, or no such column of ratings.
+
+    Example:
+        >>> recbole_mm.run("TALLRec", "my-data")  # doctest: +SKIP
     """
 
     @classmethod

@@ -26,6 +26,9 @@ class VBPR(MultimodalRecommender):
 
     Raises:
         ConfigError: see `MultimodalRecommender`; or a size or weight that is impossible.
+
+    Example:
+        >>> recbole_mm.run("VBPR", "my-data", config_dict={"content_features": ["image", "text"]})  # doctest: +SKIP
     """
 
     supports_ddp = True

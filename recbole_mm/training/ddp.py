@@ -39,7 +39,13 @@ ONE = "; train it with train_workers: 1"
 
 
 class BatchLoss(nn.Module):
-    """A model's loss as the `forward` of a module, which `DistributedDataParallel` wraps."""
+    """A model's loss as the `forward` of a module, which `DistributedDataParallel` wraps.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> BatchLoss(model, lambda batch: model(batch).square().mean())(torch.zeros(3, 2)).shape
+        torch.Size([])
+    """
 
     def __init__(self, model: nn.Module, loss: Any) -> None:
         super().__init__()
@@ -168,7 +174,12 @@ class WorkerTrainer(TrainerMixin):
 
 
 class NoBoard(TensorBoard):
-    """The TensorBoard of a worker that writes none."""
+    """The TensorBoard of a worker that writes none.
+
+    Example:
+        >>> board = NoBoard(tmp_path)
+        >>> board.add_scalar("Loss/Train", 0.5, step=1)
+    """
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         """Write nothing."""
@@ -318,7 +329,12 @@ def adapt_losses(model: nn.Module) -> None:
 
 
 class WholeEmbLoss(EmbLoss):
-    """RecBole's `EmbLoss` of the whole batch: the norm of its embeddings, a root over all rows."""
+    """RecBole's `EmbLoss` of the whole batch: the norm of its embeddings, a root over all rows.
+
+    Example:
+        >>> WholeEmbLoss()(torch.ones(2, 4))
+        tensor([1.4142])
+    """
 
     def forward(self, *embeddings: Any, require_pow: bool = False) -> Any:
         """Return the loss of the embeddings of all workers."""
@@ -326,7 +342,12 @@ class WholeEmbLoss(EmbLoss):
 
 
 class WholeEmbMarginLoss(EmbMarginLoss):
-    """RecBole's `EmbMarginLoss` of the whole batch: a sum over all rows."""
+    """RecBole's `EmbMarginLoss` of the whole batch: a sum over all rows.
+
+    Example:
+        >>> WholeEmbMarginLoss()(torch.ones(2, 4))
+        tensor(6.)
+    """
 
     def forward(self, *embeddings: Any) -> Any:
         """Return the loss of the embeddings of all workers."""

@@ -46,6 +46,10 @@ class VectorMapper(nn.Module):
         dimension: d.
         hidden: width of the LLM.
         times: the inner layer is so many times as wide as the vectors.
+
+    Example:
+        >>> VectorMapper(dimension=4, hidden=8, times=2)(torch.zeros(3, 4)).shape
+        torch.Size([3, 8])
     """
 
     def __init__(self, dimension: int, hidden: int, times: int) -> None:
@@ -74,6 +78,9 @@ class CoLLM(RerankingRecommender):
 
     Raises:
         ConfigError: settings that cannot be, no titles, or a validation that would never come.
+
+    Example:
+        >>> recbole_mm.run("CoLLM", "my-data")  # doctest: +SKIP
     """
 
     input_type = InputType.POINTWISE

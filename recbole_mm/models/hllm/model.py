@@ -47,6 +47,9 @@ class HLLM(SequentialModel):
 
     Raises:
         ConfigError: a key of `CHOICES` has another value, or a number is out of its range.
+
+    Example:
+        >>> recbole_mm.run("HLLM", "my-data")  # doctest: +SKIP
     """
 
     input_type = InputType.POINTWISE

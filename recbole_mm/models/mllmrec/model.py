@@ -43,6 +43,9 @@ class MLLMRec(PropagatingRecommender):
 
     Raises:
         ConfigError: a setting is not accepted, naming it.
+
+    Example:
+        >>> recbole_mm.run("MLLMRec", "my-data")  # doctest: +SKIP
     """
 
     supports_ddp = True

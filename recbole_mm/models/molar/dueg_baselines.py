@@ -52,6 +52,11 @@ class TransformerDUEG(CausalDUEG):
         hidden_size: h.
         max_length: longest history.
         settings: as `ENCODERS`.
+
+    Example:
+        >>> dueg = TransformerDUEG(hidden_size=8, max_length=5, settings={**DEFAULTS, "inner_size": 16})
+        >>> dueg.all_prefixes(torch.zeros(2, 5, 8)).shape
+        torch.Size([2, 5, 8])
     """
 
     def __init__(self, hidden_size: int, max_length: int, settings: Mapping[str, Any]) -> None:
@@ -91,6 +96,10 @@ class RecurrentDUEG(CausalDUEG):
     Args:
         hidden_size: h, of item vectors and states alike.
         settings: as `ENCODERS`.
+
+    Example:
+        >>> RecurrentDUEG(hidden_size=8, settings=DEFAULTS).whole(torch.zeros(2, 5, 8), torch.tensor([5, 2])).shape
+        torch.Size([2, 8])
     """
 
     def __init__(self, hidden_size: int, settings: Mapping[str, Any]) -> None:
@@ -115,6 +124,11 @@ class MarkovDUEG(nn.Module):
         n_users: number of user ids, padding included.
         hidden_size: h.
         settings: as `ENCODERS`.
+
+    Example:
+        >>> dueg = MarkovDUEG(n_users=4, hidden_size=8, settings=DEFAULTS)
+        >>> dueg.all_prefixes(torch.zeros(2, 5, 8), torch.tensor([1, 3])).shape
+        torch.Size([2, 5, 8])
     """
 
     reads_users = True

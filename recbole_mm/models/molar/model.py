@@ -64,6 +64,9 @@ class Molar(SequentialModel):
 
     Raises:
         ConfigError: a key of `CHOICES` has another value, or keys do not fit together.
+
+    Example:
+        >>> recbole_mm.run("Molar", "my-data", config_dict={"mllm": "tiny"})  # doctest: +SKIP
     """
 
     input_type = InputType.POINTWISE
