@@ -165,6 +165,18 @@ def test_the_top_level_holds_rooms_and_little_else(package):
     assert rooms <= {room for row in ROOMS for room in row}
 
 
+def test_ray_is_called_in_one_room(package):
+    _, files = package
+    trees = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in files.items()}
+    users = {
+        module
+        for module, tree in trees.items()
+        if any(name.partition(".")[0] == "ray" for name in _imported_names(tree, module, False))
+    }
+    others = {module for module in users if not module.startswith("recbole_mm.distributed.")}
+    assert others == {"recbole_mm.experiments.tune.draws"}, "Ray Tune's interfaces, which a search implements"
+
+
 def test_no_crumbs(package):
     graph, files = package
     importers = defaultdict(set)

@@ -1,4 +1,4 @@
-"""What the store keeps: texts and vectors as SQLite has them, and a checksum by which each is known when it is read."""
+"""What the store keeps: texts and vectors as SQLite has them, and checksums by which damaged ones are noticed."""
 
 from __future__ import annotations
 
