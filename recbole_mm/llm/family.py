@@ -192,7 +192,7 @@ class Family(ABC):
     def _extras(
         self, inputs: Sequence[PreparedInput], starts: Sequence[int], length: int, device: torch.device
     ) -> dict[str, torch.Tensor]:
-        """What a batch holds beside token ids: pixels, positions.
+        """What a batch holds in addition to token ids: pixels, positions.
 
         Args:
             inputs: B prompts.
@@ -215,7 +215,7 @@ class Family(ABC):
     def image_vectors(self, model: nn.Module, images: Sequence[CutImage], device: torch.device) -> list[torch.Tensor]:
         """What the vision tower makes of images: (T, hidden) each, for the T image tokens of its ids.
 
-        Not for families whose decoder reads images beside its input (`images_reach_back`).
+        Not for families whose decoder reads images apart from its input (`images_reach_back`).
         """
         made = self.base(model).get_image_features(**self._pixels(images, device), return_dict=True).pooler_output
         flat = made.flatten(0, -2) if isinstance(made, torch.Tensor) else torch.cat(list(made))

@@ -73,7 +73,7 @@ class Pretrained:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether the files are a PEFT adapter, which needs its base model beside it."""
+        """Whether the files are a PEFT adapter, which needs its base model too."""
         return (self.folder / ADAPTER_CONFIG).is_file()
 
 

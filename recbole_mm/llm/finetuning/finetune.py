@@ -141,7 +141,7 @@ def finetune(
         examples: what is learnt.
         tuning: how.
         folder: of the finished model, which `load_mllm` loads; it appears all at once. While training lasts, a hidden
-            folder beside it holds checkpoints.
+            folder next to it holds checkpoints.
         show_progress: show a progress display.
         notes: file name -> text of more files in the folder.
 

@@ -52,7 +52,7 @@ class Request:
         """Hash of what a text is made of, for the artifact key.
 
         Args:
-            reads_images: whether an LLM answers, which reads the picture beside the prompt (the prompt has a place of
+            reads_images: whether an LLM answers, which reads the picture and the prompt (the prompt has a place of
                 its own in the key); else a template gives the fallback.
         """
         if reads_images:

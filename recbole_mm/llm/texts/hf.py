@@ -253,7 +253,7 @@ class Draw(LogitsProcessor):
     Args:
         numbers: (B, new tokens) from 0 to 1.
         width: columns of the prompts.
-        temperature, top_p: as everywhere.
+        temperature, top_p: as in `Writing`.
     """
 
     def __init__(self, numbers: np.ndarray, width: int, temperature: float, top_p: float) -> None:

@@ -1,7 +1,7 @@
 """Texts by an OpenAI-compatible server: vLLM, SGLang, Ollama, `transformers serve`, or a hosted one.
 
 The `openai` client sends requests, many at once, on an event loop in a thread of its own; each finished text goes
-straight to the caller, who stores it. Which errors end what is decided here, and the client retries nothing itself:
+straight to the caller, to be stored. What follows from an error is decided here; the client itself retries nothing:
 
 - the server is busy, breaks or stalls (429, 5xx, a lost connection, no whole answer in time): tried again, later and
   later; after the last try, a `Failure`;

@@ -72,7 +72,7 @@ def multimodal_writer(mllm: MLLM, image_pixels: int) -> Writer:
 
     Args:
         mllm: loaded with its head.
-        image_pixels: bound on a resized picture's area; the checkpoint's own bounds hold beside it.
+        image_pixels: bound on a resized picture's area; the checkpoint's own bounds hold too.
 
     Raises:
         ModelLoadError: the model has no head.
