@@ -10,6 +10,9 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_mm.config.kinds import size
+from recbole_mm.config.schema import Setting, section
+from recbole_mm.config.settings import SETTINGS
 from recbole_mm.models.base import SequentialModel
 from recbole_mm.models.layers import standardise
 
@@ -17,9 +20,23 @@ from recbole_mm.models.layers import standardise
 class MeanVector(SequentialModel):
     """Scores an item by the dot product of its projected vector and the mean of those of the history.
 
-    Reads `dataset.inputs.item_vectors`, float32 (n_items, h), and the setting `embedding_size`.
+    Reads `dataset.inputs.item_vectors`, float32 (n_items, h).
     """
 
+    settings = (
+        *section(
+            "What an item is",
+            SETTINGS["mllm"].but("tiny", "The multimodal LLM that makes the item vectors."),
+        ),
+        *section("Model", Setting("embedding_size", size(1), 64, "Width of the projected vectors.")),
+        *section(
+            "Training",
+            SETTINGS["MAX_ITEM_LIST_LENGTH"].but(50, "History length."),
+            SETTINGS["train_batch_size"].but(2048, "Histories per optimizer step."),
+            SETTINGS["learning_rate"].but(1e-3, "Of Adam."),
+            SETTINGS["train_neg_sample_args"].but(None, "The loss is over all items: no negatives are drawn."),
+        ),
+    )
     input_type = InputType.POINTWISE
     requires = ("item_vectors",)  # computed before the model is built
     ignores_right_padding = True

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ast
 import builtins
-import difflib
 import functools
 import importlib
 import re
@@ -20,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from recbole_mm.errors import ConfigError
+from recbole_mm.utils.spelling import nearest
 
 OWN_MODELS: tuple[tuple[str, str, str, str], ...] = (
     # name, module and class, type, paper; a name of RecBole's replaces its class
@@ -200,7 +200,7 @@ def find_model(name: str) -> ModelEntry:
     entry = _entry(_spelled(name))
     if entry is None:
         known = _known()
-        near = [known[key].name for key in difflib.get_close_matches(_spelled(name), known, n=3)]
+        near = [known[key].name for key in nearest(_spelled(name), known)]
         hint = f"did you mean {' or '.join(near)}?" if near else "none is spelled like it;"
         raise ConfigError(f"unknown model {name!r}: {hint} `recbole-mm models` lists them all")
     return entry

@@ -35,7 +35,7 @@ def blocks() -> dict[str, list[str]]:
 
 PAGE = blocks()
 (CODE,) = PAGE["1. Write the class"]
-(YAML,) = PAGE["2. Give every key a default and a meaning"]
+(YAML,) = PAGE["2. Give it a YAML"]
 (LINE,) = PAGE["3. Register it"]
 (VARIANT,) = PAGE["4. Let the contract test judge it"]
 OUTSIDE, REGISTERED = PAGE["A model of your own package"]

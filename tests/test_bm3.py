@@ -152,12 +152,12 @@ def test_it_learns_what_users_choose(toy_settings):
     [
         ({"content_features": []}, "content_features names no feature"),
         ({"content_features": ["sound"]}, "no item feature 'sound'"),
-        ({"dropout": 1.0}, "dropout 1 would leave nothing"),
-        ({"dropout": -0.1}, "dropout must be a number from 0 to 1"),
-        ({"n_layers": -1}, "n_layers must be a whole number of at least 0"),
-        ({"embedding_size": 0}, "embedding_size must be a whole number of at least 1"),
+        ({"dropout": 1.0}, "dropout: 1.0 is not accepted; give a number from 0 to below 1"),
+        ({"dropout": -0.1}, "dropout: -0.1 is not accepted; give a number from 0 to below 1"),
+        ({"n_layers": -1}, "n_layers: -1 is not accepted; give a whole number of at least 0"),
+        ({"embedding_size": 0}, "embedding_size: 0 is not accepted; give a whole number of at least 1"),
         ({"cl_weight": "much"}, "cl_weight: 'much' is not accepted; give a number"),
-        ({"reg_weight": -1}, "reg_weight must be a number of at least 0"),
+        ({"reg_weight": -1}, "reg_weight: -1 is not accepted; give a number of at least 0"),
         (
             {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False}},
             "set train_neg_sample_args to null",

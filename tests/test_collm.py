@@ -434,11 +434,14 @@ def test_the_filter_alone_is_a_run_of_its_own(built):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cf_model": "Pop"}, "cf_model must be one of MF, LightGCN"),
+        ({"cf_model": "Pop"}, "cf_model: 'Pop' is not accepted; give one of MF, LightGCN"),
         ({"cf_config": {"n_layer": 3}}, "cf_config: unknown key 'n_layer'; did you mean 'n_layers'"),
         ({"cf_model": "SASRec", "cf_config": {"n_heads": 5}}, "cf_config: n_heads 5 does not divide the width"),
-        ({"rerank_k": 0}, "rerank_k must be at least 1, or null"),
-        ({"lora_epochs": -1}, "lora_epochs must be at least 0"),
+        (
+            {"rerank_k": 0},
+            "rerank_k: 0 is not accepted; give a whole number of at least 1, at most 1000000000, or null",
+        ),
+        ({"lora_epochs": -1}, "lora_epochs: -1 is not accepted; give a whole number of at least 0"),
         ({"modalities": ["image"]}, "keep text among the modalities"),
         ({"collm_title_field": "name"}, "no column 'name'"),
         ({"epochs": 3, "cf_epochs": 4}, "cf_epochs must be at most epochs, 3, not 4"),

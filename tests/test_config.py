@@ -15,9 +15,11 @@ from recbole.model.sequential_recommender.sasrec import SASRec
 from recbole.utils import InputType, ModelType
 from recbole.utils.argument_list import dataset_arguments
 
-from recbole_mm.config.layers import RECBOLE_PROPERTIES, keys_read_by, model_yaml
+from recbole_mm.config.kinds import number
+from recbole_mm.config.layers import RECBOLE_PROPERTIES, model_yaml
 from recbole_mm.config.resolved import Config, properties_dir
-from recbole_mm.config.schema import KINDS
+from recbole_mm.config.schema import Setting
+from recbole_mm.config.settings import SETTINGS
 from recbole_mm.config.yaml_settings import parse_argument, read_yaml, write_yaml
 from recbole_mm.errors import ConfigError
 
@@ -32,6 +34,8 @@ LEAVE_ONE_OUT = {
 
 class Homemade(SASRec):
     """A model nobody registered, with a setting of its own."""
+
+    settings = (Setting("homemade_momentum", number(0, 1), 0.9, "Of nothing."),)
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -467,8 +471,21 @@ def test_a_device_is_not_a_setting(caplog):
     assert warnings_of(caplog) == ["setting 'device' follows from others and has no effect; give use_gpu and gpu_id"]
 
 
-def test_keys_read_in_source_are_found():
-    assert {"homemade_momentum", "n_layers", "mask_ratio"} <= keys_read_by(Homemade)
+def test_a_class_declares_its_settings_and_has_those_of_its_bases(caplog):
+    config = Config(Homemade, "ml-100k")
+    assert {"homemade_momentum", "n_layers", "mask_ratio"} <= config.known_settings()
+    assert config["homemade_momentum"] == 0.9
+    with pytest.raises(ConfigError, match=r"^homemade_momentum: 2 is not accepted; give a number from 0 to 1$"):
+        Config(Homemade, "ml-100k", config_dict={"homemade_momentum": 2})
+    assert warnings_of(caplog) == []
+
+
+def test_a_key_that_a_users_class_does_not_declare_is_not_said_to_have_no_effect(caplog):
+    Config(Homemade, "ml-100k", config_dict={"homemade_momentun": 0.5})
+    assert warnings_of(caplog) == [
+        "setting 'homemade_momentun' is unknown; if Homemade reads it, add it to `settings` of the class; did you mean "
+        "'homemade_momentum'?"
+    ]
 
 
 # ---------------------------------------------------------------- data_path and device
@@ -664,11 +681,11 @@ def test_every_shipped_file_loads_and_opens_with_its_command(path):
 def test_overall_explains_every_key_and_each_passes_its_own_check():
     settings = read_yaml(OVERALL)
     for line in OVERALL.read_text(encoding="utf-8").splitlines():
-        if line and not line.startswith("#"):
+        if line and not line.strip().startswith("#"):
             assert "# (" in line, f"no meaning beside: {line}"
     for key, value in settings.items():
-        assert key in KINDS, f"{key} is not checked"
-        assert KINDS[key].accepts(value)
+        assert key in SETTINGS, f"{key} is not checked"
+        SETTINGS[key].check(value)
     assert "load_col" not in settings
 
 

@@ -12,7 +12,7 @@ from recbole.utils.argument_list import dataset_arguments
 
 from recbole_mm.config.layers import properties_dir
 from recbole_mm.config.resolved import Config
-from recbole_mm.config.schema import KINDS
+from recbole_mm.config.settings import SETTINGS
 from recbole_mm.config.yaml_settings import read_yaml
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.datasets import CONVERTERS
@@ -34,7 +34,7 @@ NAMES = {
     "ml-1m",
     "pixelrec",
 }
-KNOWN = {*dataset_arguments, *KINDS, "selected_features", "item_attribute", "source_url", "prepare_hint"}
+KNOWN = {*dataset_arguments, *SETTINGS, "selected_features", "item_attribute", "source_url", "prepare_hint"}
 
 
 def test_they_are_all_there():

@@ -135,8 +135,8 @@ def test_without_contrasts_it_is_sasrec(built):
     ("settings", "message"),
     [
         ({"loss_type": "BPR"}, "DuoRec with loss_type: BPR learns from pairs"),
-        ({"sim": "l2"}, "sim must be"),
-        ({"tau": 0}, "tau must be above"),
+        ({"sim": "l2"}, "sim: 'l2' is not accepted; give one of dot, cos"),
+        ({"tau": 0}, "tau: 0 is not accepted; give a number above 0"),
     ],
 )
 def test_impossible_settings_are_refused(built, settings, message):

@@ -191,18 +191,27 @@ def test_the_graph_shows_what_content_tells(toy_settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"knn_k": 0}, "knn_k must be a whole number of at least 1, not 0"),
-        ({"n_mm_layers": 0}, "n_mm_layers must be a whole number of at least 1, not 0"),
-        ({"n_ui_layers": -1}, "n_ui_layers must be a whole number of at least 0, not -1"),
-        ({"dropout": 1}, "dropout: 1 would prune every edge"),
-        ({"dropout": 80}, "dropout must be a number from 0 to 1, not 80"),
+        ({"knn_k": 0}, "knn_k: 0 is not accepted; give a whole number of at least 1"),
+        ({"n_mm_layers": 0}, "n_mm_layers: 0 is not accepted; give a whole number of at least 1"),
+        ({"n_ui_layers": -1}, "n_ui_layers: -1 is not accepted; give a whole number of at least 0"),
+        ({"dropout": 1}, "dropout: 1 is not accepted; give a number from 0 to below 1"),
+        ({"dropout": 80}, "dropout: 80 is not accepted; give a number from 0 to below 1"),
         ({"modality_weights": [1.0]}, r"modality_weights must list 2 numbers, one for each of content_features"),
         ({"modality_weights": [0.5, 0.9]}, "modality_weights: .* whose sum is 1"),
         ({"content_features": ["text"]}, "modality_weights must list 1 numbers"),
-        ({"item_graph": "learnt"}, "item_graph must be one of own, refined, not 'learnt'"),
-        ({"item_graph": "refined", "refined_similar_k": 0}, "refined_similar_k must be a whole number of at least 1"),
-        ({"item_graph": "refined", "refined_co_k": 0}, "refined_co_k must be a whole number of at least 1"),
-        ({"item_graph": "refined", "refined_threshold": 7}, "refined_threshold must be a number from -1 to 1, not 7"),
+        ({"item_graph": "learnt"}, "item_graph: 'learnt' is not accepted; give one of own, refined"),
+        (
+            {"item_graph": "refined", "refined_similar_k": 0},
+            "refined_similar_k: 0 is not accepted; give a whole number of at least 1",
+        ),
+        (
+            {"item_graph": "refined", "refined_co_k": 0},
+            "refined_co_k: 0 is not accepted; give a whole number of at least 1",
+        ),
+        (
+            {"item_graph": "refined", "refined_threshold": 7},
+            "refined_threshold: 7 is not accepted; give a number from -1 to 1",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(built, settings, message):

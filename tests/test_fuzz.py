@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import recbole_mm
 from recbole_mm.config.layers import properties_dir
 from recbole_mm.config.resolved import Config
-from recbole_mm.config.schema import KINDS
+from recbole_mm.config.settings import SETTINGS
 from recbole_mm.config.yaml_settings import SettingsDumper, write_yaml
 from recbole_mm.data.atomic import SEQUENCES, read_atomic, split_sequences
 from recbole_mm.errors import RecboleMMError
@@ -212,7 +212,7 @@ def data_path(tmp_path_factory) -> str:
 def keys_of(model: str, data_path: str) -> list[str]:
     """Every setting that a model's defaults hold, and those that all models share, without those that name the run."""
     defaults = Config(model, "toy", config_dict={"data_path": data_path})
-    return sorted({*KINDS, *defaults.final_config_dict} - {"data_path", "model", "dataset"})
+    return sorted({*SETTINGS, *defaults.final_config_dict} - {"data_path", "model", "dataset"})
 
 
 @cases

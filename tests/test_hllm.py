@@ -395,14 +395,14 @@ def test_frozen_user_llm_and_own_learning_rate(built):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"item_llm_tuning": "lora"}, "item_llm_tuning must be one of frozen, full"),
-        ({"false_negatives": "none"}, "false_negatives must be one of content, item, similar"),
-        ({"item_projection": "deep"}, "item_projection must be one of"),
-        ({"shared_negatives": 0}, "shared_negatives must be a whole number"),
-        ({"least_negatives": 0}, "least_negatives must be a whole number"),
-        ({"temperature": 0}, "temperature must be between"),
-        ({"collapse_patience": 0}, "collapse_patience must be at least 1"),
-        ({"item_llm_learning_rate": 0}, "item_llm_learning_rate must be above 0"),
+        ({"item_llm_tuning": "lora"}, "item_llm_tuning: 'lora' is not accepted; give one of frozen, full"),
+        ({"false_negatives": "none"}, "false_negatives: 'none' is not accepted; give one of content, item, similar"),
+        ({"item_projection": "deep"}, "item_projection: 'deep' is not accepted; give one of"),
+        ({"shared_negatives": 0}, "shared_negatives: 0 is not accepted; give a whole number"),
+        ({"least_negatives": 0}, "least_negatives: 0 is not accepted; give a whole number"),
+        ({"temperature": 0}, "temperature: 0 is not accepted; give a number from 0.01 to 1"),
+        ({"collapse_patience": 0}, "collapse_patience: 0 is not accepted; give a whole number of at least 1"),
+        ({"item_llm_learning_rate": 0}, "item_llm_learning_rate: 0 is not accepted; give a number above 0"),
         ({"user_llm_layers": 9}, "user_llm_layers: the LLM has 2 layers"),
     ],
 )

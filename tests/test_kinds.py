@@ -7,15 +7,28 @@ import os
 
 import pytest
 
+from recbole_mm.config.checks import normalized, settings_of
 from recbole_mm.config.layers import RECBOLE_PROPERTIES, properties_dir
 from recbole_mm.config.resolved import Config
-from recbole_mm.config.schema import ALL_KINDS, normalized, parameter_kinds
+from recbole_mm.config.schema import declared_by
 from recbole_mm.config.yaml_settings import read_yaml
 from recbole_mm.errors import ConfigError
+from recbole_mm.registry import find_model
 from recbole_mm.utils.paths import given_path, is_path
 
 HOME = os.path.expanduser("~")
 NAN, INF = float("nan"), float("inf")
+
+
+HAS = {
+    "content_features": "VBPR",
+    "id_model_path": "Molar",
+    "first_stage_path": "MLLMMSR",
+    "sentence_encoder": "MLLMRec",
+    "pre_model_path": "S3Rec",
+    "mf_pretrain_path": "NeuMF",
+}
+"""A model that has a setting which not all have."""
 
 
 def refused(model: str = "SASRec", **settings) -> str:
@@ -52,8 +65,9 @@ def refused(model: str = "SASRec", **settings) -> str:
     ],
 )
 def test_a_single_name_or_number_is_the_list_of_it_alone(key, value, meant):
-    assert normalized({key: value}) == {key: meant}
-    assert ALL_KINDS[key].accepts(meant)
+    settings = settings_of(declared_by(find_model(HAS.get(key, "Molar")).load()), {})
+    assert normalized({key: value}, settings) == {key: meant}
+    settings[key].check(meant)
 
 
 def test_it_is_so_from_every_layer(tmp_path):
@@ -84,9 +98,10 @@ def test_a_given_split_is_three_files(text):
     ],
 )
 def test_every_setting_that_is_a_path_may_start_at_the_home_folder(key):
-    typed = Config("SASRec", "ml-100k", command_line={key: "~/a b/c"})
+    model = HAS.get(key, "SASRec")
+    typed = Config(model, "ml-100k", command_line={key: "~/a b/c"})
     assert typed[key] == typed.external_config_dict[key] == f"{HOME}/a b/c"
-    assert Config("SASRec", "ml-100k", config_dict={key: "a/~/c"})[key] == "a/~/c"
+    assert Config(model, "ml-100k", config_dict={key: "a/~/c"})[key] == "a/~/c"
 
 
 def test_so_may_data_path_feature_files_and_encoders(monkeypatch):
@@ -114,7 +129,7 @@ def test_a_name_that_no_file_can_have_is_refused_as_such():
     for key in ("checkpoint_dir", "data_path", "artifact_dir", "image_dir"):
         assert "255 bytes" in refused(**{key: "x/" + "y" * 256})
     for key in ("resume", "mllm", "text_model", "id_model_path", "first_stage_path", "sentence_encoder"):
-        assert refused(**{key: "y" * 256}).startswith(f"{key}: 'yyy")
+        assert refused(HAS.get(key, "SASRec"), **{key: "y" * 256}).startswith(f"{key}: 'yyy")
     assert "item_features: " in refused(item_features={"a": {"file": "y" * 256}})
     with pytest.raises(argparse.ArgumentTypeError, match="255 bytes"):
         given_path("y" * 256)
@@ -155,7 +170,6 @@ def test_a_name_that_no_file_can_have_is_refused_as_such():
         ({"load_col": {"inter": None}}, "load_col"),
         ({"unused_col": ["rating"]}, "unused_col"),
         ({"text_fields": {"title": 1}}, "text_fields"),
-        ({"first_stage_config": []}, "first_stage_config: []"),
         ({"learning_rate": 1e300}, "learning_rate: 1e+300"),
         ({"n_layers": 10**7}, "a whole number from 0 to 1000"),
         ({"hidden_size": 10**12}, "a whole number from 0 to 1000000000"),
@@ -196,6 +210,8 @@ def test_the_parts_of_train_neg_sample_args_are_checked(given, told):
         ("HLLM", {"temperature": "warm"}, "temperature: 'warm'"),
         ("FREEDOM", {"knn_k": 2.5}, "knn_k: 2.5"),
         ("MLLMRec", {"reasoning": 1}, "reasoning: 1"),
+        ("TALLRec", {"first_stage_config": []}, "first_stage_config: []"),
+        ("TALLRec", {"sft_epochs": None}, "sft_epochs: None"),
         ("Molar", {"mirm_bottleneck": "yes"}, "mirm_bottleneck: 'yes' is not accepted; give True or False"),
     ],
 )
@@ -246,12 +262,11 @@ def test_a_long_value_is_not_repeated_whole():
 
 
 def test_recboles_defaults_tell_the_kinds_of_its_models_parameters():
-    kinds = parameter_kinds({"n_layers": 2, "n_facet_window": -2, "dropout_prob": 0, "mlp_hidden_size": [8], "x": None})
-    assert "x" not in kinds
+    defaults = {"n_layers": 2, "n_facet_window": -2, "dropout_prob": 0, "mlp_hidden_size": [8], "x": None}
+    kinds = {key: setting.kind for key, setting in settings_of({}, defaults).items()}
+    assert kinds["x"] is None
     assert [kinds["n_layers"].accepts(value) for value in (0, 3, -1, 1.5, True, "3")] == [True, True] + [False] * 4
     assert kinds["n_facet_window"].accepts(-1)
-    assert not parameter_kinds({}, {"sft_epochs": 4})["sft_epochs"].accepts(None)
-    assert parameter_kinds({}, {"rerank_k": 50})["rerank_k"].accepts(None)
     assert [kinds["dropout_prob"].accepts(value) for value in (0.5, INF)] == [True, False]
     assert kinds["mlp_hidden_size"].normal(64) == [64]
     assert not kinds["mlp_hidden_size"].accepts([64, 0.5])
@@ -262,11 +277,10 @@ def test_every_default_that_ships_is_accepted(folder):
     for path in sorted(folder.rglob("*.yaml")):
         if path.parent.name in ("experiments", "search") or path.stem in ("url", "kg_url"):
             continue
-        settings = normalized(read_yaml(path))
-        for key, kind in parameter_kinds(settings).items():
-            assert kind.accepts(settings[key]), f"{path}: {key}"
-        for key in settings.keys() & ALL_KINDS.keys():
-            assert ALL_KINDS[key].accepts(settings[key]), f"{path}: {key}"
+        given = read_yaml(path)
+        settings = settings_of({}, given)
+        for key, value in normalized(given, settings).items():
+            settings[key].check(value)
 
 
 def test_a_single_layer_is_the_list_of_it_alone():

@@ -204,14 +204,17 @@ def test_the_graph_shows_what_content_tells(toy_settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"backbone": "ngcf"}, "backbone must be one of lightgcn, mf, not 'ngcf'"),
-        ({"graph_gradients": "always"}, "graph_gradients must be one of every_batch, first_batch, not 'always'"),
-        ({"knn_k": 0}, "knn_k must be a whole number of at least 1, not 0"),
-        ({"n_mm_layers": 0}, "n_mm_layers must be a whole number of at least 1, not 0"),
-        ({"n_ui_layers": -1}, "n_ui_layers must be a whole number of at least 0, not -1"),
-        ({"lambda_coeff": 1.7}, "lambda_coeff must be a number from 0 to 1, not 1.7"),
-        ({"feature_embedding_size": 0}, "feature_embedding_size must be a whole number of at least 1, not 0"),
-        ({"item_graph": "frozen"}, "item_graph must be one of own, refined, not 'frozen'"),
+        ({"backbone": "ngcf"}, "backbone: 'ngcf' is not accepted; give one of lightgcn, mf"),
+        (
+            {"graph_gradients": "always"},
+            "graph_gradients: 'always' is not accepted; give one of every_batch, first_batch",
+        ),
+        ({"knn_k": 0}, "knn_k: 0 is not accepted; give a whole number of at least 1"),
+        ({"n_mm_layers": 0}, "n_mm_layers: 0 is not accepted; give a whole number of at least 1"),
+        ({"n_ui_layers": -1}, "n_ui_layers: -1 is not accepted; give a whole number of at least 0"),
+        ({"lambda_coeff": 1.7}, "lambda_coeff: 1.7 is not accepted; give a number from 0 to 1"),
+        ({"feature_embedding_size": 0}, "feature_embedding_size: 0 is not accepted; give a whole number of at least 1"),
+        ({"item_graph": "frozen"}, "item_graph: 'frozen' is not accepted; give one of own, refined"),
         ({"item_graph": "refined", "refined_co_k": 2.5}, "refined_co_k: 2.5 is not accepted; give a whole number"),
     ],
 )

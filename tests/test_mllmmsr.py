@@ -237,12 +237,12 @@ def test_written_answers_see_the_image(built, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"answers": "guessed"}, "answers must be scored or written, not 'guessed'"),
+        ({"answers": "guessed"}, "answers: 'guessed' is not accepted; give one of scored, written"),
         ({"answers": "written"}, "answers: written needs an LLM that writes: set text_backend to hf or openai"),
         ({"mllm_image_pixels": 100}, "mllm_image_pixels: 100 is less"),
         ({"modalities": []}, "modalities is empty; name image, text or both"),
-        ({"answer_batch_tokens": 0}, "answer_batch_tokens must be at least 1, not 0"),
-        ({"rerank_k": 0}, "rerank_k must be at least 1"),
+        ({"answer_batch_tokens": 0}, "answer_batch_tokens: 0 is not accepted; give a whole number of at least 1"),
+        ({"rerank_k": 0}, "rerank_k: 0 is not accepted; give a whole number of at least 1"),
         (
             {"first_stage": "none", "first_stage_config": {}},
             "first_stage: none leaves nobody to choose the rerank_k: 6",

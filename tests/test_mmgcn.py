@@ -157,9 +157,9 @@ def test_it_learns_what_users_choose(toy_settings):
     [
         ({"content_features": []}, "content_features names no feature"),
         ({"content_features": ["sound"]}, "no item feature 'sound'"),
-        ({"combination": "sum"}, "combination must be one of concat, elementwise"),
-        ({"n_layers": 0}, "n_layers must be a whole number of at least 1"),
-        ({"modality_size": -1}, "modality_size must be a whole number of at least 0"),
+        ({"combination": "sum"}, "combination: 'sum' is not accepted; give one of concat, elementwise"),
+        ({"n_layers": 0}, "n_layers: 0 is not accepted; give a whole number of at least 1"),
+        ({"modality_size": -1}, "modality_size: -1 is not accepted; give a whole number of at least 0"),
         ({"embedding_size": 8.5}, "embedding_size: 8.5 is not accepted; give a whole number"),
         ({"reg_weight": float("inf")}, "reg_weight: inf is not accepted; give a number"),
     ],

@@ -8,6 +8,7 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import nn
 
+from recbole_mm.config.schema import declared_by
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.splits import split
@@ -159,9 +160,9 @@ def test_equal_cases_are_one(built):
 
 
 @pytest.mark.parametrize("count", [0, -1])
-def test_a_number_below_one_is_refused(built, count):
-    with pytest.raises(ConfigError, match="rerank_k must be at least 1, or null for all"):
-        built(rerank_k=count)
+def test_a_number_below_one_is_refused(count):
+    with pytest.raises(ConfigError, match=f"rerank_k: {count} is not accepted; give a whole number of at least 1"):
+        declared_by(RerankingRecommender)["rerank_k"].check(count)
 
 
 # -------------------------------------------------------------------------------------------------------- saving

@@ -147,7 +147,7 @@ def test_content_alone_tells_the_next_genre(toy_settings):
         ({"content_features": []}, "content_features names no feature"),
         ({"content_features": ["sound"]}, r"no item feature 'sound'; item_features has \['image', 'text'\]"),
         ({"content_features": ["text", "image", "text"]}, "hidden_size 64 cannot be shared equally by 3"),
-        ({"item_normalization": "max"}, "item_normalization must be one of standard, none"),
+        ({"item_normalization": "max"}, "item_normalization: 'max' is not accepted; give one of standard, none"),
     ],
 )
 def test_impossible_settings_are_refused(assembled, settings, message):

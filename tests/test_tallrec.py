@@ -134,7 +134,7 @@ def test_disliked_titles_are_told_apart(built):
         ({"modalities": ["image"]}, "TALLRec reads titles: keep text among the modalities"),
         ({"tallrec_rating_field": "stars"}, "tallrec_rating_field: the interactions have no column 'stars'"),
         ({"tallrec_title_field": "name"}, "tallrec_title_field: the .item file has no column 'name'"),
-        ({"tallrec_history": 0}, "tallrec_history and tallrec_title_tokens must be at least 1"),
+        ({"tallrec_history": 0}, "tallrec_history: 0 is not accepted; give a whole number of at least 1"),
     ],
 )
 def test_settings_that_cannot_be(built, settings, message):

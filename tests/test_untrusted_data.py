@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 import recbole_mm
-from recbole_mm.config.resolved import NOT_FROM_A_RUN, Config
-from recbole_mm.config.yaml_settings import NOBODY
+from recbole_mm.config.data_settings import NOBODY
+from recbole_mm.config.resolved import Config
+from recbole_mm.config.settings import NOT_FROM_A_RUN
 from recbole_mm.data.content_source import ContentSource
 from recbole_mm.data.images import ZipImages
 from recbole_mm.errors import CheckpointError, ConfigError, DataError, ImageError, RecboleMMError

@@ -88,7 +88,7 @@ def parse_seeds(text: str) -> list[int]:
     Raises:
         ConfigError: a part is no whole number from 0 to the largest seed, or is given twice.
     """
-    from recbole_mm.config.schema import LARGEST_SEED, abridged  # imports RecBole
+    from recbole_mm.config.kinds import LARGEST_SEED, abridged
 
     seeds: dict[int, None] = {}
     given = f"--seeds={abridged(text, 50)}"

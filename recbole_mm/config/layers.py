@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
@@ -14,9 +13,12 @@ import recbole
 from recbole.model import abstract_recommender
 from recbole.utils import ModelType
 
-import recbole_mm
 from recbole_mm.config import properties_dir
+from recbole_mm.config.dataset_files import check_atomic_files, check_dataset_yaml
+from recbole_mm.config.schema import UNSET, declared_by
+from recbole_mm.config.settings import OF_AN_ITEM
 from recbole_mm.config.yaml_settings import plain, read_yaml
+from recbole_mm.errors import ConfigError
 
 DATA_ENV = "RECBOLE_MM_DATA"
 """Environment variable that takes the place of RecBole's `dataset/` as the folder of dataset folders."""
@@ -72,6 +74,7 @@ def default_layers(model: str, model_class: Any, dataset: str) -> dict[str, Any]
         theirs_of_model,
         {} if dataset in _NOT_DATASETS else optional_yaml(RECBOLE_PROPERTIES / "dataset", dataset),
         *(optional_yaml(starts, name) for name in quick_starts(model, model_class, dataset)),
+        {key: one.default for key, one in declared_by(model_class).items() if one.default is not UNSET},
         ours_of_model,
         optional_yaml(ours / "dataset", dataset),
     )
@@ -135,17 +138,29 @@ def dataset_dir(root: str | Path, dataset: str) -> Path:
     return folder
 
 
-_READ = re.compile(r"""config(?:(?:\[|\.get\()\s*|, ?)["'](\w+)["']""")
-_SHARED_ROOMS = ("data", "evaluator", "sampler", "trainer", "utils")
+def dataset_folder_layer(root: str | Path, dataset: str, of_recbole: Iterable[str]) -> dict[str, Any]:
+    """`<dataset>.yaml` in the dataset's own folder; it comes with the data and may speak of nothing else.
 
+    It names no file outside of the folder, no model, no server and no environment variable.
 
-def keys_read_by(model_class: type) -> set[str]:
-    """Settings that the source of a model, or of the code around every model, reads: `config["key"]` and its like."""
-    own = Path(recbole_mm.__file__).parent
-    sources = {path for room in _SHARED_ROOMS for path in (RECBOLE_DIR / room).rglob("*.py")}
-    sources.update(path for path in own.rglob("*.py") if (own / "models") not in path.parents)
-    sources.update(_source_files(model_class))
-    return {key for path in sources for key in _READ.findall(path.read_text(encoding="utf-8", errors="replace"))}
+    Args:
+        root: folder of dataset folders.
+        dataset: its name.
+        of_recbole: RecBole's settings of a dataset.
+
+    Raises:
+        ConfigError: it speaks of something else.
+    """
+    path = dataset_dir(root, dataset) / f"{dataset}.yaml"
+    check_atomic_files(path.parent, dataset)
+    if not path.is_file():
+        return {}
+    layer = read_yaml(path)
+    foreign = sorted(set(layer) - {*of_recbole, *sample_settings(), *OF_AN_ITEM})
+    if foreign:
+        raise ConfigError(f"{path}: {foreign[0]!r} does not describe the data; move it to a file of --config_files")
+    check_dataset_yaml(path, layer)
+    return layer
 
 
 def reads_labels(model_class: type) -> bool:

@@ -18,7 +18,9 @@ from typing import Any
 
 import yaml
 
-from recbole_mm.config.schema import TEXT_KEYS, abridged
+from recbole_mm.config.kinds import abridged
+from recbole_mm.config.schema import Setting
+from recbole_mm.config.settings import SETTINGS
 from recbole_mm.errors import ConfigError
 from recbole_mm.utils.paths import expanded
 from recbole_mm.utils.seal import MARK, UNSEALED, ChecksumError, check_seal
@@ -36,9 +38,6 @@ MOST_VALUES = 100_000
 MOST_DEEP = 50
 MOST_BITS = 256
 """Of a file, of what stands in it or is given in Python, and of a whole number."""
-
-NOBODY = "http://nobody.invalid/v1"
-"""`text_url` where texts may be taken from the store, and nobody may be asked for more: no such address can exist."""
 
 SEAL_LINE = f"# {UNSEALED}\n"
 """First line of a YAML file that is read back: `read_yaml` then knows whether the rest has changed."""
@@ -184,11 +183,17 @@ def write_yaml(settings: Mapping[str, Any]) -> str:
     )
 
 
-def parse_argument(key: str, value: Any, default: Any = None) -> Any:
+def parse_argument(key: str, value: Any, default: Any = None, settings: Mapping[str, Setting] = SETTINGS) -> Any:
     """The value of `--key=value` as a Python value.
 
     Text is read as YAML, except where the setting is a text by nature or by its `default`: then it is taken as it
     stands, so that `--text_template="Title: {title}"` and `--user_inter_num_interval="[5,inf)"` need no second quotes.
+
+    Args:
+        key: of the setting.
+        value: as it was typed.
+        default: of the setting.
+        settings: of the model, by name.
 
     Raises:
         ConfigError: the text is not YAML.
@@ -200,7 +205,8 @@ def parse_argument(key: str, value: Any, default: Any = None) -> Any:
     stripped = value.strip()
     quoted = len(stripped) > 1 and stripped[0] == stripped[-1] and stripped[0] in "'\""
     if not quoted:
-        if key in TEXT_KEYS:
+        kind = settings[key].kind if key in settings else None
+        if kind is not None and kind.is_text:
             return value
         if isinstance(default, str) and stripped[:1] not in ("[", "{"):
             return value

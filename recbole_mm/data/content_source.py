@@ -14,11 +14,12 @@ from recbole.utils import FeatureType
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.decode import DEFAULT_MAX_PIXELS, decode_image
 from recbole_mm.data.images import ColumnImages, FolderImages, ImageSource, ZipImages
-from recbole_mm.data.item_table import ItemTable, did_you_mean
+from recbole_mm.data.item_table import ItemTable
 from recbole_mm.data.item_text import TextLayout, parse_template
 from recbole_mm.data.title_cards import TitleCards
 from recbole_mm.errors import ConfigError, DataError, ImageError
 from recbole_mm.utils.progress import progress
+from recbole_mm.utils.spelling import did_you_mean
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.data.names import CONTROL, NameIndex
 from recbole_mm.errors import DataError
+from recbole_mm.utils.spelling import did_you_mean
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from recbole_mm.data.content_source import MODALITIES
-from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError
+from recbole_mm.utils.spelling import did_you_mean
 
 MLLM = "mllm"
 SUMMARY = "summary"

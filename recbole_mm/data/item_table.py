@@ -5,24 +5,14 @@ RecBole turns tokens into numbers and cuts sequences; text for a language model 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from pathlib import Path
 
 from recbole.utils import FeatureType
 
 from recbole_mm.data.atomic import check_ids, check_kind, drop_repeats, read_atomic
 from recbole_mm.errors import DataError
-
-NAMES_SHOWN = 20
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'title'?`, or the known names when none is near and they are few."""
-    known = list(known)
-    if near := get_close_matches(name, known, n=1, cutoff=0.5):
-        return f"; did you mean {near[0]!r}?"
-    return f"; there are: {', '.join(known)}" if len(known) <= NAMES_SHOWN else ""
+from recbole_mm.utils.spelling import did_you_mean
 
 
 class ItemTable:

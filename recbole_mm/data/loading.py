@@ -29,8 +29,8 @@ from recbole_mm.data.atomic import (
     read_header,
     split_sequences,
 )
-from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError, DataError
+from recbole_mm.utils.spelling import did_you_mean
 
 logger = logging.getLogger(__name__)
 

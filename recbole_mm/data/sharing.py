@@ -6,7 +6,8 @@ from copy import copy
 
 from recbole.data.dataset import Dataset, SequentialDataset
 
-from recbole_mm.config.resolved import CONTENT_KEYS, Config
+from recbole_mm.config.resolved import Config
+from recbole_mm.config.settings import OF_AN_ITEM
 from recbole_mm.config.yaml_settings import canonical
 from recbole_mm.data.dataset import create_dataset, dataset_class, upstream_class
 from recbole_mm.data.inputs import ModelInputs
@@ -54,7 +55,7 @@ class Datasets:
 def _loading_settings(config: Config) -> str:
     keys = {*LOADING_KEYS, *config.parameters["Dataset"]}
     if config["missing_modality"] == "drop":  # then the items that are left follow from their content
-        keys |= CONTENT_KEYS
+        keys |= OF_AN_ITEM
     upstream = upstream_class(config)
     plain = upstream in (Dataset, SequentialDataset) and config["benchmark_filename"] is None
     settings = {key: config[key] for key in sorted(keys)}

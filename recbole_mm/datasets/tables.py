@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.datasets.assemble import RawDataset, Table
 from recbole_mm.datasets.base import IMAGES, INTERACTIONS, ITEMS, Converter, Option
 from recbole_mm.datasets.files import Layout, read_header
 from recbole_mm.datasets.raw import Column, is_number, join_times
 from recbole_mm.errors import DataError
+from recbole_mm.utils.spelling import did_you_mean
 
 TABLE = re.compile(r".+\.(csv|tsv)(\.gz)?", re.IGNORECASE)
 USERS = ("user_id", "userid", "user", "uid", "customer_id", "customer", "reviewer_id", "reviewerid", "session_id")

@@ -23,6 +23,8 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import GeneralRecommender, SequentialRecommender
 from torch import Tensor
 
+from recbole_mm.config.schema import Setting
+
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import MultimodalDataset
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
 
 class ModelHooks:
     """The hooks, with their defaults. Flags are class attributes, True or False, and hold for every instance."""
+
+    settings: ClassVar[tuple[Setting, ...]] = ()
+    """The class's own settings, with their defaults, and those of every model that have another default here. Those of
+    its bases are its own, too."""
 
     # ------------------------------------------------------------------------------------------------------- inputs
 

@@ -10,8 +10,10 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_mm.config.kinds import NAMES, choice, layers, number, size
+from recbole_mm.config.schema import Setting, section
+from recbole_mm.config.settings import SETTINGS as SHARED
 from recbole_mm.errors import ConfigError
-from recbole_mm.models.checks import read_number, read_whole
 from recbole_mm.models.layers import linear
 from recbole_mm.models.multimodal_graph import (
     MultimodalRecommender,
@@ -21,10 +23,37 @@ from recbole_mm.models.multimodal_graph import (
     training_pairs,
     user_item_adjacency,
 )
+from recbole_mm.models.settings import IMAGE_AND_TEXT, ITEM_FEATURES
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import MultimodalDataset
+
+# fmt: off
+SETTINGS = (
+    *section("What an item is. Vectors are computed once and kept; an entry may also be a file of vectors "
+        "(docs/data-format.md).",
+        Setting("content_features", NAMES, ["image", "text"], "Entries of item_features, each a modality."),
+        SHARED["item_features"].but(IMAGE_AND_TEXT, ITEM_FEATURES),
+        Setting("feature_normalization", choice("none", "l2", "standard"), "none", "none: as they are, as in the "
+            "paper; l2: length 1; standard: zero mean, unit spread over items, divided by the root of the width.")),
+    *section("Model",
+        Setting("embedding_size", size(1), 64, "Width of ID embeddings and projected features. Paper: 64."),
+        Setting("n_layers", layers(0), 1, "Layers of LightGCN; 0: none. Paper: 1 or 2 by dataset."),
+        Setting("dropout", number(0, 1, below=True), 0.5, "Share of a vector that its contrastive view lacks, below 1. "
+            "Paper: 0.3 or 0.5 by dataset.")),
+    *section("Loss",
+        Setting("cl_weight", number(0), 2.0, "Of the features' losses; 0: ID embeddings alone. Paper: 1 in the "
+            "formula, 2 in its settings."),
+        Setting("reg_weight", number(0), 1e-3, "lambda, of the squared length of a pair's vectors. Paper: 0.1 or 0.01 "
+            "by dataset (docs/bm3.md).")),
+    *section("Training",
+        SHARED["train_batch_size"].but(2048, "Training pairs per optimizer step, each of which propagates the whole "
+            "graph. Not stated."),
+        SHARED["learning_rate"].but(1e-3, "Of Adam. Paper: 1e-3."),
+        SHARED["train_neg_sample_args"].but(None, "No negatives; nothing else is accepted.")),
+)
+# fmt: on
 
 
 class BM3(MultimodalRecommender):
@@ -41,6 +70,7 @@ class BM3(MultimodalRecommender):
         >>> recbole_mm.run("BM3", "my-data", config_dict={"content_features": ["image", "text"]})  # doctest: +SKIP
     """
 
+    settings = SETTINGS
     input_type = InputType.POINTWISE
     supports_ddp = True
 
@@ -48,13 +78,11 @@ class BM3(MultimodalRecommender):
         super().__init__(config, dataset)
         if config["train_neg_sample_args"]["distribution"] != "none":
             raise ConfigError("BM3 learns from chosen items alone; set train_neg_sample_args to null (~)")
-        width = read_whole(config, "embedding_size", 1)
-        self.n_layers = read_whole(config, "n_layers", 0)
-        self.dropout = read_number(config, "dropout", 0.0, 1.0)
-        if self.dropout == 1:
-            raise ConfigError("dropout 1 would leave nothing of a vector; give a share below 1")
-        self.reg_weight = read_number(config, "reg_weight")
-        self.cl_weight = read_number(config, "cl_weight")
+        width = config["embedding_size"]
+        self.n_layers = config["n_layers"]
+        self.dropout = config["dropout"]
+        self.reg_weight = config["reg_weight"]
+        self.cl_weight = config["cl_weight"]
         self.adjacency = user_item_adjacency(
             *training_pairs(dataset), n_users=self.n_users, n_items=self.n_items, device=self.device
         )

@@ -10,10 +10,14 @@ from recbole.model.sequential_recommender.sasrec import SASRec
 from torch import Tensor
 from torch.nn import functional as F
 
+from recbole_mm.config.kinds import SHARE, above_zero, choice, layers, number, size
+from recbole_mm.config.schema import Setting, section
+from recbole_mm.config.settings import SETTINGS as SHARED
 from recbole_mm.data.loaders import TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.full_sequence import FullSequenceMixin
 from recbole_mm.models.losses import softmax_loss
+from recbole_mm.models.settings import WORDS
 from recbole_mm.models.whole_batch import Rows, shared_random, whole_batch
 
 if TYPE_CHECKING:
@@ -89,6 +93,36 @@ class FullSequenceDuoRec(FullSequenceMixin):
         return semantic, whose
 
 
+# fmt: off
+SETTINGS = (
+    *section("Loss: L = CE + lmd * InfoNCE(h, h') + lmd_sem * InfoNCE(h', h'_s) h: the sequence; h': the same one "
+        "under another dropout mask; h'_s: another training sequence with the same target.",
+        Setting("loss_type", WORDS, "CE", "Over all items; nothing else is accepted."),
+        Setting("lmd", number(0), 0.0, "Weight of the unsupervised term. Theirs: that term is not in the total."),
+        Setting("lmd_sem", number(0), 0.1, "Weight of the supervised term. Theirs: 0.1. 0 with lmd: 0 leaves SASRec."),
+        Setting("tau", above_zero(), 1.0, "Temperature. Theirs: 1."),
+        Setting("sim", choice("dot", "cos"), "dot", "Similarity: dot or cos. Theirs: dot.")),
+    *section("The encoder of sequences, RecBole's SASRec",
+        Setting("n_layers", layers(0), 2, "Transformer layers. Theirs: 2."),
+        Setting("n_heads", size(1), 2, "Attention heads. Theirs: 2."),
+        Setting("hidden_size", size(1), 64, "Width of item and sequence vectors. Theirs: 64."),
+        Setting("inner_size", size(1), 256, "Width of the feed-forward layers."),
+        Setting("hidden_dropout_prob", SHARE, 0.5, "Dropout on hidden states; it also makes the second view."),
+        Setting("attn_dropout_prob", SHARE, 0.5, "Dropout on attention."),
+        Setting("hidden_act", WORDS, "gelu", "Activation of the feed-forward layers."),
+        Setting("layer_norm_eps", number(0), 1e-12, "Added to the denominator of layer normalization."),
+        Setting("initializer_range", number(0), 0.02, "Standard deviation of all weights at the start.")),
+    *section("Training, on RecBole's prefixes, or with full_sequence: True on whole sequences, many times faster "
+        "(docs/duorec.md says what differs)",
+        SHARED["MAX_ITEM_LIST_LENGTH"].but(50, "History length."),
+        SHARED["train_batch_size"].but(256, "Sequences per optimizer step; the 2N views of a batch are the negatives "
+            "of each other. Theirs: 256. Whole sequences: 2048 halves the time of an epoch."),
+        SHARED["learning_rate"].but(1e-3, "Of Adam."),
+        SHARED["train_neg_sample_args"].but(None, "No negatives: cross-entropy over all items.")),
+)
+# fmt: on
+
+
 class DuoRec(SASRec):
     """SASRec whose sequence vectors are spread out by contrasting two views of what leads to the same next item.
 
@@ -105,6 +139,7 @@ class DuoRec(SASRec):
         >>> recbole_mm.run("DuoRec", "my-data", config_dict={"full_sequence": True})  # doctest: +SKIP
     """
 
+    settings = SETTINGS
     full_sequence_mixin = FullSequenceDuoRec
     supports_ddp = True
 

@@ -4,6 +4,7 @@ arXiv 2211.06924)."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,9 +13,11 @@ from recbole.data.interaction import Interaction
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
+from recbole_mm.config.kinds import NAMES, choice, is_list_of, is_number, layers, list_of, number, size
+from recbole_mm.config.schema import Setting, section
+from recbole_mm.config.settings import SETTINGS as SHARED
 from recbole_mm.errors import ConfigError
 from recbole_mm.graph import TokenOrder, normalized
-from recbole_mm.models.checks import read_number, read_weights, read_whole
 from recbole_mm.models.multimodal_graph import (
     MultimodalRecommender,
     bpr_loss,
@@ -27,11 +30,49 @@ from recbole_mm.models.multimodal_graph import (
     user_item_adjacency,
 )
 from recbole_mm.models.propagating import Kept
+from recbole_mm.models.settings import IMAGE_AND_TEXT, ITEM_FEATURES, REFINED
 from recbole_mm.models.sparse import SparseMatrix
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import MultimodalDataset
+
+_WEIGHTS = replace(
+    list_of(lambda weight: is_number(weight, 0), "numbers of at least 0 whose sum is 1", "list of float"),
+    accepts=lambda value: (
+        is_list_of(value, lambda weight: is_number(weight, 0)) and math.isclose(sum(value), 1.0, abs_tol=1e-4)
+    ),
+)
+
+# fmt: off
+SETTINGS = (
+    *section("What an item is. Vectors are computed once and kept; an entry may also be a file of vectors "
+        "(docs/data-format.md).",
+        Setting("content_features", NAMES, ["image", "text"], "Entries of item_features, each a modality."),
+        SHARED["item_features"].but(IMAGE_AND_TEXT, ITEM_FEATURES),
+        Setting("feature_normalization", choice("none", "l2", "standard"), "none", "none: as they are, as in the "
+            "paper; l2: length 1, which leaves the graph of items as it is; standard: zero mean, unit spread over "
+            "items, divided by the root of the width.")),
+    *section("The graph of items, frozen",
+        Setting("modality_weights", _WEIGHTS, [0.1, 0.9], "Share of each of content_features in it, of sum 1. Paper: "
+            "0.1 for images, 0.9 for text."),
+        Setting("knn_k", size(1), 10, "Neighbours of each item in each modality, itself among them. Paper: 10."),
+        Setting("n_mm_layers", layers(1), 1, "Steps over it. Paper: 1."),
+        Setting("item_graph", choice("own", "refined"), "own", "own: as above; refined: MLLMRec's of the same features "
+            "(docs/freedom.md)."),
+        *REFINED),
+    *section("The graph of users and items",
+        Setting("dropout", number(0, 1, below=True), 0.8, "Share of its edges left out of each training epoch, "
+            "below 1; 0: none. Paper: 0.8 or 0.9."),
+        Setting("embedding_size", size(1), 64, "Width of ID embeddings and projected features. Paper: 64."),
+        Setting("n_ui_layers", layers(0), 2, "Layers of LightGCN. Paper: 2."),
+        Setting("reg_weight", number(0), 1e-3, "lambda, of the loss of projected features. Paper: tuned, 1e-3 among "
+            "them.")),
+    *section("Training",
+        SHARED["train_batch_size"].but(2048, "Training pairs per optimizer step. Paper: 2048."),
+        SHARED["learning_rate"].but(1e-3, "Of Adam. Paper: 1e-3.")),
+)
+# fmt: on
 
 
 class FREEDOM(MultimodalRecommender):
@@ -52,16 +93,15 @@ class FREEDOM(MultimodalRecommender):
         >>> recbole_mm.run("FREEDOM", "my-data", config_dict={"content_features": ["image", "text"]})  # doctest: +SKIP
     """
 
+    settings = SETTINGS
     supports_ddp = True
 
     def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
-        width = read_whole(config, "embedding_size", 1)
-        self.n_ui_layers, self.n_mm_layers = read_whole(config, "n_ui_layers", 0), read_whole(config, "n_mm_layers", 1)
-        self.reg_weight = read_number(config, "reg_weight")
-        self.dropout = read_number(config, "dropout", 0, 1)
-        if self.dropout == 1:
-            raise ConfigError("dropout: 1 would prune every edge between users and items; give less, such as 0.8")
+        width = config["embedding_size"]
+        self.n_ui_layers, self.n_mm_layers = config["n_ui_layers"], config["n_mm_layers"]
+        self.reg_weight = config["reg_weight"]
+        self.dropout = config["dropout"]
         self.users, self.items = training_pairs(dataset)
         self.adjacency = self._adjacency(self.users, self.items)
         self.item_graph = SparseMatrix.of(
@@ -73,8 +113,13 @@ class FREEDOM(MultimodalRecommender):
         self._pruned = Kept()
 
     def _mixed_item_graph(self, config: Config, order: TokenOrder) -> csr_array:
-        k = read_whole(config, "knn_k", 1)
-        weights = read_weights(config, "modality_weights", self.feature_count)
+        k = config["knn_k"]
+        weights = config["modality_weights"]
+        if len(weights) != self.feature_count:
+            raise ConfigError(
+                f"modality_weights must list {self.feature_count} numbers, one for each of content_features, "
+                f"not {weights!r}"
+            )
 
         def own(vectors: np.ndarray) -> csr_array:
             """Build FREEDOM's frozen graph of one modality."""

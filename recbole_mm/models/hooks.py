@@ -7,17 +7,18 @@ True
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from recbole.model.abstract_recommender import SequentialRecommender
 
+from recbole_mm.config.schema import Setting
 from recbole_mm.errors import ConfigError
 from recbole_mm.models import base
 from recbole_mm.models.base import ModelHooks, RerankingModel
 from recbole_mm.models.recbole_models import RECBOLE
+from recbole_mm.utils.spelling import likeness
 
 HOOKS = {name: default for name, default in vars(ModelHooks).items() if not name.startswith("_")}
 RERANKING_HOOKS = {name: said for name, said in vars(RerankingModel).items() if not name.startswith("_")}
@@ -40,6 +41,7 @@ EARLIER_NAMES = {"learns": "is_trainable", "splits_batches": "supports_ddp", "pr
 """What flags were called before."""
 
 FLAG, NAMES, CLASS, CLASS_METHOD, METHOD = "True or False", "a tuple of names", "a class", "a class method", "a method"
+SETTINGS = "a tuple of `Setting`"
 
 UPSTREAM = ("recbole", "torch", "builtins")
 """Packages whose names mean what they mean there."""
@@ -74,7 +76,8 @@ def check_hooks(model_class: type) -> None:
     for name, found in own.items():
         where = f"model {model_class.__name__}: {name}"
         if name in hooks:
-            wanted, kind = _kind(hooks[name]), _kind(found)
+            wanted = SETTINGS if name == "settings" else _kind(hooks[name])
+            kind = SETTINGS if name == "settings" and found == () else _kind(found)
             if kind != wanted:
                 shown = f": {found!r}" if kind is None else f" is {kind}"
                 raise ConfigError(f"{where}{shown}, and must be {wanted}; see models/base.py of recbole_mm")
@@ -89,7 +92,7 @@ def _meant(name: str, found: Any, hooks: Mapping[str, Any]) -> str | None:
     """The hook that a name stands for wrongly, if any."""
     if name in EARLIER_NAMES and isinstance(found, (bool, property)):
         return EARLIER_NAMES[name]
-    return next((hook for hook in hooks if _spelt_alike(name, hook) and _used_alike(found, hooks[hook])), None)
+    return next((hook for hook in hooks if likeness(name, hook) >= ALIKE and _used_alike(found, hooks[hook])), None)
 
 
 def _own_names(model_class: type) -> Iterator[tuple[str, Any]]:
@@ -104,11 +107,6 @@ def _own_names(model_class: type) -> Iterator[tuple[str, Any]]:
                     yield name, found
 
 
-def _spelt_alike(name: str, hook: str) -> bool:
-    one, other = (text.replace("_", "").lower() for text in (name, hook))
-    return difflib.SequenceMatcher(None, one, other).ratio() >= ALIKE
-
-
 def _used_alike(found: Any, default: Any) -> bool:
     return _kind(found) == _kind(default) and _parameters(found) == _parameters(default)
 
@@ -119,6 +117,8 @@ def _kind(value: Any) -> str | None:
         return FLAG
     if isinstance(value, (tuple, list)) and all(isinstance(name, str) for name in value):
         return NAMES
+    if isinstance(value, tuple) and all(isinstance(setting, Setting) for setting in value):
+        return SETTINGS
     if value is None or isinstance(value, type):
         return CLASS
     if isinstance(value, (classmethod, staticmethod)):

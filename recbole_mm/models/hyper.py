@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError
+from recbole_mm.utils.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config

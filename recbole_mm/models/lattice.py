@@ -11,8 +11,10 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_mm.config.kinds import NAMES, SHARE, choice, layers, number, size
+from recbole_mm.config.schema import Setting, section
+from recbole_mm.config.settings import SETTINGS as SHARED
 from recbole_mm.graph import TokenOrder, normalized
-from recbole_mm.models.checks import read_choice, read_number, read_whole
 from recbole_mm.models.multimodal_graph import (
     MultimodalRecommender,
     bpr_loss,
@@ -25,18 +27,50 @@ from recbole_mm.models.multimodal_graph import (
     user_item_adjacency,
 )
 from recbole_mm.models.propagating import Kept
+from recbole_mm.models.settings import IMAGE_AND_TEXT, ITEM_FEATURES, REFINED
 from recbole_mm.models.sparse import SparseMatrix
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import MultimodalDataset
 
-BACKBONES = ("lightgcn", "mf")
-GRADIENTS = ("every_batch", "first_batch")
-
 
 Part = tuple[Tensor, SparseMatrix, Tensor]
 """A share of the item graph: its weight, its edges, and the weights (E,) of those."""
+
+# fmt: off
+SETTINGS = (
+    *section("What an item is. Vectors are computed once and kept; an entry may also be a file of vectors "
+        "(docs/data-format.md).",
+        Setting("content_features", NAMES, ["image", "text"], "Entries of item_features, each a modality."),
+        SHARED["item_features"].but(IMAGE_AND_TEXT, ITEM_FEATURES),
+        Setting("feature_normalization", choice("none", "l2", "standard"), "none", "none: as they are, as in the "
+            "paper; l2: length 1, which leaves the initial graph as it is; standard: zero mean, unit spread over "
+            "items, divided by the root of the width.")),
+    *section("The graph of items",
+        Setting("knn_k", size(1), 10, "Neighbours of each item in each modality, itself among them. Paper: 10."),
+        Setting("lambda_coeff", SHARE, 0.7, "Share of the initial graph, from 0 to 1; the rest is the learnt one's. "
+            "Paper: 0.7."),
+        Setting("feature_embedding_size", size(1), 64, "Width of the projected features that the learnt graph is made "
+            "of. Paper: 64."),
+        Setting("n_mm_layers", layers(1), 1, "Steps over the graph of items. Paper: 1 or 2 by dataset."),
+        Setting("graph_gradients", choice("every_batch", "first_batch"), "every_batch", "When the projections learn: "
+            "every_batch: the weights of the edges are computed in every step. first_batch: in the first of each "
+            "epoch, and stay for the rest of it, which is cheaper."),
+        Setting("item_graph", choice("own", "refined"), "own", "The initial graph. own: as above; refined: MLLMRec's "
+            "of the same features (docs/lattice.md)."),
+        *REFINED),
+    *section("The collaborative filter",
+        Setting("backbone", choice("lightgcn", "mf"), "lightgcn", "lightgcn or mf (ID embeddings alone). Paper: both, "
+            "and NGCF."),
+        Setting("embedding_size", size(1), 64, "Width of ID embeddings. Paper: 64."),
+        Setting("n_ui_layers", layers(0), 2, "Layers of LightGCN. Paper: not stated."),
+        Setting("reg_weight", number(0), 1e-4, "Of half the squared length of a pair's ID embeddings. Paper: tuned.")),
+    *section("Training",
+        SHARED["train_batch_size"].but(2048, "Training pairs per optimizer step. Paper: 1024."),
+        SHARED["learning_rate"].but(1e-3, "Of Adam. Paper: tuned.")),
+)
+# fmt: on
 
 
 class LATTICE(MultimodalRecommender):
@@ -58,17 +92,18 @@ class LATTICE(MultimodalRecommender):
         >>> recbole_mm.run("LATTICE", "my-data", config_dict={"content_features": ["image", "text"]})  # doctest: +SKIP
     """
 
+    settings = SETTINGS
     supports_ddp = True
 
     def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
-        width, feature_width = read_whole(config, "embedding_size", 1), read_whole(config, "feature_embedding_size", 1)
-        self.backbone = read_choice(config, "backbone", BACKBONES)
-        self.frozen_after_first = read_choice(config, "graph_gradients", GRADIENTS) == "first_batch"
-        self.n_ui_layers, self.n_mm_layers = read_whole(config, "n_ui_layers", 0), read_whole(config, "n_mm_layers", 1)
-        self.k = read_whole(config, "knn_k", 1)
-        self.initial_weight = read_number(config, "lambda_coeff", 0, 1)
-        self.reg_weight = read_number(config, "reg_weight")
+        width, feature_width = config["embedding_size"], config["feature_embedding_size"]
+        self.backbone = config["backbone"]
+        self.frozen_after_first = config["graph_gradients"] == "first_batch"
+        self.n_ui_layers, self.n_mm_layers = config["n_ui_layers"], config["n_mm_layers"]
+        self.k = config["knn_k"]
+        self.initial_weight = config["lambda_coeff"]
+        self.reg_weight = config["reg_weight"]
         users, items = training_pairs(dataset)
         self.adjacency = user_item_adjacency(users, items, self.n_users, self.n_items, self.device)
         self.order = TokenOrder(dataset.item_tokens())

@@ -9,7 +9,9 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_mm.models.checks import read_choice, read_number, read_whole
+from recbole_mm.config.kinds import NAMES, choice, layers, number, size
+from recbole_mm.config.schema import Setting, section
+from recbole_mm.config.settings import SETTINGS as SHARED
 from recbole_mm.models.layers import linear
 from recbole_mm.models.multimodal_graph import (
     MultimodalRecommender,
@@ -19,13 +21,37 @@ from recbole_mm.models.multimodal_graph import (
     squared_length,
     training_pairs,
 )
+from recbole_mm.models.settings import IMAGE_AND_TEXT, ITEM_FEATURES
 from recbole_mm.models.sparse import SparseMatrix
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import MultimodalDataset
 
-COMBINATIONS = ("concat", "elementwise")
+# fmt: off
+SETTINGS = (
+    *section("What an item is. Vectors are computed once and kept; an entry may also be a file of vectors "
+        "(docs/data-format.md).",
+        Setting("content_features", NAMES, ["image", "text"], "Entries of item_features, each a modality with a "
+            "convolution of its own."),
+        SHARED["item_features"].but(IMAGE_AND_TEXT, ITEM_FEATURES),
+        Setting("feature_normalization", choice("none", "l2", "standard"), "none", "none: as they are, as in the "
+            "paper; l2: length 1; standard: zero mean, unit spread over items, divided by the root of the width.")),
+    *section("Model",
+        Setting("embedding_size", size(1), 64, "Width of ID embeddings and of every layer's output. Paper: 64."),
+        Setting("modality_size", size(0), 0, "Width of a modality's space, in which each user has a preference: "
+            "features are first mapped to it. 0: the feature's own width, as in the paper."),
+        Setting("n_layers", layers(1), 2, "Layers of aggregation and combination. Paper: 1 to 3 compared."),
+        Setting("combination", choice("concat", "elementwise"), "elementwise", "How neighbours h and node x' join. "
+            "elementwise: LeakyReLU(W3 h + x'); concat: LeakyReLU(W3 [h, x']). Paper: both compared."),
+        Setting("reg_weight", number(0), 1e-4, "Of half the squared length of a pair's ID embeddings and preferences. "
+            "Paper: tuned.")),
+    *section("Training",
+        SHARED["train_batch_size"].but(2048, "Training pairs per optimizer step, each of which convolves the whole "
+            "graph. Paper: tuned."),
+        SHARED["learning_rate"].but(1e-3, "Of Adam. Paper: tuned.")),
+)
+# fmt: on
 
 
 class MMGCN(MultimodalRecommender):
@@ -40,15 +66,16 @@ class MMGCN(MultimodalRecommender):
         >>> recbole_mm.run("MMGCN", "my-data", config_dict={"content_features": ["image", "text"]})  # doctest: +SKIP
     """
 
+    settings = SETTINGS
     supports_ddp = True
 
     def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
-        width = read_whole(config, "embedding_size", 1)
-        n_layers = read_whole(config, "n_layers", 1)
-        modality_size = read_whole(config, "modality_size", 0)
-        combination = read_choice(config, "combination", COMBINATIONS)
-        self.reg_weight = read_number(config, "reg_weight")
+        width = config["embedding_size"]
+        n_layers = config["n_layers"]
+        modality_size = config["modality_size"]
+        combination = config["combination"]
+        self.reg_weight = config["reg_weight"]
         self.neighbours = neighbour_means(
             *training_pairs(dataset), n_users=self.n_users, n_items=self.n_items, device=self.device
         )

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from recbole_mm.errors import ConfigError
 from recbole_mm.graph import TokenOrder, refined_graph, similarity_graph
-from recbole_mm.models.checks import read_choice, read_number, read_whole
 from recbole_mm.models.layers import standardise
 from recbole_mm.models.propagating import PropagatingRecommender
 from recbole_mm.models.sparse import SparseMatrix
@@ -22,9 +21,6 @@ from recbole_mm.models.whole_batch import whole_batch
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import MultimodalDataset
-
-FEATURE_NORMALIZATIONS = ("none", "l2", "standard")
-ITEM_GRAPHS = ("own", "refined")
 
 
 # ------------------------------------------------------------------------------------------------------------ settings
@@ -38,14 +34,14 @@ def read_features(config: Config, dataset: MultimodalDataset) -> list[Tensor]:
         normalisation.
 
     Raises:
-        ConfigError: no feature is named, one is named twice or is unknown, or the normalisation is unknown.
+        ConfigError: no feature is named, or one is named twice or is unknown.
     """
     names = config["content_features"]
     if not isinstance(names, (list, tuple)) or not names:
         raise ConfigError("content_features names no feature; give entries of item_features, such as [image, text]")
     if len(set(names)) < len(names):
         raise ConfigError(f"content_features: {list(names)} names a feature twice")
-    how = read_choice(config, "feature_normalization", FEATURE_NORMALIZATIONS)
+    how = config["feature_normalization"]
     features = [torch.as_tensor(np.asarray(dataset.item_feature(name)), dtype=torch.float32) for name in names]
     if how == "l2":
         return [F.normalize(feature, dim=1) for feature in features]
@@ -114,12 +110,12 @@ def read_item_graphs(
     Raises:
         ConfigError: one of the keys is impossible.
     """
-    kind = read_choice(config, "item_graph", ITEM_GRAPHS)
+    kind = config["item_graph"]
     vectors = [feature.detach().cpu().numpy() for feature in features]
     if kind == "own":
         return [order.graph(own, one) for one in vectors]
-    similar_k, co_k = read_whole(config, "refined_similar_k", 1), read_whole(config, "refined_co_k", 1)
-    threshold = read_number(config, "refined_threshold", -1, 1)
+    similar_k, co_k = config["refined_similar_k"], config["refined_co_k"]
+    threshold = config["refined_threshold"]
 
     def refined(one: np.ndarray, had: np.ndarray) -> csr_array:
         """Build MLLMRec's graph of one feature."""

@@ -8,15 +8,16 @@ model's order.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
+from recbole_mm.config.kinds import or_null, size
+from recbole_mm.config.schema import Setting
 from recbole_mm.data.splits import TRAIN
-from recbole_mm.errors import ConfigError
 from recbole_mm.models.base import RerankingModel
 
 if TYPE_CHECKING:
@@ -34,19 +35,17 @@ class RerankingRecommender(RerankingModel):
 
     A subclass has `first_scores`, `probabilities` and, where its answers do not depend on what the cheap model ranks
     first, `answers_any`.
-
-    Raises:
-        ConfigError: `rerank_k` is below 1.
     """
 
+    settings: ClassVar[tuple[Setting, ...]] = (
+        Setting("rerank_k", or_null(size(1)), meaning="Items of each case that are asked about. Null: all."),
+    )
     known_items: Tensor
     known_offsets: Tensor
 
     def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         self.rerank_k: int | None = config["rerank_k"]
-        if self.rerank_k is not None and self.rerank_k < 1:
-            raise ConfigError(f"rerank_k must be at least 1, or null for all, not {self.rerank_k}")
         self.mask_history = bool(config["mask_history"])
         self._remember_training_items(dataset)
 

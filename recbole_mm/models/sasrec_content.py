@@ -10,15 +10,47 @@ from recbole.model.sequential_recommender.sasrec import SASRec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_mm.config.kinds import NAMES, SHARE, choice, layers, number, size
+from recbole_mm.config.schema import Setting, section
+from recbole_mm.config.settings import SETTINGS as SHARED
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.full_sequence import FullSequenceMixin
 from recbole_mm.models.layers import standardise
+from recbole_mm.models.settings import WORDS
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import MultimodalDataset
 
-NORMALIZATIONS = ("standard", "none")
+# fmt: off
+SETTINGS = (
+    *section("What an item is",
+        Setting("content_features", NAMES, ["text"], "Entries of item_features, each projected to its share of "
+            "hidden_size, side by side."),
+        SHARED["item_features"].but({"text": {"encoder": "google-bert/bert-base-uncased", "on": "text"}}, "name: "
+            "settings. A dataset's own YAML or the command line replaces the whole map."),
+        Setting("item_normalization", choice("standard", "none"), "standard", "standard: zero mean, unit spread over "
+            "items, divided by the root of the width; or none.")),
+    *section("The encoder of sequences, RecBole's SASRec",
+        Setting("n_layers", layers(0), 2, "Transformer layers."),
+        Setting("n_heads", size(1), 2, "Attention heads."),
+        Setting("hidden_size", size(1), 64, "Width of item and sequence vectors; the features share it equally."),
+        Setting("inner_size", size(1), 256, "Width of the feed-forward layers."),
+        Setting("hidden_dropout_prob", SHARE, 0.5, "Dropout on hidden states."),
+        Setting("attn_dropout_prob", SHARE, 0.5, "Dropout on attention."),
+        Setting("hidden_act", WORDS, "gelu", "Activation of the feed-forward layers."),
+        Setting("layer_norm_eps", number(0), 1e-12, "Added to the denominator of layer normalization."),
+        Setting("initializer_range", number(0), 0.02, "Standard deviation of all weights at the start, the "
+            "projections' too."),
+        Setting("loss_type", WORDS, "CE", "CE: over all items, at every position; BPR: against one negative per "
+            "target.")),
+    *section("Training, on whole sequences",
+        SHARED["MAX_ITEM_LIST_LENGTH"].but(50, "History length."),
+        SHARED["train_batch_size"].but(2048, "Targets per optimizer step."),
+        SHARED["learning_rate"].but(1e-3, "Of Adam."),
+        SHARED["train_neg_sample_args"].but(None, "Negatives, where BPR wants them, come with the sequences.")),
+)
+# fmt: on
 
 
 class SASRecContent(FullSequenceMixin, SASRec):
@@ -28,12 +60,14 @@ class SASRecContent(FullSequenceMixin, SASRec):
     Needs from the dataset: `item_feature(name)`, float32 (n_items, d), for each name in `content_features`.
 
     Raises:
-        ConfigError: no feature is named, there is none of that name, their number does not divide `hidden_size`, or
-            `item_normalization` is unknown.
+        ConfigError: no feature is named, there is none of that name, or their number does not divide
+            `hidden_size`.
 
     Example:
         >>> recbole_mm.run("SASRecContent", "my-data", config_dict={"content_features": ["text"]})  # doctest: +SKIP
     """
+
+    settings = SETTINGS
 
     def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
@@ -43,10 +77,6 @@ class SASRecContent(FullSequenceMixin, SASRec):
         if self.hidden_size % len(names):
             raise ConfigError(
                 f"hidden_size {self.hidden_size} cannot be shared equally by {len(names)} content_features"
-            )
-        if config["item_normalization"] not in NORMALIZATIONS:
-            raise ConfigError(
-                f"item_normalization must be one of {', '.join(NORMALIZATIONS)}, not {config['item_normalization']!r}"
             )
         features = [torch.as_tensor(dataset.item_feature(name), dtype=torch.float32) for name in names]
         if config["item_normalization"] == "standard":

@@ -8,17 +8,65 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recbole_mm.config.kinds import FLAG, LARGEST_NUMBER, SEED, SHARE, TEXT, above_zero, choice, number, or_null, size
+from recbole_mm.config.schema import Setting, section
+from recbole_mm.config.settings import SETTINGS as SHARED
 from recbole_mm.data.interactions import SequenceSamples
 from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.reasoning.settings import DEFAULT_DOMAIN
 from recbole_mm.llm.model import MLLM
 from recbole_mm.models.answering.model import AnsweringRecommender
 from recbole_mm.models.answering.prompts import TitlesPrompt
+from recbole_mm.models.answering.settings import RANKING
+from recbole_mm.models.settings import LORA, TUNING
 from recbole_mm.models.titles import read_titles
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import MultimodalDataset
+
+# fmt: off
+SETTINGS = (
+    *section("The LLM, and what its prompts tell",
+        SHARED["mllm"].but("tiny", "Hugging Face id or folder, or `tiny`: built from the dataset's own text. Paper: "
+            "LLaMA-7B."),
+        SHARED["mllm_image_pixels"].but(12544, "Not used: no image is shown."),
+        Setting("tallrec_history", size(1), 10, "So many of the last titles of a history are told. Theirs: 10."),
+        Setting("tallrec_title_field", or_null(TEXT), None, "Column of .item with the titles. Null: the first of "
+            "text_fields, or else the whole text."),
+        Setting("tallrec_title_tokens", size(1), 24, "Longer titles are cut. Not stated."),
+        Setting("tallrec_rating_field", or_null(TEXT), None, "Column of .inter with ratings, to tell liked from "
+            "disliked; null: whatever was chosen is liked. Paper: ratings."),
+        Setting("tallrec_liked_from", number(-LARGEST_NUMBER), 4, "From this rating on an item is liked. Paper: above "
+            "3 (movies), above 5 of 10 (books).")),
+    *section("Fine-tuning, before RecBole's loop; kept in the artifact folder and found again",
+        Setting("sft_tuning", or_null(TUNING), "lora", "lora, full, or none: the model as it is, zero-shot. Paper: "
+            "lora."),
+        Setting("sft_loss", or_null(choice("answer", "full")), "answer", "answer: loss on Yes or No alone. full: on "
+            "the prompt's words too. Theirs: answer."),
+        Setting("sft_targets", or_null(size(1)), 1, "Last training items of each user that are answered with Yes; "
+            "null: all of them. Not stated."),
+        Setting("sft_examples", or_null(size(1)), None, "At most so many of all users' together, drawn; null: all. "
+            "Paper: few, 16 to 256 prompts."),
+        Setting("sft_negatives", size(1), 1, "Items answered with No for each. Theirs: low ratings are the No."),
+        Setting("sft_epochs", size(1), 4, "Theirs: up to 200 over few prompts, the best one kept."),
+        Setting("sft_learning_rate", above_zero(), 1e-4, "Of AdamW at its peak. Theirs: 1e-4."),
+        Setting("sft_warmup_ratio", SHARE, 0.05, "Share of the steps before the peak. Theirs: 20 steps."),
+        Setting("sft_lora", LORA, {"r": 8, "alpha": 16, "dropout": 0.05, "targets": ["q_proj", "v_proj"]}, "targets: "
+            "names of linear layers; null: all. Theirs: these."),
+        Setting("max_tokens_per_batch", size(1), 8192, "Tokens of a batch of fine-tuning, padding included; bounds "
+            "memory. Not stated."),
+        Setting("sft_accumulation", size(1), 1, "Batches per optimizer step. Theirs: 128 prompts per step."),
+        Setting("sft_gradient_checkpointing", FLAG, False, "Compute activations twice: less memory, about a third more "
+            "time."),
+        Setting("sft_load_in_4bit", FLAG, False, "lora: hold the frozen weights in 4 bits; needs a GPU and "
+            "bitsandbytes. Theirs: 8 bits."),
+        Setting("sft_checkpoint_steps", size(1), 200, "Optimizer steps between two checkpoints, from which a killed "
+            "fine-tuning goes on."),
+        Setting("sft_seed", or_null(SEED), None, "Of examples and fine-tuning. Null: seed.")),
+    *RANKING,
+)
+# fmt: on
 
 
 class TALLRec(AnsweringRecommender):
@@ -33,6 +81,8 @@ class TALLRec(AnsweringRecommender):
     Example:
         >>> recbole_mm.run("TALLRec", "my-data")  # doctest: +SKIP
     """
+
+    settings = SETTINGS
 
     @classmethod
     def build_prompt(cls, config: Config, dataset: MultimodalDataset, mllm: MLLM) -> TitlesPrompt:

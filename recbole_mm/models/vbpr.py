@@ -8,12 +8,37 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
-from recbole_mm.models.checks import read_number, read_whole
+from recbole_mm.config.kinds import NAMES, choice, number, size
+from recbole_mm.config.schema import Setting, section
+from recbole_mm.config.settings import SETTINGS as SHARED
 from recbole_mm.models.multimodal_graph import MultimodalRecommender, bpr_loss, embedding_table, squared_length
+from recbole_mm.models.settings import IMAGE_AND_TEXT, ITEM_FEATURES
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import MultimodalDataset
+
+# fmt: off
+SETTINGS = (
+    *section("What an item is. Vectors are computed once and kept; an entry may also be a file of vectors "
+        "(docs/data-format.md).",
+        Setting("content_features", NAMES, ["image", "text"], "Entries of item_features, each a modality."),
+        SHARED["item_features"].but(IMAGE_AND_TEXT, ITEM_FEATURES),
+        Setting("feature_normalization", choice("none", "l2", "standard"), "standard", "standard: zero mean, unit "
+            "spread over items, divided by the root of the width; l2: length 1; none: as they are. Paper: 4096 "
+            "activations of an AlexNet-like network, no normalisation stated.")),
+    *section("Model",
+        Setting("embedding_size", size(1), 64, "K, width of gamma. Paper: 10."),
+        Setting("content_embedding_size", size(1), 64, "D, width of theta and of the projected features. Paper: 10."),
+        Setting("reg_weight", number(0), 0.01, "Of half the squared length of gamma, theta and beta_i, per pair. "
+            "Paper: tuned per dataset."),
+        Setting("content_reg_weight", number(0), 0.0, "Of half the squared length of E and beta'. Paper: 0.")),
+    *section("Training",
+        SHARED["train_batch_size"].but(2048, "Training pairs per optimizer step. Paper: 1, plain stochastic "
+            "gradient."),
+        SHARED["learning_rate"].but(1e-3, "Of Adam. Not stated.")),
+)
+# fmt: on
 
 
 class VBPR(MultimodalRecommender):
@@ -31,13 +56,14 @@ class VBPR(MultimodalRecommender):
         >>> recbole_mm.run("VBPR", "my-data", config_dict={"content_features": ["image", "text"]})  # doctest: +SKIP
     """
 
+    settings = SETTINGS
     supports_ddp = True
 
     def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
-        width, content_width = (read_whole(config, key, 1) for key in ("embedding_size", "content_embedding_size"))
-        self.reg_weight = read_number(config, "reg_weight")
-        self.content_reg_weight = read_number(config, "content_reg_weight")
+        width, content_width = config["embedding_size"], config["content_embedding_size"]
+        self.reg_weight = config["reg_weight"]
+        self.content_reg_weight = config["content_reg_weight"]
         feature_width = sum(feature.shape[1] for feature in self.features())
         self.user_embedding = embedding_table(self.n_users, width)  # gamma_u
         self.item_embedding = embedding_table(self.n_items, width)  # gamma_i

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_mm.config.resolved import Config
+from recbole_mm.config.settings import RANKED, named
 from recbole_mm.config.yaml_settings import canonical, read_yaml
 from recbole_mm.errors import CheckpointError, DiskError, RecboleMMError
 from recbole_mm.evaluation.splits import Splits
@@ -29,20 +30,13 @@ logger = logging.getLogger(__name__)
 
 CONFIG, RESULT, WEIGHTS, CHECKPOINT = "config.yaml", "result.json", "model.safetensors", "checkpoint.safetensors"
 
-PROTOCOL = ("eval_args", "mask_history", "candidates", "positives", "valid_metric")
+PROTOCOL = (*RANKED, "valid_metric")
 """Settings that `result.json` repeats: who is ranked against what."""
 
-NO_EFFECT_ON_RESULT = {
-    *("resume", "show_progress", "state", "log_style", "checkpoint_dir", "artifact_dir", "data_path", "worker"),
-    *("log_wandb", "train_workers", "ray_address", "ray_workers", "ray_cpus_per_worker", "ray_gpus_per_worker"),
-    "ray_object_store_mb",
-}
+NO_EFFECT_ON_RESULT = frozenset(named(lambda setting: not setting.changes_result))
 """Settings that do not name the folder."""
 
-MAY_CHANGE = {
-    *("use_gpu", "gpu_id", "device", "eval_memory_mb", "eval_batch_size"),
-    *("text_url", "text_api_key_env", "text_concurrency", "text_timeout", "text_retries"),
-}
+MAY_CHANGE = frozenset(named(lambda setting: setting.may_change_on_resume))
 """Settings that an interrupted run may be resumed with other values of: where it runs, and how it asks a server."""
 
 

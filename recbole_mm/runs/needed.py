@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from recbole.data.dataset import Dataset
 
-from recbole_mm.config.resolved import CONTENT_KEYS, DERIVED_KEYS, Config
+from recbole_mm.config.resolved import Config
+from recbole_mm.config.settings import DERIVED, RANKED, named
 from recbole_mm.config.yaml_settings import canonical
 from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.needs import needed
@@ -34,17 +35,7 @@ logger = logging.getLogger(__name__)
 NONE = "none"
 """`first_stage` of a run without one."""
 
-RUN_KEYS = frozenset(
-    {"seed", "reproducibility", "use_gpu", "gpu_id", "data_path", "checkpoint_dir", "artifact_dir", "show_progress"}
-    | {"state", "log_style", "worker", "mask_history", "candidates", "positives", "eval_memory_mb", "save_per_user"}
-    | {"missing_modality", "save_dataset", "save_dataloaders"}
-)
-"""Settings that a needed run takes over, with RecBole's of the dataset and of the evaluation."""
-
-WRITING_KEYS = ("mllm", "mllm_dtype", "trust_remote_code", "text_")
-"""Beginnings of the settings that models of item content share besides `CONTENT_KEYS`."""
-
-COMPARED = ("eval_args", "mask_history", "candidates", "positives", "metrics", "topk")
+COMPARED = (*RANKED, "metrics", "topk")
 """Settings under which two runs' test metrics are of the same cases and candidates, with the seed where it draws."""
 
 
@@ -241,13 +232,14 @@ def companion(config: Config, role: Role, model: str, changed: Mapping[str, Any]
 def _shared(config: Config, model_class: type) -> dict[str, Any]:
     """Settings that a needed run takes over. What an item looks like is left out where it changes nothing, so that
     runs on other texts and images share one first stage."""
-    kept = {*RUN_KEYS, *config.parameters["Dataset"], *config.parameters["Evaluation"]} - DERIVED_KEYS
+    inherited = named(lambda setting: setting.inherited)
+    kept = {*inherited, *config.parameters["Dataset"], *config.parameters["Evaluation"]} - DERIVED
     asks = reads_content(hooks_of(model_class))
     if asks or config["item_features"] or config["missing_modality"] != "mask":
-        kept |= CONTENT_KEYS | {"max_image_pixels"}
+        kept.update(named(lambda setting: setting.describes_items or setting.group == "content"))
     settings = config.as_dict()
     if asks:
-        kept |= {key for key in settings if key.startswith(WRITING_KEYS)}
+        kept |= {key for key, setting in config.settings.items() if setting.group in ("mllm", "texts")}
     found = {key: settings[key] for key in settings if key in kept}
     if _can_train_on_full_sequences(model_class):
         found["full_sequence"] = True

@@ -10,32 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from recbole_mm.config.resolved import Config
+from recbole_mm.config.settings import BEFORE, named
 from recbole_mm.config.yaml_settings import canonical
 from recbole_mm.errors import ConfigError
 from recbole_mm.training.checkpoint import load_tree
 
-SAME = (
-    "dataset",
-    "benchmark_filename",
-    "load_col",
-    "unload_col",
-    "candidates",
-    "missing_modality",
-    "rm_dup_inter",
-    "user_inter_num_interval",
-    "item_inter_num_interval",
-    "val_interval",
-    "filter_inter_by_user_or_item",
-    "USER_ID_FIELD",
-    "ITEM_ID_FIELD",
-    "TIME_FIELD",
-    "MAX_ITEM_LIST_LENGTH",
-    "positives",
-)
-"""Settings that number users and items, or bound the length of a history: both runs must have the same."""
-
-UNSAID = {"positives": "last"}
-"""What settings mean in a run that is older than they are."""
+SAME = named(lambda setting: setting.same_data)
+"""Settings that number users and items, or bound the length of a history: they must be those of the finished run."""
 
 SAME_SPLIT = ("split", "order", "group_by")
 """Parts of `eval_args` that decide what is held out; with others the finished run may have trained on test items."""
@@ -101,7 +82,8 @@ def check_same_data(theirs: Config, ours: Config, who: str) -> None:
         ConfigError: they do not.
     """
     for name in SAME:
-        found, wanted = (UNSAID.get(name) if config[name] is None else config[name] for config in (theirs, ours))
+        before = BEFORE.get(name)
+        found, wanted = (before if config[name] is None else config[name] for config in (theirs, ours))
         if canonical(found) != canonical(wanted):
             raise ConfigError(f"{who} was run with {name}: {found!r}, this run has {wanted!r}")
     then, now = (

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from recbole_mm.config.resolved import NOT_FROM_A_RUN, Config, opener_settings
+from recbole_mm.config.resolved import Config, opener_settings
+from recbole_mm.config.settings import NOT_FROM_A_RUN
 from recbole_mm.data.sharing import Datasets
 from recbole_mm.models.hooks import hooks_of
 from recbole_mm.runs.folder import (

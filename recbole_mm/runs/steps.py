@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recbole.utils import ModelType, dict2str, init_seed
+from recbole.utils import dict2str, init_seed
 
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.loading import check_dataset
 from recbole_mm.data.sharing import Datasets
-from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.per_user import FILE as PER_USER
 from recbole_mm.evaluation.per_user import per_user_table, write_per_user
 from recbole_mm.evaluation.ranking import RankingData
@@ -42,8 +41,6 @@ def check(config: Config) -> None:
     Raises:
         RecboleMMError: settings do not fit together, there is no such dataset, or a cluster has too little room.
     """
-    if config["epochs"] == 0 and config["load_best_model"] and config["MODEL_TYPE"] != ModelType.TRADITIONAL:
-        raise ConfigError("epochs: 0 leaves no best weights; give --load_best_model=False to test an untrained model")
     check_dataset(config)
     hooks = hooks_of(config.model_class)
     if config["ray_address"] and asks_for_inputs(config, hooks):

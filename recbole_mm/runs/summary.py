@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from recbole_mm.config.resolved import Config
+from recbole_mm.config.settings import BEFORE, PROTOCOL
 from recbole_mm.config.yaml_settings import canonical, read_yaml
 from recbole_mm.data.splits import TEST, TRAIN, VALID, Rows
 from recbole_mm.errors import RecboleMMError
@@ -18,15 +19,8 @@ from recbole_mm.runs.folder import CONFIG, is_finished, read_result
 
 BASELINE = "SASRec"
 
-PROTOCOL = (
-    *("dataset", "data_files", "eval_args", "split_rule", "mask_history", "candidates", "positives"),
-    *("user_inter_num_interval", "item_inter_num_interval", "val_interval", "filter_inter_by_user_or_item"),
-    *("rm_dup_inter", "benchmark_filename", "missing_modality", "metrics", "topk"),
-)
+COMPARED = (*PROTOCOL, "metrics", "topk")
 """Settings under which two runs' test metrics are of the same cases and candidates, with the seed where it draws."""
-
-ABSENT = {"positives": "last"}
-"""Values in runs that are older than the setting."""
 
 
 def data_line(dataset: Any, rows: Rows) -> str:
@@ -80,8 +74,8 @@ def finished_baseline(config: Config) -> tuple[Path, dict[str, float]] | None:
             theirs, result = read_yaml(folder / CONFIG), read_result(folder)
         except RecboleMMError:
             continue
-        keys = (*PROTOCOL, "seed") if drawn else PROTOCOL
-        same = all(canonical(theirs.get(key, ABSENT.get(key))) == canonical(ours.get(key)) for key in keys)
+        keys = (*COMPARED, "seed") if drawn else COMPARED
+        same = all(canonical(theirs.get(key, BEFORE.get(key))) == canonical(ours.get(key)) for key in keys)
         if same and theirs.get("model") == BASELINE and not result.get("sees_held_out"):
             score = result["best_valid_result"].get(config["valid_metric"].lower(), -sign * math.inf)
             found.append((sign * score, (folder / CONFIG).stat().st_mtime, str(folder), result["test_result"]))

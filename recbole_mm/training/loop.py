@@ -20,7 +20,7 @@ from recbole.trainer import trainer as upstream
 from recbole.utils import ModelType
 from torch import Tensor, nn
 
-from recbole_mm.config.schema import LEARNERS
+from recbole_mm.config.run_settings import LEARNERS
 from recbole_mm.data.loaders import TARGET_MASK
 from recbole_mm.errors import ConfigError, RecboleMMError
 from recbole_mm.evaluation.collector import catalogue_facts

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_mm.config.schema import abridged
+from recbole_mm.config.kinds import abridged
 from recbole_mm.config.yaml_settings import read_yaml
-from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError
 from recbole_mm.experiments.compare.experiment import load_experiment
 from recbole_mm.experiments.compare.grid import DONE, Grid, Outcome
@@ -20,6 +19,7 @@ from recbole_mm.experiments.compare.table import write_table
 from recbole_mm.runs import folder as run_folder
 from recbole_mm.utils.files import make_folder
 from recbole_mm.utils.paths import is_path
+from recbole_mm.utils.spelling import did_you_mean
 
 logger = logging.getLogger(__name__)
 

@@ -17,14 +17,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from recbole_mm.config.kinds import shown
 from recbole_mm.config.layers import properties_dir
-from recbole_mm.config.schema import shown
+from recbole_mm.config.settings import SETTINGS, named
 from recbole_mm.config.yaml_settings import MOST_BYTES, canonical, parse_argument, plain, read_yaml
 from recbole_mm.data.content_source import MODALITIES
-from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError
 from recbole_mm.experiments.compare import experiment_names
 from recbole_mm.utils.paths import expanded
+from recbole_mm.utils.spelling import did_you_mean
 
 KEYS = (
     *("title", "shows", "paper", "metrics", "reference", "variables"),
@@ -32,28 +33,13 @@ KEYS = (
 )
 ROW_KEYS = ("name", "group", "model", "settings", "tuning", "needs")
 
-NOT_IN_AN_EXPERIMENT = {
-    "model": "each row names its model",
-    "dataset": "it is given as --dataset",
-    "seed": "seeds are given as --seeds",
-    "resume": "what was interrupted is always resumed",
-}
+NOT_IN_AN_EXPERIMENT = {key: setting.given_as for key, setting in SETTINGS.items() if setting.given_as}
 """Settings that no layer of an experiment may hold, and how they are given instead."""
 
-PROTOCOL = (
-    *("dataset", "eval_args", "mask_history", "candidates", "positives"),
-    *("user_inter_num_interval", "item_inter_num_interval", "val_interval", "filter_inter_by_user_or_item"),
-    *("rm_dup_inter", "benchmark_filename", "missing_modality", "data_files", "split_rule"),
-)
-"""Settings that decide who is ranked against what; rows that differ in one are not tested against each other."""
-
-ABSENT = {"positives": "last"}
-"""Values in configs that are older than the setting."""
-
-TRAINING = ("epochs", "stopping_step", "eval_step", "max_train_steps", "valid_metric", "load_best_model")
+TRAINING = named(lambda setting: setting.stops)
 """Settings that decide how long is trained; rows that differ in one are marked."""
 
-ALIKE = frozenset({*PROTOCOL, *TRAINING, "metrics", "topk", "save_per_user"} - {"dataset"})
+ALIKE = frozenset(named(lambda one: one.ranks or one.stops or one.scores or one.alike)) - {"dataset"}
 """Settings that every row gets alike: how long is trained, when is stopped, what is ranked for whom."""
 
 LONGEST_ROW = 150

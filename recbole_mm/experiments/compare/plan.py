@@ -10,15 +10,15 @@ from typing import Any
 
 from recbole.utils import EvaluatorType
 
-from recbole_mm.config.layers import keys_read_by, merge
-from recbole_mm.config.resolved import DERIVED_KEYS, Config
-from recbole_mm.config.schema import KINDS
+from recbole_mm.config.layers import merge
+from recbole_mm.config.resolved import Config
+from recbole_mm.config.settings import DERIVED
 from recbole_mm.config.yaml_settings import canonical, parse_argument, read_yaml
 from recbole_mm.data.content_source import ContentSource
-from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.data.loading import check_dataset
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.experiments.compare.experiment import ALIKE, NOT_IN_AN_EXPERIMENT, Experiment, Row
+from recbole_mm.utils.spelling import did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def plan_rows(
     """
     shared, typed = experiment.settings, dict(command_line or {})
     files = merge(*(read_yaml(Path(path)) for path in config_files))
-    files = {key: value for key, value in files.items() if key not in DERIVED_KEYS}  # a run's config.yaml holds them
+    files = {key: value for key, value in files.items() if key not in DERIVED}  # a run's config.yaml holds them
     layers = {f"{experiment.name}: settings": shared, "--config_files": files, "the command line": typed}
     for where, layer in layers.items():
         for key in set(layer) & set(NOT_IN_AN_EXPERIMENT):
@@ -93,9 +93,7 @@ def plan_rows(
 
 def known_keys(config: Config) -> set[str]:
     """Settings that have a meaning for the model of `config`."""
-    groups = {key for keys in config.parameters.values() for key in keys}
-    known = {"load_col", *config.internal_config_dict, *KINDS, *groups, *keys_read_by(config.model_class)}
-    return known - DERIVED_KEYS
+    return config.known_settings() - DERIVED
 
 
 def reported_metrics(config: Config) -> list[str]:
@@ -122,7 +120,7 @@ def _plan_row(
         if key not in known:
             raise ConfigError(f"row {row.name!r}: setting {key!r} is unknown to {row.model}{did_you_mean(key, known)}")
     given = {
-        key: parse_argument(key, value, defaults.internal_config_dict.get(key))
+        key: parse_argument(key, value, defaults.internal_config_dict.get(key), defaults.settings)
         for key, value in typed.items()
         if key in known
     }

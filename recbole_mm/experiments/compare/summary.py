@@ -12,8 +12,8 @@ import numpy as np
 from recbole.evaluator.register import smaller_metrics
 
 from recbole_mm.config.layers import optional_yaml, properties_dir
+from recbole_mm.config.settings import BEFORE, PROTOCOL
 from recbole_mm.config.yaml_settings import canonical, read_yaml
-from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.evaluation.candidates import candidates_digest
 from recbole_mm.evaluation.per_user import FILE as PER_USER
@@ -28,9 +28,10 @@ from recbole_mm.evaluation.significance import (
     require_same_users,
     values_by_user,
 )
-from recbole_mm.experiments.compare.experiment import ABSENT, PROTOCOL, TRAINING
+from recbole_mm.experiments.compare.experiment import TRAINING
 from recbole_mm.experiments.compare.grid import DONE, FAILED
 from recbole_mm.runs import folder as run_folder
+from recbole_mm.utils.spelling import did_you_mean
 
 SIGNIFICANT = 0.05
 
@@ -220,13 +221,13 @@ def _line(row: TableRow, metrics: Sequence[str], figures: Mapping[str, float]) -
 def _facts(line: Line) -> dict[str, Any]:
     """Protocol and training of a line's first run."""
     config = read_yaml(next(iter(line.row.runs.values())) / run_folder.CONFIG)
-    return {key: config.get(key, ABSENT.get(key)) for key in (*PROTOCOL, *TRAINING)}
+    return {key: config.get(key, BEFORE.get(key)) for key in (*PROTOCOL, *TRAINING)}
 
 
 def _mark_differences(line: Line, config: Mapping[str, Any], facts: Mapping[str, Any], base: str) -> None:
     """Note every setting of `facts` in which a run of the line differs."""
     for key, value in facts.items():
-        mine = config.get(key, ABSENT.get(key))
+        mine = config.get(key, BEFORE.get(key))
         if canonical(mine) == canonical(value):
             continue
         text = f"{key} is {mine}, not {value} as for {base}"

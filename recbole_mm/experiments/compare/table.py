@@ -8,7 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from recbole_mm.experiments.compare.experiment import PROTOCOL, TRAINING
+from recbole_mm.config.settings import PROTOCOL
+from recbole_mm.experiments.compare.experiment import TRAINING
 from recbole_mm.experiments.compare.grid import DONE, FAILED, NOT_APPLICABLE, NOT_RUN
 from recbole_mm.experiments.compare.summary import SIGNIFICANT, Cell, Line, Table
 from recbole_mm.utils.escaping import csv_cell, latex, markdown

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,23 +12,28 @@ from recbole.utils import ModelType
 
 from recbole_mm.config.layers import merge
 from recbole_mm.config.resolved import Config
+from recbole_mm.config.schema import Setting
+from recbole_mm.config.settings import SETTINGS
 from recbole_mm.data.loading import check_dataset
 from recbole_mm.data.splits import VALID, Split
 from recbole_mm.errors import ConfigError
-from recbole_mm.experiments.compare.experiment import PROTOCOL
 from recbole_mm.experiments.compare.plan import known_keys
 from recbole_mm.experiments.tune.space import Space, default_space, read_space
 from recbole_mm.inputs.context import artifact_dir
 from recbole_mm.runs import folder as run_folder
+from recbole_mm.utils.spelling import did_you_mean
 
-NOT_TUNED = {
-    **{key: "trials that are ranked differently cannot be told apart by their scores" for key in PROTOCOL},
-    **{key: "it decides what a score is" for key in ("metrics", "topk", "valid_metric", "load_best_model")},
-    **{key: "it changes no result" for key in run_folder.NO_EFFECT_ON_RESULT},
-    **{key: "the resources of a trial are given as --gpus_per_trial" for key in ("gpu_id", "use_gpu")},
-    "model": "it is given as --model",
-    "seed": "a good seed is luck, not a setting",
-}
+
+def _why_not_tuned(setting: Setting) -> str:
+    """Why no space may hold a setting; empty where it may."""
+    if setting.not_tuned or not setting.changes_result:
+        return setting.not_tuned or "it changes no result"
+    if setting.scores:
+        return "it decides what a score is"
+    return "trials that are ranked differently cannot be told apart by their scores" if setting.ranks else ""
+
+
+NOT_TUNED = {key: reason for key, setting in SETTINGS.items() if (reason := _why_not_tuned(setting))}
 """Settings that no space may hold, and why."""
 
 MOST_TRIALS = 10_000
@@ -171,12 +175,16 @@ def _check_validates(config: Config) -> None:
         raise ConfigError(f"{config['model']} is trained by a library that saves with pickle; choose another model")
     if config["train_stage"] not in (None, "finetune"):
         raise ConfigError(f"train_stage: {config['train_stage']} is not validated, and a search chooses by validation")
-    if config["eval_step"] < 1 or config["epochs"] < 1:
-        key = "eval_step" if config["eval_step"] < 1 else "epochs"
-        raise ConfigError(f"{key}: 0 leaves out validation, which a search chooses by; give at least 1")
+    _check_epochs(config["eval_step"], config["epochs"])
     if not Split.of(config).holds_out(VALID):
         split = config["eval_args"]["split"]
         raise ConfigError(f"eval_args: split: {split} holds out nothing for validation, which a search needs")
+
+
+def _check_epochs(eval_step: Any, epochs: Any) -> None:
+    for key, value in (("eval_step", eval_step), ("epochs", epochs)):
+        if value == 0:
+            raise ConfigError(f"{key}: 0 leaves out validation, which a search chooses by; give at least 1")
 
 
 def _check_space(space: Space, config: Config) -> None:
@@ -186,8 +194,7 @@ def _check_space(space: Space, config: Config) -> None:
         if key in NOT_TUNED:
             raise ConfigError(f"{at}: cannot be searched: {NOT_TUNED[key]}")
         if key not in known:
-            near = difflib.get_close_matches(key, sorted(known), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(key, sorted(known), cutoff=0.6)
             raise ConfigError(f"{at}: this setting is unknown to {config['model']}{hint}")
         if key in typed:
             raise ConfigError(f"{at}: --{key} is also given; take it out of the space or leave the option out")
@@ -195,6 +202,7 @@ def _check_space(space: Space, config: Config) -> None:
     for place in range(max(map(len, ranges.values()))):  # the first values of all, then the second ones, ...
         drawn = {key: values[place % len(values)] for key, values in ranges.items()}
         try:
+            _check_epochs(drawn.get("eval_step"), drawn.get("epochs"))
             _check_validates(Config(config.model_class, config["dataset"], config_dict=merge(given, drawn)))
         except ConfigError as error:
             raise ConfigError(f"{space.where}: {error}") from error

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from recbole_mm.config.kinds import shown
 from recbole_mm.config.layers import model_yaml, properties_dir
-from recbole_mm.config.schema import shown
 from recbole_mm.config.yaml_settings import MOST_BITS, canonical, parse_argument, plain, read_text, read_yaml
-from recbole_mm.data.item_table import did_you_mean
 from recbole_mm.errors import ConfigError
+from recbole_mm.utils.spelling import did_you_mean
 
 KINDS = ("choice", "uniform", "loguniform", "randint")
 Point = dict[str, float | int]

@@ -21,12 +21,8 @@ from recbole_mm.inputs.answering.examples import (
 from recbole_mm.inputs.answering.prompt import Prompt
 from recbole_mm.llm.answer import resolve_yes_no
 from recbole_mm.llm.finetuning.tuned_model import (
-    ACCEPTED_TUNING,
-    WHOLE,
-    Accepted,
     TunedModel,
     TuningSettings,
-    is_whole,
     read_settings,
     tuning_of,
 )
@@ -62,27 +58,13 @@ class SftSettings(TuningSettings):
 
     @classmethod
     def of(cls, config: Config) -> SftSettings:
-        """Read the settings of a run; a null key keeps the default given here, and `sft_seed` is `seed` then.
-
-        Raises:
-            ConfigError: naming the first key whose value is not accepted, and what it accepts.
-        """
-        return read_settings(cls, config, sft_key, ACCEPTED)
+        """Read the settings of a run; a null key keeps the default given here, and `sft_seed` is `seed` then."""
+        return read_settings(cls, config, sft_key)
 
 
 def sft_key(name: str) -> str:
     """The key of a setting."""
     return OWN_KEYS.get(name, f"sft_{name}")
-
-
-_SOME = (lambda value: value is None or is_whole(value), "a whole number of at least 1, or null for all")
-ACCEPTED: Accepted = {
-    **ACCEPTED_TUNING,
-    "loss": (lambda value: value in LOSSES, f"one of {', '.join(LOSSES)}"),
-    "targets": _SOME,
-    "examples": _SOME,
-    "negatives": WHOLE,
-}
 
 
 def training_questions(dataset: MultimodalDataset, settings: SftSettings) -> list[Asked]:

@@ -14,13 +14,8 @@ from recbole_mm.inputs.mirm.objectives import OBJECTIVES, Histories, build_mixtu
 from recbole_mm.inputs.mirm.prompting import PromptedExamples
 from recbole_mm.llm.encode import DEFAULT_TEXT_TOKENS
 from recbole_mm.llm.finetuning.tuned_model import (
-    ACCEPTED_TUNING,
-    FLAG,
-    WHOLE,
-    Accepted,
     TunedModel,
     TuningSettings,
-    is_number,
     read_settings,
     tuning_of,
 )
@@ -54,38 +49,14 @@ class MirmSettings(TuningSettings):
         """Read the settings of a run; a null key keeps the default given here, and `mirm_seed` is `seed` then.
 
         Raises:
-            ConfigError: naming the first key whose value is not accepted, and what it accepts.
+            ConfigError: there is no objective to tune for.
         """
-        settings = read_settings(cls, config, "mirm_{}".format, ACCEPTED)
+        settings = read_settings(cls, config, "mirm_{}".format)
         if settings.tuning != "none" and not settings.objectives:
             raise ConfigError(
                 f"mirm_objectives is empty: name some of {', '.join(OBJECTIVES)}, or set mirm_tuning: none"
             )
         return settings
-
-
-_NAMES = ", ".join(OBJECTIVES)
-ACCEPTED: Accepted = {
-    **ACCEPTED_TUNING,
-    "objectives": (
-        lambda value: (
-            isinstance(value, (list, tuple))
-            and all(name in OBJECTIVES for name in value)
-            and len(set(value)) == len(value)
-        ),
-        f"a list out of {_NAMES}",
-    ),
-    "weights": (
-        lambda value: (
-            isinstance(value, dict)
-            and all(name in OBJECTIVES and is_number(weight) and weight > 0 for name, weight in value.items())
-        ),
-        f"a mapping from names out of {_NAMES} to numbers above 0",
-    ),
-    "description_field": (lambda value: value is None or (isinstance(value, str) and bool(value)), "a column's name"),
-    "bottleneck": FLAG,
-    **dict.fromkeys(("examples", "history", "answer_tokens"), WHOLE),
-}
 
 
 def tuned_mirm(

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from recbole_mm.config.resolved import Config
 from recbole_mm.errors import ConfigError
 
-ITEM_TEXTS = ("fused", "image", "text")
-SEEN = ("train", "all")
-PREFERENCES = ("recurrent", "direct", "none")
-BLOCKS = ("size", "gap")
 DEFAULT_DOMAIN = "product"
 
 
@@ -43,12 +38,12 @@ class ReasoningSettings:
         """The settings of a run; a key that is null or absent keeps the default given here.
 
         Raises:
-            ConfigError: naming the first key whose value is not accepted, and what it accepts.
+            ConfigError: a text is to be longer than `text_max_words` allows.
         """
         given = {name: config[name] for name in cls.__dataclass_fields__}
         # Any model may read item texts (`item_features`, on: summary): these two are settings of all of them.
         given |= {"item_text": config["item_text"], "description_words": config["description_words"]}
-        return cls(**_accepted(config, given, cls(), ACCEPTED, ("description_words", "profile_words")))
+        return cls(**_read(config, given, cls(), ("description_words", "profile_words")))
 
 
 @dataclass(frozen=True)
@@ -76,53 +71,18 @@ class PreferenceSettings:
         """The settings of a run; a key that is null or absent keeps the default given here.
 
         Raises:
-            ConfigError: naming the first key whose value is not accepted, and what it accepts.
+            ConfigError: a text is to be longer than `text_max_words` allows.
         """
         given = {name: config[name] for name in cls.__dataclass_fields__}
-        return cls(**_accepted(config, given, cls(), ACCEPTED_OF_PREFERENCES, ("preference_words",)))
+        return cls(**_read(config, given, cls(), ("preference_words",)))
 
 
-def _accepted(
-    config: Config, given: Mapping[str, Any], defaults: Any, accepted: Mapping[str, Any], words: tuple[str, ...]
-) -> dict[str, Any]:
-    """The values that are given, checked; words that are not given are no more than a text may have at all."""
+def _read(config: Config, given: Mapping[str, Any], defaults: Any, words: tuple[str, ...]) -> dict[str, Any]:
+    """The values that are given; words that are not given are no more than a text may have at all."""
     values = {name: value for name, value in given.items() if value is not None}
-    for name, (accepts, says) in accepted.items():
-        if name in values and not accepts(values[name]):
-            raise ConfigError(f"{name}: {values[name]!r} is not accepted; give {says}")
     most = config["text_max_words"]
     if config["text_backend"] != "template" and isinstance(most, int):
         for name in words:
             if values.setdefault(name, min(getattr(defaults, name), most)) > most:
                 raise ConfigError(f"{name}: {values[name]} is more than text_max_words ({most}) allows")
     return values
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _above_zero(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-_WHOLE = (_whole, "a whole number of at least 1")
-
-ACCEPTED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "item_text": (lambda value: value in ITEM_TEXTS, f"one of {', '.join(ITEM_TEXTS)}"),
-    "profiles_see": (lambda value: value in SEEN, f"one of {', '.join(SEEN)}"),
-    "item_domain": (_text, "what an item is, such as movie"),
-    "sentence_encoder": (_text, "a sentence-transformers model's id or folder"),
-    **dict.fromkeys(("description_words", "profile_words", "profile_history_tokens"), _WHOLE),
-}
-
-ACCEPTED_OF_PREFERENCES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "preference": (lambda value: value in PREFERENCES, f"one of {', '.join(PREFERENCES)}"),
-    "preference_blocks": (lambda value: value in BLOCKS, f"one of {', '.join(BLOCKS)}"),
-    "preference_gap_hours": (_above_zero, "a number above 0"),
-    **dict.fromkeys(("preference_block_size", "preference_words", "preference_history_tokens"), _WHOLE),
-}

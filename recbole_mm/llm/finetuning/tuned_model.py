@@ -24,54 +24,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Settings = TypeVar("Settings", bound="TuningSettings")
-Accepted = Mapping[str, tuple[Callable[[Any], bool], str]]
-"""Setting -> what is accepted, and that in words."""
-
-METHODS = ("none", "lora", "full")
 NO_EFFECT = ("checkpoint_steps", "gradient_checkpointing")
 """What changes neither the examples nor what is learnt from them."""
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
-
-
-def is_whole(value: Any) -> bool:
-    """Whether it is a whole number of at least 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def is_number(value: Any, low: float = 0, high: float = float("inf")) -> bool:
-    """Whether it is a number in these bounds."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-
-
-LORA_KEYS: dict[str, Callable[[Any], bool]] = {
-    "r": is_whole,
-    "alpha": is_number,
-    "dropout": lambda value: is_number(value, 0, 1) and value < 1,
-    "targets": lambda value: (
-        value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
-    ),
-}
-WHOLE = (is_whole, "a whole number of at least 1")
-FLAG = (lambda value: isinstance(value, bool), "True or False")
-ACCEPTED_TUNING: Accepted = {
-    "tuning": (lambda value: value in METHODS, f"one of {', '.join(METHODS)}"),
-    "lora": (
-        lambda value: (
-            isinstance(value, dict)
-            and all(name in LORA_KEYS and LORA_KEYS[name](entry) for name, entry in value.items())
-        ),
-        "a mapping such as {r: 16, alpha: 32, dropout: 0.05, targets: null}",
-    ),
-    "learning_rate": (lambda value: is_number(value) and value > 0, "a number above 0"),
-    "warmup_ratio": (lambda value: is_number(value, 0, 1), "a number from 0 to 1"),
-    "gradient_checkpointing": FLAG,
-    "load_in_4bit": FLAG,
-    "seed": (lambda value: value == 0 or is_whole(value), "a whole number of at least 0"),
-    **dict.fromkeys(("epochs", "batch_tokens", "accumulation", "checkpoint_steps"), WHOLE),
-}
-"""Of the settings that every fine-tuning has."""
 
 
 @dataclass(frozen=True)
@@ -91,33 +48,18 @@ class TuningSettings:
     seed: int = 0
 
 
-def read_settings(
-    settings: type[Settings],
-    config: Any,
-    key_of: Callable[[str], str],
-    accepted: Accepted,
-) -> Settings:
+def read_settings(settings: type[Settings], config: Any, key_of: Callable[[str], str]) -> Settings:
     """Reads the settings of a run; a null key keeps the default, and `seed` is that of the whole run then.
 
     Args:
         settings: their class.
         config: the run's configuration.
         key_of: name of a setting -> its key.
-        accepted: for its settings; those without an entry are taken as they are.
-
-    Raises:
-        ConfigError: naming the first key whose value is not accepted, and what it accepts.
     """
-    names = settings.__dataclass_fields__
-    given = {name: config[key_of(name)] for name in names}
+    given = {name: config[key_of(name)] for name in settings.__dataclass_fields__}
     if given["seed"] is None:
         given["seed"] = config["seed"]
-    made = settings(**{name: value for name, value in given.items() if value is not None})
-    for name, (accepts, words) in accepted.items():
-        value = getattr(made, name)
-        if not accepts(value):
-            raise ConfigError(f"{key_of(name)}: {value!r} is not accepted; give {words}")
-    return made
+    return settings(**{name: value for name, value in given.items() if value is not None})
 
 
 def tuning_of(settings: TuningSettings, image_pixels: int) -> Tuning:

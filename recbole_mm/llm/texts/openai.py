@@ -33,7 +33,7 @@ from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpe
 from PIL import Image
 
 from recbole_mm.artifacts.executor import Failure
-from recbole_mm.config.yaml_settings import NOBODY
+from recbole_mm.config.data_settings import NOBODY
 from recbole_mm.errors import ConfigError, ImageError
 from recbole_mm.llm.texts.cleaning import clean_answer
 from recbole_mm.llm.texts.generator import NO_PICTURE, Request, StreamingGenerator, Writing

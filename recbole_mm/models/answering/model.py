@@ -63,8 +63,6 @@ class AnsweringRecommender(RerankingRecommender):
     def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         self.batch_tokens: int = config["answer_batch_tokens"]
-        if self.batch_tokens < 1:
-            raise ConfigError(f"answer_batch_tokens must be at least 1, not {self.batch_tokens}")
         self.first_stage = dataset.inputs.first_stage
         self.prompt = self.build_prompt(config, dataset, dataset.inputs.mllm)
         self.unread = self.asked_for = 0
@@ -81,10 +79,8 @@ class AnsweringRecommender(RerankingRecommender):
         """Return the inputs of the prompt, and the LLM that answers.
 
         Raises:
-            ConfigError: `answers` is neither scored nor written, or is written by the template backend.
+            ConfigError: answers are to be written by the template backend.
         """
-        if config["answers"] not in (SCORED, WRITTEN):
-            raise ConfigError(f"answers must be {SCORED} or {WRITTEN}, not {config['answers']!r}")
         if config["answers"] == WRITTEN and config["text_backend"] == "template":
             raise ConfigError("answers: written needs an LLM that writes: set text_backend to hf or openai")
         return (*cls.prompt_inputs(config), "answering_mllm" if config["answers"] == SCORED else "answer_writer")

@@ -16,7 +16,6 @@ from recbole.model.sequential_recommender import FPMC, GRU4Rec, SASRec
 from torch import Tensor, nn
 
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
-from recbole_mm.errors import ConfigError
 from recbole_mm.models.full_sequence import Overlay
 from recbole_mm.models.hooks import full_sequence_class
 from recbole_mm.models.hyper import ENCODERS, check_encoder, read_map
@@ -121,11 +120,9 @@ def build_filter(config: Config, dataset: MultimodalDataset) -> CollaborativeFil
         dataset: the training part; LightGCN's graph holds its targets.
 
     Raises:
-        ConfigError: another name, or a hyper-parameter that is unknown or impossible.
+        ConfigError: a hyper-parameter is unknown or impossible.
     """
     name, width = config["cf_model"], config["cf_embedding_size"]
-    if name not in (*PAIRWISE, *SEQUENTIAL):
-        raise ConfigError(f"cf_model must be one of {', '.join([*PAIRWISE, *SEQUENTIAL])}, not {name!r}")
     hyper = read_map(config, "cf_config", DEFAULTS)
     if name == "SASRec":
         check_encoder("cf_config", width, hyper)

@@ -17,6 +17,7 @@ from recbole_mm.errors import ConfigError
 from recbole_mm.llm.answer import AnswerReader, Block, Questions, ask, fill_placeholders, padded
 from recbole_mm.models.collm.filters import build_filter
 from recbole_mm.models.collm.prompt import CUE, Prompt
+from recbole_mm.models.collm.settings import SETTINGS
 from recbole_mm.models.lora import LORA, with_lora
 from recbole_mm.models.reranking import RerankingRecommender
 from recbole_mm.models.titles import read_titles
@@ -83,6 +84,7 @@ class CoLLM(RerankingRecommender):
         >>> recbole_mm.run("CoLLM", "my-data")  # doctest: +SKIP
     """
 
+    settings = SETTINGS
     input_type = InputType.POINTWISE
     trains_on_full_sequences = True
     supports_ddp = True
@@ -117,9 +119,6 @@ class CoLLM(RerankingRecommender):
     def _check(self, config: Config) -> None:
         if "text" not in config["modalities"]:
             raise ConfigError("CoLLM reads titles: keep text among the modalities")
-        for key, least in (("cf_epochs", 0), ("lora_epochs", 0), ("answer_batch_tokens", 1), ("mapper_times", 1)):
-            if config[key] < least:
-                raise ConfigError(f"{key} must be at least {least}, not {config[key]}")
         if self.cf_epochs > config["epochs"]:
             raise ConfigError(
                 f"cf_epochs must be at most epochs, {config['epochs']}, not {self.cf_epochs}; the LLM has what is left"
@@ -131,9 +130,6 @@ class CoLLM(RerankingRecommender):
                 STAGES[self._stage_of(config["epochs"] - 1)],
                 self.cf_epochs + self.lora_epochs,
             )
-        prompts = config["prompts_per_epoch"]
-        if prompts is not None and prompts < 1:
-            raise ConfigError(f"prompts_per_epoch must be at least 1, or null for all, not {prompts}")
         step, epochs = config["eval_step"], config["epochs"]
         last = [epoch for epoch in range(epochs) if self._stage_of(epoch) == self._stage_of(epochs - 1)]
         if step and step < epochs and not any((epoch + 1) % step == 0 for epoch in last):

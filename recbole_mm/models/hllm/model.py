@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_mm.data.loaders import TARGET_MASK, TARGETS
-from recbole_mm.errors import ConfigError
 from recbole_mm.models.base import SequentialModel
 from recbole_mm.models.hllm.llms import ItemLLM, UserLLM, content_groups, decoder_of
 from recbole_mm.models.hllm.loss import PROBED_TARGETS, CollapseWatch, alike_share, exclude_similar, shared_infonce
+from recbole_mm.models.hllm.settings import LARGEST_SCALE, SETTINGS
 from recbole_mm.models.molar.items import ContentItems
 from recbole_mm.models.whole_batch import Rows, shared_random
 
@@ -24,14 +24,6 @@ if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import MultimodalDataset
 
-CHOICES = {
-    "item_llm_tuning": ("frozen", "full"),
-    "user_llm_tuning": ("full", "frozen"),
-    "item_normalization": ("standard", "none"),
-    "item_projection": ("linear", "mlp", "none"),
-    "false_negatives": ("content", "item", "similar"),
-}
-LARGEST_SCALE = 100.0
 ITEMS_AT_ONCE = 65536
 """Items whose vectors are computed in one call for ranking; the item LLM cuts them further, by tokens."""
 
@@ -45,13 +37,11 @@ class HLLM(SequentialModel):
     Needs from the dataset: `mllm`, whose decoder starts both LLMs; and where the item LLM is frozen
     `item_text_vectors`, float32 (n_items, h), else `item_token_ids` (n_items, T) and `item_token_lengths` (n_items,).
 
-    Raises:
-        ConfigError: a key of `CHOICES` has another value, or a number is out of its range.
-
     Example:
         >>> recbole_mm.run("HLLM", "my-data")  # doctest: +SKIP
     """
 
+    settings = SETTINGS
     input_type = InputType.POINTWISE
     trains_on_full_sequences = True
     supports_ddp = True
@@ -60,7 +50,6 @@ class HLLM(SequentialModel):
 
     def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
-        check_settings(config)
         self.shared_negatives: int = config["shared_negatives"]
         self.false_negatives: str = config["false_negatives"]
         self.similar_above: float = config["similar_above"]
@@ -88,7 +77,6 @@ class HLLM(SequentialModel):
     @classmethod
     def requirements(cls, config: Config) -> tuple[str, ...]:
         """What the dataset must bring: vectors of a frozen item LLM, or the words that a trained one reads."""
-        check_settings(config)
         return ("mllm", "item_text_vectors" if config["item_llm_tuning"] == "frozen" else "item_tokens")
 
     @classmethod
@@ -204,23 +192,3 @@ class ItemTable:
     """Holds the vectors of all items while a model is evaluated; no tensor of the model, so never saved with it."""
 
     vectors: Tensor | None = None
-
-
-def check_settings(config: Config) -> None:
-    """Check the model's own settings.
-
-    Raises:
-        ConfigError: naming the first one that does not fit.
-    """
-    for key, accepted in CHOICES.items():
-        if config[key] not in accepted:
-            raise ConfigError(f"{key} must be one of {', '.join(accepted)}, not {config[key]!r}")
-    for key in ("shared_negatives", "least_negatives", "item_batch_tokens"):
-        if not isinstance(config[key], int) or config[key] < 1:
-            raise ConfigError(f"{key} must be a whole number of at least 1, not {config[key]!r}")
-    if not config["item_llm_learning_rate"] > 0:
-        raise ConfigError(f"item_llm_learning_rate must be above 0, not {config['item_llm_learning_rate']!r}")
-    if config["collapse_patience"] is not None and config["collapse_patience"] < 1:
-        raise ConfigError(f"collapse_patience must be at least 1, or null, not {config['collapse_patience']!r}")
-    if not 1 / LARGEST_SCALE <= config["temperature"] <= 1:
-        raise ConfigError(f"temperature must be between {1 / LARGEST_SCALE} and 1, not {config['temperature']!r}")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_mm.graph import TokenOrder, refined_graph
-from recbole_mm.models.checks import read_flag, read_number, read_whole
 from recbole_mm.models.mllmrec.inputs import filled_in, mean_of_items, propagated
+from recbole_mm.models.mllmrec.settings import SETTINGS
 from recbole_mm.models.multimodal_graph import bpr_loss, light_propagation, training_pairs, user_item_adjacency
 from recbole_mm.models.propagating import PropagatingRecommender
 from recbole_mm.models.sparse import SparseMatrix
@@ -28,11 +28,6 @@ logger = logging.getLogger(__name__)
 ROWS_AT_ONCE = 65536
 
 
-FLAGS = ("reasoning", "denoise", "co_occur", "drop_identical", "gcn_ui")
-WHOLE = {"similar_k": 1, "co_k": 1, "n_layers": 0, "gcn_ui_layers": 1, "embedding_size": 1}
-"""Whole numbers and the least that each may be."""
-
-
 class MLLMRec(PropagatingRecommender):
     """Scores an item by the dot product of two towers: one reads the user's profile, one the item's text and its
     neighbours' in a refined item graph. Both read frozen sentence vectors; there is no ID embedding.
@@ -41,20 +36,17 @@ class MLLMRec(PropagatingRecommender):
     float32 (n_users, d). A user without a profile is given the mean of its training items' vectors, as all users are
     with `reasoning: False`; one without any training item with a text keeps zeros, so that all such users rank alike.
 
-    Raises:
-        ConfigError: a setting is not accepted, naming it.
-
     Example:
         >>> recbole_mm.run("MLLMRec", "my-data")  # doctest: +SKIP
     """
 
+    settings = SETTINGS
     supports_ddp = True
     user_inputs: Tensor
     item_inputs: Tensor
 
     def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
-        check_settings(config)
         users = dataset.inter_feat[self.USER_ID].numpy()
         items = dataset.inter_feat[self.ITEM_ID].numpy()
         fused = np.asarray(dataset.inputs.fused_vectors, dtype=np.float32)
@@ -71,7 +63,6 @@ class MLLMRec(PropagatingRecommender):
     @classmethod
     def requirements(cls, config: Config) -> tuple[str, ...]:
         """What the dataset must bring; without reasoning nobody writes a profile."""
-        check_settings(config)
         return ("item_text_features", "user_profiles") if config["reasoning"] else ("item_text_features",)
 
     # ---- frozen inputs ----
@@ -165,16 +156,3 @@ def convolved(vectors: Tensor, graph: SparseMatrix, layers: int) -> Tensor:
         layers: number of convolutions.
     """
     return vectors + (layers + 1) * light_propagation(graph, F.normalize(vectors, dim=-1), layers)
-
-
-def check_settings(config: Config) -> None:
-    """Check the settings that MLLMRec reads itself; those of its texts are checked by the reasoning stage.
-
-    Raises:
-        ConfigError: naming the first one that does not fit.
-    """
-    for key in FLAGS:
-        read_flag(config, key)
-    for key, least in WHOLE.items():
-        read_whole(config, key, least)
-    read_number(config, "similar_threshold", -1, 1)

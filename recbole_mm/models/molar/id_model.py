@@ -64,13 +64,11 @@ def build_id_model(config: Config, dataset: MultimodalDataset, hidden_size: int)
         `loss_of_states` is its own loss.
 
     Raises:
-        ConfigError: unknown `id_model` or hyper-parameter, or one that is impossible.
+        ConfigError: a hyper-parameter is unknown or impossible.
     """
     name = config["id_model"]
     if name in (None, "none"):
         return None
-    if name not in ID_MODELS:
-        raise ConfigError(f"id_model must be one of {', '.join(ID_MODELS)} or none, not {name!r}")
     settings = read_map(config, "id_model_config", DEFAULTS)
     if settings["loss_type"] not in ("CE", "BPR"):
         raise ConfigError(f"id_model_config: loss_type must be CE or BPR, not {settings['loss_type']!r}")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,34 +19,13 @@ from recbole_mm.models.losses import alignment_loss, pointwise_loss, sampled_sof
 from recbole_mm.models.molar import id_model as id_models
 from recbole_mm.models.molar.dueg_baselines import build_dueg
 from recbole_mm.models.molar.items import MIRM, ContentItems, item_sources
+from recbole_mm.models.molar.settings import SETTINGS
 from recbole_mm.models.whole_batch import shared_random, whole_batch
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import MultimodalDataset
 
-CHOICES = {
-    "rec_loss": ("bce", "ce", "sampled_softmax"),
-    "loss_on": ("content", "fused", "residual"),
-    "score": ("content", "id", "fused"),
-    "similarity": ("dot", "cosine"),
-    "item_projection": ("linear", "mlp", "none"),
-    "item_normalization": ("standard", "none"),
-    "dueg": ("mllm", "sasrec", "gru4rec", "fpmc"),
-    "dueg_tuning": ("full", "lora", "frozen"),
-    "id_model_training": id_models.TRAININGS,
-}
-NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "alpha": (lambda value: _is_number(value) and value >= 0, "a number of at least 0"),
-    "tau": (lambda value: _is_number(value) and value > 0, "a number above 0"),
-    "id_loss_weight": (lambda value: _is_number(value) and value >= 0, "a number of at least 0"),
-    "embedding_dropout": (lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to below 1"),
-    "shared_negatives": (lambda value: isinstance(value, int) and value >= 1, "a whole number of at least 1"),
-    "comparative_instances": (
-        lambda value: value is None or (isinstance(value, int) and value >= 2),
-        "a whole number of at least 2, or null for all",
-    ),
-}
 FIRST_TEMPERATURE, LARGEST_SCALE = 0.07, 100.0
 
 
@@ -63,12 +41,13 @@ class Molar(SequentialModel):
     `mllm`, whose `text_stack()` and `hidden_size` h become the DUEG; `id_model_run`, see `id_model.FinishedRun`.
 
     Raises:
-        ConfigError: a key of `CHOICES` has another value, or keys do not fit together.
+        ConfigError: settings do not fit together.
 
     Example:
         >>> recbole_mm.run("Molar", "my-data", config_dict={"mllm": "tiny"})  # doctest: +SKIP
     """
 
+    settings = SETTINGS
     input_type = InputType.POINTWISE
     trains_on_full_sequences = True
     supports_ddp = True
@@ -78,7 +57,7 @@ class Molar(SequentialModel):
 
     def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
-        check_choices(config)
+        check_together(config)
         self.rec_loss: str = config["rec_loss"]
         self.loss_on: str = config["loss_on"]
         self.score: str = config["score"]
@@ -117,7 +96,7 @@ class Molar(SequentialModel):
         Raises:
             ConfigError: keys do not fit together; nothing costly has been computed yet.
         """
-        check_choices(config)
+        check_together(config)
         needs = {
             "item_vectors": MIRM in item_sources(config),
             "mllm": config["dueg"] == "mllm",
@@ -262,22 +241,12 @@ class Molar(SequentialModel):
         return self.user_vectors(interaction) @ self.item_vectors().T
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def check_choices(config: Config) -> None:
-    """Check the keys of `CHOICES`, and that those about the ID model fit together.
+def check_together(config: Config) -> None:
+    """Check that the settings about the ID model fit together.
 
     Raises:
         ConfigError: one does not.
     """
-    for key, accepted in CHOICES.items():
-        if config[key] not in accepted:
-            raise ConfigError(f"{key} must be one of {', '.join(accepted)}, not {config[key]!r}")
-    for key, (accepts, words) in NUMBERS.items():
-        if isinstance(config[key], bool) or not accepts(config[key]):
-            raise ConfigError(f"{key} must be {words}, not {config[key]!r}")
     without = config["id_model"] in (None, "none")
     if without and (config["score"] != "content" or config["alpha"]):
         raise ConfigError("id_model: none leaves nothing to align or fuse with: set alpha: 0 and score: content")
@@ -294,7 +263,7 @@ def check_choices(config: Config) -> None:
     if pretrained and config["id_model_path"] is None:
         epochs, id_epochs = config["epochs"], config["id_epochs"]
         most = epochs if config["score"] == "id" else epochs - 1  # else nothing would train the content model
-        if not isinstance(id_epochs, int) or not 1 <= id_epochs <= most:
+        if not 1 <= id_epochs <= most:
             raise ConfigError(
                 f"id_epochs must be a whole number of 1 to {most}, of {epochs} epochs, not {id_epochs!r}; "
                 "score: id may use them all"
@@ -314,8 +283,6 @@ def content_width(config: Config, dataset: MultimodalDataset) -> int:
             raise ConfigError(f"hidden_size: the MLLM's decoder is {width} wide, not {asked}; leave it null")
         return width
     if asked is not None:
-        if not isinstance(asked, int) or asked < 1:
-            raise ConfigError(f"hidden_size must be a whole number above 0 or null, not {asked!r}")
         return asked
     if MIRM not in item_sources(config):
         raise ConfigError(f"hidden_size: give a number; dueg: {config['dueg']} reads no MLLM to take the width from")

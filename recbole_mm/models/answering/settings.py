@@ -1,0 +1,32 @@
+"""The settings that models which answer Yes or No share: how they rank, and that there is nothing left to train."""
+
+from __future__ import annotations
+
+from recbole_mm.config.kinds import MAPPING, PATH, choice, or_null, size
+from recbole_mm.config.schema import Setting, section
+from recbole_mm.config.settings import SETTINGS as SHARED
+from recbole_mm.models.settings import WORDS
+
+# fmt: off
+RANKING = (
+    *section("Ranking",
+        Setting("answers", choice("scored", "written"), "scored", "scored: p(yes) / (p(yes) + p(no)). written: what an "
+            "LLM of text_backend writes, yes 1, no 0, unreadable 0.5."),
+        Setting("answer_batch_tokens", size(1), 8192, "Prompt tokens, padding included, that are read at once while "
+            "ranking. Bounds memory."),
+        Setting("first_stage", or_null(WORDS), "SASRec", "Full ranking: whose best items are asked about; any model, "
+            "trained on the same split. none: nobody's. Not in the paper."),
+        Setting("first_stage_path", or_null(PATH), None, "Folder of a finished run of it on the same data; null: it is "
+            "run first, or found again under checkpoint_dir."),
+        Setting("first_stage_config", or_null(MAPPING), {}, "Its settings, such as {epochs: 20, stopping_step: 5}; a "
+            "key left out has that model's own default."),
+        Setting("rerank_k", or_null(size(1)), 50, "So many items of each user are asked about in full ranking; null: "
+            "every item. Sampled ranking asks about all.")),
+    *section("There is nothing left to train in RecBole's loop: one pass, which validates (eval_step: 0 leaves that "
+        "out, half the cost)",
+        SHARED["epochs"].but(1, "More change nothing. The epochs of fine-tuning are sft_epochs."),
+        SHARED["eval_step"].but(1, "0: no validation."),
+        SHARED["MAX_ITEM_LIST_LENGTH"].but(50, "Length of the histories, of the first stage's too."),
+        SHARED["train_neg_sample_args"].but(None, "No negatives: no batch is read.")),
+)
+# fmt: on

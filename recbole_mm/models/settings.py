@@ -1,0 +1,45 @@
+"""Settings, and kinds of them, that several models declare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recbole_mm.config.kinds import Kind, choice, is_list_of, is_name, is_number, is_whole, number, or_null, size
+from recbole_mm.config.schema import Setting
+
+WORDS = or_null(Kind(lambda value: isinstance(value, str), "a text", type="str"))
+"""What is checked by who reads it."""
+
+TUNING = choice("none", "lora", "full")
+"""How an LLM is fine-tuned."""
+
+_LORA = {
+    "r": lambda value: is_whole(value, 1),
+    "alpha": lambda value: is_number(value, 0),
+    "dropout": lambda value: is_number(value, 0, 1) and value < 1,
+    "targets": lambda value: value is None or is_list_of(value, is_name),
+}
+
+
+def _is_lora(value: Any) -> bool:
+    """Sizes of an adapter; a part that is left out has peft's default."""
+    return isinstance(value, dict) and all(name in _LORA and _LORA[name](entry) for name, entry in value.items())
+
+
+LORA = Kind(_is_lora, "a mapping such as {r: 16, alpha: 32, dropout: 0.05, targets: null}")
+
+IMAGE_AND_TEXT = {
+    "image": {"encoder": "google/vit-base-patch16-224", "on": "image"},
+    "text": {"encoder": "sentence-transformers/all-MiniLM-L6-v2", "on": "text"},
+}
+ITEM_FEATURES = "name: settings. A dataset's own YAML or the command line replaces the whole map."
+"""Features of the multimodal baselines, and what is said of them."""
+
+REFINED = (
+    Setting("refined_similar_k", size(1), 10, "refined: similar items per item. MLLMRec: 10."),
+    Setting("refined_co_k", size(1), 10, "refined: items of like audience per item. MLLMRec: 10 to 15 by dataset."),
+    Setting(
+        "refined_threshold", number(-1, 1), 0.7, "refined: least cosine of an edge. MLLMRec: 0.4 to 0.7 by dataset."
+    ),
+)
+"""Of MLLMRec's item graph in the place of a model's own."""
