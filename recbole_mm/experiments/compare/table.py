@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tabulate import tabulate
+
 from recbole_mm.config.settings import PROTOCOL
 from recbole_mm.experiments.compare.experiment import TRAINING
 from recbole_mm.experiments.compare.grid import DONE, FAILED, NOT_APPLICABLE, NOT_RUN
@@ -84,16 +86,8 @@ def _tests(table: Table) -> list[list[str]]:
 def markdown_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Format a Markdown table whose first column is aligned left, the others right."""
     cells = [[markdown(cell) for cell in row] for row in [header, *rows]]
-    widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(header))]
-    words = [column == 0 or (header[column].endswith("against")) for column in range(len(header))]
-
-    def format_row(row: Sequence[str]) -> str:
-        """Format one row, padded to the columns' widths."""
-        padded = [cell.ljust(width) if word else cell.rjust(width) for cell, width, word in zip(row, widths, words)]
-        return f"| {' | '.join(padded)} |"
-
-    rule = "|".join("-" * (width + 2) if word else "-" * (width + 1) + ":" for width, word in zip(widths, words))
-    return "\n".join([format_row(cells[0]), f"|{rule}|", *map(format_row, cells[1:])])
+    aligned = ["left" if place == 0 or name.endswith("against") else "right" for place, name in enumerate(header)]
+    return tabulate(cells[1:], cells[0], tablefmt="pipe", disable_numparse=True, colalign=aligned)
 
 
 # ---- notes, shared by Markdown and LaTeX ----
