@@ -73,7 +73,7 @@ def build_model(width: int, layers: int) -> MLLM:
 
 
 class RandomPrompt:
-    """`recbole_mm.inputs.answering.prompt.Prompt` of random words and images.
+    """`recbole_mm.inputs.answering.prompt.WordedPrompt` of random words and images.
 
     Args:
         users, items: how many.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recbole_mm.errors import DataError
-from recbole_mm.inputs.answering.prompt import Prompt
+from recbole_mm.inputs.answering.prompt import WordedPrompt
 from recbole_mm.llm.finetuning import examples as sft
 
 YES_KIND, NO_KIND = "yes", "no"
@@ -144,7 +144,7 @@ class PromptedQuestions:
         DataError: there is none.
     """
 
-    def __init__(self, asked: Sequence[Asked], prompt: Prompt, yes: int, no: int, whole: bool = False) -> None:
+    def __init__(self, asked: Sequence[Asked], prompt: WordedPrompt, yes: int, no: int, whole: bool = False) -> None:
         if not asked:
             raise DataError("fine-tuning needs a user with at least two training interactions: there is none")
         self.asked = asked
@@ -165,7 +165,7 @@ class PromptedQuestions:
         return sft.Example(parts, [self.answers[one.answer]], kind, learns_prompt=self.whole)
 
 
-def questions_digest(asked: Sequence[Asked], prompt: Prompt) -> str:
+def questions_digest(asked: Sequence[Asked], prompt: WordedPrompt) -> str:
     """sha256 in hex over everything that the questions show and ask for, whatever RecBole numbers it."""
     digest = hashlib.sha256()
     items = sorted({one.item for one in asked})

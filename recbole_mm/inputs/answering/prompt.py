@@ -11,7 +11,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 from recbole_mm.errors import ConfigError
 from recbole_mm.llm.answer import resolve_yes_no
@@ -30,51 +30,8 @@ CUE = "\nAnswer:\n"
 """Ends every prompt. The line break keeps "Yes" and "No" tokens of their own."""
 
 
-class Prompt(Protocol):
-    """A prompt is a prefix that depends on the user alone and a suffix that depends on the item alone."""
-
-    @property
-    def tail(self) -> str:
-        """The text right before the answer, for `recbole_mm.llm.answer.resolve_yes_no`."""
-
-    @property
-    def identity(self) -> str:
-        """Of the wording and its bounds, for digests."""
-
-    @property
-    def shares_prefix(self) -> bool:
-        """Whether a prefix may be read once for several suffixes; where not, prompts are read whole."""
-
-    @property
-    def image_pixels(self) -> int:
-        """Bound on an image's area."""
-
-    def prefix(self, user: int, history: Sequence[int]) -> list[Part]:
-        """The user's part: token ids and images, for `Family.prepare`.
-
-        Args:
-            user: RecBole's id.
-            history: RecBole's ids of the items before the candidate, oldest first.
-        """
-
-    def suffix(self, item: int) -> list[Part]:
-        """The item's part, for `Family.prepare` with `continued=True`; it ends where the answer begins."""
-
-    def prefix_length(self, user: int, history: Sequence[int]) -> int:
-        """At most so many tokens, the one that opens a prompt included, and image patches."""
-
-    def suffix_length(self, item: int) -> int:
-        """At most so many tokens and image patches; found without decoding an image."""
-
-    def user_text(self, user: int, history: Sequence[int]) -> str:
-        """The words of the user's part: what it depends on, for digests."""
-
-    def fingerprint(self, item: int) -> str:
-        """Hash of all that is shown of an item, image bytes included, for digests."""
-
-
 class WordedPrompt(ABC):
-    """What prompts have in common: the chat template, token ids of words, lengths.
+    """A prompt: a prefix that depends on the user alone, and a suffix that depends on the item alone.
 
     A subclass has the text of a user (`user_text`) and of an item (`words_of`), and the images, if any.
 
@@ -82,6 +39,11 @@ class WordedPrompt(ABC):
         mllm: whose tokenizer and chat template are used.
         image_pixels: bound on an image's area.
         settings: wording and bounds, which make the identity.
+
+    Attributes:
+        tail: the text right before the answer, for `recbole_mm.llm.answer.resolve_yes_no`.
+        identity: of the wording and its bounds, for digests.
+        image_pixels: bound on an image's area.
     """
 
     def __init__(self, mllm: MLLM, image_pixels: int | None, settings: dict[str, Any]) -> None:
@@ -99,22 +61,27 @@ class WordedPrompt(ABC):
 
     @abstractmethod
     def user_text(self, user: int, history: Sequence[int]) -> str:
-        """The words of the user's part."""
+        """Returns the words of the user's part: what it depends on, for digests.
+
+        Args:
+            user: RecBole's id.
+            history: RecBole's ids of the items before the candidate, oldest first.
+        """
 
     @abstractmethod
     def words_of(self, item: int) -> list[int]:
-        """Token ids of the item's words."""
+        """Returns the token ids of the item's words."""
 
     @abstractmethod
     def fingerprint(self, item: int) -> str:
-        """Hash of all that is shown of an item."""
+        """Returns the hash of all that is shown of an item, image bytes included, for digests."""
 
     def has_image(self, item: int) -> bool:
-        """Whether an image would be shown; whether it can be decoded is only known then."""
+        """Returns whether an image would be shown; whether it can be decoded is only known then."""
         return False
 
     def image(self, item: int) -> Any:
-        """The item's image, or None."""
+        """Returns the item's image, or None."""
         return None
 
     # --- the prompt --------------------------------------------------------------------------------------------------
@@ -126,15 +93,19 @@ class WordedPrompt(ABC):
 
     @property
     def shares_prefix(self) -> bool:
-        """See `Prompt`: not where a family lets words look at an image that comes after them."""
+        """Whether a prefix may be read once for several suffixes: not where a family lets words look at an image that
+        comes after them."""
         return not (self.shows_images and self.mllm.family.images_reach_back)
 
     def prefix(self, user: int, history: Sequence[int]) -> list[Part]:
-        """See `Prompt`."""
+        """Returns the user's part: token ids, for `Family.prepare`."""
         return [self._prefix_ids(user, history)]
 
     def suffix(self, item: int) -> list[Part]:
-        """See `Prompt`. An image that cannot be decoded is left out."""
+        """Returns the item's part, for `Family.prepare` with `continued=True`; it ends where the answer begins.
+
+        An image that cannot be decoded is left out.
+        """
         image = self._cut_image(item) if self.has_image(item) else None
         if image is None:
             return [self._suffix_ids(item)]
@@ -149,11 +120,11 @@ class WordedPrompt(ABC):
         return cut
 
     def prefix_length(self, user: int, history: Sequence[int]) -> int:
-        """See `Prompt`."""
+        """Returns at most so many tokens, the one that opens a prompt included."""
         return 1 + len(self._prefix_ids(user, history))
 
     def suffix_length(self, item: int) -> int:
-        """See `Prompt`."""
+        """Returns at most so many tokens and image patches; no image is decoded."""
         image = self._image_cost + len(self._token_ids("\n")) if self.has_image(item) else 0
         return image + len(self._suffix_ids(item))
 

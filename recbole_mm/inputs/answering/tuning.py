@@ -18,7 +18,7 @@ from recbole_mm.inputs.answering.examples import (
     questions_digest,
     training_targets,
 )
-from recbole_mm.inputs.answering.prompt import Prompt
+from recbole_mm.inputs.answering.prompt import WordedPrompt
 from recbole_mm.llm.answer import resolve_yes_no
 from recbole_mm.llm.finetuning.tuned_model import (
     TunedModel,
@@ -93,7 +93,7 @@ def tuned_answerer(
     base: str,
     load: Callable[..., MLLM],
     artifacts: Path,
-    prompt_of: Callable[[MLLM], Prompt],
+    prompt_of: Callable[[MLLM], WordedPrompt],
 ) -> Path:
     """Folder of the model that answers as these settings ask for; fine-tuned now if it was not before.
 

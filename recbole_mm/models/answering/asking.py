@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_mm.inputs.answering.prompt import Prompt
+from recbole_mm.inputs.answering.prompt import WordedPrompt
 from recbole_mm.llm.answer import Block, Questions
 from recbole_mm.llm.family import PreparedInput
 from recbole_mm.llm.model import MLLM
@@ -54,7 +54,7 @@ class PromptBlocks:
         >>> ask(reader, blocks.questions(users, histories, owners, items), 8192)        # doctest: +SKIP
     """
 
-    def __init__(self, mllm: MLLM, prompt: Prompt, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, mllm: MLLM, prompt: WordedPrompt, kept_bytes: int = KEPT_BYTES) -> None:
         self.mllm = mllm
         self.prompt = prompt
         self._kept: ByteCache[int, ItemPart] = ByteCache(kept_bytes)
@@ -75,7 +75,7 @@ class PromptBlocks:
             items: (n,) the candidates.
 
         Returns:
-            For `ask`. Where prompts cannot share a prefix (`Prompt.shares_prefix`), they are read whole.
+            For `ask`. Where prompts cannot share a prefix (`WordedPrompt.shares_prefix`), they are read whole.
         """
         owners = np.asarray(owners, dtype=np.int64)
         before = [tuple(map(int, history)) for history in histories]

@@ -5,36 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.answering.prompt import WordedPrompt, cut_to_tokens
 from recbole_mm.llm.encode import DEFAULT_TEXT_TOKENS
 from recbole_mm.llm.model import MLLM
 
+if TYPE_CHECKING:
+    from recbole_mm.data.content import ItemContent
+    from recbole_mm.inputs.reasoning.preferences import Preferences
+
 PREFERENCE_TOKENS = 512
 """Longer preference texts are cut."""
-
-
-class Preferences(Protocol):
-    """Preference texts of users (`recbole_mm.inputs.reasoning.preferences.Preferences`)."""
-
-    def of(self, user: int, history: Sequence[int]) -> str | None:
-        """Return the text of a user after this history, or None."""
-
-
-class Content(Protocol):
-    """Items aligned to RecBole's ids; index 0 is padding (`recbole_mm.data.content.ItemContent`)."""
-
-    @property
-    def tokens(self) -> Sequence[str]: ...
-    @property
-    def source(self) -> Any: ...
-    @property
-    def modalities(self) -> Sequence[str]: ...
-    def __getitem__(self, index: int, /) -> Any: ...
-    def text(self, index: int, /) -> str | None: ...
-    def only(self, *modalities: str) -> Any: ...
 
 
 class PreferencePrompt(WordedPrompt):
@@ -65,7 +48,7 @@ class PreferencePrompt(WordedPrompt):
     def __init__(
         self,
         mllm: MLLM,
-        content: Content,
+        content: ItemContent,
         item_texts: Sequence[str | None] | None,
         preferences: Preferences | None,
         *,
