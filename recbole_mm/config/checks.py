@@ -190,7 +190,7 @@ def split_rule(settings: Any) -> int | None:
 
 
 def check_sampling(settings: Any, model_class: type, sequences: bool) -> None:
-    """A loss against sampled items needs them drawn; where nobody does, RecBole's models end in a KeyError.
+    """Check that items are sampled for a loss that needs them; RecBole's models end in a KeyError otherwise.
 
     Args:
         settings: of a run, resolved.

@@ -146,7 +146,7 @@ def by_name(accepts: Callable[[Any], bool], words: str, normal: Callable[[Any], 
 
 
 def mapping_of(parts: Mapping[str, Kind | None], example: Mapping[str, Any], null: bool = False) -> Kind:
-    """A mapping, each of whose parts is of its kind; other names are left to whoever reads it.
+    """A mapping, each of whose parts is of its kind; other names are accepted, and left to the model.
 
     Args:
         parts: kind of each part; None accepts everything.
@@ -191,7 +191,7 @@ _REPEATED = re.compile(r"layer|hop|depth|head|n_iter|block_num|order$")
 
 
 def kind_like(name: str, default: Any, bounded: bool = True) -> Kind | None:
-    """Kind of a model's parameter that nobody declares; None where its default, null or an empty list, tells none.
+    """Kind of a parameter that is not declared; None where its default, null or an empty list, does not tell one.
 
     Args:
         name: of the parameter; some are numbers, or counts of layers, by their names.

@@ -44,7 +44,7 @@ class Setting:
     Attributes:
         name: its key.
         kind: what it accepts; None where nothing tells.
-        default: its value where nobody gives one. Of RecBole's settings it is in RecBole's own YAML files; a setting
+        default: its value where none is given. Of RecBole's settings it is in RecBole's own YAML files; a setting
             without any is null until it is given.
         meaning: what it does, in a sentence or two.
         group: what it is about: one of `GROUPS`.
@@ -55,15 +55,15 @@ class Setting:
         ranks: whether it decides who is ranked against what.
         stops: whether it decides how long is trained.
         scores: whether it decides what a score is.
-        alike: whether rows of a table must share it, beside those that rank, stop or score.
+        alike: whether rows of a table must share it although it does not rank, stop or score.
         inherited: whether a first stage takes it over from the run that it serves, with all of the data and evaluation.
         same_data: whether a run that builds on the model of a finished one must have the value of that one.
         describes_items: whether it says what an item looks like, so that a dataset folder's own YAML may set it.
         derived: whether it follows from others or from the data; it is written to config.yaml, and taken from no layer.
         secret: whether it may hold a secret by mistake, so that no message repeats it.
         finite: whether every number in it must be finite.
-        when_opened: what it is when a run's folder is opened and whoever opens it does not say: it would run code that
-            is not ours, or send texts, pictures and keys to other machines. A run folder may have come from anybody.
+        when_opened: its value when a run's folder is opened, unless the caller gives one: the folder may come from a
+            stranger, and the setting would run foreign code, or send texts, pictures and keys to other machines.
         before: what runs did that are older than the setting.
         no_effect: why nothing reads it, where RecBole would.
         no_effect_on_sequences: the same where whole sequences are trained on.
