@@ -840,6 +840,7 @@ def test_options_are_the_keywords_of_read(name):
     CONVERTERS[name].add_arguments(parser)
     options = vars(parser.parse_args([]))
     parameters = list(inspect.signature(CONVERTERS[name].read).parameters)[1:]
+    assert CONVERTERS[name].name == name
     assert [option.flag.removeprefix("--") for option in CONVERTERS[name].options] == parameters
     assert set(options) == {*parameters, *(option.flag.removeprefix("--") for option in COMMON_OPTIONS)}
     switches = {"link", "force"} | ({"images", "allow_private"} if name == "amazon" else set())

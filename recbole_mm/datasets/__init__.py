@@ -25,10 +25,7 @@ _SOURCES = {
         "movielens:MovieLens",
         "MovieLens 100K, 1M, 10M and the later CSV releases (GroupLens), with posters if you have them",
     ),
-    "hm": (
-        "hm:HM",
-        "H&M Personalized Fashion Recommendations (Kaggle 2022) or a sample of it",
-    ),
+    "hm": ("hm:HM", "H&M Personalized Fashion Recommendations (Kaggle 2022) or a sample of it"),
     "microlens": (
         "microlens:MicroLens",
         "MicroLens short videos: pairs.csv (timestamps) or pairs.tsv (order only), titles, covers",
@@ -45,15 +42,12 @@ _SOURCES = {
         "amazon:Amazon",
         "Amazon reviews and product metadata of 2014, 2018 or 2023 (McAuley Lab), with pictures if wanted",
     ),
-    "mmrec": (
-        "mmrec:MMRec",
-        "precomputed image_feat.npy, text_feat.npy and an .inter file with x_label, the split",
-    ),
+    "mmrec": ("mmrec:MMRec", "precomputed image_feat.npy, text_feat.npy and an .inter file with x_label, the split"),
 }
-"""Source -> module and class, and what `recbole-mm prepare --help` says of it."""
+"""Source -> module and class, and its line in `recbole-mm prepare --help`, which imports no converter."""
 
 HELP: Mapping[str, str] = {name: help for name, (_, help) in _SOURCES.items()}
-"""Source -> its line in `recbole-mm prepare --help`, which imports no converter."""
+"""Source -> its line of help."""
 
 
 class _Converters(Mapping[str, "type[Converter]"]):
