@@ -94,7 +94,7 @@ def without_anomaly_detection() -> None:
     """Turn off what importing RecBole's sequential models turns on for the whole process (sine.py:25).
 
     It records a Python stack for every operation, which makes an epoch of a small model several times slower. A
-    trainer's `fit` turns it off by itself; tests also call what is inside.
+    trainer's `fit` turns it off by itself; tests also call what is inside. They should import the models at the top.
     """
     if "torch" in sys.modules:
         sys.modules["torch"].autograd.set_detect_anomaly(False)

@@ -75,24 +75,29 @@ def settings(toy_settings, variant) -> dict:
     return {**toy_settings, **contract.QUICK, **contract.MODELS[variant]}
 
 
+@pytest.fixture
+def whole(variant, settings):
+    return contract.run(variant, settings)
+
+
 def test_its_loss_falls(variant, settings, tmp_path, toy_config):
     contract.test_loss_falls(variant, settings, tmp_path, toy_config)
 
 
-def test_its_predictions_agree(variant, settings):
-    contract.test_predict_agrees_with_full_sort_predict(variant, settings)
+def test_its_predictions_agree(variant, whole):
+    contract.test_predict_agrees_with_full_sort_predict(variant, whole)
 
 
-def test_it_is_saved_and_loaded(variant, settings):
-    contract.test_saved_and_loaded_gives_the_same_scores(variant, settings)
+def test_it_is_saved_and_loaded(variant, whole):
+    contract.test_saved_and_loaded_gives_the_same_scores(variant, whole)
 
 
-def test_its_result_is_that_of_the_seed(variant, settings):
-    contract.test_same_seed_same_result(variant, settings)
+def test_its_result_is_that_of_the_seed(variant, settings, whole):
+    contract.test_same_seed_same_result(variant, settings, whole)
 
 
-def test_it_is_resumed(variant, settings, monkeypatch):
-    contract.test_interrupted_and_resumed_equals_uninterrupted(variant, settings, monkeypatch)
+def test_it_is_resumed(variant, settings, whole, monkeypatch):
+    contract.test_interrupted_and_resumed_equals_uninterrupted(variant, settings, whole, monkeypatch)
 
 
 @pytest.mark.parametrize("kind", [kind for kind, split in contract.SPLITS.items() if split.in_time])

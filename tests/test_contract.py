@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from recbole.data.interaction import Interaction
+from recbole.model import sequential_recommender  # noqa: F401  (see `without_anomaly_detection`)
 from recbole.model.abstract_recommender import AbstractRecommender
 
 import recbole_mm
@@ -158,14 +159,30 @@ def variants(names: Iterable[str]) -> list:
     return [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-@pytest.fixture(params=variants(MODELS))
+@pytest.fixture(scope="module", params=variants(MODELS))
 def variant(request) -> str:
     return request.param
 
 
+@pytest.fixture(scope="module")
+def settings(toy_path, tmp_path_factory, variant) -> dict:
+    saved = str(tmp_path_factory.mktemp("saved"))
+    return {**TOY_SETTINGS, "data_path": str(toy_path), "checkpoint_dir": saved, **QUICK, **MODELS[variant]}
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict:
+    return {}
+
+
 @pytest.fixture
-def settings(toy_settings, variant) -> dict:
-    return {**toy_settings, **QUICK, **MODELS[variant]}
+def whole(variant, settings, kept):
+    """A run of the variant, the same for all tests. An LLM that sees has a new one for each, so that it is asked about
+    the same images in the same batches, which round them."""
+    if variant not in kept or variant in TUNED_BEFORE:
+        kept.clear()
+        kept[variant] = run(variant, settings)
+    return kept[variant]
 
 
 def run(variant: str, settings: dict, **changed):
@@ -183,7 +200,10 @@ def scores(outcome) -> torch.Tensor:
         return outcome.model.full_sort_predict(users.interaction[np.arange(len(users))]).view(len(users), -1)
 
 
-@pytest.mark.parametrize("variant", variants(name for name in MODELS if name not in (*TUNED_BEFORE, *COUNTED)))
+TRAINED = [name for name in MODELS if name not in (*TUNED_BEFORE, *COUNTED)]
+
+
+@pytest.mark.parametrize("variant", variants(TRAINED), scope="module")
 def test_loss_falls(variant, settings, tmp_path, toy_config):
     config = toy_config(variant.split()[0], **{k: v for k, v in settings.items() if k in {**QUICK, **MODELS[variant]}})
     assembled = assemble(config, tmp_path, Stages(), open_needed(config, tmp_path))
@@ -193,7 +213,7 @@ def test_loss_falls(variant, settings, tmp_path, toy_config):
     assert np.mean(losses[-3:]) < 0.97 * np.mean(losses[:2])
 
 
-@pytest.mark.parametrize("variant", variants(TUNED_BEFORE))
+@pytest.mark.parametrize("variant", variants(TUNED_BEFORE), scope="module")
 def test_what_was_tuned_before_is_not_trained(variant, settings, tmp_path, toy_config):
     config = toy_config(variant.split()[0], **{k: v for k, v in settings.items() if k in {**QUICK, **MODELS[variant]}})
     assembled = assemble(config, tmp_path, Stages(), open_needed(config, tmp_path))
@@ -212,18 +232,17 @@ def test_what_was_tuned_before_is_not_trained(variant, settings, tmp_path, toy_c
     assert not load_tree(tmp_path / "model.safetensors")["state_dict"], "the LLM's own weights are kept in its folder"
 
 
-def test_predict_agrees_with_full_sort_predict(variant, settings):
-    outcome = run(variant, settings, epochs=2)
-    table = scores(outcome)
+def test_predict_agrees_with_full_sort_predict(variant, whole):
+    table = scores(whole)
     assert torch.isfinite(table[:, 1:]).all()
     assert table[:, 1:].std() > 0
-    users = outcome.splits.test.users
+    users = whole.splits.test.users
     rows = users.interaction[np.arange(len(users))]
     one = torch.ones(len(users), dtype=torch.int64)
-    for items in (one, one * (outcome.dataset.item_num - 1), 1 + table[:, 1:].argmax(1)):
-        pairs = Interaction({**rows.interaction, **outcome.dataset.get_item_feature()[items].interaction})
+    for items in (one, one * (whole.dataset.item_num - 1), 1 + table[:, 1:].argmax(1)):
+        pairs = Interaction({**rows.interaction, **whole.dataset.get_item_feature()[items].interaction})
         with torch.no_grad():
-            single = outcome.model.predict(pairs)
+            single = whole.model.predict(pairs)
         ranked = table[torch.arange(len(users)), items]
         if variant in TUNED_BEFORE:  # their `predict` answers any pair, also those that are not reranked
             assert ((single >= 0) & (single <= 1)).all()
@@ -232,30 +251,28 @@ def test_predict_agrees_with_full_sort_predict(variant, settings):
     assert len(ranked) == len(users), "the best item of every user is one of those that are reranked"
 
 
-def test_saved_and_loaded_gives_the_same_scores(variant, settings):
-    outcome = run(variant, settings, epochs=2)
-    again = recbole_mm.load(outcome.run_dir)
+def test_saved_and_loaded_gives_the_same_scores(variant, whole):
+    again = recbole_mm.load(whole.run_dir)
     # Images that were asked about before were in other batches of the vision tower, which rounds them otherwise.
     loose = 1e-6 if variant in TUNED_BEFORE else 0
-    torch.testing.assert_close(scores(again), scores(outcome), atol=loose, rtol=0)
-    assert again.test_result == pytest.approx(outcome.test_result)
+    torch.testing.assert_close(scores(again), scores(whole), atol=loose, rtol=0)
+    assert again.test_result == pytest.approx(whole.test_result)
 
 
-def test_same_seed_same_result(variant, settings):
-    first, second = run(variant, settings), run(variant, settings)
-    assert first.run_dir != second.run_dir
-    assert first.test_result == second.test_result
-    assert torch.equal(scores(first), scores(second))
+def test_same_seed_same_result(variant, settings, whole):
+    again = run(variant, settings)
+    assert again.run_dir != whole.run_dir
+    assert again.test_result == whole.test_result
+    assert torch.equal(scores(again), scores(whole))
     other = run(variant, settings, seed=settings.get("seed", 2020) + 1)
-    assert torch.equal(scores(first), scores(other)) == (variant in COUNTED)
+    assert torch.equal(scores(whole), scores(other)) == (variant in COUNTED)
 
 
 class Killed(BaseException):
     """Ends a run as abruptly as Python can end itself."""
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(variant, settings, monkeypatch):
-    whole = run(variant, settings)
+def test_interrupted_and_resumed_equals_uninterrupted(variant, settings, whole, monkeypatch):
     if variant in TUNED_BEFORE:  # in another folder, or their LLM and first stage would be there already
         settings = {**settings, "checkpoint_dir": f"{settings['checkpoint_dir']}-killed"}
     original, calls = torch.optim.Adam.step, itertools.count()
