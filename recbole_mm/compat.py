@@ -42,9 +42,10 @@ def quiet_upstream_warnings() -> None:
     """Silence warnings that only RecBole's authors could act on.
 
     recbole/data/dataset/dataset.py:501 and :648 (pandas chained assignment), recbole/trainer/trainer.py:237
-    (`torch.cuda.amp.GradScaler`).
+    (`torch.cuda.amp.GradScaler`), recbole/model/general_recommender/lightgcn.py:125 (`torch.sparse.FloatTensor`).
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
+    warnings.filterwarnings("ignore", "torch.sparse.SparseTensor", UserWarning)
 
 
 def apply() -> None:
