@@ -47,7 +47,7 @@ setup(
         "filelock>=4.2",
         "matplotlib>=3.9",
         "httpx2>=2.12,<3",
-        "openai>=3.0,<4",
+        "openai>=3.30,<4",
         "anyio>=4.10,<5",
         "requests>=2.32",
         "urllib3>=2.3",
