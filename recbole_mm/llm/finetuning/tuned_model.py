@@ -66,7 +66,7 @@ def tuning_of(settings: TuningSettings, image_pixels: int) -> Tuning:
     """How `finetune` is to go about it.
 
     Args:
-        settings: of the run, perhaps with more of `Tuning`'s.
+        settings: may have more fields of `Tuning`.
         image_pixels: bound on an image's area.
     """
     from recbole_mm.llm.finetuning.finetune import Lora, Tuning  # takes seconds to import
@@ -95,7 +95,7 @@ class TunedModel:
         base: folder or hub id of the model to tune.
         tuning: how.
         artifacts: where the folder is kept.
-        notes: name of the file beside the model that says what it was tuned on.
+        notes: name of the file next to the model that says what it was tuned on.
     """
 
     kind: str
@@ -156,9 +156,9 @@ class TunedModel:
 
         Args:
             config: the run's configuration.
-            parts: what the model depends on beside base, precision and tuning, as JSON takes it; the folder's name
+            parts: what the model depends on apart from base, precision and tuning, as JSON takes it; the folder's name
                 holds a digest of all.
-            about: what the notes say beside that.
+            about: what else the notes say.
             load: `load_mllm` for the run's device.
             examples: what is learnt, by the loaded model.
 
