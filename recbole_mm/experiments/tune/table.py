@@ -25,6 +25,7 @@ AXIS = "#888888"
 MOST_TICKS = 6
 LONGEST = 18
 MARKDOWN, CSV, PICTURE = "trials.md", "trials.csv", "trials.png"
+CSV_COLUMNS = ("trial", "metric", "score", "best_epoch", "epochs", "seconds", "status", "attempts", "reason")
 
 
 def write_tables(search: Search, records: Sequence[Record]) -> None:
@@ -78,20 +79,7 @@ def to_csv(search: Search, records: Sequence[Record]) -> str:
     text = io.StringIO()
     keys = list(search.space.ranges)
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [
-            "trial",
-            "metric",
-            "score",
-            "best_epoch",
-            "epochs",
-            "seconds",
-            "status",
-            "attempts",
-            "reason",
-            *map(csv_cell, keys),
-        ]
-    )
+    writer.writerow([*CSV_COLUMNS, *map(csv_cell, keys)])
     for record in records:
         best = record.best(search.bigger)
         at, score = (None, None) if best is None else best
