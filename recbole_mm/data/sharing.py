@@ -7,16 +7,16 @@ from copy import copy
 from recbole.data.dataset import Dataset, SequentialDataset
 
 from recbole_mm.config.resolved import Config
-from recbole_mm.config.settings import OF_AN_ITEM
+from recbole_mm.config.settings import OF_AN_ITEM, RANKED, named
 from recbole_mm.config.yaml_settings import canonical
 from recbole_mm.data.dataset import create_dataset, dataset_class, upstream_class
 from recbole_mm.data.inputs import ModelInputs
 
-LOADING_KEYS = (
-    *("data_path", "dataset", "encoding", "candidates", "positives", "missing_modality", "eval_args", "seed"),
-    *("discretization", "numerical_features", "entity_kg_num_interval", "relation_kg_num_interval", "kg_reverse_r"),
+LOADING_KEYS = frozenset(
+    {"data_path", "dataset", "seed", "encoding", "missing_modality", *RANKED}
+    | {*named(lambda setting: setting.group == "data" and not setting.describes_items)}
 )
-"""Settings that decide what is loaded, with RecBole's of the group `Dataset`."""
+"""Settings that decide what is loaded."""
 
 LAZY = ("split", "content_source", "content")
 """Properties of a dataset that follow from its config when they are first read."""
@@ -53,9 +53,8 @@ class Datasets:
 
 
 def _loading_settings(config: Config) -> str:
-    keys = {*LOADING_KEYS, *config.parameters["Dataset"]}
-    if config["missing_modality"] == "drop":  # then the items that are left follow from their content
-        keys |= OF_AN_ITEM
+    drops = config["missing_modality"] == "drop"  # then the items that are left follow from their content
+    keys = LOADING_KEYS | OF_AN_ITEM if drops else LOADING_KEYS
     upstream = upstream_class(config)
     plain = upstream in (Dataset, SequentialDataset) and config["benchmark_filename"] is None
     settings = {key: config[key] for key in sorted(keys)}

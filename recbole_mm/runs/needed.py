@@ -191,7 +191,7 @@ def check_first_stage(config: Config) -> None:
     """
     name, path, given = (config[key] for key in ("first_stage", "first_stage_path", "first_stage_config"))
     if not isinstance(given or {}, Mapping):
-        raise ConfigError(f"first_stage_config: {given!r} is not a mapping such as {{epochs: 20}}")
+        raise ConfigError(f"first_stage_config: {given!r} is not accepted; give a mapping such as {{epochs: 20}}")
     if path is not None and given:
         raise ConfigError("first_stage_config is for a first stage that is trained here, not for first_stage_path")
     if path is None and _is_none(name):
