@@ -213,6 +213,17 @@ def test_key_names_everything_a_vector_depends_on(mllm: MLLM) -> None:
     assert ItemEncoder(mllm).image_pixels == 112 * 112  # the checkpoint's own bound
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("pixels", [PIXELS, 10**9, None])
+def test_keys_need_no_weights(mllm: MLLM, dtype: str, pixels: int | None) -> None:
+    """Plans count by these keys, runs keep vectors under them; 10**9 pixels are beyond what the model takes."""
+    given = {"dtype": dtype, "device": "cpu"}
+    loaded, outline = (load_mllm(mllm.name, **given, without_weights=bare) for bare in (False, True))
+    assert (outline.dtype, outline.device) == (loaded.dtype, loaded.device)
+    keys = [ItemEncoder(model, image_pixels=pixels).key("print") for model in (loaded, outline)]
+    assert keys[0] == keys[1]
+
+
 def test_half_precision_weights_give_float32_vectors(mllm: MLLM, encoder: ItemEncoder) -> None:
     record = make_records(1)
     half = ItemEncoder(load_mllm(mllm.name, dtype="bfloat16"), image_pixels=PIXELS).encode(record)

@@ -31,6 +31,10 @@ from recbole_mm.config.kinds import (
 from recbole_mm.config.schema import Setting, of_group
 from recbole_mm.utils.paths import expanded, is_path
 
+_NOT_BLANK = replace(
+    TEXT, accepts=lambda value: isinstance(value, str) and bool(value.strip()), words="what an item is, such as movie"
+)
+
 NOBODY = "http://nobody.invalid/v1"
 """`text_url` where texts may be taken from the store, and nobody may be asked for more: no such address can exist."""
 
@@ -174,7 +178,7 @@ CONTENT = of_group("content", "what an item looks like",
     Setting("text_template", or_null(TEXT), None, 'Text of an item, with {column} in braces. Null: one "Column: value" '
             "line per text field."),
     Setting("max_text_chars", whole(1), 4000, "An item's text is cut after so many characters."),
-    Setting("item_domain", or_null(TEXT), None, "What an item is, in prompts, such as movie. Null: product. A "
+    Setting("item_domain", or_null(_NOT_BLANK), None, "What an item is, in prompts, such as movie. Null: product. A "
             "dataset's own YAML may say it."),
     Setting("image_dir", or_null(PATH), None, "Folder of images named <item id>.<suffix>, inside the dataset's "
             "folder."),
