@@ -20,7 +20,10 @@ BASELINES = {
 }
 
 
-@pytest.mark.parametrize("model", BASELINES)
+SLOW = ("FPMC", "SASRec", "SASRecF", "BERT4Rec")
+
+
+@pytest.mark.parametrize("model", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in BASELINES])
 def test_runs_to_a_finite_result_and_reloads(model, tmp_path):
     settings = {
         "epochs": 1,
