@@ -10,6 +10,7 @@ from recbole.data.interaction import Interaction
 import recbole_mm
 from recbole_mm.artifacts.executor import Failure
 from recbole_mm.config.resolved import Config
+from recbole_mm.data import sharing
 from recbole_mm.data.content_source import ContentSource
 from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.reasoning import writing
@@ -158,6 +159,16 @@ def test_nothing_of_the_llm_is_saved_and_nothing_is_trained(toy_path, saved):
     with torch.no_grad():
         tables = [run.model.full_sort_predict(cases(again)) for run in (outcome, again)]
     torch.testing.assert_close(*tables, atol=1e-6, rtol=0)  # images went through the vision tower in other batches
+
+
+def test_a_first_run_reads_the_data_once(toy_path, tmp_path, monkeypatch):
+    """Its first stage, Pop and itself share one dataset."""
+    read, original = [], sharing.create_dataset
+    monkeypatch.setattr(sharing, "create_dataset", lambda config: read.append(config["model"]) or original(config))
+    settings = {**TOY_SETTINGS, "epochs": 1, "data_path": str(toy_path), "checkpoint_dir": str(tmp_path), **QUICK}
+    outcome = recbole_mm.run("MLLM-MSR", "toy", config_dict=settings)
+    assert set(outcome.beside) == {"SASRec (first stage)", "Pop"}
+    assert read == ["SASRec"]
 
 
 def test_fine_tuning_changes_the_answers(built):
