@@ -16,7 +16,7 @@ import torch
 from recbole_mm.models.hooks import has_dot_product, hooks_of
 from recbole_mm.models.products import onednn_takes
 
-# A score block that stays in the cache is counted at no cost beside the product that makes it.
+# A score block that stays in the cache is counted at no cost compared to the product that makes it.
 CPU_BLOCK_BYTES = 8 << 20
 CPU_MIN_ROWS = 16
 

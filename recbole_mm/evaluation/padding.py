@@ -1,4 +1,4 @@
-"""Batches of like history length, without the padding behind the longest one.
+"""Batches of like history length, without the padding after the longest one.
 
 Histories are padded on the right to `MAX_ITEM_LIST_LENGTH`, and most are far shorter: at a mean of 7 of 50 items, a
 model spends six sevenths of its time on padding. A model that reads a history's state at its last real item and never

@@ -49,7 +49,7 @@ class SampledCandidates:
 
         Args:
             positives: (n rows) ranked items.
-            known: (n rows) items that are no negatives beside the positives, such as the history; None for none.
+            known: (n rows) items that are no negatives besides the positives, such as the history; None for none.
             item_num: number of item ids, padding 0 included.
             per_positive: the 20 of `uni20`.
             seed: one number or several.

@@ -179,7 +179,7 @@ class NearestCosines:
         self.floor[some] = np.maximum(self.floor[some], self.best[some, -1])
 
     def _cosines(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """float32 of the float64 quotient, with one order of summation whatever else is computed beside it."""
+        """float32 of the float64 quotient, with one order of summation whatever else is computed with it."""
         dots = np.empty(len(rows))
         left = np.empty((min(PAIRS, len(rows)), self.vectors.shape[1]), dtype=np.float32)
         right, wide = np.empty_like(left), np.empty(left.shape)

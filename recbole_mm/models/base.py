@@ -50,7 +50,7 @@ class ModelHooks:
 
     has_first_stage: ClassVar[bool] = False
     """The model of `first_stage` comes before this one, as `dataset.inputs.first_stage`, whose `scores(cases)` are
-    (B, n_items); it and Pop are printed beside the result."""
+    (B, n_items); the result is printed with those of it and Pop."""
 
     @classmethod
     def build_prompt(cls, config: Config, dataset: MultimodalDataset, mllm: Any) -> Any:
@@ -113,7 +113,7 @@ class ModelHooks:
         raise NotImplementedError
 
     ignores_right_padding: ClassVar[bool] = False
-    """Scores do not depend on the padding behind a history's last item, so ranking cuts each batch to its longest
+    """Scores do not depend on the padding after a history's last item, so ranking cuts each batch to its longest
     history."""
 
     materializes_pairs: ClassVar[bool] = False

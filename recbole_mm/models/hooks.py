@@ -141,7 +141,7 @@ def has_dot_product(hooks: type[ModelHooks]) -> bool:
 
 
 def reads_content(hooks: type[ModelHooks]) -> bool:
-    """Whether a class asks for anything beside interactions, under some settings or under all."""
+    """Return whether a class needs anything besides interactions, under some settings or under all."""
     return "requirements" in vars(hooks) or bool(hooks.requires)
 
 

@@ -73,7 +73,7 @@ class TALLRec(AnsweringRecommender):
     """Told: titles of the history, liked ones and, where ratings tell, disliked ones; the candidate's title. Words
     alone. See `AnsweringRecommender` for how it answers and ranks.
 
-    Needs from the dataset, beside that: `content`, which gives titles; the column `tallrec_rating_field` of `.inter`.
+    Needs from the dataset, besides: `content`, which gives titles; the column `tallrec_rating_field` of `.inter`.
 
     Raises:
         ConfigError: no titles, or no such column of ratings.

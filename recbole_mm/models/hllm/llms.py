@@ -50,7 +50,7 @@ def run_causally(stack: nn.Module, inputs: Tensor) -> Tensor:
 
 
 class ItemLLM(nn.Module):
-    """Reads an item's words and one learnable token behind them; that token's last-layer state is the item's vector.
+    """Reads an item's words and one learnable token after them; that token's last-layer state is the item's vector.
 
     The token starts as `[Cur_Item]`, so that before training an item's vector is what the frozen MLLM gives.
 

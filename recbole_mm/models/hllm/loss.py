@@ -40,7 +40,7 @@ def shared_infonce(states: Tensor, positives: Tensor, negatives: Tensor, scale: 
         Mean over states, a scalar. A state without negatives adds 0.
     """
     positive = scale * (states * positives).sum(-1, keepdim=True)
-    # Masked behind the scale: infinity times 0 would be the scale's gradient.
+    # Masked after scaling: infinity times 0 would be the scale's gradient.
     negative = (scale * (states @ negatives.T)).masked_fill(excluded, float("-inf"))
     first = torch.zeros(len(states), dtype=torch.long, device=states.device)
     return F.cross_entropy(torch.cat([positive, negative], dim=1), first)

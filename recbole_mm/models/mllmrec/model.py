@@ -68,7 +68,7 @@ class MLLMRec(PropagatingRecommender):
     # ---- frozen inputs ----
 
     def _register(self, name: str, vectors: np.ndarray) -> None:
-        """Keep frozen vectors beside the weights: they move with the model and are not saved with it."""
+        """Register frozen vectors as a buffer that moves with the model and is not saved with it."""
         self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32)), persistent=False)
 
     def _item_graph(

@@ -1,7 +1,7 @@
 """Dynamic User Embedding Generator (Molar, section 3.4): item vectors in, the state of a `[User]` token out, Eq. (2).
 
 A history of n items followed by `[User]` gives E_u. Training wants E_u after every prefix. Running each prefix costs n
-passes; here all of them share one: `[User]` gets one slot per prefix, appended behind the items. Items see items
+passes; here all of them share one: `[User]` gets one slot per prefix, appended after the items. Items see items
 causally and never a slot; the slot of prefix n sees items 1..n and itself, at position n, where the prefix's own
 `[User]` would stand. So every slot computes exactly what a pass over its prefix would.
 """
@@ -15,7 +15,7 @@ from recbole_mm.models.molar.prefix_attention import can_take_apart, install, st
 
 
 def slot_layout(width: int, prefixes: Tensor) -> tuple[Tensor, Tensor]:
-    """Who sees whom when `[User]` slots stand behind `width` items.
+    """Return positions and mask of `[User]` slots that follow `width` items.
 
     Args:
         width: number of item positions, padding included.
@@ -68,7 +68,7 @@ class TextStackDUEG(nn.Module):
         return self.text_stack.get_submodule("decoder.norm").get_parameter("weight").dtype
 
     def _run(self, items: Tensor, prefixes: Tensor) -> Tensor:
-        """States of `[User]` slots, (B, S, h), behind item vectors (B, W, h); `prefixes` as for `slot_layout`."""
+        """States of `[User]` slots, (B, S, h), that follow item vectors (B, W, h); `prefixes` as for `slot_layout`."""
         given, dtype = items.dtype, self.dtype
         items = items.to(dtype)
         slots = self.user_token.to(dtype).expand(len(items), prefixes.shape[1], -1)

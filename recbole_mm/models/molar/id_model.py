@@ -52,7 +52,7 @@ def build_id_model(config: Config, dataset: MultimodalDataset, hidden_size: int)
     """RecBole's own model class, or DuoRec, in the form that gives its state after every prefix of a sequence.
 
     "With an embedding dimension same as the MIRM" (4.1.2): states have `hidden_size` numbers. FPMC's state is the
-    user's factor beside the last item's, each half as wide.
+    user's factor and the last item's, concatenated, each half as wide.
 
     Args:
         config: of the run; `id_model` names the class or `none`, `id_model_config` holds its hyper-parameters.
