@@ -150,6 +150,10 @@ class Context:
             self._shared[kind] = kind(self)
         return self._shared[kind]
 
+    def release(self) -> None:
+        """Lets go of what the needs have in common, models included."""
+        self._shared.clear()
+
     def count(self, keys: Iterable[str]) -> tuple[int, int]:
         """Counts results for a plan, each distinct one once, whichever stages have it in common.
 

@@ -131,26 +131,33 @@ def provide(
         return
     counts = np.bincount(dataset.inter_feat[dataset.iid_field], minlength=dataset.item_num)
     logger.info("%s", dataset.content.coverage(counts))
+    to_compute = tuple(name for name in needs if name not in given)
     with open_executor() as executor, open_store(config) as store:
-        to_compute = tuple(name for name in needs if name not in given)
         context = Context(config, dataset, store, hooks, to_compute, executor=executor, left_out=LeftOut(run_dir))
-        all_needs = shared_needs(context)
-        for need in all_needs:
-            need.check()
-        first = [need for need in all_needs if not need.reads_inputs]
-        of_texts = [need for need in first if isinstance(need, TextNeed)]
-        for need in first:
-            if of_texts and need is of_texts[0]:
-                write_texts(of_texts)
-            provided |= need.compute()
+        provided |= _first_inputs(context)
+    context.release()  # what comes now loads models of its own
     dataset.inputs = ModelInputs(**provided)
-    if late := [need for need in all_needs if need.reads_inputs]:
-        for need in late:
+    for need in shared_needs(Context(config, dataset, None, hooks, to_compute)):
+        if need.reads_inputs:
             provided |= need.compute()
-        dataset.inputs = ModelInputs(**provided)
+            dataset.inputs = ModelInputs(**provided)
     for name in set(specs) & set(config["selected_features"] or ()):
         dataset.declare_feature_field(name, torch.from_numpy(dataset.item_feature(name)))
     dataset.content.report_problems()
+
+
+def _first_inputs(context: Context) -> dict[str, Any]:
+    """Computes what needs no other inputs; settings of all needs are checked first."""
+    needs, provided = shared_needs(context), dict[str, Any]()
+    for need in needs:
+        need.check()
+    first = [need for need in needs if not need.reads_inputs]
+    of_texts = [need for need in first if isinstance(need, TextNeed)]
+    for need in first:
+        if of_texts and need is of_texts[0]:
+            write_texts(of_texts)
+        provided |= need.compute()
+    return provided
 
 
 def _needs(config: Config, hooks: type[Asks]) -> tuple[str, ...]:

@@ -333,9 +333,7 @@ class AnswerWriter(Need):
         """Returns `mllm` and `write_texts`; what writes is loaded with the first text that the store lacks."""
         config = self.context.config
         name, load = self.context.share(RunMLLM).base()
-        # A context of its own: this one's store is closed once the inputs are computed.
-        own = Context(config, self.context.dataset, None, artifacts=self.context.artifacts)
-        generator = own.share(Writing).generator
+        generator = self.context.share(Writing).generator
 
         def write(stage: str, requests: Mapping[Any, Request]) -> TextReport[Any]:
             with open_store(config) as store:
