@@ -19,7 +19,7 @@ from typing import Any
 from recbole_mm.distributed.cluster import Resources, alive_nodes, environment, ray_session, set_up_process
 from recbole_mm.errors import RecboleMMError
 from recbole_mm.utils.files import read_json, write_json
-from recbole_mm.utils.log import LOG_FILE, close_logging, init_logging
+from recbole_mm.utils.log import LOG_FILE, close_logging, init_logging, without_details
 from recbole_mm.utils.process_group import Workers, use_workers
 
 logger = logging.getLogger(__name__)
@@ -137,10 +137,11 @@ def _fit(job: TrainJob, resources: Resources) -> None:
         with (run_dir / LOG_FILE).open(encoding="utf-8", errors="replace") as log:
             log.seek(0, os.SEEK_END)
             thread.start()
+            shown = True
             while thread.is_alive():
                 thread.join(0.3)
-                _repeat(log.read())
-            _repeat(log.read())
+                shown = _repeat(log.read(), shown)
+            _repeat(log.read(), shown)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if failure := take_failure(run_dir):
@@ -149,10 +150,12 @@ def _fit(job: TrainJob, resources: Resources) -> None:
         raise _summary(failures[0], resources.jobs) from failures[0]
 
 
-def _repeat(lines: str) -> None:
-    if lines:
-        sys.stderr.write(lines)
-        sys.stderr.flush()
+def _repeat(text: str, shown: bool) -> bool:
+    """Write what a run's console shows of its log to stderr, and return whether the last line was shown."""
+    lines, shown = without_details(text.splitlines(keepends=True), shown)
+    sys.stderr.write("".join(lines))
+    sys.stderr.flush()
+    return shown
 
 
 def _summary(error: BaseException, count: int) -> LostWorkerError:

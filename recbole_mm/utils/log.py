@@ -27,6 +27,8 @@ STYLES = ("compact", "recbole")
 """Values of `log_style`."""
 COMPACT, LONG = {"style": "compact"}, {"style": "recbole"}
 """`extra` of a log call whose line belongs to one style."""
+DETAIL = "DETAIL"
+"""What `run.log` has in place of a level where the line is in the file alone."""
 
 _COLORS = {
     logging.DEBUG: "\x1b[2m",
@@ -35,6 +37,8 @@ _COLORS = {
     logging.CRITICAL: "\x1b[31m",
 }
 _RESET = "\x1b[0m"
+_FILE_LINE = "%(asctime)s %(levelname)-7s %(message)s"
+_RECORD = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ([A-Z]+)")
 _RECBOLE_COLORS = re.compile(r"(\x1b\[(?:(?:[01];)?3[0-7]|0)m)")
 
 
@@ -64,6 +68,39 @@ class _PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line without colors."""
         return printable(_RECBOLE_COLORS.sub("", super().format(record)))
+
+
+class _DetailFormatter(_PlainFormatter):
+    """Plain text in which lines that the console does not show are marked."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, with `DETAIL` as the level of one that is in RecBole's style alone."""
+        if getattr(record, "style", None) == LONG["style"]:
+            record = logging.makeLogRecord({**vars(record), "levelname": DETAIL})
+        return super().format(record)
+
+
+def without_details(lines: list[str], shown: bool = True) -> tuple[list[str], bool]:
+    """Return the lines of a `run.log` that the console of its run showed.
+
+    Args:
+        lines: of the file.
+        shown: whether the line before them was shown; a record may have several lines.
+
+    Returns:
+        The lines, and whether the last of all is one of them.
+
+    Example:
+        >>> without_details(["2026-01-01 10:00:00,000 DETAIL  SASRec(", "  (loss)", "2026-01-01 10:00:00,001 INFO  x"])
+        (['2026-01-01 10:00:00,001 INFO  x'], True)
+    """
+    kept = []
+    for line in lines:
+        if found := _RECORD.match(line):
+            shown = found[1] != DETAIL
+        if shown:
+            kept.append(line)
+    return kept, shown
 
 
 class _ColorFormatter(logging.Formatter):
@@ -137,8 +174,12 @@ def init_logging(run_dir: str | os.PathLike | None, level: str | int | None = No
         path = Path(run_dir) / LOG_FILE
         with disk_errors(path):
             file_handler = _FileHandler(path, mode="a", encoding="utf-8")
-        file_handler.setFormatter(_PlainFormatter("%(asctime)s %(levelname)-7s %(message)s"))
-        file_handler.addFilter(_OwnFilter("recbole") if style == "recbole" else _OwnFilter(*STYLES))
+        if style == "recbole":
+            file_handler.setFormatter(_PlainFormatter(_FILE_LINE))
+            file_handler.addFilter(_OwnFilter("recbole"))
+        else:
+            file_handler.setFormatter(_DetailFormatter(_FILE_LINE))
+            file_handler.addFilter(_OwnFilter(*STYLES))
         handlers.append(file_handler)
     close_logging()
     root = logging.getLogger()
