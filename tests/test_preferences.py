@@ -365,7 +365,7 @@ def test_the_keys_of_training_texts_do_not_depend_on_held_out_rows(tmp_path):
 )
 def test_settings_are_checked(toy_config, settings, message):
     with pytest.raises(ConfigError, match=message):
-        PreferenceSettings.of(toy_config("MLLMMSR", **settings))
+        PreferenceSettings.of(toy_config("SASRec", **settings))
 
 
 def test_settings_that_are_not_given(toy_config):

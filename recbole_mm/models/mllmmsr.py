@@ -8,7 +8,7 @@ from recbole_mm.config.kinds import FLAG, SEED, SHARE, above_zero, choice, or_nu
 from recbole_mm.config.schema import Setting, section
 from recbole_mm.config.settings import SETTINGS as SHARED
 from recbole_mm.errors import ConfigError
-from recbole_mm.inputs.reasoning.settings import DEFAULT_DOMAIN
+from recbole_mm.inputs.reasoning.settings import DEFAULT_DOMAIN, REASONING
 from recbole_mm.llm.encode import DEFAULT_TEXT_TOKENS
 from recbole_mm.llm.model import MLLM
 from recbole_mm.models.answering.model import AnsweringRecommender
@@ -34,16 +34,12 @@ SETTINGS = (
             "without image summaries. Paper: fused."),
         SHARED["description_words"].but(100, "Longest description of an image. Not stated.")),
     *section("Preferences, written once per history that is asked about",
-        Setting("preference", or_null(choice("recurrent", "direct", "none")), "recurrent", "recurrent: block after "
-            "block. direct: the whole history at once. none: nothing. Paper: recurrent."),
-        Setting("preference_blocks", or_null(choice("size", "gap")), "size", "size: blocks of preference_block_size "
-            "items. gap: sessions. Paper: gap; theirs: size."),
-        Setting("preference_block_size", size(1), 3, "Items of a block. Theirs: 3."),
-        Setting("preference_gap_hours", above_zero(), 24, "gap: so many hours without a choice end a session. Not "
-            "stated."),
-        Setting("preference_words", size(1), 100, "Longest preference. Not stated."),
-        Setting("preference_history_tokens", size(1), 3000, "direct: most tokens of a user's item texts in the prompt; "
-            "the newest are kept. Not stated.")),
+        REASONING["preference"],
+        REASONING["preference_blocks"],
+        REASONING["preference_block_size"],
+        REASONING["preference_gap_hours"],
+        REASONING["preference_words"],
+        REASONING["preference_history_tokens"]),
     *section("Fine-tuning, before RecBole's loop; kept in the artifact folder and found again. `mllm: tiny` knows "
         "nothing: there, take --sft_tuning=full --sft_learning_rate=1e-3",
         Setting("sft_tuning", or_null(TUNING), "lora", "lora, full, or none: the model as it is, zero-shot. Paper: "

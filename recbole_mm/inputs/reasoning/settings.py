@@ -6,10 +6,38 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from recbole_mm.config.kinds import MODEL, above_zero, choice, or_null, size
 from recbole_mm.config.resolved import Config
+from recbole_mm.config.schema import Setting
+from recbole_mm.config.settings import SETTINGS
 from recbole_mm.errors import ConfigError
 
 DEFAULT_DOMAIN = "product"
+
+# fmt: off
+_DECLARED = (
+    Setting("profiles_see", or_null(choice("train", "all")), "train", "train: a profile is made of the user's "
+        "training items. all: of the whole file, validation and test included, as the released script does; every "
+        "table then marks the row as not comparable."),
+    Setting("profile_words", size(1), 100, "Longest profile. Paper: 100."),
+    Setting("profile_history_tokens", size(1), 3000, "Most tokens of a user's item texts in the prompt; the newest "
+        "are kept. Not stated."),
+    Setting("sentence_encoder", or_null(MODEL), "sentence-transformers/all-MiniLM-L6-v2", "A model of "
+        "sentence-transformers, or a folder with one; frozen. Paper: this one."),
+    Setting("preference", or_null(choice("recurrent", "direct", "none")), "recurrent", "recurrent: block after "
+        "block. direct: the whole history at once. none: nothing. Paper: recurrent."),
+    Setting("preference_blocks", or_null(choice("size", "gap")), "size", "size: blocks of preference_block_size "
+        "items. gap: sessions. Paper: gap; theirs: size."),
+    Setting("preference_block_size", size(1), 3, "Items of a block. Theirs: 3."),
+    Setting("preference_gap_hours", above_zero(), 24, "gap: so many hours without a choice end a session. Not "
+        "stated."),
+    Setting("preference_words", size(1), 100, "Longest preference. Not stated."),
+    Setting("preference_history_tokens", size(1), 3000, "direct: most tokens of a user's item texts in the prompt; "
+        "the newest are kept. Not stated."),
+)
+# fmt: on
+REASONING = {setting.name: setting for setting in _DECLARED}
+"""Settings of the models that ask for profiles or preferences, which declare them as theirs."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +66,7 @@ class ReasoningSettings:
         """The settings of a run; a key that is null or absent keeps the default given here.
 
         Raises:
-            ConfigError: a text is to be longer than `text_max_words` allows.
+            ConfigError: a value is not accepted, or a text is to be longer than `text_max_words` allows.
         """
         given = {name: config[name] for name in cls.__dataclass_fields__}
         # Any model may read item texts (`item_features`, on: summary): these two are settings of all of them.
@@ -71,7 +99,7 @@ class PreferenceSettings:
         """The settings of a run; a key that is null or absent keeps the default given here.
 
         Raises:
-            ConfigError: a text is to be longer than `text_max_words` allows.
+            ConfigError: a value is not accepted, or a text is to be longer than `text_max_words` allows.
         """
         given = {name: config[name] for name in cls.__dataclass_fields__}
         return cls(**_read(config, given, cls(), ("preference_words",)))
@@ -80,6 +108,8 @@ class PreferenceSettings:
 def _read(config: Config, given: Mapping[str, Any], defaults: Any, words: tuple[str, ...]) -> dict[str, Any]:
     """The values that are given; words that are not given are no more than a text may have at all."""
     values = {name: value for name, value in given.items() if value is not None}
+    for name, value in values.items():  # of a class that does not declare them, too
+        (REASONING.get(name) or SETTINGS[name]).check(value)
     most = config["text_max_words"]
     if config["text_backend"] != "template" and isinstance(most, int):
         for name in words:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from recbole_mm.config.kinds import FLAG, MODEL, choice, layers, number, or_null, size
+from recbole_mm.config.kinds import FLAG, layers, number, size
 from recbole_mm.config.schema import Setting, section
 from recbole_mm.config.settings import SETTINGS as SHARED
+from recbole_mm.inputs.reasoning.settings import REASONING
 
 # fmt: off
 SETTINGS = (
@@ -13,15 +14,11 @@ SETTINGS = (
             "Ablation \"w/o reasoning\"."),
         SHARED["item_text"].but("fused", "What is encoded of an item. fused: metadata and image description; image "
             "or text: one of them."),
-        Setting("profiles_see", or_null(choice("train", "all")), "train", "train: a profile is made of the user's "
-            "training items. all: of the whole file, validation and test included, as the released script does; every "
-            "table then marks the row as not comparable."),
+        REASONING["profiles_see"],
         SHARED["description_words"].but(100, "Longest description of an image. Paper: 100."),
-        Setting("profile_words", size(1), 100, "Longest profile. Paper: 100."),
-        Setting("profile_history_tokens", size(1), 3000, "Most tokens of a user's item texts in the prompt; the newest "
-            "are kept. Not stated."),
-        Setting("sentence_encoder", or_null(MODEL), "sentence-transformers/all-MiniLM-L6-v2", "A model of "
-            "sentence-transformers, or a folder with one; frozen. Paper: this one.")),
+        REASONING["profile_words"],
+        REASONING["profile_history_tokens"],
+        REASONING["sentence_encoder"]),
     *section("Item graph: S* = D^(-1/2) (S^s + S^c) D^(-1/2), from text vectors and training interactions",
         Setting("similar_k", size(1), 10, "K_s: most alike items of each, itself included. Paper: 10."),
         Setting("similar_threshold", number(-1, 1), 0.7, "alpha: edges of a smaller cosine go, the others become 1. "
