@@ -73,17 +73,17 @@ def toy(tmp_path_factory) -> Path:
     return write_toy(tmp_path_factory.mktemp("toy"), users=20, items=20)
 
 
-def provided(path: Path, folder: Path, **settings):
+def provided(path: Path, folder: Path, model: str = "Molar", **settings):
     """A dataset that was given the tuned model."""
-    config = config_of(path, folder, **settings)
+    config = config_of(path, folder, model, **settings)
     dataset = create_dataset(config)
     provide(config, dataset, Titled)
     return dataset
 
 
-def config_of(path: Path, folder: Path, **settings) -> Config:
+def config_of(path: Path, folder: Path, model: str = "Molar", **settings) -> Config:
     given = {**TOY_SETTINGS, "data_path": str(path), "checkpoint_dir": str(folder), **QUICK, **settings}
-    return Config("Molar", "toy", config_dict=given)
+    return Config(model, "toy", config_dict=given)
 
 
 def folders(folder: Path) -> list[Path]:
@@ -297,7 +297,7 @@ def test_words_to_learn():
     [
         ({"sft_tuning": "half"}, ConfigError, "sft_tuning: 'half' is not accepted; give one of none, lora, full"),
         ({"sft_loss": "all"}, ConfigError, "sft_loss: 'all' is not accepted; give one of answer, full"),
-        ({"sft_targets": 0}, ConfigError, "sft_targets: .* or null for all"),
+        ({"sft_targets": 0}, ConfigError, "sft_targets: .* or null"),
         ({"sft_negatives": 0}, ConfigError, "sft_negatives"),
         ({"sft_negatives": True}, ConfigError, "sft_negatives"),
         ({"max_tokens_per_batch": 0}, ConfigError, "max_tokens_per_batch: 0 is not accepted"),
@@ -311,7 +311,7 @@ def test_words_to_learn():
 def test_settings_that_do_not_fit(toy, tmp_path, monkeypatch, settings, error, message):
     monkeypatch.setattr("recbole_mm.llm.loading.find_spec", lambda name: None)
     with pytest.raises(error, match=message) as raised:
-        provided(toy, tmp_path, **settings)
+        provided(toy, tmp_path, "TALLRec", **settings)
     assert "\n" not in str(raised.value)
 
 

@@ -477,9 +477,8 @@ def test_a_whole_run_is_loaded_again(described, tmp_path):
 )
 def test_settings_that_do_not_fit(described, tmp_path, monkeypatch, settings, error, message):
     monkeypatch.setattr("recbole_mm.llm.loading.find_spec", lambda name: None)
-    config = config_of(described, tmp_path, **{**QUICK, **settings})
     with pytest.raises(error, match=message) as raised:
-        assemble(config, tmp_path, Stages())
+        assemble(config_of(described, tmp_path, **{**QUICK, **settings}), tmp_path, Stages())
     assert "\n" not in str(raised.value)
 
 
