@@ -166,6 +166,8 @@ def test_a_server_is_told_nothing_of_the_machine_or_of_other_accounts(serve, mon
     assert generator_of(server.url).generate(asked("a")) == ["About a."]
     assert "sk-other" not in str(server.headers[0])
     assert {name.lower() for name in server.headers[0]} <= SENT_HEADERS
+    assert server.headers[0]["User-Agent"]  # some hosts refuse requests without one
+    assert "application/json" in server.headers[0]["Accept"]
 
 
 def test_a_picture_is_sent_as_a_jpeg_of_bounded_size(serve) -> None:
@@ -580,6 +582,13 @@ def test_killed_and_resumed_asks_only_for_what_was_under_way(serve, tmp_path) ->
         process.kill()
     assert report.computed == len(good.seen) == 28
     assert report.texts == {number: f"About {number}." for number in range(40)}
+
+
+@pytest.mark.parametrize("charset", ["utf-16", "idna", "zlib_codec", "nonsense"])
+def test_an_error_in_any_codec_is_a_failure(serve, charset: str) -> None:
+    kind = {"Content-Type": f"application/json; charset={charset}"}
+    server = serve(lambda *_: (400, kind, b'{"error": "too long"}'))
+    assert generator_of(server.url).generate(asked("?")) == [Failure("the server answered 400: too long")]
 
 
 def test_a_packed_answer_is_not_unpacked(serve) -> None:

@@ -63,7 +63,9 @@ IMAGE_SIDE = 1024
 JPEG_QUALITY = 92
 RAW = "x-stainless-raw-response"
 """Header by which the client itself knows, from the request, that the answer's bytes are wanted."""
-SENT_HEADERS = {"host", "connection", "accept-encoding", "authorization", "content-type", "content-length", RAW}
+SENT_HEADERS = {"host", "connection", "user-agent", "authorization", RAW} | {
+    *("accept", "accept-encoding", "content-type", "content-length")
+}
 """All that a server is sent. The client would add the machine's description, and an organization of the environment."""
 
 
@@ -405,6 +407,7 @@ def _open_client(server: Server) -> AsyncOpenAI:
     async def read_little(response: httpx2.Response) -> None:
         response.stream = _Bounded(response.stream)
         response.headers.pop("content-encoding", None)  # a small packed answer may hold gigabytes: none is unpacked
+        response.encoding = "utf-8"  # that of JSON: the client reads an error as text in any codec that a server names
 
     http = httpx2.AsyncClient(
         timeout=None,  # `_ask` has one for the whole answer
