@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
+
 import pytest
+from recbole.model.abstract_recommender import ContextRecommender, GeneralRecommender
 from recbole.model.sequential_recommender import SASRec
 
 import recbole_mm
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.evaluation.splits import split
+from recbole_mm.models.hooks import hooks_of
+from recbole_mm.registry import list_models
 from recbole_mm.runs.recbole_errors import one_line_errors
 from tests.conftest import write_toy
 
@@ -251,3 +257,18 @@ def test_too_little_memory_is_one_line_errors_whoever_runs_out_of_it(error):
 def test_what_recbole_raises_in_training_is_one_line_errors(toy_settings):
     with pytest.raises(ConfigError, match="SASRec does not accept these settings or this data: IndexError"):
         recbole_mm.run("SASRec", "toy", config_dict={**toy_settings, "n_layers": 0})
+
+
+def test_models_that_read_labels_are_those_whose_code_does():
+    shared = inspect.getsourcefile(GeneralRecommender)
+    checked = set()
+    for entry in list_models():
+        if entry.origin != "RecBole" or entry.type == "external library" or entry.name == "Pop":
+            continue  # Pop speaks of labels, and counts positives in any case
+        model_class = entry.load()
+        files = {inspect.getsourcefile(base) for base in model_class.__mro__ if base.__module__.startswith("recbole.")}
+        speaks = any("LABEL" in Path(path).read_text(encoding="utf-8") for path in files - {shared})
+        expected = speaks or issubclass(model_class, ContextRecommender)
+        assert hooks_of(model_class).reads_labels == expected, entry.name
+        checked.add(expected)
+    assert checked == {True, False}

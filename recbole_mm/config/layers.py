@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import recbole
-from recbole.model import abstract_recommender
 from recbole.utils import ModelType
 
 from recbole_mm.config import properties_dir
@@ -161,21 +159,3 @@ def dataset_folder_layer(root: str | Path, dataset: str, of_recbole: Iterable[st
         raise ConfigError(f"{path}: {foreign[0]!r} does not describe the data; move it to a file of --config_files")
     check_dataset_yaml(path, layer)
     return layer
-
-
-def reads_labels(model_class: type) -> bool:
-    """Whether a model reads labels: its source speaks of `LABEL_FIELD`, or of `self.LABEL`."""
-    shared = Path(abstract_recommender.__file__)
-    files = (path for path in _source_files(model_class) if path != shared)
-    return any("LABEL" in path.read_text(encoding="utf-8", errors="replace") for path in files)
-
-
-def _source_files(model_class: type) -> Iterator[Path]:
-    """Files that define the class and its bases; a class typed at a prompt has none."""
-    for base in model_class.__mro__:
-        if base.__module__.split(".")[0] in ("torch", "builtins"):
-            continue
-        try:
-            yield Path(inspect.getfile(base))
-        except (OSError, TypeError):
-            continue

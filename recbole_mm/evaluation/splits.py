@@ -19,7 +19,6 @@ from recbole.data.utils import create_samplers, get_dataloader
 from recbole.sampler import KGSampler, RepeatableSampler, Sampler
 from recbole.utils import EvaluatorType, ModelType
 
-from recbole_mm.config.layers import reads_labels
 from recbole_mm.data.loaders import FullSequenceLoader
 from recbole_mm.data.splits import TEST, TRAIN, VALID, Rows
 from recbole_mm.errors import ConfigError, DataError
@@ -151,7 +150,7 @@ def _check_trainable(config: Config, dataset: MultimodalDataset, targets: int, m
 def _learns_from_labels(config: Config, model_class: Any) -> bool:
     """Return whether training reads labels; otherwise all interactions are positives, and negatives are sampled."""
     sampled = config["train_neg_sample_args"]["distribution"] != "none"
-    return reads_labels(model_class) and not sampled and config["MODEL_TYPE"] != ModelType.TRADITIONAL
+    return hooks_of(model_class).reads_labels and not sampled and config["MODEL_TYPE"] != ModelType.TRADITIONAL
 
 
 def _only_positives(config: Config, model_class: Any) -> tuple[bool, bool, bool]:

@@ -91,6 +91,7 @@ DDP: Answers = {"supports_ddp": True}
 """The loss is a mean over the rows of a batch, apart from terms of `training.ddp.WHOLE` and of the weights
 alone."""
 PAIRS: Answers = {"materializes_pairs": True}
+LABELS: Answers = {"reads_labels": True}
 PRETRAINS: Answers = {"only_pretrains": staticmethod(_only_pretrains)}
 _PLAIN = _dot(_of_sequence_and_length, _embedding)
 _GRAPH = _dot(lambda model, x: _propagated(model)[0][x[model.USER_ID]], lambda model: _propagated(model)[1])
@@ -104,6 +105,8 @@ RECBOLE: Mapping[str, Answers] = {
         _dot(_of_sequence, lambda model: normalize(model.item_embedding.weight, dim=-1) / model.temperature),
     ),
     "Caser": _row(DDP, _dot(lambda model, x: model.forward(x[model.USER_ID], x[model.ITEM_SEQ]), _embedding)),
+    "DIEN": _row(LABELS),
+    "DIN": _row(LABELS),
     "FDSA": _row(PADDING, DDP, _PLAIN),
     "FEARec": _row(_PLAIN),
     "FOSSIL": _row(
@@ -140,22 +143,23 @@ RECBOLE: Mapping[str, Answers] = {
     "TransRec": _row(DDP, PAIRS),
     # general
     "BPR": _row(DDP, _dot(lambda model, x: model.get_user_embedding(x[model.USER_ID]), _embedding)),
+    "ConvNCF": _row(LABELS),
     "DGCF": _row(_GRAPH),
-    "DMF": _row(DDP),
+    "DMF": _row(DDP, LABELS),
     "ENMF": _row(_dot(lambda model, x: model.user_embedding(x[model.USER_ID]) * model.H_i.weight, _embedding)),
-    "FISM": _row(DDP),
+    "FISM": _row(DDP, LABELS),
     "GCMC": _row(PAIRS),
     "LINE": _row(_dot(lambda model, x: model.user_embedding(x[model.USER_ID]), _embedding)),
     "LightGCN": _row(DDP, _GRAPH),
     "MultiDAE": _row(DDP),
-    "NAIS": _row(DDP),
+    "NAIS": _row(DDP, LABELS),
     "NCEPLRec": _row(
         _dot(lambda model, x: model.user_embeddings[x[model.USER_ID]], lambda model: model.item_embeddings.T)
     ),
     "NCL": _row(_GRAPH),
     "NGCF": _row(DDP, _GRAPH),
-    "NNCF": _row(DDP),
-    "NeuMF": _row(DDP),
+    "NNCF": _row(DDP, LABELS),
+    "NeuMF": _row(DDP, LABELS),
     "RaCT": _row(PRETRAINS),
     "SGL": _row(
         _dot(
@@ -174,5 +178,8 @@ RECBOLE: Mapping[str, Answers] = {
     ),
     "KGCN": _row(PAIRS),
     "KGNNLS": _row(PAIRS),
-    "RippleNet": _row(PAIRS),
+    "MKR": _row(LABELS),
+    "RippleNet": _row(PAIRS, LABELS),
+    # of fields of users and items
+    "ContextRecommender": _row(LABELS),
 }
