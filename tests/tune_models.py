@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from recbole.model.general_recommender import BPR
 
+from recbole_mm.config.schema import Setting
+
 
 class Scripted(BPR):
     """Ranks by how often an item was chosen: `ranks: best` the right way round, `middle` in no order, `worst` reversed.
@@ -15,6 +17,8 @@ class Scripted(BPR):
     A line of the file `tally` is a batch of training or of an evaluation, which has one: what, process, learning rate.
     `fails` names what goes wrong after the first validation: nothing, once, always, or killed.
     """
+
+    settings = (Setting("ranks"), Setting("tally"), Setting("fails"))
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)

@@ -188,14 +188,23 @@ class Config(RecboleConfig):
         return known.union(*self.parameters.values())
 
     def _warn_unknown_keys(self) -> None:
-        """One warning per key that the user gave and nothing reads, with the nearest name that something does."""
-        known, of_users = self.known_settings(), self.model_class.__module__.split(".")[0] not in _DECLARING
+        """One warning per key that the user gave and nothing reads."""
+        known = self.known_settings()
         for key in self.external_config_dict:
             if key not in known:
-                said = f"setting {key!r} is unknown to {self.model} and has no effect"
-                if of_users:
-                    said = f"setting {key!r} is unknown; if {self.model} reads it, add it to `settings` of the class"
-                logger.warning("%s%s", said, did_you_mean(key, sorted(known), cutoff=0.6))
+                logger.warning("setting %r is %s", key, self.unknown(key, " and has no effect"))
+
+    def unknown(self, key: str, consequence: str = "") -> str:
+        """What is said of a setting that is not in `known_settings`, with the nearest name that is.
+
+        Args:
+            key: the setting.
+            consequence: what follows where the class is not the user's own.
+        """
+        said = f"unknown to {self.model}{consequence}"
+        if self.model_class.__module__.split(".")[0] not in _DECLARING:
+            said = f"unknown; if {self.model} reads it, add it to `settings` of the class"
+        return f"{said}{did_you_mean(key, sorted(self.known_settings()), cutoff=0.6)}"
 
     # ---- resolving ----
 

@@ -118,7 +118,7 @@ def _plan_row(
     tuned = {key for trial in row.trials for key in trial}
     for key in (*row.settings, *sorted(tuned)):
         if key not in known:
-            raise ConfigError(f"row {row.name!r}: setting {key!r} is unknown to {row.model}{did_you_mean(key, known)}")
+            raise ConfigError(f"row {row.name!r}: setting {key!r} is {defaults.unknown(key)}")
     given = {
         key: parse_argument(key, value, defaults.internal_config_dict.get(key), defaults.settings)
         for key, value in typed.items()

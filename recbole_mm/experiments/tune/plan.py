@@ -21,7 +21,6 @@ from recbole_mm.experiments.compare.plan import known_keys
 from recbole_mm.experiments.tune.space import Space, default_space, read_space
 from recbole_mm.inputs.context import artifact_dir
 from recbole_mm.runs import folder as run_folder
-from recbole_mm.utils.spelling import did_you_mean
 
 
 def _why_not_tuned(setting: Setting) -> str:
@@ -194,8 +193,7 @@ def _check_space(space: Space, config: Config) -> None:
         if key in NOT_TUNED:
             raise ConfigError(f"{at}: cannot be searched: {NOT_TUNED[key]}")
         if key not in known:
-            hint = did_you_mean(key, sorted(known), cutoff=0.6)
-            raise ConfigError(f"{at}: this setting is unknown to {config['model']}{hint}")
+            raise ConfigError(f"{at}: this setting is {config.unknown(key)}")
         if key in typed:
             raise ConfigError(f"{at}: --{key} is also given; take it out of the space or leave the option out")
     ranges = {key: range_.extremes() for key, range_ in space.ranges.items()}
