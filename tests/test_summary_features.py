@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import logging
+import weakref
 
 import numpy as np
 import pytest
@@ -38,6 +41,34 @@ def provided(settings: dict, model: str = "SASRecContent"):
     dataset = create_dataset(config)
     provide(config, dataset, hooks_of(config.model_class))
     return config, dataset
+
+
+def test_one_encoder_is_in_memory_at_a_time(toy_settings, encoder, monkeypatch):
+    """Those of MLLMRec's texts, of the MLLM and of a feature may be of several billion parameters each."""
+    loaded: list[weakref.ref] = []
+
+    def alone(load):
+        def wrapped(*args, **options):
+            if not options.get("without_weights"):
+                gc.collect()
+                assert not [model for model in loaded if model() is not None]
+            model = load(*args, **options)
+            loaded.append(weakref.ref(model))
+            return model
+
+        return wrapped
+
+    for place in ("inputs.reasoning.vectors.SentenceEncoder", "inputs.mllm.load_mllm", "llm.features.open_encoder"):
+        module, name = f"recbole_mm.{place}".rsplit(".", 1)
+        monkeypatch.setattr(f"{module}.{name}", alone(getattr(importlib.import_module(module), name)))
+    features = {"seen": {"encoder": "mllm"}, "told": {"encoder": encoder, "on": "summary"}}
+    config = Config(
+        "MLLMRec", "toy", config_dict={**toy_settings, "item_features": features, "sentence_encoder": encoder}
+    )
+    dataset = create_dataset(config)
+    provide(config, dataset, hooks_of(config.model_class))
+    assert set(dataset.inputs.item_features) == {"seen", "told"}
+    assert len(loaded) == 3
 
 
 def test_they_are_vectors_of_the_item_texts(settings, encoder, monkeypatch):

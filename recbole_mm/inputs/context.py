@@ -150,9 +150,14 @@ class Context:
             self._shared[kind] = kind(self)
         return self._shared[kind]
 
-    def release(self) -> None:
-        """Lets go of what the needs have in common, models included."""
-        self._shared.clear()
+    def release(self, *kinds: type) -> None:
+        """Lets go of what the needs have in common, models included.
+
+        Args:
+            kinds: classes of the objects; none for all.
+        """
+        for kind in kinds or tuple(self._shared):
+            self._shared.pop(kind, None)
 
     def count(self, keys: Iterable[str]) -> tuple[int, int]:
         """Counts results for a plan, each distinct one once, whichever stages have it in common.

@@ -5,13 +5,17 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from recbole_mm.artifacts.store import artifact_key
 from recbole_mm.artifacts.vectors import vectors_through_store
+from recbole_mm.data.content import ItemContent
 from recbole_mm.data.features import MLLM, SUMMARY, FeatureSpec
 from recbole_mm.inputs.context import Need, PlannedStage
 from recbole_mm.inputs.item_vectors import MLLMVectors
+from recbole_mm.inputs.mllm import RunMLLM
 from recbole_mm.inputs.reasoning.items import ItemTexts
-from recbole_mm.inputs.reasoning.vectors import local_encoder
+from recbole_mm.inputs.reasoning.vectors import SentenceVectors, local_encoder
 from recbole_mm.llm.encoders import possible_parameters
 from recbole_mm.llm.features import feature_inputs, load_features
 
@@ -44,11 +48,22 @@ class ItemFeatures(Need):
         return PlannedStage(name, str(spec.encoder), done, to_do + unknown, at_most=bool(unknown))
 
     def compute(self) -> dict[str, Any]:
-        """Returns `item_features`."""
+        """Returns `item_features`. Each encoder is let go before the next one is loaded."""
         context, config = self.context, self.context.config
+        context.release(SentenceVectors)
         texts = context.share(ItemTexts).texts if "item_texts" in context.needs else None
         show, executor = config["show_progress"], context.executor
         compute = partial(vectors_through_store, context.store, show_progress=show, executor=executor)
-        trust, with_mllm = bool(config["trust_remote_code"]), context.share(MLLMVectors).compute
-        specs, content = config["item_features"] or {}, context.dataset.content
+        trust, specs, content = (
+            bool(config["trust_remote_code"]),
+            config["item_features"] or {},
+            context.dataset.content,
+        )
+
+        def with_mllm(items: ItemContent) -> np.ndarray:
+            try:
+                return context.share(MLLMVectors).compute(items)
+            finally:
+                context.release(RunMLLM)
+
         return {"item_features": load_features(specs, content, compute, config["device"], with_mllm, texts, trust)}
