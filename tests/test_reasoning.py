@@ -15,6 +15,7 @@ from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.inputs.reasoning import profiles, vectors
 from recbole_mm.inputs.reasoning.failures import failures_file
+from recbole_mm.inputs.reasoning.items import ItemTexts
 from recbole_mm.inputs.reasoning.profiles import Histories, profile_requests
 from recbole_mm.inputs.reasoning.prompts import newest_within
 from recbole_mm.inputs.reasoning.rates import FILE, note_rate, read_rates
@@ -374,6 +375,14 @@ def test_runs_with_other_settings_list_their_failures_apart(stage, tmp_path):
     stage(RuleWriter(), item_text="text", profile_words=20).provide(BOTH, WordEncoder)
     assert not lists[20].exists(), "nothing failed any more"
     assert lists[30].read_text() == kept
+
+
+def test_prompts_of_items_are_not_kept_while_profiles_are_written(stage, monkeypatch):
+    live = LiveRequests()
+    monkeypatch.setattr("recbole_mm.inputs.reasoning.items.Request", live)
+    context = stage(Forgetful(), item_text="image").context()
+    assert sum(text is not None for text in context.share(ItemTexts).texts) == 40
+    assert (live.alive, live.most) == (0, 40)
 
 
 def test_prompts_are_made_when_they_are_needed_and_not_kept(stage, monkeypatch):

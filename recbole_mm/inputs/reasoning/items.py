@@ -46,9 +46,8 @@ class KnownTexts:
 class ItemTexts(TextNeed):
     """`item_texts`: the text of every item; its image is described first, where that is asked for."""
 
-    @cached_property
     def stage(self) -> TextStage[int]:
-        """The descriptions that are wanted."""
+        """Returns the descriptions that are wanted."""
         content, writing = self.context.dataset.content, self.writing
         requests = description_requests(content, writing.settings, writing.generator)
         return TextStage(DESCRIPTIONS, requests, content.tokens)
@@ -56,13 +55,13 @@ class ItemTexts(TextNeed):
     @cached_property
     def planned(self) -> tuple[list[PlannedStage], KnownTexts]:
         """The stage of a plan, if there is one, and what is known of the texts."""
-        content, writing, requests = self.context.dataset.content, self.writing, self.stage.requests
-        if not requests and wants_descriptions(writing.settings, writing.generator):
+        content, writing, stage = self.context.dataset.content, self.writing, self.stage()
+        if not stage.requests and wants_descriptions(writing.settings, writing.generator):
             self.context.notes.append("no item has an image: no description is made")
-        described = writing.plan(self.stage)
+        described = writing.plan(stage)
         guessed = dict.fromkeys(described.unwritten, stand_in(writing.settings.description_words))
         texts = item_texts(content, writing.settings, {**described.texts, **guessed})
-        return [described.row] if requests else [], KnownTexts(texts, described.unwritten)
+        return [described.row] if stage.requests else [], KnownTexts(texts, described.unwritten)
 
     @property
     def known(self) -> KnownTexts:
@@ -72,9 +71,9 @@ class ItemTexts(TextNeed):
     @cached_property
     def texts(self) -> Texts:
         """The texts, by RecBole's id; descriptions are written now unless the store has them."""
-        content, settings = self.context.dataset.content, self.writing.settings
-        self._log_requests(len(self.stage.requests), len(content) - 1)
-        descriptions = self.writing.write(self.stage)
+        content, settings, stage = self.context.dataset.content, self.writing.settings, self.stage()
+        self._log_requests(len(stage.requests), len(content) - 1)
+        descriptions = self.writing.write(stage)
         texts = item_texts(content, settings, descriptions)
         log_coverage(content, descriptions, texts)
         return texts
