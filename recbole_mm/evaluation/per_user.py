@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,7 @@ def _hashes(tokens: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 
 def per_user_table(
-    config: Config, users: EvalUsers, struct: DataStruct, item_tokens: np.ndarray | None = None
+    config: Config, users: EvalUsers, struct: DataStruct, item_tokens: Sequence[str] | None = None
 ) -> pa.Table:
     """Build a table with one row per ranked case, in the order of `users`.
 

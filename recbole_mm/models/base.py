@@ -99,7 +99,7 @@ class ModelHooks:
 
     supports_ddp: ClassVar[bool] = False
     """`calculate_loss` is a mean over the rows of a batch, or over its targets, or takes `whole_batch` of
-    `distributed/batch.py` where it compares rows; so `train_workers` may be above 1."""
+    `models/whole_batch.py` where it compares rows; so `train_workers` may be above 1."""
 
     reads_labels: ClassVar[bool] = False
     """`calculate_loss` reads `LABEL_FIELD`: without sampled negatives, the interactions that are labelled 0 are trained

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recbole_mm.config.resolved import Config
 from recbole_mm.config.settings import RANKED, named
@@ -26,12 +26,12 @@ from recbole_mm.runs.profiling import versions
 from recbole_mm.utils.files import disk_errors, make_folder, read_json, write_json
 from recbole_mm.utils.log import close_logging, init_logging
 
+if TYPE_CHECKING:
+    from recbole_mm.data.dataset import MultimodalDataset
+
 logger = logging.getLogger(__name__)
 
 CONFIG, RESULT, WEIGHTS, CHECKPOINT = "config.yaml", "result.json", "model.safetensors", "checkpoint.safetensors"
-
-PROTOCOL = (*RANKED, "valid_metric")
-"""Settings that `result.json` repeats: who is ranked against what."""
 
 NO_EFFECT_ON_RESULT = frozenset(named(lambda setting: not setting.changes_result))
 """Settings that do not name the folder."""
@@ -54,7 +54,7 @@ class Run:
     """
 
     config: Config
-    dataset: Any
+    dataset: MultimodalDataset
     model: Any
     splits: Splits
     run_dir: Path
@@ -232,7 +232,7 @@ def write_result(finished: Run, stages: Mapping[str, Any], timings: Mapping[str,
         **({"train_workers": config["train_workers"]} if config["train_workers"] > 1 else {}),
         "sees_held_out": list(finished.sees_held_out),
         **({"beside": finished.beside} if finished.beside else {}),
-        "protocol": {key: config[key] for key in PROTOCOL},
+        "protocol": {key: config[key] for key in (*RANKED, "valid_metric")},
         "stages": dict(stages),
         "timings": dict(timings),
         "versions": versions(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from recbole.utils import dict2str, init_seed
 
@@ -17,6 +17,7 @@ from recbole_mm.evaluation.per_user import per_user_table, write_per_user
 from recbole_mm.evaluation.ranking import RankingData
 from recbole_mm.evaluation.splits import check_split, split
 from recbole_mm.inputs.needs import asks_for_inputs
+from recbole_mm.models.base import ModelHooks
 from recbole_mm.models.hooks import full_sequence_class, hooks_of
 from recbole_mm.runs.folder import WEIGHTS, Run, write_result
 from recbole_mm.runs.leakage import held_out_seen
@@ -31,6 +32,9 @@ from recbole_mm.training.state import load_weights
 from recbole_mm.utils.log import COMPACT, LONG
 from recbole_mm.utils.process_group import current_workers
 from recbole_mm.utils.tables import result_table
+
+if TYPE_CHECKING:
+    from recbole_mm.data.dataset import MultimodalDataset
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +99,9 @@ def assemble(
     return Run(config, dataset, model, splits, run_dir, sees_held_out=seen, beside=dict(opened.beside))
 
 
-def _provide_inputs(config: Config, dataset: Any, hooks: Any, run_dir: Path, opened: OpenedRuns) -> None:
+def _provide_inputs(
+    config: Config, dataset: MultimodalDataset, hooks: type[ModelHooks], run_dir: Path, opened: OpenedRuns
+) -> None:
     """Compute what the model asks for, by modules of LLMs and Ray, which a run on interactions alone never imports."""
     from recbole_mm.distributed.stages import open_executor
     from recbole_mm.inputs.model_inputs import provide

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -17,13 +17,16 @@ from recbole_mm.inputs.needs import needed
 from recbole_mm.models.hooks import hooks_of
 from recbole_mm.runs.folder import CONFIG, is_finished, read_result
 
+if TYPE_CHECKING:
+    from recbole_mm.data.dataset import MultimodalDataset
+
 BASELINE = "SASRec"
 
 COMPARED = (*PROTOCOL, "metrics", "topk")
 """Settings under which two runs' test metrics are of the same cases and candidates, with the seed where it draws."""
 
 
-def data_line(dataset: Any, rows: Rows) -> str:
+def data_line(dataset: MultimodalDataset, rows: Rows) -> str:
     """Returns the size of a dataset, without the padding ids, and of its parts.
 
     `ml-100k: 943 users, 1,682 items, 100,000 interactions (93.70% sparse); 98,114 train, 943 valid, 943 test`

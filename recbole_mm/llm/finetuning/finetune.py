@@ -1,7 +1,7 @@
 """Supervised fine-tuning of a multimodal LLM: prompts with answers in, a model folder out, resumable at any point.
 
 transformers' Trainer runs the loop, so several GPUs (`torchrun`), mixed precision and checkpoints are its own; PEFT
-makes the adapter. See `sft.py` for batches and loss, `sft_trainer.py` for what is added to the Trainer.
+makes the adapter. See `examples.py` for batches and loss, `trainer.py` for what is added to the Trainer.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
+from recbole_mm.config.resolved import Config
 from recbole_mm.errors import ConfigError
 from recbole_mm.llm.finetuning.examples import Examples
 from recbole_mm.llm.loading import supported_family
@@ -48,7 +49,7 @@ class TuningSettings:
     seed: int = 0
 
 
-def read_settings(settings: type[Settings], config: Any, key_of: Callable[[str], str]) -> Settings:
+def read_settings(settings: type[Settings], config: Config, key_of: Callable[[str], str]) -> Settings:
     """Reads the settings of a run; a null key keeps the default, and `seed` is that of the whole run then.
 
     Args:
@@ -120,18 +121,18 @@ class TunedModel:
                 f"{self.key}: {self.base} is an adapter itself: set none to use it as it is, or full to go on"
             )
 
-    def dtype(self, config: Any) -> str:
+    def dtype(self, config: Config) -> str:
         """Of the weights: a full tuning updates them in float32; an adapter's base keeps its dtype."""
         return "float32" if self.tuning.method == "full" else config["mllm_dtype"] or "auto"
 
-    def found(self, config: Any, parts: Mapping[str, Any]) -> Path | None:
+    def found(self, config: Config, parts: Mapping[str, Any]) -> Path | None:
         """Returns the model's folder; None if it is not fine-tuned yet. The arguments are those of `find_or_make`."""
         from recbole_mm.llm.finetuning.finetune import is_finetuned
 
         folder = self._folder(self._all_parts(config, parts))
         return folder if is_finetuned(folder) else None
 
-    def _all_parts(self, config: Any, parts: Mapping[str, Any]) -> dict[str, Any]:
+    def _all_parts(self, config: Config, parts: Mapping[str, Any]) -> dict[str, Any]:
         """What the model depends on."""
         return {
             **parts,
@@ -146,7 +147,7 @@ class TunedModel:
 
     def find_or_make(
         self,
-        config: Any,
+        config: Config,
         parts: Mapping[str, Any],
         about: Mapping[str, Any],
         load: Callable[..., MLLM],
