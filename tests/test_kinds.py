@@ -285,3 +285,16 @@ def test_every_default_that_ships_is_accepted(folder):
 
 def test_a_single_layer_is_the_list_of_it_alone():
     assert Config("NeuMF", "ml-100k", command_line={"mlp_hidden_size": "64"})["mlp_hidden_size"] == [64]
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "value"),
+    [
+        ("DuoRec", "tau", 1e31),
+        ("Molar", "mirm_learning_rate", 1e31),
+        ("MLLMMSR", "preference_gap_hours", 1e31),
+        ("MLLMRec", "description_words", 10**10),
+    ],
+)
+def test_numbers_of_a_model_have_an_upper_bound(model, key, value):
+    assert refused(model, **{key: value}).startswith(f"{key}: {value!r} is not accepted; give a")

@@ -26,6 +26,7 @@ from recbole_mm.config.kinds import (
     listed,
     number,
     or_null,
+    size,
     whole,
 )
 from recbole_mm.config.schema import Setting, of_group
@@ -240,7 +241,7 @@ OF_FEATURES = (
     Setting("max_text_tokens", or_null(whole(1)), meaning="Longer item texts are cut. Null: 256."),
     Setting("item_text", or_null(choice("fused", "image", "text")), meaning="What is encoded of an item. fused: "
             "metadata and image description; image or text: one of them. Null: fused."),
-    Setting("description_words", or_null(whole(1)), meaning="Longest description of an image. Null: 100.")),
+    Setting("description_words", or_null(size(1)), meaning="Longest description of an image. Null: 100.")),
 )
 
 # fmt: on

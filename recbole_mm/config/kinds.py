@@ -100,9 +100,9 @@ def number(low: float, high: float = LARGEST_NUMBER, below: bool = False) -> Kin
     return Kind(lambda value: is_number(value, low, high) and not (below and value == high), words, type="float")
 
 
-def above_zero(high: float = math.inf) -> Kind:
+def above_zero(high: float = LARGEST_NUMBER) -> Kind:
     """A number above 0, at most `high`."""
-    words = "a number above 0" if math.isinf(high) else f"a number above 0, at most {high:g}"
+    words = "a number above 0" if high == LARGEST_NUMBER else f"a number above 0, at most {high:g}"
     return Kind(lambda value: is_number(value, 0, high) and value > 0, words, type="float")
 
 
