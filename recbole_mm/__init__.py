@@ -14,12 +14,13 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-THREADS_WAIT = {"OMP_WAIT_POLICY": "PASSIVE"}
+THREADS_WAIT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
 """How torch's threads wait for each other after every operation, unless the user has set one of the two variables that
 OpenMP reads, `OMP_WAIT_POLICY` and `GOMP_SPINCOUNT`.
 
-By default they wait in a busy loop. Where another process wants the core, the loop takes it from the very thread that
-is waited for, and training is ten times slower. OpenMP reads the variables when torch is loaded: they have no effect on
+OpenMP lets them wait in a busy loop. Where another process wants the core, the loop takes it from the very thread that
+is waited for, and training is several times slower. Passive threads sleep at once, which costs half the speed of a quiet
+machine; GNU's OpenMP spins 3,000 times before, which loses least on both (benchmarks/RESULTS.md). OpenMP reads the variables when torch is loaded: they have no effect on
 a program that has imported torch before.
 """
 

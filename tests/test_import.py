@@ -52,12 +52,18 @@ print(json.dumps({**{name: os.environ.get(name) for name in names}, "torch": "to
 
 
 @pytest.mark.parametrize(
-    ("policy", "spins", "expected"),
-    [(None, None, "PASSIVE"), ("ACTIVE", None, "ACTIVE"), (None, "1000", None), ("PASSIVE", "0", "PASSIVE")],
+    ("given", "expected"),
+    [
+        ((None, None), ("PASSIVE", "3000")),
+        (("ACTIVE", None), ("ACTIVE", None)),
+        ((None, "1000"), (None, "1000")),
+        (("PASSIVE", "0"), ("PASSIVE", "0")),
+    ],
 )
-def test_threads_wait_passively_unless_the_user_says_otherwise(policy, spins, expected):
+def test_threads_sleep_after_a_short_wait_unless_the_user_says_otherwise(given, expected):
+    policy, spins = given
     printed = printed_by(WAITING, OMP_WAIT_POLICY=policy, GOMP_SPINCOUNT=spins)
-    assert printed == {"OMP_WAIT_POLICY": expected, "GOMP_SPINCOUNT": spins, "torch": False}
+    assert printed == {"OMP_WAIT_POLICY": expected[0], "GOMP_SPINCOUNT": expected[1], "torch": False}
 
 
 HELP = """
