@@ -19,9 +19,9 @@ THREADS_WAIT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
 OpenMP reads, `OMP_WAIT_POLICY` and `GOMP_SPINCOUNT`.
 
 OpenMP lets them wait in a busy loop. Where another process wants the core, the loop takes it from the very thread that
-is waited for, and training is several times slower. Passive threads sleep at once, which costs half the speed of a quiet
-machine; GNU's OpenMP spins 3,000 times before, which loses least on both (benchmarks/RESULTS.md). OpenMP reads the variables when torch is loaded: they have no effect on
-a program that has imported torch before.
+is waited for, and training is several times slower. Passive threads sleep at once, which halves the speed of a quiet
+machine. GNU's OpenMP spins 3,000 times first, which loses least on both (benchmarks/RESULTS.md). OpenMP reads the
+variables when torch is loaded: they have no effect on a program that has imported torch before.
 """
 
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
