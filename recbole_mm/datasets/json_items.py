@@ -98,7 +98,7 @@ def _record(text: str) -> dict[str, Any]:
         )
         json.dumps(record, ensure_ascii=False).encode()  # what half a surrogate pair cannot be
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at character {error.pos + 1})") from None
+        raise ValueError(f"not JSON ({error.msg.removesuffix(' at')} at character {error.pos + 1})") from None
     except UnicodeEncodeError:
         raise ValueError("half of a surrogate pair (\\ud800 to \\udfff), which is no character") from None
     except RecursionError:
