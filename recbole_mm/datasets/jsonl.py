@@ -31,10 +31,10 @@ from recbole_mm.datasets.tables import (
     IMAGE_FOLDERS,
     USERS,
     RawTable,
+    comma_separated,
     field_names,
     is_quantity,
     item_table,
-    listed,
     open_table,
 )
 from recbole_mm.errors import DataError
@@ -100,7 +100,9 @@ class JsonLines(Converter):
         acts = read_sequences(sequences, self.notes)
         self.notes.append(f"{sequences.name} gives the order only: timestamp is the position in the user's line")
         _check_known(acts["item_id"].cat.categories, listing, sequences, catalogue)
-        table, words, features, settings = self._items(catalogue, listing, listed(texts), listed(categories))
+        table, words, features, settings = self._items(
+            catalogue, listing, comma_separated(texts), comma_separated(categories)
+        )
         user, files = self._users(users, acts["user_id"].cat.categories, sequences)
         named = {} if images is not None else {token: each for token, each in listing.items() if _image(each)}
         return RawDataset(

@@ -128,7 +128,7 @@ class Tables(Converter):
         if catalogue is None:
             self.notes.append("no table of items, so no texts; --items names one")
         else:
-            table, words, tokens = self._items(catalogue, ids, listed(texts), listed(categories))
+            table, words, tokens = self._items(catalogue, ids, comma_separated(texts), comma_separated(categories))
             raw = replace(raw, item=table, text_fields=words, features=tokens)
         return replace(raw, images=self.images(images, IMAGE_FOLDERS))
 
@@ -290,7 +290,7 @@ def _plain(name: str) -> str:
     return re.sub(r"\W+", "_", name.strip().lower())
 
 
-def listed(given: str | None) -> list[str] | None:
+def comma_separated(given: str | None) -> list[str] | None:
     """The names in an option's value, with commas between them; None where it was not given."""
     return None if given is None else [name.strip() for name in given.split(",") if name.strip()]
 
