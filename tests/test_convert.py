@@ -878,6 +878,8 @@ REAL = [
     ("hm", "hm-mm", "hm-week", {"transactions": "inter_lastweek_5core.csv.gz"}, (8_925, 3_186, 64_804), 1.0),
     ("hm", "hm-mm", "hm-all", {"transactions": "transactions_2y_all.csv.gz"}, (1_364, 17_033, 31_662), None),
     ("microlens", "microlens-50k-text", "microlens-50k", {}, (50_000, 19_220, 359_708), 0.0),
+    ("jsonl", "ml-1m-mm", "ml-1m-mm", {}, (6_040, 3_706, 1_000_209), 0.9986),
+    ("jsonl", "amazon-beauty-2014-text", "amazon-beauty", {}, (22_363, 12_101, 198_502), 0.0),
 ]
 
 

@@ -117,6 +117,14 @@ def test_bad_lines_are_named_and_nothing_is_written(tmp_path, text, message):
     assert not (tmp_path / "dataset").exists()
 
 
+@pytest.mark.parametrize("head", ["user_id\titem_ids_oldest_first", "\nUser item item item item item", "uid"])
+def test_a_line_that_names_the_columns_is_no_user(tmp_path, head):
+    summary = prepare(put(tmp_path / "raw.txt", f"{head}\n{TEXT}"), tmp_path / "out")
+    assert (tmp_path / "out" / "out.inter").read_text().splitlines() == INTER
+    line = 2 if head.startswith("\n") else 1
+    assert f"raw.txt, line {line} names the columns: {' '.join(head.split()[:5])}" in summary.notes
+
+
 def test_sources_that_are_not_there(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no such folder"):

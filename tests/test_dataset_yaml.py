@@ -22,6 +22,7 @@ from recbole_mm.registry import find_model
 FILES = sorted((properties_dir() / "dataset").glob("*.yaml"))
 NAMES = {
     "amazon-baby",
+    "amazon-beauty",
     "amazon-clothing",
     "amazon-games",
     "amazon-sports",
@@ -32,6 +33,7 @@ NAMES = {
     "ml-100k",
     "ml-100k-mm",
     "ml-1m",
+    "ml-1m-mm",
     "pixelrec",
 }
 KNOWN = {*dataset_arguments, *SETTINGS, "selected_features", "item_attribute", "source_url", "prepare_hint"}

@@ -2,7 +2,7 @@
 
     >>> from recbole_mm.datasets import CONVERTERS
     >>> list(CONVERTERS)
-    ['csv', 'movielens', 'hm', 'microlens', 'pixelrec', 'sequences', 'amazon', 'mmrec']
+    ['csv', 'movielens', 'hm', 'microlens', 'pixelrec', 'sequences', 'jsonl', 'amazon', 'mmrec']
 
 One module per source holds its subclass of `base.Converter`, and is imported when that is looked up in `CONVERTERS`.
 """
@@ -37,6 +37,10 @@ _SOURCES = {
     "sequences": (
         "sequences:Sequences",
         "a file with a line per user: user item item ..., in order, separated by spaces or tabs",
+    ),
+    "jsonl": (
+        "jsonl:JsonLines",
+        "items.jsonl, an item a line, with sequences.tsv, a line per user, in order, and pictures if there are",
     ),
     "amazon": (
         "amazon:Amazon",

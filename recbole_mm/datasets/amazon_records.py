@@ -1,4 +1,4 @@
-"""Amazon's files of one record per line: JSON, or (metadata of 2014) Python dict literals. Nothing is executed."""
+"""Files of one record per line: JSON, or (metadata of Amazon, 2014) Python dict literals. Nothing is executed."""
 
 from __future__ import annotations
 

@@ -3,9 +3,10 @@
 The form in which many public datasets of sequential recommendation are handed around. Raw layout: one text file, or a
 folder that holds one.
 
-    *.txt, *.tsv, *.seq, *.dat     (or .gz of these) ids separated by spaces or tabs, no header line
+    *.txt, *.tsv, *.seq, *.dat     (or .gz of these) ids separated by spaces or tabs
 
-There are no times in it: an interaction's timestamp is its position in its user's line, 0, 1, 2, ...
+A first line whose first word is a usual name of users (`user_id`, `user`, ...) names the columns. There are no times:
+an interaction's timestamp is its position in its user's line, 0, 1, 2, ...
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import pandas as pd
 from recbole_mm.datasets.assemble import RawDataset, Table
 from recbole_mm.datasets.base import INTERACTIONS, Converter
 from recbole_mm.datasets.files import explained, no_end, open_text
+from recbole_mm.datasets.tables import USERS
 from recbole_mm.datasets.values import id_fault
 from recbole_mm.errors import DataError
 
@@ -70,7 +72,7 @@ def read_sequences(path: Path, notes: list[str]) -> pd.DataFrame:
 
     Args:
         path: the file.
-        notes: gets a line where the file may have been cut off.
+        notes: gets a line where the file names its columns, and one where it may have been cut off.
 
     Returns:
         `user_id` and `item_id` (categories of str, in order of appearance) and `timestamp` (int64, the position).
@@ -82,10 +84,14 @@ def read_sequences(path: Path, notes: list[str]) -> pd.DataFrame:
     first_line: dict[str, int] = {}
     codes: dict[str, int] = {}
     items, lengths = array("q"), array("q")
-    ended = True
+    ended, headed = True, False
     for number, line in _lines(path):
         ended = line.endswith(("\n", "\r"))
-        user, *sequence = filter(None, line.strip(_BLANKS).replace("\t", " ").split(" "))
+        user, *sequence = _words(line)
+        if not lengths and not headed and user.lower() in USERS:
+            headed = True
+            notes.append(f"{path.name}, line {number} names the columns: {' '.join((user, *sequence[:4]))}")
+            continue
         for token in (user, *sequence):
             if token not in codes and (reason := id_fault(token)):
                 raise DataError(f"{path}, line {number}: id {token!r} {reason}")
@@ -120,3 +126,13 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         for number, line in enumerate(text, start=1):
             if line.strip(_BLANKS):
                 yield number, line
+
+
+def _words(line: str) -> list[str]:
+    """The user and the items of a line."""
+    return [word for word in line.strip(_BLANKS).replace("\t", " ").split(" ") if word]
+
+
+def first_line_with(path: Path, item: str) -> int | None:
+    """Number of the first line of a sequence file that lists an item, or None."""
+    return next((number for number, line in _lines(path) if item in _words(line)[1:]), None)

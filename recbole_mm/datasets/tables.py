@@ -11,7 +11,7 @@ and be gzipped. Columns are found by the usual names below, or named by options.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -45,7 +45,7 @@ IMAGE_FOLDERS = ("images", "image", "covers", "cover", "photos", "posters")
 
 
 @dataclass(frozen=True)
-class _Raw:
+class RawTable:
     """A table in the source: its file, how it is written, and its columns."""
 
     path: Path
@@ -128,31 +128,31 @@ class Tables(Converter):
         if catalogue is None:
             self.notes.append("no table of items, so no texts; --items names one")
         else:
-            table, words, tokens = self._items(catalogue, ids, _listed(texts), _listed(categories))
+            table, words, tokens = self._items(catalogue, ids, comma_separated(texts), comma_separated(categories))
             raw = replace(raw, item=table, text_fields=words, features=tokens)
         return replace(raw, images=self.images(images, IMAGE_FOLDERS))
 
-    def _tables(self, named: Sequence[str | None]) -> list[_Raw]:
+    def _tables(self, named: Sequence[str | None]) -> list[RawTable]:
         """The tables of the folder, unless both files are named; a file that is none is noted."""
         tables = []
         for path in sorted(path for path in self.source.iterdir() if TABLE.fullmatch(path.name) and None in named):
             try:
-                tables.append(_open(path))
+                tables.append(open_table(path))
             except DataError as error:
                 self.notes.append(f"left out: {error}")
         return tables
 
-    def _chosen(self, fitting: Sequence[_Raw], chosen: str | None, option: str) -> _Raw | None:
+    def _chosen(self, fitting: Sequence[RawTable], chosen: str | None, option: str) -> RawTable | None:
         """The file that the user chose, else the only one that fits; None if none does."""
         path = self.find(chosen, (), option)
         if path is not None:
-            return _open(path)
+            return open_table(path)
         if len(fitting) > 1:
             names = ", ".join(table.path.name for table in fitting)
             raise DataError(f"{self.source}: {names} all fit; choose one with {option}")
         return fitting[0] if fitting else None
 
-    def _interactions(self, raw: _Raw, users: Sequence[str], items: Sequence[str], time: str | None) -> Table:
+    def _interactions(self, raw: RawTable, users: Sequence[str], items: Sequence[str], time: str | None) -> Table:
         """The interactions."""
         found = {"user_id": raw.column(users), "item_id": raw.column(items), "rating": raw.column(RATINGS)}
         for field, option in (("user_id", "--user"), ("item_id", "--item")):
@@ -181,41 +181,33 @@ class Tables(Converter):
         return Table.of(rows)
 
     def _items(
-        self, raw: _Raw, ids: Sequence[str], texts: list[str] | None, categories: list[str] | None
+        self, raw: RawTable, ids: Sequence[str], texts: list[str] | None, categories: list[str] | None
     ) -> tuple[Table, list[str], list[str]]:
         """The items, their columns of text and their categories: a column is a number where all its values are."""
         id_column = raw.column([*([] if ids is ITEM_NAMES else ids), *ITEM_IDS, "id", *NAMES_OR_IDS])
         if id_column is None:
             raise DataError(f"{raw.path}, line 1: no item_id among {', '.join(raw.names)}; name it with --item")
-        fields = _fields([name for name in raw.names if name != id_column], raw.path)
-        described = _Raw(raw.path, raw.layout, list(fields))
-        chosen_texts = None if texts is None else [fields[described.named(name, "--texts")] for name in texts]
-        tokens = [fields[described.named(name, "--categories")] for name in categories or ()]
+        fields = field_names([name for name in raw.names if name != id_column], f"{raw.path}, line 1")
+        others = RawTable(raw.path, raw.layout, list(fields))
+        chosen_texts = None if texts is None else [fields[others.named(name, "--texts")] for name in texts]
+        tokens = [fields[others.named(name, "--categories")] for name in categories or ()]
         columns = {"item_id": Column("id", (id_column,))}
         columns |= {field: Column("text", (name,)) for name, field in fields.items()}
         rows = self.catalogue(raw.path, columns, raw.layout)
-        types, numbers = {"item_id": "token"}, []
-        for field in fields.values():
-            types[field] = "token" if field in tokens else "token_seq"
-            if field not in (chosen_texts or ()) and field not in tokens and _all_numbers(rows[field]):
-                types[field] = "float"
-                rows[field] = rows[field].str.strip().replace("", "nan").astype(np.float64)
-                numbers.append(field)
-        words = [field for field in types if types[field] != "float" and field != "item_id"]
-        words.sort(key=lambda field: field.lower() not in TITLES)  # stable: the title first, else the file's order
-        if numbers:
-            self.notes.append(f"numbers of {raw.path.name}, no part of the text: {', '.join(numbers)}")
-        return Table(rows, types), words if chosen_texts is None else chosen_texts, tokens
+        chosen = {*(chosen_texts or ()), *tokens}
+        numbers = [field for field in fields.values() if field not in chosen and _all_numbers(rows[field])]
+        table, words = item_table(rows, numbers, tokens, raw.path, self.notes)
+        return table, words if chosen_texts is None else chosen_texts, tokens
 
 
-def _open(path: Path) -> _Raw:
+def open_table(path: Path) -> RawTable:
     """A table; its separator is the one that its first line has most of."""
     first = "".join(read_header(path, Layout(separator="\0", quoted=False)))
     layout = Layout(separator=max(",;\t", key=first.count))
-    return _Raw(path, layout, read_header(path, layout))
+    return RawTable(path, layout, read_header(path, layout))
 
 
-def _describes_items(table: _Raw, acts: _Raw, users: Sequence[str], items: Sequence[str]) -> bool:
+def _describes_items(table: RawTable, acts: RawTable, users: Sequence[str], items: Sequence[str]) -> bool:
     """Whether it may be the catalogue: it has the items and not the users of the interactions."""
     if table.path.resolve() == acts.path.resolve() or table.column(users):
         return False
@@ -224,7 +216,7 @@ def _describes_items(table: _Raw, acts: _Raw, users: Sequence[str], items: Seque
     )
 
 
-def _time_columns(raw: _Raw, chosen: str | None, others: Sequence[str]) -> list[str]:
+def _time_columns(raw: RawTable, chosen: str | None, others: Sequence[str]) -> list[str]:
     """The column of times; two, of a day and a time of day; or none.
 
     Raises:
@@ -255,13 +247,41 @@ def _time_columns(raw: _Raw, chosen: str | None, others: Sequence[str]) -> list[
     )
 
 
-def _fields(names: Sequence[str], path: Path) -> dict[str, str]:
-    """Column -> its name in the atomic file, which may hold letters, digits and underscores alone."""
+def item_table(
+    rows: pd.DataFrame, numbers: Collection[str], tokens: Collection[str], path: Path, notes: list[str]
+) -> tuple[Table, list[str]]:
+    """A catalogue, and its columns of words, the title first.
+
+    Args:
+        rows: `item_id` and columns of text.
+        numbers: columns that are written as numbers, and are no words; they are changed in `rows`.
+        tokens: columns whose text is one value.
+        path: the file they are from.
+        notes: gets a line where there are numbers.
+    """
+    types = {"item_id": "token"}
+    for field in rows.columns.drop("item_id"):
+        types[field] = "float" if field in numbers else "token" if field in tokens else "token_seq"
+        if field in numbers:
+            rows[field] = rows[field].str.strip().replace("", "nan").astype(np.float64)
+    words = [field for field in types if types[field] != "float" and field != "item_id"]
+    words.sort(key=lambda field: field.lower() not in TITLES)  # stable: the title first, else the file's order
+    if numbers:
+        notes.append(f"numbers of {path.name}, no part of the text: {', '.join(numbers)}")
+    return Table(rows, types), words
+
+
+def field_names(names: Sequence[str], where: str) -> dict[str, str]:
+    """Column -> its name in the atomic file, which may hold letters, digits and underscores alone.
+
+    Raises:
+        DataError: two columns would have the same name; the message begins with `where`.
+    """
     fields: dict[str, str] = {}
     for place, name in enumerate(names):
         field = re.sub(r"\W+", "_", name).strip("_") or f"column_{place + 1}"
         if field in fields.values() or field == "item_id":
-            raise DataError(f"{path}, line 1: column {name!r} would be called {field}, as another one; rename it")
+            raise DataError(f"{where}: column {name!r} would be called {field}, as another one; rename it")
         fields[name] = field
     return fields
 
@@ -270,16 +290,22 @@ def _plain(name: str) -> str:
     return re.sub(r"\W+", "_", name.strip().lower())
 
 
-def _listed(given: str | None) -> list[str] | None:
+def comma_separated(given: str | None) -> list[str] | None:
+    """The names in an option's value, with commas between them; None where it was not given."""
     return None if given is None else [name.strip() for name in given.split(",") if name.strip()]
 
 
 def _all_numbers(column: pd.Series) -> bool:
-    """Whether all values but empty ones are numbers that a float holds as they are written; `007` is a code."""
+    """Whether all values but empty ones are quantities."""
     values = column.str.strip()
     filled = values[values != ""]
-    return len(filled) > 0 and bool(filled.map(_is_quantity).all())
+    return len(filled) > 0 and bool(filled.map(is_quantity).all())
 
 
-def _is_quantity(text: str) -> bool:
+def is_quantity(text: str) -> bool:
+    """Whether a text is a number that a float holds as it is written; `007` is a code.
+
+    >>> is_quantity("7.50"), is_quantity("007"), is_quantity("12345678901234567891")
+    (True, False, False)
+    """
     return is_number(text) and not _PADDED.match(text) and Decimal(text) == Decimal(repr(float(text)))
