@@ -207,7 +207,8 @@ def test_every_weight_gets_a_gradient(assembled, model, loss):
     for name, weight in run.model.named_parameters():
         assert weight.grad is not None, name
         assert weight.grad.isfinite().all(), name
-        assert weight.grad.abs().sum() > 0, name
+        if not name.endswith("key.bias"):  # which moves all scores of an attention alike
+            assert weight.grad.abs().sum() > 0, name
 
 
 @pytest.mark.parametrize("loss", ["CE", "BPR"])
