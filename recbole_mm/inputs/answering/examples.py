@@ -89,7 +89,8 @@ def draw_examples(
     """Questions about each target and about items drawn for it, which its user has nowhere in the training data.
 
     Negatives are drawn uniformly, without repetition for one target, from the items of all training interactions, or
-    from those of its pool; where there are not so many it gets fewer. What is drawn for a target does not depend on the other targets.
+    from those of its pool; where there are not so many it gets fewer. What is drawn for a target does not depend on the
+    other targets.
 
     Args:
         users: int64 (U,) RecBole's ids, in the order of their tokens.

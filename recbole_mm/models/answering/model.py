@@ -79,8 +79,8 @@ class AnsweringRecommender(RerankingRecommender):
         """Return the inputs of the prompt, and the LLM that answers.
 
         Raises:
-            ConfigError: answers are to be written by the template backend, or negatives of fine-tuning are to come from a
-                first stage that there is not.
+            ConfigError: answers are to be written by the template backend, or negatives of fine-tuning are to come
+                from a first stage, and there is none.
         """
         check_negatives(config)
         if config["answers"] == WRITTEN and config["text_backend"] == "template":
