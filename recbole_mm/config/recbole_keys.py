@@ -63,7 +63,7 @@ LOSSES = section(
         "negatives_of",
         or_null(choice("target", "batch")),
         meaning="target: each target draws its own, as in gSASRec. batch: all targets of a batch share them, which is "
-        "several times faster. Null: target.",
+        "less work. Null: target.",
     ),
     Setting(
         "negatives_exclude",

@@ -148,7 +148,7 @@ def page() -> str:
     names = " and ".join(ADDED)
     parts.append(f"\n### {names}: the loss of whole sequences\n\n{_table(LOSSES, {})}")
     text = "\n".join(part if part.startswith("- ") else f"{part}\n" for part in parts)
-    return text.replace("\n\n\n", "\n\n") + "\n"
+    return text.replace("\n\n\n", "\n\n").rstrip("\n") + "\n"
 
 
 _TITLES = {

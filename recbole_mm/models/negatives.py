@@ -30,7 +30,7 @@ def negatives_of_targets(excluded: Tensor, owners: Tensor, n_items: int, count: 
         ConfigError: nothing is left to draw for a target.
 
     Example:
-        >>> negatives_of_targets(torch.tensor([[1, 3, 0]]), torch.tensor([0, 0]), 5, 6).unique()
+        >>> negatives_of_targets(torch.tensor([[1, 3, 0]]), torch.tensor([0, 0]), 5, 40).unique()
         tensor([2, 4])
     """
     rows = Rows(len(owners))
