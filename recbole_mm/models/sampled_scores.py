@@ -71,4 +71,5 @@ def _of_items(of_scores: Tensor, states: Tensor, items: Tensor, ids: Tensor) -> 
     """Return the gradient (N, d) of the items: a sparse matrix (N, n) of the scores' gradients times the states."""
     owners = torch.arange(len(ids), device=ids.device).unsqueeze(1).expand_as(ids)
     places = torch.stack([ids.reshape(-1), owners.reshape(-1)])
-    return torch.sparse_coo_tensor(places, of_scores.reshape(-1), (len(items), len(states))) @ states
+    shape = (len(items), len(states))
+    return torch.sparse_coo_tensor(places, of_scores.reshape(-1), shape, check_invariants=False) @ states
