@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
+from recbole_mm.data.inputs import ModelInputs
 from recbole_mm.errors import DataError
+from recbole_mm.inputs.answering import first_stage
 from recbole_mm.inputs.answering.examples import (
     Asked,
     PromptedQuestions,
@@ -19,6 +24,7 @@ from recbole_mm.inputs.answering.examples import (
     questions_digest,
     training_targets,
 )
+from recbole_mm.inputs.answering.tuning import SftSettings, training_questions
 from tests.conftest import TOY_SETTINGS, write_toy
 from tests.test_mirm import rewrite
 
@@ -185,3 +191,80 @@ def test_held_out_interactions_change_nothing(tmp_path):
     assert found[0][1] != found[1][1], "the replacement must have changed what is held out"
     assert found[0][0] == found[1][0]
     assert found[0][0] != found[2][0]
+
+
+# --- from the first stage's top ---------------------------------------------------------------------------------------
+
+
+class ByToken:
+    """A first stage that scores by the item's token and by how long the history is, whatever RecBole numbers them."""
+
+    def __init__(self, tokens):
+        digests = [hashlib.sha256(str(token).encode()).digest()[0] for token in tokens]
+        self.values = torch.tensor(digests, dtype=torch.float64)
+
+    def scores(self, cases):
+        return (self.values * cases["item_length"][:, None]).cos()
+
+
+FIELDS = {
+    **{"USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "LIST_SUFFIX": "_list"},
+    **{"ITEM_LIST_LENGTH_FIELD": "item_length", "MAX_ITEM_LIST_LENGTH": 2},
+}
+
+
+class Fixed:
+    """A first stage that scores every case alike."""
+
+    def __init__(self, scores):
+        self.table, self.cases = torch.tensor(scores, dtype=torch.float64), []
+
+    def scores(self, cases):
+        self.cases.append(cases)
+        return self.table.expand(len(cases), -1)
+
+
+def test_the_best_others_are_those_that_the_first_stage_ranks_first_and_the_user_lacks(monkeypatch):
+    monkeypatch.setattr(first_stage, "SCORES_AT_ONCE", 9)  # a case at a time
+    first = Fixed([9, 8, 1, 2, 3, 5, 5, 7, 9])  # 8 is in no training interaction
+    targets = [Target(0, 3), Target(2, 1)]
+    found = first_stage.best_others(first, FIELDS, USERS, ITEMS, OFFSETS, TOKENS, targets, 2)
+    assert [best.tolist() for best in found] == [[7, 6], [5, 4]], "6 before 5: its token is lower"
+    assert len(first.cases) == 2
+    assert first.cases[0]["user_id"].tolist() == [7]
+    assert first.cases[0]["item_id_list"].tolist() == [[2, 3]], "what is before the target, the latest of it"
+    assert first.cases[1]["item_id_list"].tolist() == [[6, 0]]
+    assert first.cases[1]["item_length"].tolist() == [1]
+
+
+def test_negatives_come_from_the_pool_without_repetition():
+    targets = [Target(0, 3), Target(2, 2)]
+    pools = [np.array([7, 6, 5]), np.array([5])]
+    asked = draw_examples(USERS, ITEMS, OFFSETS, TOKENS, targets, 2, 0, pools)
+    first, second = [one.item for one in asked[1:3]], [one.item for one in asked[4:]]
+    assert len(set(first)) == 2
+    assert set(first) < {5, 6, 7}
+    assert second == [5], "there are no more"
+    drawn = {draw_examples(USERS, ITEMS, OFFSETS, TOKENS, targets[:1], 1, seed, pools)[1].item for seed in range(20)}
+    assert drawn == {5, 6, 7}
+    empty = draw_examples(USERS, ITEMS, OFFSETS, TOKENS, targets[:1], 1, 0, [np.array([], dtype=np.int64)])
+    assert [one.answer for one in empty] == [True]
+
+
+def test_held_out_interactions_change_no_negative_of_the_first_stage(tmp_path):
+    found = []
+    for name, held_out in (("a", None), ("b", True), ("c", False)):
+        path = write_toy(tmp_path / name, users=20, items=20)
+        if held_out is not None:
+            rewrite(path, held_out)
+        given = {**TOY_SETTINGS, "data_path": str(path), "checkpoint_dir": str(tmp_path), "rerank_k": 4}
+        dataset = create_dataset(Config("MLLMMSR", "toy", config_dict=given))
+        tokens, people = dataset.item_tokens(), dataset.field2id_token[dataset.uid_field]
+        dataset.inputs = ModelInputs(first_stage=ByToken(tokens))
+        settings = SftSettings(targets=2, negatives=2, negatives_from="first_stage", seed=3)
+        asked = training_questions(dataset, settings)
+        found.append([(people[one.user], tokens[one.item], one.answer) for one in asked])
+        uniform = training_questions(dataset, replace(settings, negatives_from="uniform"))
+        assert [one.answer for one in uniform] == [one.answer for one in asked]
+        assert [one.item for one in uniform if not one.answer] != [one.item for one in asked if not one.answer]
+    assert found[0] == found[1] != found[2]

@@ -59,6 +59,7 @@ MODELS: dict[str, dict] = {
     "SASRec": {"hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1},
     "SASRec full": {"full_sequence": True, "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1},
     "GRU4Rec full": {"full_sequence": True, "loss_type": "BPR"},
+    "SASRec gbce": {"full_sequence": True, "full_sequence_loss": "gbce", "n_negatives": 16, "learning_rate": 3e-3},
     "BPR": {},
     "Pop": {"train_batch_size": 16},
     "LightGCN": {"n_layers": 1, "learning_rate": 1e-2},

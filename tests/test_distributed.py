@@ -46,6 +46,14 @@ RUNS: dict[str, tuple[str, dict]] = {
     "Pop": ("Pop", {}),
 }
 STEPS = ("Molar GRU4Rec", "Molar fpmc DuoRec", "DuoRec both", "DuoRec full", "HLLM", "CoLLM", "FREEDOM", "BM3")
+SAMPLED = {
+    "SASRec gbce": {"full_sequence": True, "full_sequence_loss": "gbce", "n_negatives": 8},
+    "SASRec shared": {
+        **{"full_sequence": True, "full_sequence_loss": "sampled_softmax", "n_negatives": 8},
+        **{"negatives_of": "batch", "negatives_exclude": "sequence"},
+    },
+}
+"""Losses whose negatives are drawn for the whole batch."""
 EPOCHS = 4
 
 
@@ -75,7 +83,7 @@ def two(base, folder) -> list[dict]:
     alone("SASRec", resumed, folder / "one resumed")
     alone("SASRec", half, folder / "one first")
     torch.set_num_threads(threads)
-    steps = {**{name: MODELS[name] for name in STEPS}, "LightGCN": {"require_pow": False}}
+    steps = {**{name: MODELS[name] for name in STEPS}, **SAMPLED, "LightGCN": {"require_pow": False}}
     plan = {
         "folder": str(folder),
         "runs": runs,
@@ -183,7 +191,7 @@ def test_the_first_error_of_a_worker_is_told_as_what_it_was_and_once(tmp_path):
 # ---- steps ----
 
 
-@pytest.mark.parametrize("variant", [*STEPS, "LightGCN"])
+@pytest.mark.parametrize("variant", [*STEPS, *SAMPLED, "LightGCN"])
 def test_a_step_has_the_loss_and_the_gradients_of_one_process(two, variant):
     for found in two:
         (loss, gradients), (loss_of_one, gradients_of_one) = found["steps"][variant]

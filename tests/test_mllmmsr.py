@@ -13,6 +13,7 @@ from recbole_mm.config.resolved import Config
 from recbole_mm.data import sharing
 from recbole_mm.data.content_source import ContentSource
 from recbole_mm.errors import ConfigError
+from recbole_mm.inputs.answering import tuning
 from recbole_mm.inputs.reasoning import writing
 from recbole_mm.llm.answer import AnswerReader, resolve_yes_no
 from recbole_mm.models.answering.model import FROZEN
@@ -274,3 +275,57 @@ def test_there_is_no_loss(built):
 @pytest.mark.parametrize("name", ["MLLM-MSR", "mllm-msr", "MLLMMSR", "mllm_msr"])
 def test_it_is_found_as_the_paper_writes_it(name):
     assert find_model(name).load() is MLLMMSR
+
+
+# --------------------------------------------------------------------------------- negatives of the first stage's top
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"first_stage": "none"}, "sft_negatives_from: first_stage needs a first_stage, and there is none"),
+        ({"first_stage": None}, "sft_negatives_from: first_stage needs a first_stage, and there is none"),
+        ({"rerank_k": None}, "sft_negatives_from: first_stage draws from the rerank_k best items: give a number"),
+    ],
+)
+@pytest.mark.parametrize("model", ["MLLM-MSR", "TALLRec"])
+def test_hard_negatives_need_a_top_to_come_from(toy_config, model, settings, message):
+    given = {"sft_negatives_from": "first_stage", **settings}
+    config = toy_config(model, **given)
+    with pytest.raises(ConfigError, match=f"^{message}") as raised:
+        config.model_class.requirements(config)
+    assert "\n" not in str(raised.value)
+    untuned = toy_config(model, **given, sft_tuning="none")
+    assert "answering_mllm" in untuned.model_class.requirements(untuned), "nothing is drawn"
+
+
+def test_unknown_sources_of_negatives_are_refused(toy_config):
+    with pytest.raises(
+        ConfigError, match=r"^sft_negatives_from: 'top' is not accepted; give one of uniform, first_sta"
+    ):
+        toy_config("MLLM-MSR", sft_negatives_from="top")
+
+
+@pytest.mark.parametrize("first", ["SASRec", "BPR"])
+def test_it_is_tuned_on_what_its_first_stage_ranks_first(built, monkeypatch, first):
+    """Of a first stage of histories and of one of users: negatives are of its top, and nothing of the user's."""
+    kept = []
+    draw = tuning.training_questions
+    monkeypatch.setattr(tuning, "training_questions", lambda *args: kept.append(draw(*args)) or kept[-1])
+    settings = {"sft_tuning": "full", "sft_examples": 4, "sft_epochs": 1, "sft_negatives": 2, "max_text_tokens": 8}
+    outcome = built(**settings, sft_negatives_from="first_stage", first_stage=first, preference="none")
+    (asked_of,) = kept
+    assert [one.answer for one in asked_of] == [True, False, False] * 4
+    width, model = 10, outcome.model
+    for one in asked_of:
+        fields = {
+            "user_id": torch.tensor([one.user]),
+            "item_id_list": torch.tensor([[*one.history, *[0] * width][:width]]),
+            "item_length": torch.tensor([len(one.history)]),
+        }
+        assert len(one.history) <= width
+        scores = model.first_stage.scores(Interaction(fields))[0]
+        own = model.known_items[model.known_offsets[one.user] : model.known_offsets[one.user + 1]]
+        scores[own] = scores[0] = float("-inf")
+        assert (one.item in own.tolist()) == one.answer
+        assert one.answer or int((scores > scores[one.item]).sum()) < QUICK["rerank_k"]

@@ -14,7 +14,7 @@ from recbole.model.abstract_recommender import AutoEncoderMixin
 from recbole.utils import EvaluatorType, InputType, ModelType
 
 from recbole_mm.config.kinds import FLAG, Kind, choice, is_list_of, is_number, kind_like, number, shown, whole
-from recbole_mm.config.recbole_keys import OF_RECBOLE_MODELS
+from recbole_mm.config.recbole_keys import OF_RECBOLE_MODELS, declared_for
 from recbole_mm.config.schema import Setting
 from recbole_mm.config.settings import SETTINGS
 from recbole_mm.config.split import SplitArguments
@@ -210,6 +210,24 @@ def check_sampling(settings: Any, model_class: type, sequences: bool) -> None:
         raise ConfigError(
             f"train_neg_sample_args: {settings['model']}{loss} learns from pairs of a chosen and a sampled item; give "
             "{distribution: uniform, sample_num: 1}, or leave it out"
+        )
+
+
+def check_sequence_loss(settings: Any) -> None:
+    """Check that a loss of full sequences has full sequences.
+
+    Args:
+        settings: of a run, resolved, as its `Config`.
+
+    Raises:
+        ConfigError: it has none; prefixes are trained on by `loss_type`.
+    """
+    loss = settings["full_sequence_loss"]
+    known = "full_sequence_loss" in declared_for(settings.model_class)
+    if known and loss is not None and not settings["full_sequence"]:
+        raise ConfigError(
+            f"full_sequence_loss: {loss} is a loss of whole sequences: give full_sequence: True as well, or loss_type "
+            "(CE or BPR) alone"
         )
 
 

@@ -1,9 +1,10 @@
-"""What the property files of RecBole 1.2.1 do not tell of its models' settings; tests compare it with its source."""
+"""What the property files of RecBole 1.2.1 do not tell of its models' settings, which tests compare with its source;
+and the settings that we add to some of its models."""
 
 from __future__ import annotations
 
-from recbole_mm.config.kinds import PATH, Kind, choice, or_null
-from recbole_mm.config.schema import Setting
+from recbole_mm.config.kinds import PATH, Kind, choice, number, or_null, size
+from recbole_mm.config.schema import Setting, declared_by, section
 from recbole_mm.utils.paths import expanded
 
 OF_RECBOLE_MODELS: dict[str, Setting] = {
@@ -43,3 +44,59 @@ def unlisted(model_class: type) -> set[str]:
         model_class: RecBole's, or one that is derived from RecBole's.
     """
     return {*_EVERY, *(key for base in model_class.__mro__ for key in _UNLISTED.get(base.__name__, ()))}
+
+
+LOSSES = section(
+    "The loss of full_sequence: True",
+    Setting(
+        "full_sequence_loss",
+        or_null(choice("CE", "BPR", "sampled_softmax", "gbce")),
+        meaning="CE, BPR: RecBole's. sampled_softmax: softmax over the target and n_negatives drawn items. gbce: the "
+        "generalised binary cross-entropy of the same, as in gSASRec. Null: loss_type.",
+    ),
+    Setting(
+        "n_negatives",
+        or_null(size(1)),
+        meaning="sampled_softmax, gbce: negatives of each target, uniform, with repetition. Null: 256, as in gSASRec.",
+    ),
+    Setting(
+        "negatives_of",
+        or_null(choice("target", "batch")),
+        meaning="target: each target draws its own, as in gSASRec. batch: all targets of a batch share them, which is "
+        "less work. Null: target.",
+    ),
+    Setting(
+        "negatives_exclude",
+        or_null(choice("target", "sequence")),
+        meaning="What is never a negative. target: the target itself. sequence: every item of its sequence, as in "
+        "SASRec. Null: target.",
+    ),
+    Setting(
+        "gbce_t",
+        or_null(number(0, 1)),
+        meaning="gbce: calibration, from 0 (plain binary cross-entropy) to 1. Null: 0.75, as in gSASRec.",
+    ),
+)
+
+ADDED: dict[str, tuple[Setting, ...]] = {"SASRec": LOSSES, "GRU4Rec": LOSSES}
+"""Settings of ours that RecBole's classes have here, by the class's name. They are null until they are given, so that
+runs without them are the same runs as ever."""
+
+READ_BY_LOSSES = {
+    "n_negatives": ("sampled_softmax", "gbce"),
+    "negatives_of": ("sampled_softmax", "gbce"),
+    "negatives_exclude": ("sampled_softmax", "gbce"),
+    "gbce_t": ("gbce",),
+}
+"""Settings of a loss -> the losses that read them."""
+
+
+def declared_for(model_class: type) -> dict[str, Setting]:
+    """Settings that a class declares, or that a class of RecBole's is given here; not those given to its bases.
+
+    Args:
+        model_class: of any model.
+    """
+    upstream = model_class.__module__.startswith("recbole.model.")
+    added = ADDED.get(model_class.__name__, ()) if upstream else ()
+    return {**{setting.name: setting for setting in added}, **declared_by(model_class)}

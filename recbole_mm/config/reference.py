@@ -14,6 +14,7 @@ from typing import Any
 
 from recbole_mm.config import properties_dir
 from recbole_mm.config.layers import RECBOLE_PROPERTIES, model_yaml, optional_yaml, sample_settings
+from recbole_mm.config.recbole_keys import ADDED, LOSSES
 from recbole_mm.config.schema import UNSET, Setting, declared_by
 from recbole_mm.config.settings import SETTINGS
 from recbole_mm.config.yaml_settings import read_yaml, write_yaml
@@ -144,8 +145,10 @@ def page() -> str:
         given = {} if path is None else read_yaml(path)
         own = ", ".join(f"`{key}: {written(value)}`" for key, value in given.items())
         parts.append(f"- **{entry.name}**: {own or 'none'}")
+    names = " and ".join(ADDED)
+    parts.append(f"\n### {names}: the loss of whole sequences\n\n{_table(LOSSES, {})}")
     text = "\n".join(part if part.startswith("- ") else f"{part}\n" for part in parts)
-    return text.replace("\n\n\n", "\n\n") + "\n"
+    return text.replace("\n\n\n", "\n\n").rstrip("\n") + "\n"
 
 
 _TITLES = {

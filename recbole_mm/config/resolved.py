@@ -30,6 +30,7 @@ import recbole_mm
 from recbole_mm.config.checks import (
     check_dataset_name,
     check_sampling,
+    check_sequence_loss,
     check_settings,
     normalized,
     settings_of,
@@ -45,8 +46,8 @@ from recbole_mm.config.layers import (
     model_settings,
     properties_dir,
 )
-from recbole_mm.config.recbole_keys import OF_RECBOLE_MODELS, unlisted
-from recbole_mm.config.schema import UNSET, Setting, declared_by
+from recbole_mm.config.recbole_keys import OF_RECBOLE_MODELS, READ_BY_LOSSES, declared_for, unlisted
+from recbole_mm.config.schema import UNSET, Setting
 from recbole_mm.config.settings import DERIVED, NOT_FROM_A_RUN, SETTINGS
 from recbole_mm.config.yaml_settings import SEAL_LINE, parse_argument, plain, read_yaml, write_yaml
 from recbole_mm.errors import ConfigError
@@ -110,7 +111,7 @@ class Config(RecboleConfig):
         }
         self._merge_external_config_dict()
         self.model, self.model_class, self.dataset = self._get_model_and_dataset(model, dataset)
-        self.settings = settings_of(declared_by(self.model_class), *model_settings(self.model, self.model_class))
+        self.settings = settings_of(declared_for(self.model_class), *model_settings(self.model, self.model_class))
         self._load_internal_config_dict(self.model, self.model_class, self.dataset)
         defaults = self.internal_config_dict
         self.cmd_config_dict = _warn_derived(
@@ -128,6 +129,7 @@ class Config(RecboleConfig):
         except (ValueError, TypeError, KeyError, RuntimeError) as error:  # how RecBole refuses a setting
             raise ConfigError(f"RecBole does not accept these settings: {' '.join(str(error).split())}") from error
         check_sampling(self, self.model_class, self._trains_on_full_sequences())
+        check_sequence_loss(self)
         self._warn_without_effect()
         if rule := split_rule(self):
             self.final_config_dict["split_rule"] = rule
@@ -152,7 +154,7 @@ class Config(RecboleConfig):
         declared = {
             **SETTINGS,
             **OF_RECBOLE_MODELS,
-            **declared_by(getattr(self, "model_class", object)),
+            **declared_for(getattr(self, "model_class", object)),
         }
         self.external_config_dict = normalized(given, declared)
 
@@ -184,7 +186,7 @@ class Config(RecboleConfig):
     def known_settings(self) -> set[str]:
         """Names of settings that mean something to this run's model: those of every model, those that its class
         declares, and those that its property files or RecBole name."""
-        known = {*SETTINGS, *declared_by(self.model_class), *self.internal_config_dict, *unlisted(self.model_class)}
+        known = {*SETTINGS, *declared_for(self.model_class), *self.internal_config_dict, *unlisted(self.model_class)}
         return known.union(*self.parameters.values())
 
     def _warn_unknown_keys(self) -> None:
@@ -248,8 +250,18 @@ class Config(RecboleConfig):
         }
         if self.final_config_dict["train_neg_sample_args"]["distribution"] == "none":
             reasons.pop("train_neg_sample_args", None)
+        reasons |= self._unread_of_losses(given)
         for key, reason in reasons.items():
             logger.warning("setting %r has no effect: %s", key, reason)
+
+    def _unread_of_losses(self, given: set[str]) -> dict[str, str]:
+        """Those of the given settings that the loss of full sequences does not read -> why."""
+        loss, declared = self["full_sequence_loss"], declared_for(self.model_class)
+        return {
+            key: f"it is for full_sequence_loss: {' or '.join(losses)}"
+            for key, losses in READ_BY_LOSSES.items()
+            if key in given and key in declared and loss not in losses
+        }
 
     def current_files(self) -> dict[str, dict[str, str]]:
         """What the files of the dataset and of `item_features` hold now: `data_files` and `feature_files`, each name ->
@@ -335,7 +347,7 @@ class Config(RecboleConfig):
         config.model, config.model_class, config.dataset = config._get_model_and_dataset(
             model or final["model"], final["dataset"]
         )
-        config.settings = settings_of(declared_by(config.model_class), {})
+        config.settings = settings_of(declared_for(config.model_class), {})
         config.final_config_dict = final = normalized(final, config.settings)
         check_settings(final, config.settings)
         config._data_root = str(final["data_path"])
@@ -355,7 +367,7 @@ class Config(RecboleConfig):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.settings = settings_of(declared_by(self.model_class), {})
+        self.settings = settings_of(declared_for(self.model_class), {})
 
     def __str__(self) -> str:
         """Every setting by group, without RecBole's colors, which would end up in files."""

@@ -18,6 +18,9 @@ from torch import Tensor
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.cross_entropy import linear_cross_entropy
+from recbole_mm.models.losses import gbce_loss, gbce_power, softmax_of_sample
+from recbole_mm.models.negatives import negatives_of_batch, negatives_of_targets
+from recbole_mm.models.sampled_scores import sampled_scores
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
@@ -95,6 +98,69 @@ class FullSequenceMixin(SequentialRecommender):
         positive = (states * items[targets]).sum(-1)
         negative = (states * items[interaction[NEGATIVES][mask]]).sum(-1)
         return BPRLoss()(positive, negative)
+
+
+SAMPLED_SOFTMAX, GBCE = "sampled_softmax", "gbce"
+N_NEGATIVES, GBCE_T = 256, 0.75
+"""Of sampled losses, where the settings are null: those of gSASRec (Petrov and Macdonald, RecSys 2023)."""
+
+
+class FullSequenceLosses(FullSequenceMixin):
+    """Mixed in front of RecBole's SASRec and GRU4Rec: trains on any of the losses of `full_sequence_loss`.
+
+    CE and BPR are RecBole's. `sampled_softmax` and `gbce` compare each target with `n_negatives` items that are drawn
+    with torch's generator, for each target anew or for the whole batch (`negatives_of`). Null is `loss_type`.
+
+    Raises:
+        ConfigError: there is no other item that could be a negative.
+    """
+
+    def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
+        super().__init__(config, dataset)
+        self.loss_type: str = config["full_sequence_loss"] or self.loss_type
+        self.n_negatives: int = config["n_negatives"] or N_NEGATIVES
+        self.negatives_of: str = config["negatives_of"] or "target"
+        self.negatives_exclude: str = config["negatives_exclude"] or "target"
+        if self.loss_type in (SAMPLED_SOFTMAX, GBCE):
+            if self.n_items < 3:
+                raise ConfigError(f"full_sequence_loss: {self.loss_type} needs a second item to draw as a negative")
+            calibration = GBCE_T if config["gbce_t"] is None else config["gbce_t"]
+            self.gbce_beta = gbce_power(self.n_negatives, self.n_items - 1, calibration)
+
+    @classmethod
+    def wants_negatives(cls, config: Config) -> bool:
+        """Return whether training batches must hold a negative for each target: those of BPR, not of sampled losses."""
+        return (config["full_sequence_loss"] or config["loss_type"]) == "BPR"
+
+    def loss_of_states(self, states: Tensor, interaction: Interaction) -> Tensor | tuple[Tensor, ...]:
+        """Return the loss of `full_sequence_loss` of states (n, d) that have been computed."""
+        if self.loss_type not in (SAMPLED_SOFTMAX, GBCE):
+            return super().loss_of_states(states, interaction)
+        targets, items = interaction[TARGETS][interaction[TARGET_MASK]], self.output_items()
+        positive = (states * items[targets]).sum(-1)
+        negative = self._negative_scores(states, items, *self._excluded(interaction))
+        if self.loss_type == GBCE:
+            return gbce_loss(positive, negative, self.gbce_beta)
+        return softmax_of_sample(positive, negative)
+
+    def _negative_scores(self, states: Tensor, items: Tensor, excluded: Tensor, owners: Tensor) -> Tensor:
+        """Return the scores of drawn negatives (n, k); -inf where one that the batch shares is excluded."""
+        if self.negatives_of == "target":
+            drawn = negatives_of_targets(excluded, owners, self.n_items, self.n_negatives)
+            return sampled_scores(states, items, drawn)
+        drawn = negatives_of_batch(self.n_items, self.n_negatives, states.device)
+        collides = torch.zeros(len(excluded), len(drawn), dtype=torch.bool, device=states.device)
+        for column in excluded.unbind(1):
+            collides |= column.unsqueeze(1) == drawn
+        return (states @ items[drawn].T).masked_fill(collides[owners], float("-inf"))
+
+    def _excluded(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
+        """Return items that are no negatives, 0 for none: (B, m) ids, and the row of them for each target (n,)."""
+        mask, targets = interaction[TARGET_MASK], interaction[TARGETS]
+        if self.negatives_exclude == "target":
+            each = targets[mask]
+            return each.unsqueeze(1), torch.arange(len(each), device=each.device)
+        return torch.cat([interaction[self.ITEM_SEQ], targets], dim=1), mask.nonzero()[:, 0]
 
 
 class FullSequenceFPMC(FullSequenceMixin):

@@ -44,10 +44,63 @@ def sampled_softmax_loss(states: Tensor, positives: Tensor, negatives: Tensor, c
         states: (n, d); positives: vector of each target (n, d); negatives: vectors (k, d).
         collision: bool (n, k), True where a negative is the target itself, which is left out.
     """
-    positive = (states * positives).sum(-1, keepdim=True)
     scores = (states @ negatives.T).masked_fill(collision, float("-inf"))
-    first = torch.zeros(len(states), dtype=torch.long, device=states.device)
-    return F.cross_entropy(torch.cat([positive, scores], dim=1), first)
+    return softmax_of_sample((states * positives).sum(-1), scores)
+
+
+def softmax_of_sample(positive: Tensor, negative: Tensor) -> Tensor:
+    """Return the cross-entropy of each target against a sample of other items, a scalar.
+
+    Where the sample is all other items this is the cross-entropy over all. Scores are not corrected by how likely an
+    item was drawn: uniform negatives are all equally likely.
+
+    Args:
+        positive: scores (n,) of the targets.
+        negative: scores (n, k) of the sample; -inf leaves an item out.
+
+    Example:
+        >>> softmax_of_sample(torch.zeros(2), torch.zeros(2, 3))
+        tensor(1.3863)
+    """
+    first = torch.zeros(len(positive), dtype=torch.long, device=positive.device)
+    return F.cross_entropy(torch.cat([positive.unsqueeze(1), negative], dim=1), first)
+
+
+def gbce_power(negatives: int, items: int, t: float) -> float:
+    """Return beta of the generalised binary cross-entropy (gSASRec, Petrov and Macdonald, RecSys 2023).
+
+    beta = a (t (1 - 1/a) + 1/a), where a is the share of the other items that is drawn, at most 1.
+
+    Args:
+        negatives: drawn for each target.
+        items: number of items, padding not counted; at least 2.
+        t: calibration, from 0 (beta = 1: the plain binary cross-entropy) to 1 (beta = a: calibrated probabilities).
+
+    Example:
+        >>> gbce_power(25, 101, 0.0), gbce_power(25, 101, 1.0), gbce_power(25, 101, 0.5)
+        (1.0, 0.25, 0.625)
+    """
+    share = min(1.0, negatives / (items - 1))
+    return share * (t * (1 - 1 / share) + 1 / share)
+
+
+def gbce_loss(positive: Tensor, negative: Tensor, beta: float) -> Tensor:
+    """Return the generalised binary cross-entropy: -(log sigmoid(s+)^beta + sum log(1 - sigmoid(s-))) / (k + 1).
+
+    Args:
+        positive: logits s+ (n,) of the targets.
+        negative: logits s- (n, k) of sampled items; -inf leaves an item out, which k then does not count.
+        beta: power of the positive probability, see `gbce_power`; 1 is the binary cross-entropy.
+
+    Returns:
+        Mean over the targets, a scalar.
+
+    Example:
+        >>> gbce_loss(torch.zeros(2), torch.zeros(2, 3), 1.0)
+        tensor(0.6931)
+    """
+    count = 1 + (negative > float("-inf")).sum(1)
+    return ((beta * F.softplus(-positive) + F.softplus(negative).sum(1)) / count).mean()
 
 
 def alignment_loss(

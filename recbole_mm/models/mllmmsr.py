@@ -13,7 +13,7 @@ from recbole_mm.llm.encode import DEFAULT_TEXT_TOKENS
 from recbole_mm.llm.model import MLLM
 from recbole_mm.models.answering.model import AnsweringRecommender
 from recbole_mm.models.answering.prompts import PreferencePrompt
-from recbole_mm.models.answering.settings import RANKING
+from recbole_mm.models.answering.settings import NEGATIVES_FROM, RANKING
 from recbole_mm.models.settings import LORA, TUNING
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ SETTINGS = (
             "stated."),
         Setting("sft_negatives", size(1), 1, "Items answered with No for each, drawn from those that the user did not "
             "choose. Paper: 1."),
+        NEGATIVES_FROM,
         Setting("sft_epochs", size(1), 4, "Paper: 10, theirs: 4."),
         Setting("sft_learning_rate", above_zero(), 2e-5, "Of AdamW at its peak. Paper: 2e-5."),
         Setting("sft_warmup_ratio", SHARE, 0.05, "Share of the steps before the peak. Not stated."),

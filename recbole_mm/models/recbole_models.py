@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import normalize, relu
 
-from recbole_mm.models.full_sequence import FullSequenceFPMC, FullSequenceMixin
+from recbole_mm.models.full_sequence import FullSequenceFPMC, FullSequenceLosses
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
@@ -119,7 +119,7 @@ RECBOLE: Mapping[str, Answers] = {
         {"full_sequence_mixin": FullSequenceFPMC},
     ),
     "GCSAN": _row(PADDING, DDP, _PLAIN),
-    "GRU4Rec": _row(PADDING, DDP, _PLAIN, {"full_sequence_mixin": FullSequenceMixin}),
+    "GRU4Rec": _row(PADDING, DDP, _PLAIN, {"full_sequence_mixin": FullSequenceLosses}),
     "GRU4RecF": _row(PADDING, DDP, _PLAIN),
     "HGN": _row(DDP, _dot(_of_sequence_and_user, lambda model: model.item_embedding_for_prediction.weight)),
     "HRM": _row(
@@ -134,7 +134,7 @@ RECBOLE: Mapping[str, Answers] = {
     "S3Rec": _row(
         PADDING, _dot(_s3rec_users, lambda model: model.item_embedding.weight[: model.n_items - 1]), PRETRAINS
     ),
-    "SASRec": _row(PADDING, DDP, _PLAIN, {"full_sequence_mixin": FullSequenceMixin}),
+    "SASRec": _row(PADDING, DDP, _PLAIN, {"full_sequence_mixin": FullSequenceLosses}),
     "SASRecF": _row(PADDING, DDP, _PLAIN),
     "SHAN": _row(_dot(_of_sequence_and_user, _embedding)),
     "SINE": _row(DDP, _PLAIN),

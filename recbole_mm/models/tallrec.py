@@ -17,7 +17,7 @@ from recbole_mm.inputs.reasoning.settings import DEFAULT_DOMAIN
 from recbole_mm.llm.model import MLLM
 from recbole_mm.models.answering.model import AnsweringRecommender
 from recbole_mm.models.answering.prompts import TitlesPrompt
-from recbole_mm.models.answering.settings import RANKING
+from recbole_mm.models.answering.settings import NEGATIVES_FROM, RANKING
 from recbole_mm.models.settings import LORA, TUNING
 from recbole_mm.models.titles import read_titles
 
@@ -49,6 +49,7 @@ SETTINGS = (
         Setting("sft_examples", or_null(size(1)), None, "At most so many of all users' together, drawn; null: all. "
             "Paper: few, 16 to 256 prompts."),
         Setting("sft_negatives", size(1), 1, "Items answered with No for each. Theirs: low ratings are the No."),
+        NEGATIVES_FROM,
         Setting("sft_epochs", size(1), 4, "Theirs: up to 200 over few prompts, the best one kept."),
         Setting("sft_learning_rate", above_zero(), 1e-4, "Of AdamW at its peak. Theirs: 1e-4."),
         Setting("sft_warmup_ratio", SHARE, 0.05, "Share of the steps before the peak. Theirs: 20 steps."),

@@ -84,11 +84,13 @@ def draw_examples(
     targets: Sequence[Target],
     negatives: int,
     seed: int,
+    pools: Sequence[np.ndarray] | None = None,
 ) -> list[Asked]:
     """Questions about each target and about items drawn for it, which its user has nowhere in the training data.
 
-    Negatives are drawn uniformly, without repetition for one target, from the items of all training interactions; a
-    user who has nearly all of them gets fewer. What is drawn for a target does not depend on the other targets.
+    Negatives are drawn uniformly, without repetition for one target, from the items of all training interactions, or
+    from those of its pool; where there are not so many it gets fewer. What is drawn for a target does not depend on the
+    other targets.
 
     Args:
         users: int64 (U,) RecBole's ids, in the order of their tokens.
@@ -98,19 +100,21 @@ def draw_examples(
         targets: the items that are answered with Yes.
         negatives: items with No for each.
         seed: of the draw.
+        pools: for each target the items that its negatives are drawn from, none of them its user's; None: all.
 
     Returns:
         Each target's question, followed by those of its negatives.
     """
     population = np.array(sorted(set(items.tolist()), key=lambda item: item_tokens[item]), dtype=np.int64)
     examples: list[Asked] = []
-    for target in targets:
+    for index, target in enumerate(targets):
         start, end = offsets[target.place], offsets[target.place + 1]
         own = items[start:end]
         user, history = int(users[target.place]), tuple(own[: target.position].tolist())
         examples.append(Asked(user, history, int(own[target.position]), True))
         rng = np.random.default_rng([seed, 1, target.place, target.position])
-        for item in _draw_others(population, set(own.tolist()), negatives, rng):
+        pool, known = (population, set(own.tolist())) if pools is None else (pools[index], set[int]())
+        for item in _draw_others(pool, known, negatives, rng):
             examples.append(Asked(user, history, item, False))
     return examples
 

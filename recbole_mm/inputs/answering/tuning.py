@@ -18,6 +18,7 @@ from recbole_mm.inputs.answering.examples import (
     questions_digest,
     training_targets,
 )
+from recbole_mm.inputs.answering.first_stage import best_others
 from recbole_mm.inputs.answering.prompt import WordedPrompt
 from recbole_mm.llm.answer import resolve_yes_no
 from recbole_mm.llm.finetuning.tuned_model import (
@@ -38,6 +39,7 @@ NOTES = "answering.yaml"
 """Name of the file in a tuned model's folder that says what it was tuned on."""
 
 ANSWER, FULL = "answer", "full"
+UNIFORM, FIRST_STAGE = "uniform", "first_stage"
 LOSSES = (ANSWER, FULL)
 
 OWN_KEYS = {"batch_tokens": "max_tokens_per_batch"}
@@ -53,6 +55,7 @@ class SftSettings(TuningSettings):
     targets: int | None = None
     examples: int | None = None
     negatives: int = 1
+    negatives_from: str = UNIFORM
     epochs: int = 4
     learning_rate: float = 2e-5
 
@@ -71,15 +74,20 @@ def training_questions(dataset: MultimodalDataset, settings: SftSettings) -> lis
     """The questions that the model is fine-tuned on, drawn from training interactions alone.
 
     Args:
-        dataset: loaded and not yet split.
-        settings: how many, and the seed of the draw.
+        dataset: loaded and not yet split; with the first stage among its inputs, if negatives are drawn from its top.
+        settings: how many, where negatives come from, and the seed of the draw.
 
     Raises:
         DataError: no user has two training interactions, or there is no item that a user has not chosen.
     """
     users, items, offsets = dataset.user_histories()
+    tokens = dataset.item_tokens()
     targets = training_targets(offsets, settings.targets, settings.examples, settings.seed)
-    asked = draw_examples(users, items, offsets, dataset.item_tokens(), targets, settings.negatives, settings.seed)
+    pools = None
+    if settings.negatives_from == FIRST_STAGE:
+        first, config = dataset.inputs.first_stage, dataset.config
+        pools = best_others(first, config, users, items, offsets, tokens, targets, config["rerank_k"])
+    asked = draw_examples(users, items, offsets, tokens, targets, settings.negatives, settings.seed, pools)
     if not targets or all(one.answer for one in asked):
         lacking = "an item that some user has not chosen" if targets else "a user with two training interactions"
         raise DataError(f"fine-tuning to answer needs {lacking}, and there is none: set sft_tuning: none")

@@ -79,8 +79,10 @@ class AnsweringRecommender(RerankingRecommender):
         """Return the inputs of the prompt, and the LLM that answers.
 
         Raises:
-            ConfigError: answers are to be written by the template backend.
+            ConfigError: answers are to be written by the template backend, or negatives of fine-tuning are to come
+                from a first stage, and there is none.
         """
+        check_negatives(config)
         if config["answers"] == WRITTEN and config["text_backend"] == "template":
             raise ConfigError("answers: written needs an LLM that writes: set text_backend to hf or openai")
         return (*cls.prompt_inputs(config), "answering_mllm" if config["answers"] == SCORED else "answer_writer")
@@ -169,3 +171,18 @@ class AnsweringRecommender(RerankingRecommender):
     def never_changes(name: str) -> bool:
         """Return whether a weight of this name is the LLM's."""
         return name.startswith(FROZEN)
+
+
+def check_negatives(config: Config) -> None:
+    """Check that there is a first stage with a top where negatives of fine-tuning come from it.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    tuned = config["answers"] == SCORED and config["sft_tuning"] != "none"
+    if not tuned or config["sft_negatives_from"] != "first_stage":
+        return
+    if config["first_stage_path"] is None and str(config["first_stage"] or "none").lower() == "none":
+        raise ConfigError("sft_negatives_from: first_stage needs a first_stage, and there is none: name a model as it")
+    if config["rerank_k"] is None:
+        raise ConfigError("sft_negatives_from: first_stage draws from the rerank_k best items: give a number, not null")

@@ -8,6 +8,11 @@ from recbole_mm.config.settings import SETTINGS as SHARED
 from recbole_mm.models.settings import WORDS
 
 # fmt: off
+NEGATIVES_FROM = Setting("sft_negatives_from", choice("uniform", "first_stage"), "uniform", "uniform: of all items of "
+    "training interactions. first_stage: of the rerank_k that the first stage ranks first behind the same history. "
+    "Not stated.")
+"""Where the negatives of fine-tuning come from."""
+
 RANKING = (
     *section("Ranking",
         Setting("answers", choice("scored", "written"), "scored", "scored: p(yes) / (p(yes) + p(no)). written: what an "

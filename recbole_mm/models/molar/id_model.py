@@ -102,7 +102,8 @@ def build_trained_id_model(config: Config, dataset: MultimodalDataset, run: Fini
 def _built(config: Config, dataset: MultimodalDataset, name: str, settings: Mapping[str, Any]) -> Any:
     if name in ("SASRec", "DuoRec"):
         check_encoder("id_model_config", settings["hidden_size"], settings)
-    return full_sequence_class(ID_MODELS[name])(Overlay(config, settings), dataset)
+    own = {**settings, "full_sequence_loss": None}  # its loss is the loss_type of these settings
+    return full_sequence_class(ID_MODELS[name])(Overlay(config, own), dataset)
 
 
 def wants_negatives(config: Config) -> bool:
