@@ -23,7 +23,7 @@ from recbole_mm.config.kinds import (
 )
 from recbole_mm.config.schema import Setting, like, section
 from recbole_mm.config.settings import SETTINGS as SHARED
-from recbole_mm.models.settings import LORA, TUNING
+from recbole_mm.models.settings import FUSION_WEIGHT, LORA, TUNING
 
 _OBJECTIVES = ("IT", "SA", "UB")
 OBJECTIVES = replace(
@@ -95,6 +95,8 @@ SETTINGS = (
             "MLLM, as in the paper."),
         Setting("score", choice("content", "id", "fused"), "fused", "What ranks items: content (E_u against item "
             "vectors), id, or fused (their sum). Not stated."),
+        Setting("fusion_weight", FUSION_WEIGHT, 0.5, "fused: w * content + (1 - w) * id ranks items, 0.5 their sum. "
+            "valid: w is chosen on validation, 0 and 1 included. Losses see the sum all the same. Not stated."),
         Setting("similarity", choice("dot", "cosine"), "dot", "Score of E_u and an item: dot, or cosine over a learned "
             "temperature, 0.07 at first. Not stated.")),
     *section("What reads the item vectors of a history (DUEG, Figure 3)",
