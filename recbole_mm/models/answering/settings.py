@@ -23,8 +23,8 @@ RANKING = (
         Setting("rerank_k", or_null(size(1)), 50, "So many items of each user are asked about in full ranking; null: "
             "every item. Sampled ranking asks about all."),
         Setting("fusion_weight", FUSION_WEIGHT, 1.0, "What ranks the items that are asked about: w * p(yes) + (1 - w) "
-            "* their first stage's scores, scaled to 0 to 1. 1: p(yes) alone. valid: w is chosen on validation, 0 and 1 "
-            "included. Not in the paper.")),
+            "* their first stage's scores, scaled to 0 to 1. 1: p(yes) alone. valid: w is chosen on validation, 0 and "
+            "1 included. Not in the paper.")),
     *section("There is nothing left to train in RecBole's loop: one pass, which validates (eval_step: 0 leaves that "
         "out, half the cost)",
         SHARED["epochs"].but(1, "More change nothing. The epochs of fine-tuning are sft_epochs."),
