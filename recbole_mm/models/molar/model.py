@@ -282,6 +282,8 @@ def check_together(config: Config) -> None:
             f"{config['score']}"
         )
     check_fusion(config)
+    if config["dueg_layers"] is not None and config["dueg"] != "mllm":
+        raise ConfigError(f"dueg_layers cuts the decoder of dueg: mllm, and this is dueg: {config['dueg']}")
     pretrained = config["id_model_training"] == "pretrained"
     if pretrained and without:
         raise ConfigError("id_model_training: pretrained needs an id_model")
