@@ -94,6 +94,6 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 
 def test_a_checkpoint_that_says_nothing_is_refused(toy_settings):
     with pytest.raises(
-        ConfigError, match="mllm_pooling: checkpoint: .* has no modules.json that tells how it is pooled"
+        ConfigError, match=r"mllm_pooling: checkpoint: .* has no modules\.json that tells how it is pooled"
     ):
         recbole_mm.run("Molar", "toy", config_dict={**toy_settings, "mllm_pooling": "checkpoint"})
