@@ -215,6 +215,7 @@ def test_molars_weight_validates_best_and_comes_back_with_the_run(toy_settings, 
     again = load(run.run_dir)
     assert again.model.fusion.value == chosen
     assert torch.equal(scores_of(again), scores_of(run))
+    assert again.chosen == run.chosen == f"fusion_weight: {chosen:g}"
     assert again.best_valid_result == run.best_valid_result
     scores = validated(make_trainer(again.config, again.model, tmp_path / "again"), again.model, again.splits.valid)
     assert scores[0.5] == plain.best_valid_result["ndcg@10"]

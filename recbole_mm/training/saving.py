@@ -90,13 +90,6 @@ class SavingLoop(TrainingLoop):
             save_tree(self.checkpoint_file, state, {"model": name, "epoch": str(epoch_idx)})
             previous.unlink(missing_ok=True)
 
-    def _save_best_weights_again(self) -> None:
-        """Write the model's weights in the place of the best ones, of which they are what was completed."""
-        known = read_metadata(self.saved_model_file)
-        known |= {"valid_score": str(self.best_valid_score)}
-        save_tree(self.run_dir / NEXT_WEIGHTS, model_tree(self.model, self._watch), known)
-        os.replace(self.run_dir / NEXT_WEIGHTS, self.saved_model_file)
-
     def _progress_tree(self, epoch_idx: int, train_data: Any) -> dict[str, Any]:
         return {
             "model": str(self.config["model"]),

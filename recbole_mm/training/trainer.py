@@ -19,8 +19,8 @@ from torch import nn
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.pop import Pop
 from recbole_mm.training.checkpoint import PathLike
+from recbole_mm.training.choosing import ChoosingLoop
 from recbole_mm.training.loop import ADVICE, DivergedError, TrainingLoop
-from recbole_mm.training.saving import SavingLoop
 from recbole_mm.training.schedule import LearningRateSchedule, lr_schedule
 from recbole_mm.training.state import interrupts_held, load_weights
 from recbole_mm.utils.log import COMPACT, LONG
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 Callback = Callable[[int, float], None]
 
 
-class TrainerMixin(SavingLoop):
+class TrainerMixin(ChoosingLoop):
     """`fit` and `evaluate` over any RecBole trainer class; build one with `make_trainer`.
 
     Attributes:
@@ -42,7 +42,7 @@ class TrainerMixin(SavingLoop):
             continues the sums, without the part of an epoch that was lost.
         last_struct: what RecBole's metrics were computed from in the last evaluation.
 
-    The attributes of `SavingLoop` and of RecBole's `Trainer` are inherited.
+    The attributes of `ChoosingLoop`, of `SavingLoop` and of RecBole's `Trainer` are inherited.
     """
 
     def __init__(self, config: Config, model: nn.Module, run_dir: PathLike) -> None:
@@ -259,51 +259,6 @@ class TrainerMixin(SavingLoop):
         if improved:
             self.best_valid_result = result
         return improved
-
-    def _choices(self, valid_data: Any) -> Mapping[str, Any]:
-        """Return what the model leaves to the validation.
-
-        Raises:
-            ConfigError: nothing is validated.
-        """
-        choices = self.hooks.validation_choices(self.model)
-        if choices and not (valid_data and self.eval_step > 0):
-            raise ConfigError(f"{next(iter(choices))} or another is to be chosen on validation, and there is none")
-        if choices and not self.hooks.is_trainable:  # so its one epoch does not change what it scores by
-            self.hooks.take_choice(self.model, next(iter(choices.values())), last=False)
-        return choices
-
-    def _choose(self, choices: Mapping[str, Any], valid_data: Any, saved: bool) -> None:
-        """Have the model take what validates best with the best weights, and save it with them.
-
-        Args:
-            choices: from `_choices`.
-            valid_data: as for `fit`.
-            saved: the best weights are in the run's folder; else the model is taken as it is.
-        """
-        start = time.perf_counter()
-        if saved:
-            self._load_best_weights()
-        found = []
-        for value in choices.values():
-            self.hooks.take_choice(self.model, value, last=False)
-            found.append(self._valid_epoch(valid_data, show_progress=self._show_progress))
-        scores = [score if self.valid_metric_bigger else -score for score, _ in found]
-        best = scores.index(max(scores))
-        self.hooks.take_choice(self.model, list(choices.values())[best], last=True)
-        self.best_valid_score, self.best_valid_result = found[best]
-        self.timings["eval_seconds"] += time.perf_counter() - start
-        if saved:
-            with interrupts_held():
-                self._save_best_weights_again()
-        if self._verbose:
-            metric, names = self.config["valid_metric"].lower(), list(choices)
-            logger.info("%s, chosen on validation: %s %.6f", names[best], metric, found[best][0], extra=COMPACT)
-            tried = ", ".join(f"{name} {metric} {score:.6f}" for name, (score, _) in zip(names, found))
-            logger.info("tried on validation: %s", tried, extra=LONG)
-
-    def _load_best_weights(self) -> None:
-        load_weights(self.model, self.saved_model_file)
 
     # --------------------------------------------------------------- evaluate
 
