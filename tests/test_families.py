@@ -25,7 +25,7 @@ from transformers.models.mllama.processing_mllama import MllamaProcessor
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 
-from recbole_mm.errors import ModelLoadError
+from recbole_mm.errors import ConfigError, ModelLoadError
 from recbole_mm.llm.encode import ItemEncoder
 from recbole_mm.llm.families import FAMILIES, family_class
 from recbole_mm.llm.family import Part, PreparedInput
