@@ -67,7 +67,7 @@ def test_settings_come_before_what_the_checkpoint_says(tmp_path):
             {"pooling": {"pooling_mode_mean_tokens": True, "pooling_mode_lasttoken": True}},
             "it is pooled by pooling_mode_mean_tokens, pooling_mode_lasttoken",
         ),
-        ({"modules": (TRANSFORMER, POOLING, {"type": "sentence_transformers.models.Dense"})}, "its part 'Dense' is not"),
+        ({"modules": (TRANSFORMER, POOLING, {"type": "sentence_transformers.models.Dense"})}, "part 'Dense' is not"),
         ({"modules": (TRANSFORMER,)}, "modules.json names no Pooling"),
         ({"modules": (TRANSFORMER, {**POOLING, "path": "../x"})}, r"modules.json names '../x', outside of its folder"),
         ({"modules": (3,)}, "its part 3 is not known"),
