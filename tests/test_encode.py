@@ -22,6 +22,7 @@ from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.llm.encode import STAGE, ItemEncoder, encode_items
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.pooling import Pooling
 from recbole_mm.llm.prompts import ItemPrompt
 from recbole_mm.llm.tiny import build_tiny
 from recbole_mm.utils.prefetch import prefetch
@@ -230,6 +231,67 @@ def test_half_precision_weights_give_float32_vectors(mllm: MLLM, encoder: ItemEn
     assert half.dtype == np.float32
     full = encoder.encode(record)
     assert 0 < np.abs(half - full).max() < 0.2 * np.abs(full).max()
+
+
+@pytest.mark.parametrize("instruction", ["", "A product: "])
+def test_vectors_of_the_last_token_and_of_the_mean_are_those_of_a_plain_pass(mllm: MLLM, instruction: str) -> None:
+    records = [Record(f"i{row}", sentence(row, 3 + 9 * row), None) for row in range(4)]
+    ids = [torch.tensor([mllm.token_ids(instruction + record.text)]) for record in records]
+    with torch.inference_mode():
+        states = [mllm.model(input_ids=each).last_hidden_state[0] for each in ids]
+    skipped = len(mllm.token_ids(instruction)) if instruction else 0
+    expected = {
+        Pooling("last", instruction): [each[-1] for each in states],
+        Pooling("mean", instruction): [each.mean(0) for each in states],
+        Pooling("mean", instruction, counts_instruction=False): [each[skipped:].mean(0) for each in states],
+        Pooling("last", instruction, normalize=True): [each[-1] / each[-1].norm() for each in states],
+    }
+    for pooling, vectors in expected.items():
+        encoder = ItemEncoder(mllm, image_pixels=PIXELS, pooling=pooling)
+        close(encoder.encode(records), torch.stack(vectors).numpy())
+
+
+@pytest.mark.parametrize("pooling", [Pooling("last"), Pooling("mean"), Pooling("cur_item", "A product: ")])
+def test_pooled_vectors_do_not_depend_on_their_batch_and_read_images(mllm: MLLM, pooling: Pooling) -> None:
+    encoder = ItemEncoder(mllm, image_pixels=PIXELS, tokens_per_batch=1000, pooling=pooling)
+    records = make_records(12)
+    together = encoder.encode(records)
+    close(together, np.concatenate([encoder.encode([record]) for record in records]))
+    text = "a golden castle"
+    pictures = encoder.encode([Record("a", text, picture(1)), Record("b", text, picture(2)), Record("c", text, None)])
+    assert np.linalg.norm(pictures[:, None] - pictures[None], axis=-1)[~np.eye(3, dtype=bool)].min() > 1e-3
+
+
+def test_the_first_layers_alone_are_those_of_the_whole_model(mllm: MLLM) -> None:
+    """The state after one layer and the final norm, by transformers' own `output_hidden_states`."""
+    record = Record("a", sentence(1, 12), None)
+    whole, first = (ItemEncoder(mllm, image_pixels=PIXELS, layers=layers) for layers in (None, 1))
+    ids = torch.from_numpy(whole.prepare(record).ids)[None]
+    with torch.inference_mode():
+        inner = mllm.model(input_ids=ids, output_hidden_states=True).hidden_states[1][0, -1]
+        expected = mllm.family.decoder(mllm.model).norm(inner)
+    close(first.encode([record])[0], expected.numpy())
+    assert len(mllm.family.decoder(mllm.model).layers) == 2, "the model that it was cut from is left as it is"
+    close(ItemEncoder(mllm, image_pixels=PIXELS, layers=2).encode([record]), whole.encode([record]))
+    weights = {weight.data_ptr() for weight in mllm.model.parameters()}
+    assert all(weight.data_ptr() in weights for weight in first.mllm.model.parameters()), "nothing is copied"
+    for layers in (0, 3):
+        with pytest.raises(ConfigError, match="mllm_layers: the LLM has 2 layers; give 1 to 2, or null for all"):
+            ItemEncoder(mllm, layers=layers)
+
+
+def test_keys_tell_layers_and_pooling_and_stay_as_they_were_without(mllm: MLLM) -> None:
+    usual = ItemEncoder(mllm, image_pixels=PIXELS)
+    assert usual.parameters.keys() == {"recipe", "image_pixels", "max_text_tokens", "precision"}
+    assert usual.key("f") == ItemEncoder(mllm, image_pixels=PIXELS, pooling=Pooling()).key("f")
+    poolings = [Pooling("last"), Pooling("mean"), Pooling("mean", "x"), Pooling("mean", "x", False)]
+    poolings += [Pooling("last", normalize=True), Pooling("cur_item", "x")]
+    others = [ItemEncoder(mllm, image_pixels=PIXELS, pooling=pooling).key("f") for pooling in poolings]
+    others += [ItemEncoder(mllm, image_pixels=PIXELS, layers=layers).key("f") for layers in (1, 2)]
+    assert len({usual.key("f"), *others}) == 9
+    outline = load_mllm(mllm.name, without_weights=True)
+    cut = {"image_pixels": PIXELS, "layers": 1, "pooling": Pooling("mean")}
+    assert ItemEncoder(outline, **cut).key("f") == ItemEncoder(mllm, **cut).key("f")
 
 
 # --- batches and threads ---------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from transformers.models.mllama.processing_mllama import MllamaProcessor
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 
-from recbole_mm.errors import ModelLoadError
+from recbole_mm.errors import ConfigError, ModelLoadError
 from recbole_mm.llm.encode import ItemEncoder
 from recbole_mm.llm.families import FAMILIES, family_class
 from recbole_mm.llm.family import Part, PreparedInput
@@ -331,6 +331,38 @@ def test_states_do_not_depend_on_batch_mates_or_padding(mllm: MLLM, headed: MLLM
         left = mllm.family.collate(items, CPU, side="left")
         close(mllm.model(**left, use_cache=False).last_hidden_state[:, -1], alone, atol=1e-5)
     assert (alone[:, None] - alone[None]).norm(dim=-1)[~torch.eye(len(items), dtype=torch.bool)].min() > 0.1
+
+
+def test_means_are_those_of_the_states_whatever_shares_the_batch(mllm: MLLM) -> None:
+    items = [prepared(mllm, prompt) for prompt in PROMPTS]
+    with torch.inference_mode():
+        for skipped in (0, 1):
+            together = mllm.mean_hidden_states(items, skipped)
+            for item, mean in zip(items, together):
+                batch = mllm.family.collate([item], CPU)
+                states = mllm.family.base(mllm.model)(**batch, use_cache=False).last_hidden_state[0]
+                close(mean, states[skipped:].mean(0), atol=1e-5)
+
+
+def test_first_layers_read_items_and_histories_alike(mllm: MLLM) -> None:
+    cut, stack, present = mllm.first_layers(1, "x"), mllm.text_stack(1), len(mllm.family.decoder(mllm.model).layers)
+    assert [len(each.layers) for each in (cut.family.decoder(cut.model), stack.decoder)] == [1, 1]
+    items = [prepared(mllm, prompt) for prompt in PROMPTS]
+    text = prepared(mllm, ["a red shoe"])
+    ids = torch.from_numpy(text.ids)[None]
+    length = ids.shape[1]
+    causal = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+    with torch.inference_mode():
+        words = mllm.model.get_input_embeddings()(ids)
+        read = stack(words, causal, torch.arange(length)[None]).last_hidden_state[0, -1]
+        close(read, cut.last_hidden_states([text])[0], atol=1e-5)
+        close(cut.last_hidden_states(items), torch.cat([cut.last_hidden_states([item]) for item in items]), atol=1e-5)
+        whole = mllm.last_hidden_states(items)
+        close(mllm.first_layers(present, "x").last_hidden_states(items), whole, atol=1e-6)
+        assert (cut.last_hidden_states(items) - whole).abs().max() > 1e-3
+    for asked in (0, present + 1):
+        with pytest.raises(ConfigError, match=f"x: the LLM has {present} layers; give 1 to {present}, or null"):
+            mllm.text_stack(asked, "x")
 
 
 def test_half_precision_is_near(folder: Path, mllm: MLLM) -> None:

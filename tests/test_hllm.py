@@ -203,11 +203,12 @@ def item_llm(mllm, batch_tokens: int = 16384, **settings) -> ItemLLM:
     return ItemLLM(mllm, *tokenize_items(Items(TEXTS), mllm, 256), batch_tokens, **settings)
 
 
-def test_untrained_item_llm_gives_the_frozen_vectors(mllm):
+@pytest.mark.parametrize("layers", [None, 1])
+def test_untrained_item_llm_gives_the_frozen_vectors(mllm, layers):
     """Which also holds it against transformers' own pass: the encoder's vectors are tested against that."""
-    frozen = ItemEncoder(mllm).encode([Items(TEXTS)[i] for i in (1, 2, 4)])
+    frozen = ItemEncoder(mllm, layers=layers).encode([Items(TEXTS)[i] for i in (1, 2, 4)])
     with torch.no_grad():
-        trained = item_llm(mllm)(torch.tensor([1, 2, 4]))
+        trained = item_llm(mllm, layers=layers)(torch.tensor([1, 2, 4]))
     torch.testing.assert_close(trained, torch.from_numpy(frozen), atol=1e-4, rtol=1e-4)
 
 

@@ -167,6 +167,45 @@ def test_lora_dueg_starts_as_the_decoder_and_trains_its_adapter_alone(toy_settin
     }
 
 
+@pytest.mark.parametrize("tuning", ["full", "lora", "frozen"])
+def test_the_first_layers_of_the_decoder_alone_read_the_users(built, tuning):
+    whole = built(dueg_tuning=tuning)
+    cut = built(dueg_tuning=tuning, dueg_layers=1)
+    layers = [len(each.model.dueg.text_stack.decoder.layers) for each in (whole, cut)]
+    assert layers == [2, 1]
+    theirs, mine = (each.model.dueg.text_stack.state_dict() for each in (whole, cut))
+    kept = {name for name in mine if ".lora_" not in name}
+    assert kept < theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in kept), "pretrained weights are kept"
+    items = torch.randn(2, 4, 128, generator=torch.Generator().manual_seed(3))
+    dueg = cut.model.dueg.eval()
+    with torch.no_grad():
+        together = dueg.all_prefixes(items)
+        for n in range(1, 5):
+            sequence = torch.cat([items[:, :n], dueg.user_token.expand(2, 1, -1)], dim=1)
+            causal = torch.ones(n + 1, n + 1, dtype=torch.bool).tril().expand(2, 1, -1, -1)
+            alone = dueg.text_stack(sequence, causal, torch.arange(n + 1).expand(2, -1)).last_hidden_state[:, -1]
+            torch.testing.assert_close(together[:, n - 1], alone, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(whole.model.dueg.eval().all_prefixes(items), together)
+
+
+@pytest.mark.parametrize("setting", ["dueg_layers", "mllm_layers"])
+def test_more_layers_than_there_are_is_one_line(built, setting):
+    with pytest.raises(ConfigError, match=f"{setting}: the LLM has 2 layers; give 1 to 2, or null for all"):
+        built(**{setting: 3})
+
+
+@pytest.mark.parametrize(
+    "settings", [{"mllm_layers": 1}, {"mllm_pooling": "mean"}, {"mllm_pooling": "last", "mllm_instruction": "Item: "}]
+)
+def test_how_items_are_encoded_changes_their_vectors_and_not_the_dueg(built, settings):
+    usual, other = built(), built(**settings)
+    assert abs(usual.dataset.inputs.item_vectors - other.dataset.inputs.item_vectors)[1:].max() > 1e-3
+    theirs, mine = (each.model.dueg.text_stack.state_dict() for each in (usual, other))
+    assert theirs.keys() == mine.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
 @pytest.mark.parametrize("modalities", [["image"], ["text"]])
 def test_modalities_change_the_vectors(built, modalities):
     both = built().dataset.inputs.item_vectors

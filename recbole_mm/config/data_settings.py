@@ -22,6 +22,7 @@ from recbole_mm.config.kinds import (
     is_name,
     is_number,
     is_whole,
+    layers,
     list_of,
     listed,
     number,
@@ -236,7 +237,14 @@ TEXTS = of_group("texts", "texts written by an LLM",
 OF_FEATURES = (
     *of_group("mllm", "what an LLM reads of an item, for the models and entries of item_features that ask one",
     Setting("mllm_image_pixels", or_null(whole(1)), meaning="Bound on an image's pixels after resizing; families that "
-            "read tiles take at least one."),),
+            "read tiles take at least one."),
+    Setting("mllm_layers", or_null(layers(1)), meaning="Encode items with the first so many layers of the LLM, weights "
+            "kept. Null: all."),
+    Setting("mllm_pooling", choice("cur_item", "last", "mean", "checkpoint", None), meaning="Where an item's "
+            "vector is read. cur_item: the state at [Cur_Item], after a wording. last, mean: of the item alone, for "
+            "embedding models. checkpoint: as its 1_Pooling says. Null: cur_item."),
+    Setting("mllm_instruction", or_null(replace(_NOT_BLANK, words="a text")), meaning="A text before each item, "
+            "as some embedding models want it. Null: none, or that of the checkpoint with mllm_pooling: checkpoint.")),
     *of_group("model", "what an LLM reads of an item, for the models and entries of item_features that ask one",
     Setting("max_text_tokens", or_null(whole(1)), meaning="Longer item texts are cut. Null: 256."),
     Setting("item_text", or_null(choice("fused", "image", "text")), meaning="What is encoded of an item. fused: "

@@ -14,6 +14,7 @@ from recbole_mm.llm.encode import DEFAULT_TEXT_TOKENS, ItemEncoder, encode_items
 from recbole_mm.llm.encode_remote import carried_encoding
 from recbole_mm.llm.item_tokens import tokenize_items
 from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.pooling import pooling_of
 
 
 class MLLMVectors:
@@ -27,9 +28,19 @@ class MLLMVectors:
         self.context, self.config = context, context.config
 
     def encoder(self, mllm: MLLM) -> ItemEncoder:
-        """Returns the encoder of items, whose keys need no weights of the model."""
+        """Returns the encoder of items, whose keys need no weights of the model.
+
+        Raises:
+            ConfigError: settings of the vectors that do not fit the model.
+        """
         max_text_tokens = self.config["max_text_tokens"] or DEFAULT_TEXT_TOKENS
-        return ItemEncoder(mllm, image_pixels=self.config["mllm_image_pixels"], max_text_tokens=max_text_tokens)
+        return ItemEncoder(
+            mllm,
+            image_pixels=self.config["mllm_image_pixels"],
+            max_text_tokens=max_text_tokens,
+            layers=self.config["mllm_layers"],
+            pooling=pooling_of(self.config["mllm_pooling"], self.config["mllm_instruction"], mllm),
+        )
 
     def plan(self, content: ItemContent, name: str) -> PlannedStage:
         """Returns the stage of encoding all items.

@@ -14,13 +14,15 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from recbole_mm.artifacts.executor import Executor, RemoteWork
 from recbole_mm.artifacts.fill import fill, require_finite
 from recbole_mm.artifacts.store import Store, artifact_key
-from recbole_mm.llm.family import Part, PreparedInput
+from recbole_mm.llm.family import Part, PreparedInput, closing_tokens
 from recbole_mm.llm.loading import has_bfloat16
 from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.pooling import CUR_ITEM, MEAN, Pooling
 from recbole_mm.llm.prompts import ItemPrompt
 from recbole_mm.utils.prefetch import prefetch
 
@@ -92,9 +94,12 @@ class ItemEncoder:
         tokens_per_batch: decoder tokens (with padding) plus image patches of a batch. Bounds memory.
         autocast: compute float32 weights in bfloat16 on a GPU that has it.
         threads: that read, decode and tokenize items ahead of the model; None takes one per core, at most 8.
+        layers: encode with the first so many layers of the decoder; None takes all.
+        pooling: where the vector is read; None: at `[Cur_Item]`.
 
     Raises:
         ValueError: a bound is too small to hold anything.
+        ConfigError: the decoder has not so many layers.
 
     Example:
         >>> encoder = ItemEncoder(load_mllm(build_tiny(texts, folder)), image_pixels=112 * 112)  # doctest: +SKIP
@@ -111,8 +116,12 @@ class ItemEncoder:
         tokens_per_batch: int = DEFAULT_BATCH_TOKENS,
         autocast: bool = True,
         threads: int | None = None,
+        layers: int | None = None,
+        pooling: Pooling | None = None,
     ) -> None:
-        self.mllm = mllm
+        self.mllm = mllm if layers is None else mllm.first_layers(layers, "mllm_layers")
+        self.layers = layers
+        self.pooling = pooling or Pooling()
         self.prompt = prompt or ItemPrompt()
         self.image_pixels = mllm.family.bound(image_pixels)
         self.max_text_tokens = int(max_text_tokens)
@@ -125,6 +134,8 @@ class ItemEncoder:
             (image, text): mllm.token_ids(f"\n{self.prompt.instruction(image, text)}")
             for image, text in ((True, True), (True, False), (False, True))
         }
+        self._instruction = mllm.token_ids(self.pooling.instruction) if self.pooling.instruction else []
+        self._closing = closing_tokens(mllm.tokenizer) if self.pooling.kind != CUR_ITEM else []
         self.texts_cut = 0
         """Texts that were longer than `max_text_tokens` and so were cut."""
         self._counting = threading.Lock()
@@ -142,6 +153,8 @@ class ItemEncoder:
             "image_pixels": self.image_pixels,
             "max_text_tokens": self.max_text_tokens,
             "precision": precision,
+            **({} if self.layers is None else {"layers": self.layers}),
+            **self.pooling.parameters,
         }
 
     def key(self, fingerprint: str) -> str:
@@ -155,13 +168,24 @@ class ItemEncoder:
         text = (record.text or "").strip()
         if record.image is None and not text:
             return None
-        words = self.mllm.token_ids(text) if text else []
-        if len(words) > self.max_text_tokens:
+        if record.image is None:  # the instruction and the text are one text
+            parts: list[Part] = []
+            words = self._words(self.pooling.instruction + text, len(self._instruction))
+        else:
+            parts = [*([self._instruction] if self._instruction else []), record.image]
+            words = self._words(text, 0) if text else []
+        if self.pooling.kind == CUR_ITEM:
+            words = [*words, *self._instructions[record.image is not None, bool(text)], self.mllm.cur_item_id]
+        words = [*words, *self._closing]
+        return self.mllm.family.prepare([*parts, words] if words else parts, self.image_pixels)
+
+    def _words(self, text: str, before: int) -> list[int]:
+        """Token ids of a text, cut where it is longer than `max_text_tokens` and the tokens `before` it."""
+        words = self.mllm.token_ids(text)
+        if len(words) > self.max_text_tokens + before:
             with self._counting:
                 self.texts_cut += 1
-        words = [*words[: self.max_text_tokens], *self._instructions[record.image is not None, bool(text)]]
-        parts: list[Part] = [] if record.image is None else [record.image]
-        return self.mllm.family.prepare([*parts, [*words, self.mllm.cur_item_id]], self.image_pixels)
+        return words[: self.max_text_tokens + before]
 
     def compute(self, items: Sequence[Pending]) -> list[np.ndarray]:
         """Vectors of one batch, in order.
@@ -212,7 +236,7 @@ class ItemEncoder:
             context = torch.autocast(self.mllm.device.type, dtype=torch.bfloat16)
         try:
             with context:
-                return self.mllm.last_hidden_states(items).float().cpu().numpy()
+                return self._states(items).float().cpu().numpy()
         except torch.cuda.OutOfMemoryError:
             if len(items) == 1:
                 raise
@@ -220,13 +244,24 @@ class ItemEncoder:
         half = len(items) // 2
         return np.concatenate([self._forward(items[:half]), self._forward(items[half:])])
 
+    def _states(self, items: Sequence[PreparedInput]) -> torch.Tensor:
+        """(items, hidden), where and how `pooling` reads them."""
+        if self.pooling.kind == MEAN:
+            opening = self.mllm.family.bos_token_id is not None
+            skipped = 0 if self.pooling.counts_instruction else len(self._instruction) + opening
+            states = self.mllm.mean_hidden_states(items, skipped)
+        else:
+            states = self.mllm.last_hidden_states(items)
+        return F.normalize(states.float(), dim=-1) if self.pooling.normalize else states
+
     # --- many items --------------------------------------------------------------------------------------------------
 
     @property
     def _items_per_part(self) -> int:
         """So many items are within `tokens_per_batch`, however long their texts and large their images."""
         image = self.mllm.family.image_cost(self.image_pixels)
-        longest = self.max_text_tokens + max(map(len, self._instructions.values())) + image + SPECIAL_TOKENS
+        around = max(map(len, self._instructions.values())) + len(self._instruction) + SPECIAL_TOKENS
+        longest = self.max_text_tokens + around + image
         return max(1, self.tokens_per_batch // longest)
 
     def batches(

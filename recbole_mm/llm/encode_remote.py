@@ -16,6 +16,7 @@ from recbole_mm.errors import ModelLoadError
 from recbole_mm.llm.encode import ItemEncoder
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.pooling import Pooling
 from recbole_mm.llm.pretrained import check_identity, published
 from recbole_mm.llm.prompts import ItemPrompt
 from recbole_mm.utils.prefetch import prefetch
@@ -64,6 +65,8 @@ class EncodeRecipe:
     tokens_per_batch: int
     autocast: bool
     precision: str
+    layers: int | None = None
+    pooling: Pooling | None = None
 
     def open(self, device: str) -> EncodeWorker:
         """Load the model.
@@ -78,6 +81,8 @@ class EncodeRecipe:
             self.max_text_tokens,
             self.tokens_per_batch,
             self.autocast,
+            layers=self.layers,
+            pooling=self.pooling,
         )
         found = encoder.parameters["precision"]
         if found != self.precision:
@@ -125,6 +130,8 @@ def carried_encoding(content: ItemContent, encoder: ItemEncoder, trust_remote_co
         encoder.tokens_per_batch,
         encoder.autocast,
         encoder.parameters["precision"],
+        encoder.layers,
+        encoder.pooling,
     )
 
     def batches(missing: Mapping[str, int]) -> Iterator[dict[str, CarriedItem]]:

@@ -212,6 +212,23 @@ class Family(ABC):
         rows = torch.arange(len(inputs), device=device)
         return states[rows, torch.tensor([len(item.ids) - 1 for item in inputs], device=device)]
 
+    def mean_hidden_states(
+        self, model: nn.Module, inputs: Sequence[PreparedInput], device: torch.device, skipped: int = 0
+    ) -> torch.Tensor:
+        """Run a batch; return (B, hidden) float32, the mean of each prompt's last-layer hidden states, after the norm.
+
+        Args:
+            model: of either class.
+            inputs: B prompts.
+            device: where the model is.
+            skipped: so many tokens at the front of each prompt do not count.
+        """
+        states = self.base(model)(**self.collate(inputs, device), use_cache=False).last_hidden_state.float()
+        lengths = torch.tensor([[len(item.ids)] for item in inputs], device=device)
+        place = torch.arange(states.shape[1], device=device)
+        read = ((place >= skipped) & (place < lengths)).unsqueeze(-1)
+        return states.masked_fill(~read, 0).sum(1) / (lengths - skipped).clamp(min=1)
+
     def image_vectors(self, model: nn.Module, images: Sequence[CutImage], device: torch.device) -> list[torch.Tensor]:
         """What the vision tower makes of images: (T, hidden) each, for the T image tokens of its ids.
 
@@ -325,6 +342,13 @@ def plain_token_ids(tokenizer: Any, reserved: Container[int] | None = None) -> C
         return plain.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
 
     return token_ids
+
+
+def closing_tokens(tokenizer: Any) -> list[int]:
+    """The special tokens that the tokenizer closes a text with, as those of embedding models do."""
+    ids, special = tokenizer("a")["input_ids"], set(tokenizer.all_special_ids)
+    words = [place for place, token in enumerate(ids) if token not in special]
+    return [int(token) for token in ids[words[-1] + 1 :]] if words else []
 
 
 def opening_token(tokenizer: Any) -> int | None:

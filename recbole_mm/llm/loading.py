@@ -110,6 +110,7 @@ def load_mllm(
         family=family,
         cur_item_id=cur_item_id,
         target=target,
+        folder=base.folder,
     )
 
 

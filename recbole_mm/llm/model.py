@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from recbole_mm.errors import ConfigError
 from recbole_mm.llm.family import Family, PreparedInput, as_attention_wants, plain_token_ids
 
 
@@ -29,6 +32,7 @@ class MLLM:
         family: how prompts become inputs of this family of models.
         cur_item_id: token id of `[Cur_Item]`.
         target: device of a model that was loaded without weights.
+        folder: its files, an adapter's those of its base; None where they are not known.
     """
 
     name: str
@@ -39,6 +43,7 @@ class MLLM:
     family: Family
     cur_item_id: int
     target: torch.device | None = None
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         reserved = {self.cur_item_id, *self.family.reserved_ids, *self.tokenizer.all_special_ids}
@@ -75,19 +80,51 @@ class MLLM:
         """
         return self.family.last_hidden_states(self.model, inputs, self.device)
 
+    def mean_hidden_states(self, inputs: Sequence[PreparedInput], skipped: int = 0) -> torch.Tensor:
+        """As `last_hidden_states`, the mean over each prompt's tokens, float32, without the first `skipped` ones."""
+        return self.family.mean_hidden_states(self.model, inputs, self.device, skipped)
+
+    def first_layers(self, count: int, setting: str) -> MLLM:
+        """Return the same model with the first layers of its decoder alone, and the final norm after them.
+
+        Weights are shared with this one, which is left as it is.
+
+        Args:
+            count: number of layers.
+            setting: that asks for them, for errors.
+
+        Raises:
+            ConfigError: the decoder has not so many.
+        """
+        shared = {id(tensor): tensor for tensor in chain(self.model.parameters(), self.model.buffers())}
+        check_layers(setting, count, len(self.family.decoder(self.model).layers))
+        model = copy.deepcopy(self.model, shared)
+        decoder = self.family.decoder(model)
+        decoder.layers = decoder.layers[:count]
+        return replace(self, model=model)
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the model as it is in memory, with its tokenizer and image settings; `load_mllm(folder)` reads it."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
 
-    def text_stack(self) -> TextStack:
+    def text_stack(self, layers: int | None = None, setting: str = "layers") -> TextStack:
         """Return an independent copy of the decoder without its word embeddings (Molar's DUEG).
 
         Training the copy leaves the encoder, and so the item vectors, as they are.
+
+        Args:
+            layers: copy the first so many layers alone, and the final norm after them; None: all.
+            setting: that asks for them, for errors.
+
+        Raises:
+            ConfigError: the decoder has not so many.
         """
         decoder = self.family.decoder(self.model)
-        return TextStack(decoder, self.family.layers_for_images(decoder))
+        if layers is not None:
+            check_layers(setting, layers, len(decoder.layers))
+        return TextStack(decoder, self.family.layers_for_images(decoder), layers)
 
 
 class TextStack(nn.Module):
@@ -96,6 +133,7 @@ class TextStack(nn.Module):
     Args:
         decoder: the language model to copy; it is left as it is.
         without: its layers that text alone never enters, and that the copy does without.
+        layers: copy the first so many of its layers; None: all.
 
     Example:
         >>> stack = mllm.text_stack()                                                  # doctest: +SKIP
@@ -105,11 +143,14 @@ class TextStack(nn.Module):
         torch.Size([2, 5, 128])
     """
 
-    def __init__(self, decoder: PreTrainedModel, without: Sequence[nn.Module] = ()) -> None:
+    def __init__(self, decoder: PreTrainedModel, without: Sequence[nn.Module] = (), layers: int | None = None) -> None:
         super().__init__()
         # The memo stands in for what is left out, so that hundreds of megabytes are never copied.
-        left_out = [decoder.embed_tokens, *without]
+        later = [] if layers is None else list(decoder.layers)[layers:]
+        left_out = [decoder.embed_tokens, *without, *later]
         self.decoder: PreTrainedModel = copy.deepcopy(decoder, {id(module): nn.Identity() for module in left_out})
+        if later:
+            self.decoder.layers = self.decoder.layers[:layers]
         self.hidden_size = int(decoder.config.hidden_size)
 
     def forward(
@@ -137,3 +178,18 @@ class TextStack(nn.Module):
             mask = attention_mask.to(inputs_embeds.dtype)
         inputs = {"inputs_embeds": inputs_embeds, "attention_mask": mask, "position_ids": position_ids}
         return self.decoder(**{"use_cache": False, **kwargs, **inputs})
+
+
+def check_layers(setting: str, asked: int, present: int) -> None:
+    """Make sure that a decoder has the layers that are to be kept.
+
+    Args:
+        setting: that asks for them.
+        asked: number of layers to keep.
+        present: number of layers.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    if not 1 <= asked <= present:
+        raise ConfigError(f"{setting}: the LLM has {present} layers; give 1 to {present}, or null for all")

@@ -17,6 +17,7 @@ value of another kind, is refused there.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from recbole.data.interaction import Interaction
@@ -92,6 +93,18 @@ class ModelHooks:
     def only_pretrains(cls, config: Config) -> bool:
         """Whether the run ends where another one begins: it trains `pretrain_epochs` and never validates."""
         return False
+
+    def validation_choices(self) -> Mapping[str, Any]:
+        """What the model leaves to the validation: each value that `take_choice` is given, by what the log says of it.
+
+        They are tried once, after the last epoch, with the best epoch's weights; of equally good ones the first is
+        taken. What `take_choice` sets must be one of the model's weights, to be saved with them."""
+        return {}
+
+    def take_choice(self, value: Any, last: bool) -> None:
+        """Score by one of those values. Unless it is the `last` one, the weights stay as they are until the next, so
+        that what does not depend on it need not be computed again."""
+        raise NotImplementedError
 
     def parameter_groups(self, config: Config) -> list[dict[str, Any]]:
         """The optimizer's groups, `{"params": [...], "lr": ...}`; every trainable parameter must be in one."""

@@ -3,6 +3,8 @@
 The cheap model scores every item of a case. The `rerank_k` best of those that can be recommended at all are asked
 about, and their scores are the expensive model's probabilities; every other item's score is below 0, in the cheap
 model's order.
+With a `fusion_weight` w below 1 their scores are w * probability + (1 - w) * what the cheap model says of them,
+scaled to 0 to 1 over the items that are asked about: 0 leaves the cheap model's order as it is.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from recbole_mm.config.kinds import or_null, size
 from recbole_mm.config.schema import Setting
 from recbole_mm.data.splits import TRAIN
 from recbole_mm.models.base import RerankingModel
+from recbole_mm.models.fusion import Fusion, check_fusion
+from recbole_mm.models.settings import FUSION_WEIGHT
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
@@ -29,9 +33,14 @@ SCORES_AT_ONCE = 1 << 23
 
 LARGEST = 1e30
 
+ANSWERS_ALONE = 1.0
+"""`fusion_weight` that leaves the cheap model the choice of the items alone."""
+
 
 class RerankingRecommender(RerankingModel):
-    """Base of models that are asked about a few items of each case. Reads `rerank_k` and `mask_history`.
+    """Base of models that are asked about a few items of each case.
+
+    Reads `rerank_k`, `fusion_weight` and `mask_history`.
 
     A subclass has `first_scores`, `probabilities` and, where its answers do not depend on what the cheap model ranks
     first, `answers_any`.
@@ -39,6 +48,7 @@ class RerankingRecommender(RerankingModel):
 
     settings: ClassVar[tuple[Setting, ...]] = (
         Setting("rerank_k", or_null(size(1)), meaning="Items of each case that are asked about. Null: all."),
+        Setting("fusion_weight", FUSION_WEIGHT, 1.0, "Weight of the answers against the cheap model's scores."),
     )
     known_items: Tensor
     known_offsets: Tensor
@@ -46,6 +56,8 @@ class RerankingRecommender(RerankingModel):
     def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         self.rerank_k: int | None = config["rerank_k"]
+        check_fusion(config)
+        self.fusion = Fusion(config["fusion_weight"], default=ANSWERS_ALONE)
         self.mask_history = bool(config["mask_history"])
         self._remember_training_items(dataset)
 
@@ -65,9 +77,10 @@ class RerankingRecommender(RerankingModel):
         table = []
         for start in range(0, len(interaction), self._rows_at_once):
             cases = rows_of(interaction, slice(start, start + self._rows_at_once))
-            scores, asked = self._filtered(cases)
+            first, asked = self._filtered(cases)
             owners, items = asked.nonzero(as_tuple=True)
-            scores[owners, items] = self._asked(cases, owners, items)
+            scores = softsign_below_zero(first)
+            scores[owners, items] = self._fused(cases, owners, items, first, asked)
             table.append(scores)
         return torch.cat(table)
 
@@ -81,12 +94,13 @@ class RerankingRecommender(RerankingModel):
             cases = rows_of(interaction, first[start : start + self._rows_at_once])
             mine = (case >= start) & (case < start + self._rows_at_once)
             owners, items = case[mine] - start, wanted[mine]
+            table = None if self.answers_any and self.fusion.value == ANSWERS_ALONE else self._filtered(cases)
             if self.answers_any:
                 found, asked = scores[mine], items > 0
             else:
-                table, reranked = self._filtered(cases)
-                found, asked = table[owners, items], reranked[owners, items]
-            found[asked] = self._asked(cases, owners[asked], items[asked])
+                assert table is not None
+                found, asked = softsign_below_zero(table[0])[owners, items], table[1][owners, items]
+            found[asked] = self._fused(cases, owners[asked], items[asked], *(table or ()))
             scores[mine] = found
         return scores
 
@@ -109,12 +123,31 @@ class RerankingRecommender(RerankingModel):
             return torch.zeros(0, dtype=torch.float64, device=items.device)
         return self.probabilities(cases, owners, items)
 
+    def _fused(self, cases: Interaction, owners: Tensor, items: Tensor, *table: Tensor) -> Tensor:
+        """Return the scores of items that are asked about (n,) float64.
+
+        Args:
+            cases: B of them.
+            owners: (n,) case of each item.
+            items: (n,).
+            table: from `_filtered`; not read where the answers alone count.
+        """
+        weight = self.fusion.value
+        if weight == ANSWERS_ALONE or len(items) == 0:
+            return self._answers(cases, owners, items)
+        cheap = share_of_range(*table)[owners, items]
+        return cheap if weight == 0 else weight * self._answers(cases, owners, items) + (1 - weight) * cheap
+
+    def _answers(self, cases: Interaction, owners: Tensor, items: Tensor) -> Tensor:
+        given = [*(cases[name] for name in (self.USER_ID, self.ITEM_SEQ_LEN, self.ITEM_SEQ)), owners, items]
+        return self.fusion.kept(given, lambda: self._asked(cases, owners, items))
+
     def _filtered(self, cases: Interaction) -> tuple[Tensor, Tensor]:
-        """Return scores (B, n_items) float64 in (-1, 0) by the cheap model, and a mask of the items to rerank."""
+        """Return the cheap model's scores (B, n_items) float64, and a mask of the items to rerank."""
         scores = self.first_scores(cases)
         if not self.asks_now():
-            return softsign_below_zero(scores), torch.zeros_like(scores, dtype=torch.bool)
-        return softsign_below_zero(scores), first_of_each_row(scores, self._candidates(cases), self.rerank_k)
+            return scores, torch.zeros_like(scores, dtype=torch.bool)
+        return scores, first_of_each_row(scores, self._candidates(cases), self.rerank_k)
 
     def _candidates(self, cases: Interaction) -> Tensor:
         """Return a mask (B, n_items) of the items that can be recommended; with `mask_history` those of the history
@@ -134,6 +167,16 @@ class RerankingRecommender(RerankingModel):
         """Return the items of each case's history, the earliest first."""
         items, lengths = cases[self.ITEM_SEQ].cpu().numpy(), cases[self.ITEM_SEQ_LEN].tolist()
         return [row[:length] for row, length in zip(items, lengths)]
+
+    # --------------------------------------------------------------------------------------------- what is chosen
+
+    def validation_choices(self) -> Mapping[str, Any]:
+        """Return the values of `fusion_weight` to try, if it is `valid`."""
+        return self.fusion.choices()
+
+    def take_choice(self, value: Any, last: bool) -> None:
+        """Take one of them."""
+        self.fusion.take(value, last)
 
     # ------------------------------------------------------------------------------------------------------- saving
 
@@ -164,6 +207,26 @@ def softsign_below_zero(scores: Tensor) -> Tensor:
     """Map scores to (-1, 0), below every probability, in the same order."""
     bounded = scores.clamp(-LARGEST, LARGEST)  # infinite over infinite is no number
     return (bounded / (1 + bounded.abs()) - 1) / 2
+
+
+def share_of_range(scores: Tensor, chosen: Tensor) -> Tensor:
+    """Map each row so that the lowest of its chosen scores becomes 0 and the highest 1, in the same order.
+
+    Args:
+        scores: (B, N).
+        chosen: bool (B, N).
+
+    Returns:
+        (B, N); zeros in a row whose chosen scores are all alike.
+
+    Example:
+        >>> share_of_range(torch.tensor([[3.0, 9.0, 5.0, 4.0]]), torch.tensor([[True, False, True, True]]))
+        tensor([[0.0000, 3.0000, 1.0000, 0.5000]])
+    """
+    bounded = scores.clamp(-LARGEST, LARGEST)
+    low = bounded.masked_fill(~chosen, torch.inf).amin(1, keepdim=True)
+    spread = bounded.masked_fill(~chosen, -torch.inf).amax(1, keepdim=True) - low
+    return torch.where(spread > 0, (bounded - low) / spread, 0.0)
 
 
 def first_of_each_row(scores: Tensor, allowed: Tensor, count: int | None) -> Tensor:

@@ -28,6 +28,14 @@ def _is_lora(value: Any) -> bool:
 
 LORA = Kind(_is_lora, "a mapping such as {r: 16, alpha: 32, dropout: 0.05, targets: null}")
 
+VALID = "valid"
+"""A weight that is chosen on validation."""
+
+FUSION_WEIGHT = Kind(
+    lambda value: value == VALID or is_number(value, 0, 1), "a number from 0 to 1, or valid", type="float or str"
+)
+"""The weight of one of two scores, see `fusion.py`."""
+
 IMAGE_AND_TEXT = {
     "image": {"encoder": "google/vit-base-patch16-224", "on": "image"},
     "text": {"encoder": "sentence-transformers/all-MiniLM-L6-v2", "on": "text"},

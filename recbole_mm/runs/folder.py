@@ -51,6 +51,7 @@ class Run:
         test_result, best_valid_result: metric -> value, as RecBole names them.
         sees_held_out: how its training saw held-out interactions, one text each; empty where it did not.
         beside: test metrics of other models that are printed with its own, by name.
+        chosen: what the model took of its `validation_choices`, in words; empty where it has none.
     """
 
     config: Config
@@ -62,6 +63,7 @@ class Run:
     best_valid_result: dict[str, float] = field(default_factory=dict)
     sees_held_out: list[str] = field(default_factory=list)
     beside: dict[str, dict[str, float]] = field(default_factory=dict)
+    chosen: str = ""
 
 
 def choose_run_dir(config: Config) -> tuple[Path, bool]:
@@ -232,6 +234,7 @@ def write_result(finished: Run, stages: Mapping[str, Any], timings: Mapping[str,
         **({"train_workers": config["train_workers"]} if config["train_workers"] > 1 else {}),
         "sees_held_out": list(finished.sees_held_out),
         **({"beside": finished.beside} if finished.beside else {}),
+        **({"chosen_on_validation": finished.chosen} if finished.chosen else {}),
         "protocol": {key: config[key] for key in (*RANKED, "valid_metric")},
         "stages": dict(stages),
         "timings": dict(timings),

@@ -170,4 +170,5 @@ def _load(
     result, loaded = read_result(run_dir), assemble(config, run_dir, Stages(), opened, datasets)
     loaded.test_result, loaded.best_valid_result = result["test_result"], result["best_valid_result"]
     loaded.sees_held_out, loaded.beside = result.get("sees_held_out", []), result.get("beside", {})
+    loaded.chosen = result.get("chosen_on_validation", "")
     return with_best_weights(loaded)

@@ -126,6 +126,7 @@ def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -
         test_result = trainer.evaluate(splits.test, config["load_best_model"], show_progress=show_progress)
     assembled.test_result = dict(test_result or {})
     assembled.best_valid_result = dict(best_valid_result or {})
+    assembled.chosen = trainer.chosen
     if isinstance(splits.test, RankingData) and config["model"] != "Pop" and not trainer.hooks.has_first_stage:
         assembled.beside["Pop"] = trainer.evaluate_pop(splits.test)
     if workers is not None and not workers.is_first:

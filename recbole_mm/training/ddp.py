@@ -147,6 +147,14 @@ class WorkerTrainer(TrainerMixin):
         if self.workers.is_first:
             super()._save(epoch_idx, train_data, improved, due)
 
+    def _save_best_weights_again(self) -> None:
+        if self.workers.is_first:
+            super()._save_best_weights_again()
+
+    def _load_best_weights(self) -> None:
+        self.workers.barrier()  # the first worker may still be writing them
+        super()._load_best_weights()
+
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         if self.workers.is_first:
             super()._save_checkpoint(epoch, verbose, **kwargs)

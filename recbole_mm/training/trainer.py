@@ -19,8 +19,8 @@ from torch import nn
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.pop import Pop
 from recbole_mm.training.checkpoint import PathLike
+from recbole_mm.training.choosing import ChoosingLoop
 from recbole_mm.training.loop import ADVICE, DivergedError, TrainingLoop
-from recbole_mm.training.saving import SavingLoop
 from recbole_mm.training.schedule import LearningRateSchedule, lr_schedule
 from recbole_mm.training.state import interrupts_held, load_weights
 from recbole_mm.utils.log import COMPACT, LONG
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 Callback = Callable[[int, float], None]
 
 
-class TrainerMixin(SavingLoop):
+class TrainerMixin(ChoosingLoop):
     """`fit` and `evaluate` over any RecBole trainer class; build one with `make_trainer`.
 
     Attributes:
@@ -42,7 +42,7 @@ class TrainerMixin(SavingLoop):
             continues the sums, without the part of an epoch that was lost.
         last_struct: what RecBole's metrics were computed from in the last evaluation.
 
-    The attributes of `SavingLoop` and of RecBole's `Trainer` are inherited.
+    The attributes of `ChoosingLoop`, of `SavingLoop` and of RecBole's `Trainer` are inherited.
     """
 
     def __init__(self, config: Config, model: nn.Module, run_dir: PathLike) -> None:
@@ -94,6 +94,7 @@ class TrainerMixin(SavingLoop):
         self.eval_collector.data_collect(train_data)
         if (self.config["train_neg_sample_args"] or {}).get("dynamic", False):
             train_data.get_model(self.model)
+        choices = self._choices(valid_data)
         self.schedule = self._build_schedule(train_data)
         self._start(train_data, bool(self.config["resume"]) if resume is None else resume, saved)
         first = self.start_epoch
@@ -105,6 +106,8 @@ class TrainerMixin(SavingLoop):
                     if self._stopped(valid_data):
                         break
                     self._run_epoch(epoch_idx, train_data, valid_data, saved, callback_fn)
+                if choices:
+                    self._choose(choices, valid_data, saved)
         except DivergedError as error:
             raise type(error)(f"{error}; {self._kept()}") from error
         else:

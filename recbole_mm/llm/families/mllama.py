@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -163,11 +163,24 @@ class Mllama(Family):
         self, model: nn.Module, inputs: Sequence[PreparedInput], device: torch.device
     ) -> torch.Tensor:
         """As the base class, prompts with equally many images together: an empty image costs as much as a real one."""
+        return self._by_images(inputs, lambda some: super(Mllama, self).last_hidden_states(model, some, device))
+
+    def mean_hidden_states(
+        self, model: nn.Module, inputs: Sequence[PreparedInput], device: torch.device, skipped: int = 0
+    ) -> torch.Tensor:
+        """As `last_hidden_states`."""
+        return self._by_images(
+            inputs, lambda some: super(Mllama, self).mean_hidden_states(model, some, device, skipped)
+        )
+
+    def _by_images(
+        self, inputs: Sequence[PreparedInput], run: Callable[[list[PreparedInput]], torch.Tensor]
+    ) -> torch.Tensor:
         counts = [len(item.images) for item in inputs]
         states: dict[int, torch.Tensor] = {}
         for count in sorted(set(counts)):
             rows = [row for row, images in enumerate(counts) if images == count]
-            states |= zip(rows, super().last_hidden_states(model, [inputs[row] for row in rows], device))
+            states |= zip(rows, run([inputs[row] for row in rows]))
         return torch.stack([states[row] for row in range(len(inputs))])
 
     # --- the model ---------------------------------------------------------------------------------------------------

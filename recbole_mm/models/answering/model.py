@@ -21,7 +21,8 @@ from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.texts.generator import Request
 from recbole_mm.llm.texts.yes_no import parse_yes_no
 from recbole_mm.models.answering.asking import PromptBlocks
-from recbole_mm.models.reranking import RerankingRecommender
+from recbole_mm.models.fusion import check_fusion
+from recbole_mm.models.reranking import ANSWERS_ALONE, RerankingRecommender
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
@@ -80,11 +81,17 @@ class AnsweringRecommender(RerankingRecommender):
 
         Raises:
             ConfigError: answers are to be written by the template backend, or negatives of fine-tuning are to come
-                from a first stage, and there is none.
+                from a first stage, or answers are weighed against one, and there is none.
         """
         check_negatives(config)
         if config["answers"] == WRITTEN and config["text_backend"] == "template":
             raise ConfigError("answers: written needs an LLM that writes: set text_backend to hf or openai")
+        check_fusion(config)
+        alone = config["first_stage_path"] is None and str(config["first_stage"]).lower() == "none"
+        if alone and config["fusion_weight"] not in (None, ANSWERS_ALONE):
+            raise ConfigError(
+                f"fusion_weight: {config['fusion_weight']} weighs answers against a first stage, and there is none"
+            )
         return (*cls.prompt_inputs(config), "answering_mllm" if config["answers"] == SCORED else "answer_writer")
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from recbole_mm.config.kinds import MAPPING, PATH, choice, or_null, size
 from recbole_mm.config.schema import Setting, section
 from recbole_mm.config.settings import SETTINGS as SHARED
-from recbole_mm.models.settings import WORDS
+from recbole_mm.models.settings import FUSION_WEIGHT, WORDS
 
 # fmt: off
 NEGATIVES_FROM = Setting("sft_negatives_from", choice("uniform", "first_stage"), "uniform", "uniform: of all items of "
@@ -26,7 +26,10 @@ RANKING = (
         Setting("first_stage_config", or_null(MAPPING), {}, "Its settings, such as {epochs: 20, stopping_step: 5}; a "
             "key left out has that model's own default."),
         Setting("rerank_k", or_null(size(1)), 50, "So many items of each user are asked about in full ranking; null: "
-            "every item. Sampled ranking asks about all.")),
+            "every item. Sampled ranking asks about all."),
+        Setting("fusion_weight", FUSION_WEIGHT, 1.0, "What ranks the items that are asked about: w * p(yes) + (1 - w) "
+            "* their first stage's scores, scaled to 0 to 1. 1: p(yes) alone. valid: w is chosen on validation, 0 and "
+            "1 included. Not in the paper.")),
     *section("There is nothing left to train in RecBole's loop: one pass, which validates (eval_step: 0 leaves that "
         "out, half the cost)",
         SHARED["epochs"].but(1, "More change nothing. The epochs of fine-tuning are sft_epochs."),

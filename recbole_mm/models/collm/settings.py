@@ -5,6 +5,7 @@ from __future__ import annotations
 from recbole_mm.config.kinds import NAMES, SHARE, TEXT, choice, number, or_null, size
 from recbole_mm.config.schema import Setting, like, section
 from recbole_mm.config.settings import SETTINGS as SHARED
+from recbole_mm.models.settings import FUSION_WEIGHT
 
 # fmt: off
 SETTINGS = (
@@ -42,6 +43,9 @@ SETTINGS = (
     *section("Ranking",
         Setting("rerank_k", or_null(size(1)), 20, "The LLM reranks so many items of the collaborative filtering model; "
             "null: every item. Not in the paper."),
+        Setting("fusion_weight", FUSION_WEIGHT, 1.0, "What ranks those items: w * p(yes) + (1 - w) * the collaborative "
+            "filtering model's scores, scaled to 0 to 1. 1: p(yes) alone. valid: w is chosen on validation, 0 and 1 "
+            "included. Not in the paper."),
         Setting("answer_batch_tokens", size(1), 8192, "Prompt tokens, padding included, that are read at once while "
             "ranking. Bounds memory.")),
     *section("Training, in three stages by epoch: the collaborative filtering model, then LoRA on text alone, then the "

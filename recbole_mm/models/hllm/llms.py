@@ -11,26 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_mm.errors import ConfigError
 
-
-def decoder_of(mllm: Any, layers: int | None = None, checkpointing: bool = False) -> nn.Module:
+def decoder_of(
+    mllm: Any, layers: int | None = None, checkpointing: bool = False, setting: str = "user_llm_layers"
+) -> nn.Module:
     """A copy of the MLLM's decoder without word embeddings, its pretrained weights kept, in float32 for training.
 
     Args:
         mllm: a loaded `MLLM`.
         layers: keep only the first so many layers; None keeps all.
         checkpointing: compute each layer twice instead of keeping its activations for the backward pass.
+        setting: that asks for the layers, for errors.
 
     Raises:
         ConfigError: the decoder has not so many layers.
     """
-    stack = mllm.text_stack().float()
-    if layers is not None:
-        present = len(stack.decoder.layers)
-        if not 1 <= layers <= present:
-            raise ConfigError(f"user_llm_layers: the LLM has {present} layers; give 1 to {present}, or null for all")
-        stack.decoder.layers = stack.decoder.layers[:layers]
+    stack = mllm.text_stack(layers, setting).float()
     if checkpointing:
         # transformers 5 renamed it on the way
         names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
@@ -60,15 +56,24 @@ class ItemLLM(nn.Module):
         lengths: (n_items,) tokens of each item, 0..T.
         batch_tokens: at most so many tokens, padding included, go through the decoder at once.
         checkpointing: see `decoder_of`.
+        layers: keep the first so many layers of the decoder; None keeps all.
     """
 
     token_ids: Tensor
     lengths: Tensor
 
-    def __init__(self, mllm: Any, token_ids: Any, lengths: Any, batch_tokens: int, checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        mllm: Any,
+        token_ids: Any,
+        lengths: Any,
+        batch_tokens: int,
+        checkpointing: bool = False,
+        layers: int | None = None,
+    ) -> None:
         super().__init__()
         self.words = copy.deepcopy(mllm.model.get_input_embeddings()).float().requires_grad_()
-        self.text_stack = decoder_of(mllm, checkpointing=checkpointing).requires_grad_()
+        self.text_stack = decoder_of(mllm, layers, checkpointing, "mllm_layers").requires_grad_()
         self.item_token = nn.Parameter(self.words.weight[mllm.cur_item_id].detach().clone())
         self.batch_tokens = batch_tokens
         self.register_buffer("token_ids", torch.as_tensor(token_ids), persistent=False)

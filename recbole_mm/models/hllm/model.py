@@ -63,7 +63,8 @@ class HLLM(SequentialModel):
             contents = self.items.vectors
         else:
             tokens, lengths = dataset.inputs.item_token_ids, dataset.inputs.item_token_lengths
-            self.items = ItemLLM(dataset.inputs.mllm, tokens, lengths, config["item_batch_tokens"], checkpointing)
+            sizes = config["item_batch_tokens"], checkpointing, config["mllm_layers"]
+            self.items = ItemLLM(dataset.inputs.mllm, tokens, lengths, *sizes)
             contents = self.items.texts()
         self.dropout = nn.Dropout(config["embedding_dropout"])
         user_llm = decoder_of(dataset.inputs.mllm, config["user_llm_layers"], checkpointing)

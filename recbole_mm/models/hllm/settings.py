@@ -14,6 +14,10 @@ SETTINGS = (
         SHARED["mllm"].but("tiny", "Hugging Face id or folder, or `tiny`: untrained. Theirs: TinyLlama-1.1B or "
             "Baichuan2-7B, twice."),
         SHARED["max_text_tokens"].but(256, "Longer item texts are cut. Theirs: 256."),
+        SHARED["mllm_layers"].but(None, "Keep only the first so many layers of the item LLM; null: all. Theirs: all."),
+        SHARED["mllm_pooling"].but("cur_item", "frozen: where an item's vector is read; cur_item, last, mean or "
+            "checkpoint."),
+        SHARED["mllm_instruction"].but(None, "frozen: a text before each item, as some embedding models want it."),
         Setting("item_llm_tuning", choice("frozen", "full"), "frozen", "frozen: item vectors computed once and kept. "
             "full: trained along, its words and a learnable token at the end of each item included. Theirs: full."),
         Setting("user_llm_tuning", choice("full", "frozen"), "full", "Train the user LLM: full or frozen. Theirs: "

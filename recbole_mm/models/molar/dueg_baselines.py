@@ -152,10 +152,10 @@ def decoder_dueg(config: Config, mllm: Any, hidden_size: int) -> TextStackDUEG:
     """The MLLM's decoder as user model, `dueg_tuning` deciding what of it is trained.
 
     Raises:
-        ConfigError: `dueg_lora` names something unknown or impossible.
+        ConfigError: `dueg_lora` names something unknown or impossible, or the decoder has no `dueg_layers` layers.
     """
     tuning, lora = config["dueg_tuning"], read_map(config, "dueg_lora", LORA_DEFAULTS)
-    stack = mllm.text_stack()
+    stack = mllm.text_stack(config["dueg_layers"], "dueg_layers")
     if tuning == "lora":
         stack.decoder = with_lora(stack.decoder, lora["r"], lora["alpha"], lora["dropout"], lora["targets"])
     return TextStackDUEG(stack, hidden_size, tuning)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.base import SequentialModel
+from recbole_mm.models.fusion import Fusion, check_fusion
 from recbole_mm.models.losses import alignment_loss, pointwise_loss, sampled_softmax_loss, softmax_loss
 from recbole_mm.models.molar import id_model as id_models
 from recbole_mm.models.molar.dueg_baselines import build_dueg
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from recbole_mm.data.dataset import MultimodalDataset
 
 FIRST_TEMPERATURE, LARGEST_SCALE = 0.07, 100.0
+
+SUM = 0.5
+"""`fusion_weight` of the plain sum."""
 
 
 class Molar(SequentialModel):
@@ -61,6 +66,7 @@ class Molar(SequentialModel):
         self.rec_loss: str = config["rec_loss"]
         self.loss_on: str = config["loss_on"]
         self.score: str = config["score"]
+        self.fusion = Fusion(config["fusion_weight"], default=SUM)
         self.similarity: str = config["similarity"]
         self.alpha: float = config["alpha"]
         self.tau: float = config["tau"]
@@ -213,16 +219,23 @@ class Molar(SequentialModel):
         return (interaction[self.USER_ID],) if self.dueg.reads_users else ()
 
     def item_vectors(self) -> Tensor:
-        """Return the item vectors: content (n_items, h), ID model (n_items, d), or both concatenated."""
+        """Return the item vectors: content (n_items, h), ID model (n_items, d), or both concatenated, of lengths such
+        that scores are 2 w * content + 2 (1 - w) * id, w being `fusion_weight`."""
         parts = []
         if self.score != "id":
             parts.append(self.content_items())
         if self.score != "content":
             parts.append(self.id_model.output_items())
+        if self.score == "fused" and (weight := self.fusion.value) != SUM:
+            parts = [2 * weight * parts[0], 2 * (1 - weight) * parts[1]]
         return torch.cat(parts, dim=1)
 
     def user_vectors(self, interaction: Interaction) -> Tensor:
         """Return E_u of each history (B, h), the ID model's state (B, d), or both concatenated, whose scores add up."""
+        given = (interaction[name] for name in (self.USER_ID, self.ITEM_SEQ, self.ITEM_SEQ_LEN))
+        return self.fusion.kept(given, lambda: self._user_vectors(interaction))
+
+    def _user_vectors(self, interaction: Interaction) -> Tensor:
         parts = []
         if self.score != "id":
             items = self.items(interaction[self.ITEM_SEQ])
@@ -231,6 +244,14 @@ class Molar(SequentialModel):
         if self.score != "content":
             parts.append(self.id_model.whole_states(interaction))
         return torch.cat(parts, dim=1)
+
+    def validation_choices(self) -> Mapping[str, Any]:
+        """Return the values of `fusion_weight` to try, if it is `valid`."""
+        return self.fusion.choices()
+
+    def take_choice(self, value: Any, last: bool) -> None:
+        """Take one of them."""
+        self.fusion.take(value, last)
 
     def predict(self, interaction: Interaction) -> Tensor:
         """Return the score of each row's own item (B,)."""
@@ -242,7 +263,7 @@ class Molar(SequentialModel):
 
 
 def check_together(config: Config) -> None:
-    """Check that the settings about the ID model fit together.
+    """Check that the settings about the ID model and its weight fit together.
 
     Raises:
         ConfigError: one does not.
@@ -255,6 +276,14 @@ def check_together(config: Config) -> None:
             f"loss_on: {config['loss_on']} trains the content model to add to the ID model's score: it needs an "
             "id_model, and score: fused"
         )
+    if config["score"] != "fused" and config["fusion_weight"] not in (None, SUM):
+        raise ConfigError(
+            f"fusion_weight: {config['fusion_weight']} weighs the two scores of score: fused, not one of score: "
+            f"{config['score']}"
+        )
+    check_fusion(config)
+    if config["dueg_layers"] is not None and config["dueg"] != "mllm":
+        raise ConfigError(f"dueg_layers cuts the decoder of dueg: mllm, and this is dueg: {config['dueg']}")
     pretrained = config["id_model_training"] == "pretrained"
     if pretrained and without:
         raise ConfigError("id_model_training: pretrained needs an id_model")

@@ -16,6 +16,7 @@ from recbole_mm.config.kinds import (
     choice,
     is_list_of,
     is_number,
+    layers,
     list_of,
     number,
     or_null,
@@ -23,7 +24,7 @@ from recbole_mm.config.kinds import (
 )
 from recbole_mm.config.schema import Setting, like, section
 from recbole_mm.config.settings import SETTINGS as SHARED
-from recbole_mm.models.settings import LORA, TUNING
+from recbole_mm.models.settings import FUSION_WEIGHT, LORA, TUNING
 
 _OBJECTIVES = ("IT", "SA", "UB")
 OBJECTIVES = replace(
@@ -47,7 +48,13 @@ SETTINGS = (
         SHARED["modalities"].but(["image", "text"], "What the MLLM sees of an item. Paper: both (Table 3 compares)."),
         SHARED["mllm_image_pixels"].but(12544, "Bound on an image's pixels after resizing; families that read tiles "
             "take at least one. Not stated."),
-        SHARED["max_text_tokens"].but(256, "Longer item texts are cut. Not stated.")),
+        SHARED["max_text_tokens"].but(256, "Longer item texts are cut. Not stated."),
+        SHARED["mllm_layers"].but(None, "Encode items with the first so many of its layers, weights kept; null: all. "
+            "Paper: all."),
+        SHARED["mllm_pooling"].but("cur_item", "Where an item's vector is read. cur_item: at [Cur_Item], as in the "
+            "paper. last, mean: of the item alone, for embedding models. checkpoint: as its 1_Pooling says."),
+        SHARED["mllm_instruction"].but(None, "A text before each item, as some embedding models want it; null: none, "
+            "or for checkpoint its own.")),
     *section("Fine-tuning the MIRM before it encodes (section 3.3); the tuned model is kept beside the item vectors "
         "and found again",
         Setting("mirm_tuning", or_null(TUNING), "none", "none, lora (an adapter on the decoder) or full (every "
@@ -95,11 +102,15 @@ SETTINGS = (
             "MLLM, as in the paper."),
         Setting("score", choice("content", "id", "fused"), "fused", "What ranks items: content (E_u against item "
             "vectors), id, or fused (their sum). Not stated."),
+        Setting("fusion_weight", FUSION_WEIGHT, 0.5, "fused: w * content + (1 - w) * id ranks items, 0.5 their sum. "
+            "valid: w is chosen on validation, 0 and 1 included. Losses see the sum all the same. Not stated."),
         Setting("similarity", choice("dot", "cosine"), "dot", "Score of E_u and an item: dot, or cosine over a learned "
             "temperature, 0.07 at first. Not stated.")),
     *section("What reads the item vectors of a history (DUEG, Figure 3)",
         Setting("dueg", choice("mllm", "sasrec", "gru4rec", "fpmc"), "mllm", "mllm (the MLLM's decoder, Eq. 2), "
             "sasrec, gru4rec or fpmc. Paper: mllm; the others compared."),
+        Setting("dueg_layers", or_null(layers(1)), None, "mllm: keep the first so many layers of the decoder, weights "
+            "kept; null: all. Paper: all."),
         Setting("dueg_tuning", choice("full", "lora", "frozen"), "full", "Train the DUEG's decoder: full, lora or "
             "frozen. Paper: full at 2B, LoRA from 7B."),
         like("dueg_lora", {"r": 16, "alpha": 32, "dropout": 0.05, "targets": None}, "targets: names of linear layers; "

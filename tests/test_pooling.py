@@ -1,0 +1,99 @@
+"""What a checkpoint says of its pooling, in files of sentence-transformers of now and of before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import recbole_mm
+from recbole_mm.errors import ConfigError
+from recbole_mm.llm.pooling import Pooling, pooling_of, read_pooling
+
+TRANSFORMER = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
+POOLING = {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
+NORMALIZE = {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"}
+
+
+def write(folder: Path, modules=(TRANSFORMER, POOLING, NORMALIZE), pooling=None, settings=None) -> Path:
+    (folder / "1_Pooling").mkdir(parents=True, exist_ok=True)
+    (folder / "modules.json").write_text(json.dumps(list(modules)))
+    said = {"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False} if pooling is None else pooling
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(said))
+    if settings is not None:
+        (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({}, Pooling("last", normalize=True)),
+        ({"modules": (TRANSFORMER, POOLING)}, Pooling("last")),
+        ({"pooling": {"pooling_mode_mean_tokens": True}}, Pooling("mean", normalize=True)),
+        ({"pooling": {"pooling_mode": "mean", "include_prompt": False}}, Pooling("mean", "", False, True)),
+        ({"settings": {"prompts": {"query": "Q: ", "document": ""}}}, Pooling("last", normalize=True)),
+        ({"settings": {"prompts": {"query": "Q: ", "passage": "P: "}}}, Pooling("last", "P: ", normalize=True)),
+        (
+            {"settings": {"prompts": {"query": "Q: "}, "default_prompt_name": "query"}},
+            Pooling("last", "Q: ", normalize=True),
+        ),
+    ],
+)
+def test_what_a_checkpoint_says(tmp_path, files, found):
+    assert read_pooling(write(tmp_path, **files), "a model") == found
+
+
+def test_settings_come_before_what_the_checkpoint_says(tmp_path):
+    mllm = SimpleNamespace(name="a model", folder=write(tmp_path, settings={"prompts": {"document": "D: "}}))
+    assert pooling_of("checkpoint", None, mllm) == Pooling("last", "D: ", normalize=True)
+    assert pooling_of("checkpoint", "Mine: ", mllm) == Pooling("last", "Mine: ", normalize=True)
+    assert pooling_of("mean", None, mllm) == Pooling("mean")
+    assert pooling_of(None, None, mllm) == Pooling()
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            {"pooling": {"pooling_mode_cls_token": True}},
+            "it is pooled by pooling_mode_cls_token; known are last and mean",
+        ),
+        ({"pooling": {"pooling_mode": "max"}}, "it is pooled by max; known are last and mean"),
+        ({"pooling": {}}, "it is pooled by nothing"),
+        (
+            {"pooling": {"pooling_mode_mean_tokens": True, "pooling_mode_lasttoken": True}},
+            "it is pooled by pooling_mode_mean_tokens, pooling_mode_lasttoken",
+        ),
+        ({"modules": (TRANSFORMER, POOLING, {"type": "sentence_transformers.models.Dense"})}, "part 'Dense' is not"),
+        ({"modules": (TRANSFORMER,)}, "modules.json names no Pooling"),
+        ({"modules": (TRANSFORMER, {**POOLING, "path": "../x"})}, r"modules.json names '../x', outside of its folder"),
+        ({"modules": (3,)}, "its part 3 is not known"),
+        ({"pooling": [1]}, "config.json is not a dict"),
+        ({"settings": 5}, "config_sentence_transformers.json is not a dict"),
+    ],
+)
+def test_what_is_not_known_is_one_line(tmp_path, files, said):
+    with pytest.raises(ConfigError, match=said) as error:
+        read_pooling(write(tmp_path / "model", **files), "a model")
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith("mllm_pooling: checkpoint: a model: ")
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    write(tmp_path)
+    (tmp_path / "1_Pooling" / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
+        read_pooling(tmp_path, "a model")
+    (tmp_path / "1_Pooling" / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
+        read_pooling(tmp_path, "a model")
+
+
+def test_a_checkpoint_that_says_nothing_is_refused(toy_settings):
+    with pytest.raises(
+        ConfigError, match=r"mllm_pooling: checkpoint: .* has no modules\.json that tells how it is pooled"
+    ):
+        recbole_mm.run("Molar", "toy", config_dict={**toy_settings, "mllm_pooling": "checkpoint"})
