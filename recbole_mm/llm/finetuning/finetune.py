@@ -261,7 +261,8 @@ def _save(mllm: MLLM, folder: Path, notes: Mapping[str, str]) -> None:
     else:
         mllm.model.save_pretrained(folder)
     mllm.tokenizer.save_pretrained(folder)
-    mllm.image_processor.save_pretrained(folder)
+    if mllm.image_processor is not None:
+        mllm.image_processor.save_pretrained(folder)
     for name, text in notes.items():
         (folder / name).write_text(text, encoding="utf-8")
     write_checksums(folder)
