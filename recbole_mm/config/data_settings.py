@@ -207,8 +207,8 @@ LLM = of_group("mllm", "the multimodal LLM",
 TEXTS = of_group("texts", "texts written by an LLM",
     Setting("text_backend", choice("template", "hf", "openai"), "template", "Who writes. template: no LLM, a fixed "
             "text made of metadata. hf: a model here. openai: a server."),
-    Setting("text_model", or_null(MODEL), None, "hf: a Hugging Face id, a folder, a GGUF file or smollm2; null takes mllm. openai: the name "
-            "the server knows its model by."),
+    Setting("text_model", or_null(MODEL), None, "hf: a Hugging Face id, a folder, a GGUF file or smollm2; null takes "
+            "mllm. openai: the name the server knows its model by."),
     Setting("text_url", or_null(TEXT), None, "openai: the server's address up to the version, e.g. "
             "http://localhost:8000/v1.", may_change_on_resume=True, secret=True, when_opened=NOBODY),
     Setting("text_api_key_env", Kind(
