@@ -200,7 +200,7 @@ def test_it_writes(folder: Path) -> None:
         (alone,) = generator._answers([item], [Request(text, None)])
         assert words[: len(alone)] == alone
         assert mllm.cur_item_id not in words
-    pictured = Request("?", lambda: Image.new("RGB", (9, 9)), "hash")
+    pictured = Request("?", None, lambda: Image.new("RGB", (9, 9)), "hash")
     assert generator.generate([pictured]) == [Failure(f"{folder} reads no pictures")]
 
 
