@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ModuleSpec
@@ -20,6 +21,7 @@ from recbole_mm.inputs.mllm import local_llm
 from recbole_mm.llm import gguf as converting
 from recbole_mm.llm.gguf import convert_gguf, gguf_folder, smollm2_file
 from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.tiny_tokenizers import llama_tokenizer
 from recbole_mm.utils.files import CHECKSUMS
 from tests.text_llms import write_text_llm
 
@@ -62,7 +64,7 @@ def write_gguf(folder: Path, file: Path, architecture: str = "llama", pre: str =
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(words)
-    writer.add_token_types([3 if word in special and word.isascii() else 1 for word in words])
+    writer.add_token_types([3 if word in special else 1 for word in words])
     writer.add_token_merges([" ".join(pair) for pair in merges_of(tokenizer)])
     writer.add_bos_token_id(tokenizer.bos_token_id)
     writer.add_eos_token_id(tokenizer.eos_token_id)
@@ -84,14 +86,13 @@ def write_gguf(folder: Path, file: Path, architecture: str = "llama", pre: str =
 
 
 def merges_of(tokenizer: Any) -> list[list[str]]:
-    import json
-
     return json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory) -> Path:
-    return write_text_llm("llama", tmp_path_factory.mktemp("gguf") / "llama", tie_word_embeddings=False)
+    folder = tmp_path_factory.mktemp("gguf") / "llama"
+    return write_text_llm("llama", folder, llama_tokenizer, tie_word_embeddings=False)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,11 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def write_text_llm(
-    kind: str, folder: Path, texts: Iterable[str] = CORPUS, template: str | None = None, **changes: Any
+    kind: str, folder: Path, train: Callable[[Iterable[str]], Any] = deepseek_tokenizer, **changes: Any
 ) -> Path:
     """Write an untrained text LLM with its tokenizer, which opens texts with BOS, in the Hugging Face layout."""
-    tokenizer = deepseek_tokenizer(texts)
-    tokenizer.chat_template = template
+    tokenizer = train(CORPUS)
+    tokenizer.chat_template = None
     tokenizer.save_pretrained(folder)
     sizes = {
         "vocab_size": len(tokenizer),

@@ -15,7 +15,14 @@ from typing import Any
 
 import torch
 from tokenizers import pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from recbole_mm.errors import ModelLoadError
 from recbole_mm.llm.families import is_text_llm
@@ -169,7 +176,19 @@ def _read_tokenizer(source: Pretrained) -> Any:
                 [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
             )
     require_words(source.name, tokenizer)
-    return tokenizer
+    return _generic(tokenizer)
+
+
+def _generic(tokenizer: Any) -> PreTrainedTokenizerFast:
+    """The same tokenizer in the class that is read from its file as it is; others build a pipeline of their own."""
+    roles = {role: getattr(tokenizer, role) for role in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        **roles,
+        extra_special_tokens=[token for token in tokenizer.all_special_tokens if token not in roles.values()],
+        add_bos_token=bool(getattr(tokenizer, "add_bos_token", False)),
+        chat_template=tokenizer.chat_template,
+    )
 
 
 def _read_weights(source: Pretrained) -> PreTrainedModel:
