@@ -49,11 +49,6 @@ def write_text_llm(
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    sizes = (
-        sizes
-        if kind != "gpt2"
-        else {key: value for key, value in sizes.items() if key[:7] not in ("interme", "num_key")}
-    )
     config = CONFIG_MAPPING[kind](**{**sizes, **KINDS.get(kind, {}), **changes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
