@@ -273,6 +273,12 @@ def test_a_checkpoint_without_a_tokenizer(copied: Path) -> None:
     assert "tokenizer" in refused(copied)
 
 
+def test_an_encoder_in_the_clothes_of_an_llm(copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "use_bidirectional_attention": True}))
+    assert "no causal LM" in refused(copied)
+
+
 def test_a_head_that_is_missing(copied: Path) -> None:
     weights = load_file(copied / "model.safetensors")
     save_file({name: weight for name, weight in weights.items() if "lm_head" not in name}, copied / "model.safetensors")

@@ -237,6 +237,8 @@ def supported_family(name: str, folder: Path) -> type[Family]:
             f"{name}: a model of type {kind!r}; supported multimodal LLMs are of type {supported}, text LLMs of any "
             f"that AutoModelForCausalLM reads{hint}"
         )
+    if kind not in FAMILIES and (config.get("use_bidirectional_attention") or config.get("is_causal") is False):
+        raise ModelLoadError(f"{name}: its words look at those after them, as an encoder's do: it is no causal LM")
     return family_class(kind)
 
 
