@@ -307,8 +307,8 @@ def test_a_vocabulary_that_knows_cur_item_keeps_its_vector(copied: Path) -> None
 
 
 def test_a_context_that_is_shorter_than_the_prompt(tmp_path: Path) -> None:
-    mllm = load_mllm(write_text_llm("gpt2", tmp_path / "model", max_position_embeddings=64))
-    with pytest.raises(ConfigError, match=r"max_text_tokens: 256 and the .* tokens around a text are more than the 64"):
+    mllm = load_mllm(write_text_llm("gpt2", tmp_path / "model", max_position_embeddings=96))
+    with pytest.raises(ConfigError, match=r"max_text_tokens: 256 and the .* tokens around a text are more than the 96"):
         ItemEncoder(mllm)
     assert ItemEncoder(mllm, max_text_tokens=16).encode([Record("a", "lamp " * 99)]).any()
 

@@ -81,11 +81,13 @@ def load_mllm(
             f"{name}: a text LLM, which reads no images: set modalities: [text]; pictures come in through "
             "item_features and item_sources"
         )
-    settings: dict[str, Any] = {"dtype": own_dtype, "attn_implementation": attention}
-    if load_in_4bit:
-        settings |= {"quantization_config": _four_bits(name, own_dtype, adapter), "device_map": {"": target}}
     loads_head = with_head or (adapter is not None and adapter.needs_head)
     model_class = family_type.generation_class if loads_head else family_type.model_class
+    settings: dict[str, Any] = {"dtype": own_dtype, "attn_implementation": attention}
+    if attention == "sdpa" and not model_class._supports_sdpa:
+        settings["attn_implementation"] = "eager"  # what some text LLMs have alone
+    if load_in_4bit:
+        settings |= {"quantization_config": _four_bits(name, own_dtype, adapter), "device_map": {"": target}}
     model = _outline(base, model_class, own_dtype) if without_weights else _read_model(base, model_class, settings)
     with load_errors(name):
         tokenizer = open_pretrained(AutoTokenizer.from_pretrained, name, base.folder, trust_remote_code)
