@@ -31,6 +31,7 @@ from recbole_mm.llm.texts.generator import Request, Writing
 from recbole_mm.llm.texts.hf import HfGenerator
 from recbole_mm.llm.texts.writers import multimodal_writer
 from recbole_mm.models.molar.dueg import TextStackDUEG
+from tests.encoders import write_sentence_encoder
 from tests.test_contract import ANSWERING
 from tests.text_llms import KINDS, write_text_llm
 
@@ -331,6 +332,9 @@ MODELS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("model", sorted(MODELS))
 def test_each_model_takes_a_text_llm(model: str, toy_settings: dict, llama: Path) -> None:
     settings = {**toy_settings, "epochs": 1, "mllm": str(llama), "modalities": ["text"], **MODELS[model]}
+    if model == "MLLMRec":
+        encoder = Path(toy_settings["checkpoint_dir"]).parent / "encoder"
+        settings |= {"sentence_encoder": str(write_sentence_encoder(encoder))}
     outcome = recbole_mm.run(model, "toy", config_dict=settings)
     assert 0 <= outcome.test_result["ndcg@10"] <= 1
 
