@@ -58,10 +58,12 @@ setup(
         "ray[data,train,tune]>=2.51",
     ],
     extras_require={
+        "gguf": ["gguf>=0.10"],
         "timm": ["timm>=1.0"],
         "tune": ["optuna>=4.0"],
         "wandb": ["wandb>=0.18"],
         "dev": [
+            "gguf>=0.10",
             "hypothesis>=6.100",
             "optuna>=4.0",
             "pytest>=8.2",

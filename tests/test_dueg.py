@@ -14,6 +14,8 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTe
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
+from transformers.models.smollm3.configuration_smollm3 import SmolLM3Config
+from transformers.models.smollm3.modeling_smollm3 import SmolLM3Model
 
 from recbole_mm.llm.model import TextStack
 from recbole_mm.models.molar.dueg import TextStackDUEG
@@ -40,6 +42,7 @@ DECODERS = {
     "Qwen2Model": (Qwen2Model, Qwen2Config, {}),
     "Qwen2VLTextModel": (Qwen2VLTextModel, Qwen2VLTextConfig, MROPE),
     "Qwen2_5_VLTextModel": (Qwen2_5_VLTextModel, Qwen2_5_VLTextConfig, MROPE),
+    "Qwen3Model": (Qwen3Model, Qwen3Config, {"head_dim": 8}),
 }
 
 
@@ -108,7 +111,7 @@ def test_the_text_stack_still_takes_any_mask(dueg):
 
 
 @pytest.mark.parametrize(
-    ("decoder", "attention"), [((Qwen3Model, Qwen3Config, {"head_dim": 8}), "sdpa"), (DECODERS["LlamaModel"], "eager")]
+    ("decoder", "attention"), [((SmolLM3Model, SmolLM3Config, {}), "sdpa"), (DECODERS["LlamaModel"], "eager")]
 )
 def test_other_decoders_and_attentions_run_under_the_mask(decoder, attention):
     dueg = make(*decoder, attn_implementation=attention)

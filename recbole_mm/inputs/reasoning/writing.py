@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar
 from recbole_mm.artifacts.fill import OnDemand
 from recbole_mm.config.resolved import Config
 from recbole_mm.inputs.context import Context, Need, PlannedStage, open_store
-from recbole_mm.inputs.mllm import RunMLLM, small_source
+from recbole_mm.inputs.mllm import RunMLLM, local_llm, small_source
 from recbole_mm.inputs.reasoning.failures import failures_file, list_failures
 from recbole_mm.inputs.reasoning.rates import (
     ASSUMED_UNITS,
@@ -26,7 +26,7 @@ from recbole_mm.inputs.reasoning.rates import (
     text_work,
 )
 from recbole_mm.inputs.reasoning.settings import PreferenceSettings, ReasoningSettings
-from recbole_mm.llm.pretrained import Pretrained
+from recbole_mm.llm.pretrained import Pretrained, find_llm
 from recbole_mm.llm.texts.backends import open_generator
 from recbole_mm.llm.texts.generator import Generator, Request
 from recbole_mm.llm.texts.stage import TextReport, text_key, texts_through_store
@@ -141,14 +141,15 @@ class Writing:
         mllm = self.context.share(RunMLLM)
         if not self.context.is_plan:
             load = partial(mllm.open, with_head=True)
-            return open_generator(self.config, load, self.context.executor, partial(load, without_weights=True))
+            outline_of = partial(load, without_weights=True)
+            return open_generator(self.config, load, self.context.executor, outline_of, self._find)
         if self.config["text_backend"] != "hf":
             return open_generator(self.config, _refuse)
         model, notes = self.config["text_model"], self.context.notes
         if model is None or model == self.config["mllm"]:
             outline = mllm.outline
             return UnknownWriter() if outline is None else open_generator(self.config, _refuse, None, lambda: outline)
-        source = small_source(str(model), notes)
+        source = small_source(str(model), self.config, notes)
         if source is not None and source.is_adapter:
             notes.append(f"{source.name} is an adapter: what it has written already shows when it is loaded")
             source = None
@@ -156,6 +157,10 @@ class Writing:
             return UnknownWriter()
         found: Pretrained = source
         return open_generator(self.config, _refuse, None, None, lambda *_: found)
+
+    def _find(self, name: str, *rest: Any) -> Pretrained:
+        """The files of `text_model`, which may be a GGUF file."""
+        return find_llm(local_llm(name, self.config), *rest)
 
     @property
     def answers(self) -> bool:

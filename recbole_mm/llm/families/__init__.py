@@ -1,8 +1,15 @@
-"""The families of multimodal LLMs that can be loaded, imported when first asked for."""
+"""The families of LLMs that can be loaded, imported when first asked for."""
 
 from __future__ import annotations
 
 from importlib import import_module
+
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from recbole_mm.llm.family import Family
 
@@ -14,7 +21,28 @@ FAMILIES = {
     "mllama": "mllama.Mllama",
     "llava_next": "llava_next.LlavaNext",
 }
-"""`model_type` of a checkpoint's config.json -> its module here and class."""
+"""`model_type` of a multimodal checkpoint's config.json -> its module here and class."""
+
+_NO_TEXT_LLMS = frozenset(
+    {
+        *MODEL_FOR_MASKED_LM_MAPPING_NAMES,  # encoders, which look ahead
+        *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        *("moshi", "musicgen", "musicgen_melody", "phi4_multimodal", "trocr", "whisper"),
+    }
+)
+"""Types that transformers lists among its causal LMs, and that are none, or not of texts."""
+
+
+def is_text_llm(model_type: str) -> bool:
+    """Whether checkpoints of this type are text LLMs: transformers reads them as causal LMs of words.
+
+    Example:
+        >>> [is_text_llm(kind) for kind in ("llama", "gemma3_text", "gpt2", "bert", "bart", "vit")]
+        [True, True, True, False, False, False]
+    """
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, "")
+    return name.endswith(("ForCausalLM", "GPT2LMHeadModel")) and model_type not in _NO_TEXT_LLMS
 
 
 def family_class(model_type: str) -> type[Family]:
@@ -24,8 +52,10 @@ def family_class(model_type: str) -> type[Family]:
         KeyError: no such family.
 
     Example:
-        >>> family_class("qwen2_vl").__name__
-        'Qwen2VL'
+        >>> family_class("qwen2_vl").__name__, family_class("qwen3").__name__
+        ('Qwen2VL', 'TextLLM')
     """
+    if model_type not in FAMILIES and is_text_llm(model_type):
+        return import_module(f"{__name__}.text").text_family(model_type)
     module, name = FAMILIES[model_type].split(".")
     return getattr(import_module(f"{__name__}.{module}"), name)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of a multimodal LLM: prompts with answers in, a model folder out, resumable at any point.
+"""Supervised fine-tuning of an LLM: prompts with answers in, a model folder out, resumable at any point.
 
 transformers' Trainer runs the loop, so several GPUs (`torchrun`), mixed precision and checkpoints are its own; PEFT
 makes the adapter. See `examples.py` for batches and loss, `trainer.py` for what is added to the Trainer.
@@ -180,6 +180,11 @@ def finetune(
 
 def _train(mllm: MLLM, examples: Examples, tuning: Tuning, arguments: TrainingArguments, show: bool) -> None:
     """Train `mllm.model`, which becomes a PEFT model where the method is lora; from the last checkpoint if any."""
+    longest, context = int(max(examples.lengths, default=0)), mllm.context
+    if context is not None and not mllm.family.reads_images and longest > context:
+        raise ConfigError(
+            f"{mllm.name}: an example to learn has {longest} tokens, more than the {context} that the LLM can read"
+        )
     if tuning.method == "lora":
         mllm.model = add_lora(mllm, tuning.lora)
     else:
@@ -261,7 +266,8 @@ def _save(mllm: MLLM, folder: Path, notes: Mapping[str, str]) -> None:
     else:
         mllm.model.save_pretrained(folder)
     mllm.tokenizer.save_pretrained(folder)
-    mllm.image_processor.save_pretrained(folder)
+    if mllm.image_processor is not None:
+        mllm.image_processor.save_pretrained(folder)
     for name, text in notes.items():
         (folder / name).write_text(text, encoding="utf-8")
     write_checksums(folder)

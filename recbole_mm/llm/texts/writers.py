@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from recbole_mm.errors import ModelLoadError
 from recbole_mm.llm.families import FAMILIES
-from recbole_mm.llm.family import Part, PreparedInput, opening_token, pad_ids, plain_token_ids
+from recbole_mm.llm.family import Part, PreparedInput, context_of, opening_token, pad_ids, plain_token_ids
 from recbole_mm.llm.loading import DTYPES, _read_model, require_words
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.pretrained import Pretrained, load_errors, open_pretrained
@@ -63,8 +63,7 @@ class Writer:
     @property
     def longest(self) -> int | None:
         """Tokens of the longest prompt and answer together that the model was made for, if it says so."""
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return None if limit is None else int(limit)
+        return context_of(self.model)
 
 
 def multimodal_writer(mllm: MLLM, image_pixels: int) -> Writer:
@@ -94,7 +93,7 @@ def multimodal_writer(mllm: MLLM, image_pixels: int) -> Writer:
         collate=partial(family.collate, device=mllm.device, side="left"),
         pad_token_id=family.pad_token_id,
         never=tuple(sorted(token for token in unwanted if token < len(head.weight))),
-        reads_images=True,
+        reads_images=family.reads_images,
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recbole_mm.inputs.answering.prompt import WordedPrompt
 from recbole_mm.llm.answer import Block, Questions
-from recbole_mm.llm.family import PreparedInput
+from recbole_mm.llm.family import PreparedInput, window_of
 from recbole_mm.llm.model import MLLM
 from recbole_mm.utils.cache import ByteCache
 
@@ -75,11 +75,17 @@ class PromptBlocks:
             items: (n,) the candidates.
 
         Returns:
-            For `ask`. Where prompts cannot share a prefix (`WordedPrompt.shares_prefix`), they are read whole.
+            For `ask`. Where prompts cannot share a prefix (`WordedPrompt.shares_prefix`, or layers that look back less
+            far than they are long), they are read whole.
         """
         owners = np.asarray(owners, dtype=np.int64)
         before = [tuple(map(int, history)) for history in histories]
         prefix_lengths = [self.prompt.prefix_length(user, history) for user, history in zip(users, before)]
+
+        suffix_lengths = [self.prompt.suffix_length(int(item)) for item in items]
+        window = window_of(self.mllm.model)
+        longest = max(prefix_lengths, default=0) + max(suffix_lengths, default=0)
+        shared = self.prompt.shares_prefix and (window is None or longest <= window)
 
         def prefixes(rows: np.ndarray) -> Block:
             """Return the blocks of these users' prefixes."""
@@ -99,11 +105,11 @@ class PromptBlocks:
 
         return Questions(
             np.array(prefix_lengths, dtype=np.int64),
-            np.array([self.prompt.suffix_length(int(item)) for item in items], dtype=np.int64),
+            np.array(suffix_lengths, dtype=np.int64),
             owners,
             prefixes,
             suffixes,
-            None if self.prompt.shares_prefix else whole,
+            None if shared else whole,
         )
 
     def prefix(self, user: int, history: Sequence[int]) -> PreparedInput:

@@ -74,7 +74,8 @@ class ItemLLM(nn.Module):
         super().__init__()
         self.words = copy.deepcopy(mllm.model.get_input_embeddings()).float().requires_grad_()
         self.text_stack = decoder_of(mllm, layers, checkpointing, "mllm_layers").requires_grad_()
-        self.item_token = nn.Parameter(self.words.weight[mllm.cur_item_id].detach().clone())
+        token = torch.tensor(mllm.cur_item_id, device=self.words.weight.device)
+        self.item_token = nn.Parameter(self.words(token).detach().clone())  # some decoders scale what they look up
         self.batch_tokens = batch_tokens
         self.register_buffer("token_ids", torch.as_tensor(token_ids), persistent=False)
         self.register_buffer("lengths", torch.as_tensor(lengths), persistent=False)

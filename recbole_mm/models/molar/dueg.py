@@ -65,7 +65,7 @@ class TextStackDUEG(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the decoder's own weights."""
-        return self.text_stack.get_submodule("decoder.norm").get_parameter("weight").dtype
+        return next(self.text_stack.parameters()).dtype
 
     def _run(self, items: Tensor, prefixes: Tensor) -> Tensor:
         """States of `[User]` slots, (B, S, h), that follow item vectors (B, W, h); `prefixes` as for `slot_layout`."""

@@ -26,6 +26,7 @@ POSITION_ROWS = {
     "Qwen2Model": 1,
     "Qwen2VLTextModel": 3,
     "Qwen2_5_VLTextModel": 3,
+    "Qwen3Model": 1,
 }
 """Decoders known to be made as `states_of_slots` takes them apart, and how many position ids each token has."""
 
@@ -94,7 +95,10 @@ def keys_and_values(layer: Any, hidden: Tensor, rope: tuple[Tensor, ...]) -> tup
     """Return the keys and values, (B, key heads, W, d) each, of `hidden` (B, W, h) in a layer's attention."""
     attention, normed = layer.self_attn, layer.input_layernorm(hidden)
     heads = (*hidden.shape[:2], -1, attention.head_dim)
-    keys, values = (part(normed).view(heads).transpose(1, 2) for part in (attention.k_proj, attention.v_proj))
+    keys, values = (part(normed).view(heads) for part in (attention.k_proj, attention.v_proj))
+    if hasattr(attention, "k_norm"):  # of Qwen3, over each head
+        keys = attention.k_norm(keys)
+    keys, values = keys.transpose(1, 2), values.transpose(1, 2)
     cosines, sines = (part.unsqueeze(1) for part in rope)
     first, second = keys.chunk(2, dim=-1)
     return keys * cosines + torch.cat([-second, first], dim=-1) * sines, values
