@@ -82,9 +82,15 @@ class Family(ABC):
     model_class: ClassVar[type[PreTrainedModel]]
     generation_class: ClassVar[type[PreTrainedModel]]
     image_processor_class: ClassVar[Any]
-    placeholder: ClassVar[str]
+    placeholder: str
     images_reach_back: ClassVar[bool] = False
     """Whether words look at an image that comes after them: then no beginning of a prompt is the same before two."""
+    images_look_ahead: ClassVar[bool] = False
+    """Whether an image's tokens look at those after them in the same image, which a causal mask would hide."""
+    images_are_vectors: ClassVar[bool] = True
+    """Whether all that a decoder takes of an image is what `image_vectors` gives, in place of its tokens."""
+    places_images: ClassVar[bool] = False
+    """Whether the model alone knows the rope positions of images and of what follows them."""
 
     patch: int
     least_pixels: int
@@ -95,6 +101,10 @@ class Family(ABC):
         self.image_processor = image_processor
         self.pad_token_id = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
         self.bos_token_id = opening_token(tokenizer)
+        self._read_colours(image_processor)
+
+    def _read_colours(self, image_processor: Any) -> None:
+        """Take over how images are resized and normalized."""
         self.resample = Image.Resampling(int(image_processor.resample))
         scale, shift = _colour_scale(image_processor)
         self._scale, self._shift = scale.view(1, 3, 1), shift.view(1, 3, 1)
@@ -215,7 +225,7 @@ class Family(ABC):
     def image_vectors(self, model: nn.Module, images: Sequence[CutImage], device: torch.device) -> list[torch.Tensor]:
         """What the vision tower makes of images: (T, hidden) each, for the T image tokens of its ids.
 
-        Not for families whose decoder reads images apart from its input (`images_reach_back`).
+        For families whose decoder takes nothing else of an image (`images_are_vectors`).
         """
         made = self.base(model).get_image_features(**self._pixels(images, device), return_dict=True).pooler_output
         flat = made.flatten(0, -2) if isinstance(made, torch.Tensor) else torch.cat(list(made))
@@ -231,6 +241,19 @@ class Family(ABC):
         colours = raw.to(torch.float32).flatten(2)
         colours.mul_(self._scale.to(raw.device)).add_(self._shift.to(raw.device))
         return colours.view(raw.shape)
+
+    def masked(
+        self, batch: dict[str, torch.Tensor], seen: torch.Tensor, dtype: torch.dtype, implementation: str
+    ) -> dict[str, Any]:
+        """Keyword arguments for a batch whose tokens see less than all that is before them.
+
+        Args:
+            batch: of `collate`, padded on the right; B prompts, L tokens.
+            seen: bool (B, 1, L, L), True where a row sees a column.
+            dtype: of the attention scores.
+            implementation: of attention, as in `as_attention_wants`.
+        """
+        return {**batch, "attention_mask": as_attention_wants(seen, dtype, implementation)}
 
     # --- the model ---------------------------------------------------------------------------------------------------
 
@@ -260,6 +283,22 @@ class Family(ABC):
     def resize(cls, model: PreTrainedModel, rows: int) -> None:
         """Give the word embeddings (and the head, if there is one) this many rows. New rows are unset."""
         model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def sliding_window(config: Any) -> int | None:
+    """How many tokens back layers look that see only what is near, where a decoder has such among others.
+
+    Args:
+        config: the decoder's. Its attention takes a mask for each kind of layer, by the names of `layer_types`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> kinds = ["sliding_attention", "full_attention"]
+        >>> sliding_window(SimpleNamespace(layer_types=kinds, sliding_window=512))
+        512
+    """
+    sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    return int(config.sliding_window) if sliding else None
 
 
 def as_attention_wants(mask: torch.Tensor, dtype: torch.dtype, implementation: str | None) -> torch.Tensor:

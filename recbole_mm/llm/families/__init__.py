@@ -9,10 +9,15 @@ from recbole_mm.llm.family import Family
 FAMILIES = {
     "qwen2_vl": "qwen2_vl.Qwen2VL",
     "qwen2_5_vl": "qwen2_vl.Qwen2_5VL",
+    "qwen3_vl": "qwen2_vl.Qwen3VL",
     "internvl": "internvl.InternVL",
     "deepseek_vl": "deepseek_vl.DeepseekVL",
     "mllama": "mllama.Mllama",
     "llava_next": "llava_next.LlavaNext",
+    "llava_onevision": "llava_onevision.LlavaOnevision",
+    "gemma3": "gemma3.Gemma3",
+    "idefics3": "idefics3.Idefics3",
+    "smolvlm": "idefics3.SmolVLM",
 }
 """`model_type` of a checkpoint's config.json -> its module here and class."""
 

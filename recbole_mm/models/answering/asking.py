@@ -24,8 +24,9 @@ class ItemPart:
     """The item's part of a prompt.
 
     Attributes:
-        input: its tokens, without pixels.
-        seen: (T, hidden) what the vision tower made of its image; None where there is none.
+        input: its tokens; without pixels where `seen` stands for them.
+        seen: (T, hidden) what the vision tower made of its image; None where there is none, or where the decoder wants
+            more of it (`Family.images_are_vectors`).
     """
 
     input: PreparedInput
@@ -34,7 +35,8 @@ class ItemPart:
     @property
     def nbytes(self) -> int:
         """Memory held."""
-        return self.input.ids.nbytes + (0 if self.seen is None else self.seen.nbytes)
+        pixels = sum(image.pixels.nbytes for image in self.input.images)
+        return self.input.ids.nbytes + pixels + (0 if self.seen is None else self.seen.nbytes)
 
 
 class PromptBlocks:
@@ -127,6 +129,8 @@ class PromptBlocks:
     def _made(self, items: Sequence[int]) -> dict[int, ItemPart]:
         family = self.mllm.family
         inputs = [family.prepare(self.prompt.suffix(item), self.prompt.image_pixels, continued=True) for item in items]
+        if not family.images_are_vectors:
+            return {item: ItemPart(made, None) for item, made in zip(items, inputs)}
         images = [image for made in inputs for image in made.images]
         with torch.no_grad():
             seen = iter(family.image_vectors(self.mllm.model, images, self.mllm.device) if images else [])
