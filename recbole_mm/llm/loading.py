@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrain
 
 from recbole_mm.errors import ModelLoadError
 from recbole_mm.llm.adapter import Adapter, merge_adapter, read_adapter
-from recbole_mm.llm.families import FAMILIES, family_class
+from recbole_mm.llm.families import FAMILIES, family_class, is_multimodal
 from recbole_mm.llm.family import Family
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.pretrained import LLM_HINT, Pretrained, find_llm, first_line, load_errors, open_pretrained
@@ -99,7 +99,8 @@ def load_mllm(
         model = _with_adapter(adapter, family_type, model)
     if loads_head and not with_head:
         model = model.model
-    family = family_type(model.config, image_processor, tokenizer)
+    with load_errors(name):
+        family = family_type(model.config, image_processor, tokenizer)
     family.speed_up(model)
     return MLLM(
         name=name,
@@ -219,11 +220,12 @@ def supported_family(name: str, folder: Path) -> type[Family]:
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"{name}: its config.json cannot be read: {first_line(error)}") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if not isinstance(kind, str) or kind not in FAMILIES:
+    if not isinstance(kind, str) or not is_multimodal(kind):
         supported = ", ".join(sorted(FAMILIES))
         hint = f"; {CONVERTED[kind]}" if isinstance(kind, str) and kind in CONVERTED else ""
         raise ModelLoadError(
-            f"{name}: a model of type {kind!r}; supported multimodal LLMs are of type {supported}{hint}"
+            f"{name}: a model of type {kind!r}; supported multimodal LLMs are of type {supported}, or another that "
+            f"transformers reads as image-text-to-text{hint}"
         )
     return family_class(kind)
 

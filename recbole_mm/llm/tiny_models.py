@@ -13,8 +13,10 @@ from transformers import (
     Idefics3Config,
     InternVLConfig,
     LlamaConfig,
+    LlavaConfig,
     LlavaNextConfig,
     LlavaOnevisionConfig,
+    LlavaProcessor,
     MistralConfig,
     MllamaConfig,
     Qwen2_5_VLConfig,
@@ -24,6 +26,7 @@ from transformers import (
     SiglipVisionConfig,
     SmolVLMConfig,
 )
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from recbole_mm.llm import tiny_tokenizers as tokenizers
 
@@ -60,11 +63,13 @@ class Recipe:
         tokenizer: trains one on texts.
         config: gives the configuration around a tokenizer.
         images: settings of the family's image processor.
+        processor: makes the whole processor around a tokenizer, for models that are read through it.
     """
 
     tokenizer: Callable[[Iterable[str]], Any]
     config: Callable[[Any], Any]
     images: Mapping[str, Any]
+    processor: Callable[[Any], Any] | None = None
 
 
 def _words(tokenizer: Any, missing: int = 0) -> dict[str, Any]:
@@ -184,6 +189,29 @@ def _llava_next(tokenizer: Any) -> LlavaNextConfig:
     )
 
 
+def _llava(tokenizer: Any) -> LlavaConfig:
+    """A Llama that reads the layer before the tower's last; none of our own families."""
+    return LlavaConfig(
+        text_config=LlamaConfig(**TEXT, **_words(tokenizer)).to_dict(),
+        vision_config=CLIPVisionConfig(**{**VISION, "num_hidden_layers": 3}).to_dict(),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=(TILE // PATCH) ** 2,
+        tie_word_embeddings=False,
+    )
+
+
+def _llava_processor(tokenizer: Any) -> LlavaProcessor:
+    images = CLIPImageProcessorPil(size={"shortest_edge": TILE}, crop_size=SQUARE)
+    return LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=tokenizer.chat_template,
+    )
+
+
 def _llava_onevision(tokenizer: Any) -> LlavaOnevisionConfig:
     """A Qwen2 whose images of more than two tiles are thinned out."""
     return LlavaOnevisionConfig(
@@ -246,6 +274,7 @@ IDEFICS_PIXELS = {"size": {"longest_edge": 2 * TILE}, "max_image_size": {"longes
 RECIPES = {
     "qwen2_vl": Recipe(tokenizers.qwen_tokenizer, _qwen2_vl, QWEN_PIXELS),
     "qwen2_5_vl": Recipe(tokenizers.qwen_tokenizer, _qwen2_5_vl, QWEN_PIXELS),
+    "llava": Recipe(tokenizers.llava_tokenizer, _llava, {}, _llava_processor),
     "qwen3_vl": Recipe(tokenizers.qwen_tokenizer, _qwen3_vl, QWEN3_PIXELS),
     "internvl": Recipe(tokenizers.internvl_tokenizer, _internvl, {"size": SQUARE, "max_patches": 4}),
     "deepseek_vl": Recipe(tokenizers.deepseek_tokenizer, _deepseek_vl, {"size": SQUARE}),
