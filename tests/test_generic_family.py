@@ -12,9 +12,10 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 import recbole_mm
-from recbole_mm.errors import ModelLoadError
+from recbole_mm.errors import ConfigError, ModelLoadError
 from recbole_mm.llm.families import FAMILIES, family_class, is_multimodal
 from recbole_mm.llm.families.generic import Generic, generic_family
+from recbole_mm.llm.finetuning.finetune import Tuning, check_tuning
 from recbole_mm.llm.loading import add_cur_item, load_mllm
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.prompts import CUR_ITEM
@@ -151,3 +152,10 @@ def test_molar_runs_with_it(toy_settings) -> None:
     assert isinstance(outcome.dataset.inputs.mllm.family, Generic)
     assert 0 < outcome.test_result["recall@10"] <= 1
     assert json.loads((Path(outcome.run_dir) / "result.json").read_text())
+
+
+def test_it_has_no_bottleneck(tmp_path: Path) -> None:
+    mllm = load_mllm(build_tiny(corpus(), tmp_path / "llava", family="llava"), with_head=True)
+    with pytest.raises(ConfigError, match="without the bottleneck"):
+        check_tuning(Tuning(bottleneck=True), mllm)
+    check_tuning(Tuning(), mllm)
