@@ -229,6 +229,7 @@ def _gemma3(tokenizer: Any) -> Gemma3Config:
     """Four tokens an image; a layer that looks 24 tokens back, and one that sees everything."""
     text = {
         **TEXT,
+        "intermediate_size": 512,
         "head_dim": 32,
         "query_pre_attn_scalar": 32,
         "sliding_window": 24,
