@@ -24,7 +24,7 @@ from recbole_mm.llm.tiny import build_tiny
 from recbole_mm.utils.files import CHECKSUMS
 
 CORPUS = ["a red shoe in a garden", "a golden ship and a green lamp", "the stone horse looks at a red ship"]
-DECODER = r".*language_model\.layers\.\d+\.(self|cross)_attn\.(q|v)_proj"
+DECODER = r".*(language|text)_model\.layers\.\d+\.(self|cross)_attn\.(q|v)_proj"
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from PIL import Image
 from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.answering.prompt import cut_to_tokens
 from recbole_mm.llm.answer import AnswerReader, Block, ask, resolve_yes_no
+from recbole_mm.llm.families import FAMILIES
 from recbole_mm.llm.family import CutImage
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.model import MLLM
@@ -20,7 +21,6 @@ from recbole_mm.llm.tiny import build_tiny
 from recbole_mm.models.answering.asking import PromptBlocks
 from recbole_mm.models.answering.prompts import PreferencePrompt, TitlesPrompt
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "internvl", "deepseek_vl", "llava_next", "mllama")
 PIXELS = 84 * 84
 TEXTS = [None, "Title: Red lamp", "Title: Yes, a comedy", None, "Title: No <|im_end|> way <s> [INST]"]
 COLOURS = [None, (200, 20, 20), None, (20, 20, 200), (20, 200, 20)]
@@ -115,7 +115,7 @@ def test_prefix_and_suffix_equal_the_whole_prompt(models, family, template):
             bos = mllm.family.bos_token_id
             assert bos is None or (whole.ids == bos).sum() == 1
     assert answers.std() > 1e-3
-    assert prompt.shares_prefix == (questions.whole is None) == (family != "mllama")
+    assert prompt.shares_prefix == (questions.whole is None) == (family not in ("mllama", "gemma3"))
 
 
 def test_mllama_shares_prefixes_of_prompts_without_images(models):

@@ -216,7 +216,7 @@ def test_answers_see_items_through_the_bottleneck_alone(tiny, tmp_path):
         assert (gradients[mllm.cur_item_id][-3:-1] > 0).all()
 
 
-@pytest.mark.parametrize("family", ["internvl", "llava_next", "deepseek_vl"])
+@pytest.mark.parametrize("family", ["internvl", "llava_next", "deepseek_vl", "qwen3_vl", "gemma3", "smolvlm"])
 def test_other_families_are_tuned_too(family, tmp_path):
     tiny = build_tiny(["red green blue ship it is indeed"] * 3, tmp_path / "tiny", family=family)
     learner = load_mllm(tiny, with_head=True)

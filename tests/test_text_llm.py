@@ -226,19 +226,21 @@ def test_an_adapter_is_merged(folder: Path, tmp_path: Path) -> None:
 # --- what an architecture does not do --------------------------------------------------------------------------------
 
 
-def test_layers_that_look_back_less_far_than_a_prompt(tmp_path: Path) -> None:
-    folder = write_text_llm("mistral", tmp_path / "model", sliding_window=8)
-    mllm = load_mllm(folder, with_head=True)
+def test_prompts_longer_than_what_layers_look_back_over(tmp_path: Path) -> None:
+    """Read in two pieces, they have the answers of the whole."""
+    mllm = load_mllm(write_text_llm("mistral", tmp_path / "model", sliding_window=8), with_head=True)
     reader = AnswerReader.of(mllm, "Answer:\n")
-    row = mllm.token_ids("the golden lamp of number 2 is a drama film")[:9]
+    row = mllm.token_ids("the golden lamp of number 2 is a drama film, and so is the silver lamp of number 3")
+    assert len(row) > 16
 
-    def block(rows: np.ndarray) -> Block:
-        return Block.of_prepared(mllm.family, [PreparedInput(np.array(row)) for _ in rows], CPU)
+    def block(tokens: list[int]) -> Block:
+        return Block.of_prepared(mllm.family, [PreparedInput(np.array(tokens))], CPU)
 
-    lengths = np.array([len(row)])
-    with pytest.raises(ConfigError, match="more than the 8 that the LLM looks back at"):
-        ask(reader, Questions(lengths, lengths, np.array([0]), block, block), 100)
-    assert ask(reader, Questions(lengths, lengths, np.array([0]), block, block, block), 100).shape == (1,)
+    with torch.inference_mode():
+        whole = reader.read(block(row))
+        for cut in (3, 10, 15):
+            owners = torch.zeros(1, dtype=torch.long)
+            close(reader.read_after(reader.read_prefix(block(row[:cut])), owners, block(row[cut:])), whole, atol=1e-4)
 
 
 def test_recurrent_models_encode_and_nothing_more(tmp_path: Path) -> None:

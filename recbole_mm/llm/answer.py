@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from recbole_mm.errors import ConfigError, ModelLoadError
-from recbole_mm.llm.family import Family, PreparedInput, as_attention_wants, context_of, pad_ids, window_of
+from recbole_mm.llm.family import Family, PreparedInput, as_attention_wants, context_of, pad_ids, sliding_window
 from recbole_mm.llm.model import MLLM
 
 YES, NO = "Yes", "No"
@@ -85,11 +86,13 @@ class Block:
             images need.
         lengths: (B,) int64, at least 1.
         positions: rope positions counted from the piece's own start, (B, L) or (3, B, L); None: 0 .. L - 1.
+        placed: whether the model takes these positions; else it works out its own, and prompts are read whole.
     """
 
     inputs: Mapping[str, Any]
     lengths: Tensor
     positions: Tensor | None = None
+    placed: bool = True
 
     @classmethod
     def of_vectors(cls, vectors: Tensor, lengths: Tensor) -> Block:
@@ -101,7 +104,9 @@ class Block:
         """Prompts of words and images, for an `AnswerReader` around the base model."""
         batch = family.collate(inputs, device)
         positions = batch.pop("position_ids", None)
-        return cls(batch, torch.tensor([len(item.ids) for item in inputs], device=device), positions)
+        lengths = torch.tensor([len(item.ids) for item in inputs], device=device)
+        placed = not family.places_images or not any(item.images for item in inputs)
+        return cls(batch, lengths, positions, placed)
 
     @classmethod
     def of_seen(
@@ -120,6 +125,10 @@ class Block:
         vectors = torch.cat(list(seen)) if seen else embed.weight[:0]
         filled = fill_placeholders(embed(ids), ids == family.config.image_token_id, vectors)
         return cls({"inputs_embeds": filled}, block.lengths, block.positions)
+
+    def whole_positions(self) -> Tensor | None:
+        """Those of whole prompts; None where the model works them out."""
+        return self.all_positions() if self.placed else None
 
     def all_positions(self) -> Tensor:
         """(B, L) or (3, B, L)."""
@@ -149,14 +158,22 @@ class Prefix:
         taken = [(k if k is None else k[owners], v if v is None else v[owners]) for k, v in self.layers]
         return DynamicCache(taken)
 
-    def seen(self, owners: Tensor, width: int) -> Tensor:
-        """bool (R, 1, width, P + width): a suffix's token sees its own prefix, what is before it, and itself."""
+    def seen(self, owners: Tensor, width: int, within: int | None = None) -> Tensor:
+        """bool (R, 1, width, P + width): a suffix's token sees its own prefix, what is before it, and itself; with
+        `within`, of these the last ones alone."""
         columns = next(keys.shape[2] for keys, _ in self.layers if keys is not None)
         device = self.lengths.device
         earlier = torch.arange(columns, device=device) < self.lengths[owners, None]
         own = torch.ones(width, width, dtype=torch.bool, device=device).tril()
         shape = (len(owners), 1, width)
-        return torch.cat([earlier[:, None, None].expand(*shape, -1), own.expand(*shape, -1)], dim=-1)
+        seen = torch.cat([earlier[:, None, None].expand(*shape, -1), own.expand(*shape, -1)], dim=-1)
+        if within is None:
+            return seen
+        starts = self.lengths[owners, None]
+        steps = torch.arange(width, device=device)
+        places = torch.cat([torch.arange(columns, device=device).expand(len(owners), -1), starts + steps], dim=1)
+        apart = (starts + steps)[:, :, None] - places[:, None, :]
+        return seen & (apart < within)[:, None]
 
 
 class AnswerReader(nn.Module):
@@ -200,7 +217,7 @@ class AnswerReader(nn.Module):
 
     def read(self, prompts: Block) -> Tensor:
         """Answers of B whole prompts: (B,) float32."""
-        return self._answers(self._run(prompts, prompts.all_positions(), None, None), prompts.lengths)
+        return self._answers(self._run(prompts, prompts.whole_positions(), None, None), prompts.lengths)
 
     def read_prefix(self, prefixes: Block) -> Prefix:
         """Run the beginnings of U prompts.
@@ -234,15 +251,37 @@ class AnswerReader(nn.Module):
             (R,) float32.
         """
         positions = suffixes.all_positions()
-        mask = prefix.seen(owners, positions.shape[-1])
-        states = self._run(suffixes, positions + prefix.following[owners, None], prefix.rows(owners), mask)
+        states = self._run(
+            suffixes,
+            positions + prefix.following[owners, None],
+            prefix.rows(owners),
+            self._masks(prefix, owners, positions.shape[-1]),
+        )
         return self._answers(states, suffixes.lengths)
 
-    def _run(self, block: Block, positions: Tensor, cache: DynamicCache | None, mask: Tensor | None) -> Tensor:
+    def _masks(self, prefix: Prefix, owners: Tensor, width: int) -> Tensor | dict[str, Tensor]:
+        """What suffixes see, as the model takes it: one mask, or one for each kind of layer."""
+        config = self.model.config.get_text_config()
+        wants = partial(
+            as_attention_wants,
+            dtype=next(self.model.parameters()).dtype,
+            implementation=config._attn_implementation,
+        )
+        window = sliding_window(config)
+        full = wants(prefix.seen(owners, width))
+        if window is None:
+            return full
+        near = wants(prefix.seen(owners, width, window))
+        return {"full_attention": full, "sliding_attention": near} if getattr(config, "layer_types", None) else near
+
+    def _run(
+        self,
+        block: Block,
+        positions: Tensor | None,
+        cache: DynamicCache | None,
+        mask: Tensor | dict[str, Tensor] | None,
+    ) -> Tensor:
         """(B, L, hidden) last-layer states. Without a mask the model's own causal one holds; padding comes last."""
-        if mask is not None:
-            implementation = self.model.config.get_text_config()._attn_implementation
-            mask = as_attention_wants(mask, next(self.model.parameters()).dtype, implementation)
         output = self.model(
             **block.inputs,
             position_ids=positions,
@@ -346,18 +385,14 @@ def ask(reader: AnswerReader, questions: Questions, tokens_per_batch: int) -> Te
 
 
 def check_lengths(model: Any, questions: Questions) -> None:
-    """Refuse prompts that the model cannot read, or not in two pieces.
+    """Refuse prompts that are longer than the model can read.
 
     Raises:
         ConfigError: naming the longest.
     """
-    longest, context, window = questions.longest, context_of(model), window_of(model)
+    longest, context = questions.longest, context_of(model)
     if context is not None and longest > context:
         raise ConfigError(f"the longest prompt has {longest} tokens, more than the {context} that the LLM can read")
-    if questions.whole is None and window is not None and longest > window:
-        raise ConfigError(
-            f"the longest prompt has {longest} tokens, more than the {window} that the LLM looks back at: shorten them"
-        )
 
 
 def batches_of_like_length(lengths: np.ndarray, tokens: int, extra: int = 0) -> Iterator[np.ndarray]:

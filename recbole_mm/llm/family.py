@@ -83,10 +83,16 @@ class Family(ABC):
     model_class: ClassVar[type[PreTrainedModel]]
     generation_class: ClassVar[type[PreTrainedModel]]
     image_processor_class: ClassVar[Any]
-    placeholder: ClassVar[str | None]
+    placeholder: str | None
     reads_images: ClassVar[bool] = True
     images_reach_back: ClassVar[bool] = False
     """Whether words look at an image that comes after them: then no beginning of a prompt is the same before two."""
+    images_look_ahead: ClassVar[bool] = False
+    """Whether an image's tokens look at those after them in the same image, which a causal mask would hide."""
+    images_are_vectors: ClassVar[bool] = True
+    """Whether all that a decoder takes of an image is what `image_vectors` gives, in place of its tokens."""
+    places_images: ClassVar[bool] = False
+    """Whether the model alone knows the rope positions of images and of what follows them."""
 
     patch: int
     least_pixels: int
@@ -98,9 +104,13 @@ class Family(ABC):
         self.pad_token_id = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
         self.bos_token_id = opening_token(tokenizer)
         if image_processor is not None:
-            self.resample = Image.Resampling(int(image_processor.resample))
-            scale, shift = _colour_scale(image_processor)
-            self._scale, self._shift = scale.view(1, 3, 1), shift.view(1, 3, 1)
+            self._read_colours(image_processor)
+
+    def _read_colours(self, image_processor: Any) -> None:
+        """Take over how images are resized and normalized."""
+        self.resample = Image.Resampling(int(image_processor.resample))
+        scale, shift = _colour_scale(image_processor)
+        self._scale, self._shift = scale.view(1, 3, 1), shift.view(1, 3, 1)
 
     def bound(self, image_pixels: int | None) -> int:
         """The bound on an image's area that `mllm_image_pixels` asks for; None: the checkpoint's own.
@@ -235,7 +245,7 @@ class Family(ABC):
     def image_vectors(self, model: nn.Module, images: Sequence[CutImage], device: torch.device) -> list[torch.Tensor]:
         """What the vision tower makes of images: (T, hidden) each, for the T image tokens of its ids.
 
-        Not for families whose decoder reads images apart from its input (`images_reach_back`).
+        For families whose decoder takes nothing else of an image (`images_are_vectors`).
         """
         made = self.base(model).get_image_features(**self._pixels(images, device), return_dict=True).pooler_output
         flat = made.flatten(0, -2) if isinstance(made, torch.Tensor) else torch.cat(list(made))
@@ -251,6 +261,19 @@ class Family(ABC):
         colours = raw.to(torch.float32).flatten(2)
         colours.mul_(self._scale.to(raw.device)).add_(self._shift.to(raw.device))
         return colours.view(raw.shape)
+
+    def masked(
+        self, batch: dict[str, torch.Tensor], seen: torch.Tensor, dtype: torch.dtype, implementation: str
+    ) -> dict[str, Any]:
+        """Keyword arguments for a batch whose tokens see less than all that is before them.
+
+        Args:
+            batch: of `collate`, padded on the right; B prompts, L tokens.
+            seen: bool (B, 1, L, L), True where a row sees a column.
+            dtype: of the attention scores.
+            implementation: of attention, as in `as_attention_wants`.
+        """
+        return {**batch, "attention_mask": as_attention_wants(seen, dtype, implementation)}
 
     # --- the model ---------------------------------------------------------------------------------------------------
 
@@ -289,9 +312,18 @@ def context_of(model: Any) -> int | None:
     return None if limit is None else int(limit)
 
 
-def window_of(model: Any) -> int | None:
-    """Tokens that some layer of a model looks back at, itself included; None where all layers see the whole prompt."""
-    config = model.config.get_text_config()
+def sliding_window(config: Any) -> int | None:
+    """Tokens that some layer looks back at, itself included; None where all layers see the whole prompt.
+
+    Args:
+        config: the decoder's. With `layer_types`, its attention takes a mask for each kind of layer, by those names.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> kinds = ["sliding_attention", "full_attention"]
+        >>> sliding_window(SimpleNamespace(layer_types=kinds, sliding_window=512))
+        512
+    """
     kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
     return None if window is None or (kinds and "sliding_attention" not in kinds) else int(window)
 

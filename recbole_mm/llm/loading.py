@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrain
 
 from recbole_mm.errors import ConfigError, ModelLoadError
 from recbole_mm.llm.adapter import Adapter, merge_adapter, read_adapter
-from recbole_mm.llm.families import FAMILIES, family_class, is_text_llm
+from recbole_mm.llm.families import FAMILIES, family_class, is_multimodal, is_text_llm
 from recbole_mm.llm.family import Family
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.pretrained import LLM_HINT, Pretrained, find_llm, first_line, load_errors, open_pretrained
@@ -111,7 +111,8 @@ def load_mllm(
         model = _with_adapter(adapter, family_type, model)
     if loads_head and not with_head:
         model = family_type.base(model)
-    family = family_type(model.config, image_processor, tokenizer)
+    with load_errors(name):
+        family = family_type(model.config, image_processor, tokenizer)
     family.speed_up(model)
     return MLLM(
         name=name,
@@ -233,12 +234,12 @@ def supported_family(name: str, folder: Path) -> type[Family]:
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"{name}: its config.json cannot be read: {first_line(error)}") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if not isinstance(kind, str) or not (kind in FAMILIES or is_text_llm(kind)):
+    if not isinstance(kind, str) or not (is_multimodal(kind) or is_text_llm(kind)):
         supported = ", ".join(sorted(FAMILIES))
         hint = f"; {CONVERTED[kind]}" if isinstance(kind, str) and kind in CONVERTED else ""
         raise ModelLoadError(
-            f"{name}: a model of type {kind!r}; supported multimodal LLMs are of type {supported}, text LLMs of any "
-            f"that AutoModelForCausalLM reads{hint}"
+            f"{name}: a model of type {kind!r}; supported multimodal LLMs are of type {supported}, or another that "
+            f"transformers reads as image-text-to-text, text LLMs of any that AutoModelForCausalLM reads{hint}"
         )
     if kind not in FAMILIES and (config.get("use_bidirectional_attention") or config.get("is_causal") is False):
         raise ModelLoadError(f"{name}: its words look at those after them, as an encoder's do: it is no causal LM")

@@ -83,7 +83,10 @@ def _write_model(texts: Iterable[str], folder: Path, seed: int, family: str) -> 
     recipe, classes = RECIPES[family], family_class(family)
     tokenizer = recipe.tokenizer(texts)
     tokenizer.save_pretrained(folder)
-    classes.image_processor_class(**recipe.images).save_pretrained(folder)
+    if recipe.processor is None:
+        classes.image_processor_class(**recipe.images).save_pretrained(folder)
+    else:
+        recipe.processor(tokenizer).save_pretrained(folder)
     with torch.random.fork_rng(devices=[]):  # its own random start must not advance the caller's generator
         model: Any = classes.generation_class(recipe.config(tokenizer))
     model.load_state_dict(dict(_seeded_weights(model, seed)))

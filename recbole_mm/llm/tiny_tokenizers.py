@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
-from transformers import LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from recbole_mm.utils.escaping import encodable
 
@@ -42,6 +42,18 @@ LLAMA_TOKENS = (
 )
 """The image's token comes last: the head of the model does not know it."""
 LLAVA_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
+ONEVISION_TOKENS = ("<|endoftext|>", "<|im_end|>", "<|im_start|>", "<image>", "<video>")
+GEMMA_TOKENS = ("<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>", "<image_soft_token>")
+SMOL_TOKENS = (
+    "<|im_start|>",
+    "<end_of_utterance>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<fake_token_around_image>",
+    "<image>",
+    "<global-img>",
+    *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
+)
 
 QWEN_CHAT = """\
 {%- for message in messages -%}
@@ -53,6 +65,7 @@ QWEN_CHAT = """\
 {% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 INTERNVL_CHAT = QWEN_CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>{{ '\\n' }}")
+ONEVISION_CHAT = QWEN_CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>{{ '\\n' }}")
 
 
 PLAIN_CHAT = """\
@@ -86,6 +99,11 @@ def internvl_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
     roles = ("start_image_token", "end_image_token", "context_image_token", "video_token")
     named = dict(zip(roles, INTERNVL_TOKENS[3:]))
     return _qwen_kind(texts, INTERNVL_TOKENS, INTERNVL_CHAT, model_specific_special_tokens=named)
+
+
+def onevision_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
+    """Qwen's, with LLaVA-OneVision's special tokens."""
+    return _qwen_kind(texts, ONEVISION_TOKENS, ONEVISION_CHAT)
 
 
 def _qwen_kind(texts: Iterable[str], special: Sequence[str], template: str, **settings: Any) -> Qwen2Tokenizer:
@@ -132,15 +150,27 @@ def llama_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     return _byte_level(texts, splits, LLAMA_TOKENS, (begin, turn_end, pad), template)
 
 
+def smol_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """SmolLM2's byte-level BPE, digit by digit, with the special tokens of Idefics3 and SmolVLM; it opens no text."""
+    begin, turn_end, pad = SMOL_TOKENS[:3]
+    pattern = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    roles = ("system", "user", "assistant")
+    before = {role: f"{role.capitalize()}:" for role in roles}
+    template = chat_template("<image>", before, dict.fromkeys(roles, f"{turn_end}\n"), before["assistant"])
+    splits = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Split(Regex(pattern), "isolated")]
+    return _byte_level(texts, splits, SMOL_TOKENS, (begin, turn_end, pad), template, opens=False)
+
+
 def _byte_level(
     texts: Iterable[str],
     splits: Sequence[Any],
     special: Sequence[str],
     roles: tuple[str, str, str],
     template: str,
+    opens: bool = True,
     **named: str,
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE that opens texts with BOS; `roles` are BOS, EOS and padding."""
+    """A byte-level BPE that `opens` texts with BOS; `roles` are BOS, EOS and padding."""
     bos, eos, pad = roles
     pipeline = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     bpe = Tokenizer(BPE())
@@ -154,7 +184,7 @@ def _byte_level(
         bos_token=bos,
         eos_token=eos,
         pad_token=pad,
-        add_bos_token=True,
+        add_bos_token=opens,
         extra_special_tokens=[token for token in special if token not in roles],
         model_max_length=LONGEST,
         chat_template=template,
@@ -180,6 +210,29 @@ def llava_tokenizer(texts: Iterable[str]) -> LlamaTokenizer:
         add_bos_token=True,
         extra_special_tokens=[image],
         legacy=True,  # as published: a blank before every piece of text, not only before the first
+        model_max_length=LONGEST,
+        chat_template=template,
+    )
+
+
+def gemma_tokenizer(texts: Iterable[str]) -> GemmaTokenizer:
+    """Gemma's: a BPE of characters, blanks written as signs and none put in front, unknown characters byte by byte."""
+    fixed = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    bpe = Tokenizer(BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    bpe.normalizer = normalizers.Replace(" ", "▁")
+    bpe.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    size = VOCABULARY - len(GEMMA_TOKENS)
+    vocab, merges = _train(bpe, texts, size, special_tokens=fixed, limit_alphabet=1000)
+    turn, turn_end, *picture = GEMMA_TOKENS
+    roles = ("system", "user", "assistant")
+    before = {role: f"{turn}{role}\n" for role in roles} | {"assistant": f"{turn}model\n"}
+    template = chat_template(picture[0], before, dict.fromkeys(roles, f"{turn_end}\n"), before["assistant"])
+    return GemmaTokenizer(
+        vocab=vocab,
+        merges=merges,
+        add_bos_token=True,
+        extra_special_tokens=list(GEMMA_TOKENS),
+        model_specific_special_tokens=dict(zip(("boi_token", "eoi_token", "image_token"), picture)),
         model_max_length=LONGEST,
         chat_template=template,
     )

@@ -94,8 +94,9 @@ class WordedPrompt(ABC):
     @property
     def shares_prefix(self) -> bool:
         """Whether a prefix may be read once for several suffixes: not where a family lets words look at an image that
-        comes after them."""
-        return not (self.shows_images and self.mllm.family.images_reach_back)
+        comes after them, or an image's tokens at later ones."""
+        family = self.mllm.family
+        return not (self.shows_images and (family.images_reach_back or family.images_look_ahead))
 
     def prefix(self, user: int, history: Sequence[int]) -> list[Part]:
         """Returns the user's part: token ids, for `Family.prepare`."""

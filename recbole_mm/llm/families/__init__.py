@@ -16,12 +16,26 @@ from recbole_mm.llm.family import Family
 FAMILIES = {
     "qwen2_vl": "qwen2_vl.Qwen2VL",
     "qwen2_5_vl": "qwen2_vl.Qwen2_5VL",
+    "qwen3_vl": "qwen2_vl.Qwen3VL",
     "internvl": "internvl.InternVL",
     "deepseek_vl": "deepseek_vl.DeepseekVL",
     "mllama": "mllama.Mllama",
     "llava_next": "llava_next.LlavaNext",
+    "llava_onevision": "llava_onevision.LlavaOnevision",
+    "gemma3": "gemma3.Gemma3",
+    "idefics3": "idefics3.Idefics3",
+    "smolvlm": "idefics3.SmolVLM",
 }
-"""`model_type` of a multimodal checkpoint's config.json -> its module here and class."""
+"""`model_type` of a multimodal checkpoint's config.json -> its module here and class. Others: `generic.py`."""
+
+NOT_CAUSAL = frozenset(
+    {
+        *("blip", "blip-2", "diffusion_gemma", "evolla", "florence2", "git", "idefics", "instructblip"),
+        *("instructblipvideo", "kosmos-2", "kosmos-2.5", "pi0", "pix2struct", "pp_formulanet", "t5gemma2", "udop"),
+        "vision-encoder-decoder",
+    }
+)
+"""Types that transformers reads as image-text-to-text, but not as one causal sequence of words and images."""
 
 _NO_TEXT_LLMS = frozenset(
     {
@@ -32,6 +46,18 @@ _NO_TEXT_LLMS = frozenset(
     }
 )
 """Types that transformers lists among its causal LMs, and that are none, or not of texts."""
+
+
+def is_multimodal(model_type: str) -> bool:
+    """Whether models of this type read images: by a family of their own, or by transformers' own processor.
+
+    Example:
+        >>> [is_multimodal(kind) for kind in ("qwen2_vl", "llava", "gpt2", "blip-2")]
+        [True, True, False, False]
+    """
+    return model_type in FAMILIES or (
+        model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and model_type not in NOT_CAUSAL
+    )
 
 
 def is_text_llm(model_type: str) -> bool:
@@ -55,7 +81,9 @@ def family_class(model_type: str) -> type[Family]:
         >>> family_class("qwen2_vl").__name__, family_class("qwen3").__name__
         ('Qwen2VL', 'TextLLM')
     """
-    if model_type not in FAMILIES and is_text_llm(model_type):
+    if is_text_llm(model_type):
         return import_module(f"{__name__}.text").text_family(model_type)
+    if model_type not in FAMILIES:
+        return import_module(f"{__name__}.generic").generic_family(model_type)
     module, name = FAMILIES[model_type].split(".")
     return getattr(import_module(f"{__name__}.{module}"), name)

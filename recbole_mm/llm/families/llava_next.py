@@ -36,9 +36,9 @@ class LlavaNext(TiledFamily):
     and gets the grid of an image of that size. The overview tile is not counted.
     """
 
-    model_class = LlavaNextModel
-    generation_class = LlavaNextForConditionalGeneration
-    image_processor_class = LlavaNextImageProcessorPil
+    model_class: Any = LlavaNextModel
+    generation_class: Any = LlavaNextForConditionalGeneration
+    image_processor_class: Any = LlavaNextImageProcessorPil
     placeholder = "<image>"
 
     def __init__(self, config: Any, image_processor: Any, tokenizer: Any) -> None:
@@ -90,14 +90,20 @@ class LlavaNext(TiledFamily):
             size: (height, width) of the image.
             grid: (height, width) of its grid in pixels.
         """
-        (height, width), (high, wide) = size, (side // self.patch for side in grid)
+        high, wide = self._without_padding(size, grid)
+        return high * (wide + 1)
+
+    def _without_padding(self, size: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches of the grid that hold the image; arguments as of `_grid_tokens`."""
+        side = self.tile // self.patch
+        (height, width), (high, wide) = size, (length // self.tile * side for length in grid)
         if width / height > wide / high:
             filled = int(round(height * (wide / width), 7))
             high -= (high - filled) // 2 * 2
         else:
             filled = int(round(width * (high / height), 7))
             wide -= (wide - filled) // 2 * 2
-        return high * (wide + 1)
+        return high, wide
 
     def _extras(
         self, inputs: Sequence[PreparedInput], starts: Sequence[int], length: int, device: torch.device

@@ -82,6 +82,7 @@ class Mllama(Family):
     generation_class = MllamaForConditionalGeneration
     image_processor_class = MllamaImageProcessorPil
     placeholder = "<|image|>"
+    images_are_vectors = False
     images_reach_back = True  # transformers' gate for words before an image is after the MLP, not the attention
     least_pixels = 1
 

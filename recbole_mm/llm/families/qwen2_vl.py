@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL: image patches at the picture's own resolution, and 3-D positions (multimodal rope)."""
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL: patches at the picture's own resolution, 3-D positions (multimodal rope)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from transformers import (
     Qwen2_5_VLModel,
     Qwen2VLForConditionalGeneration,
     Qwen2VLModel,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLModel,
 )
 from transformers.masking_utils import create_causal_mask
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
@@ -191,25 +193,40 @@ class Qwen2VL(Family):
         """
         base = self.base(model)
         decoder = base.language_model
-        if decoder.has_sliding_layers:
+        if getattr(decoder, "has_sliding_layers", False):
             return super().last_hidden_states(model, inputs, device)
         batch = self.collate(inputs, device)
         last = torch.tensor([len(item.ids) - 1 for item in inputs], device=device)
-        hidden = self._embed(base, batch)
+        hidden, shown, deeper = self._embed(base, batch)
         rope = decoder.rotary_emb(hidden, batch["position_ids"])
         mask = create_causal_mask(decoder.config, hidden, attention_mask=None, past_key_values=None)
-        for layer in decoder.layers[:-1]:
+        for index, layer in enumerate(decoder.layers[:-1]):
             hidden = layer(hidden, attention_mask=mask, position_embeddings=rope, use_cache=False)
+            if index < len(deeper):
+                added = hidden[shown.squeeze(-1)] + deeper[index].to(hidden.dtype)
+                hidden = hidden.masked_scatter(shown, added)
         return decoder.norm(_last_token_of_layer(decoder.layers[-1], hidden, rope, last))
 
-    def _embed(self, base: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """(B, L, hidden) word embeddings with the vision tower's output in place of the image tokens."""
+    def _embed(
+        self, base: Any, batch: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """What the decoder reads.
+
+        Returns:
+            (B, L, hidden) word embeddings with the vision tower's output in place of the image tokens; bool (B, L, 1),
+            True at these; and (image tokens, hidden) for each of the first layers that adds something to them.
+        """
         words = base.get_input_embeddings()(batch["input_ids"])
-        if "pixel_values" not in batch:
-            return words
-        images = base.get_image_features(batch["pixel_values"], batch["image_grid_thw"], return_dict=True)
         shown = (batch["input_ids"] == self.config.image_token_id).unsqueeze(-1)
-        return words.masked_scatter(shown, torch.cat(images.pooler_output).to(words.dtype))
+        if "pixel_values" not in batch:
+            return words, shown, []
+        images = base.get_image_features(batch["pixel_values"], batch["image_grid_thw"], return_dict=True)
+        filled = words.masked_scatter(shown, torch.cat(images.pooler_output).to(words.dtype))
+        return filled, shown, self._deeper(images)
+
+    def _deeper(self, images: Any) -> list[torch.Tensor]:
+        """Of the vision tower's output, what layers of the decoder add to image tokens: (image tokens, hidden) each."""
+        return []
 
     def _frames_of(self, raw: torch.Tensor) -> torch.Tensor:
         """(P, 3 * area) bytes -> (P, 3 * frames * area) float32: rescaled, normalized, the still repeated as frames."""
@@ -230,6 +247,17 @@ class Qwen2_5VL(Qwen2VL):
     generation_class = Qwen2_5_VLForConditionalGeneration
 
 
+class Qwen3VL(Qwen2VL):
+    """Inputs of a Qwen3-VL checkpoint: the first decoder layers, too, add what the vision tower saw to image tokens."""
+
+    model_class = Qwen3VLModel
+    generation_class = Qwen3VLForConditionalGeneration
+    images_are_vectors = False
+
+    def _deeper(self, images: Any) -> list[torch.Tensor]:
+        return [torch.cat(list(layer)) for layer in images.deepstack_features]
+
+
 def _in_line(start: int, count: int) -> np.ndarray:
     """(3, count) positions from `start` on, all three dimensions alike."""
     return np.broadcast_to(np.arange(start, start + count, dtype=np.int64), (3, count))
@@ -241,7 +269,7 @@ def _last_token_of_layer(
     """A decoder layer's output at one position of each row: keys and values of all positions, the rest of one.
 
     Args:
-        layer: a Qwen2-VL decoder layer.
+        layer: a Qwen2-VL or Qwen3-VL decoder layer.
         hidden: (B, L, hidden) its input.
         rope: cosines and sines (B, L, head size).
         last: (B,) the position; it sees itself and what lies before it.
@@ -252,14 +280,16 @@ def _last_token_of_layer(
     attention = layer.self_attn
     batch, length, _ = hidden.shape
     rows = torch.arange(batch, device=hidden.device)
-    heads = (batch, -1, attention.num_heads, attention.head_dim)
-    key_heads = (batch, -1, attention.num_key_value_heads, attention.head_dim)
+    heads = (batch, 1, -1, attention.head_dim)
+    key_heads = (batch, length, -1, attention.head_dim)
+    as_is = nn.Identity()  # Qwen3 normalizes queries and keys
+    query_norm, key_norm = getattr(attention, "q_norm", as_is), getattr(attention, "k_norm", as_is)
     cosines, sines = (part.unsqueeze(1) for part in rope)
     normed = layer.input_layernorm(hidden)
 
-    query = attention.q_proj(normed[rows, last]).view(heads).transpose(1, 2)
+    query = query_norm(attention.q_proj(normed[rows, last]).view(heads)).transpose(1, 2)
     query = query * cosines[rows, :, last].unsqueeze(2) + rotate_half(query) * sines[rows, :, last].unsqueeze(2)
-    key = attention.k_proj(normed).view(key_heads).transpose(1, 2)
+    key = key_norm(attention.k_proj(normed).view(key_heads)).transpose(1, 2)
     key = key * cosines + rotate_half(key) * sines
     value = attention.v_proj(normed).view(key_heads).transpose(1, 2)
     seen = torch.arange(length, device=hidden.device) <= last[:, None]

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Sampler
 
-from recbole_mm.llm.family import Family, Part, PreparedInput, as_attention_wants
+from recbole_mm.llm.family import Family, Part, PreparedInput
 
 POOL_BATCHES = 16
 """Batches are cut from pools of so many, sorted by length: more pad less, fewer mix examples better."""
@@ -179,7 +179,7 @@ class AnswerLoss(nn.Module):
         if self.bottleneck_id is not None:
             attention = family.decoder(self.model).config._attn_implementation
             mask = bottleneck_mask(batch["input_ids"], self.bottleneck_id, family.bos_token_id)
-            batch = {**batch, "attention_mask": as_attention_wants(mask, head.dtype, attention)}
+            batch = family.masked(batch, mask, head.dtype, attention)
         states = family.base(self.model)(**batch, use_cache=False).last_hidden_state[rows, columns]
         if len(targets) <= HEAD_TOKENS:
             return self._cross_entropy(states, targets)

@@ -121,6 +121,11 @@ def check_tuning(tuning: Tuning, mllm: MLLM | None = None) -> None:
             f"{mllm.name}: in models of type {mllm.model.config.model_type} words see images past [Cur_Item]; "
             "fine-tune without the bottleneck (mirm_bottleneck: False)"
         )
+    if mllm is not None and tuning.bottleneck and mllm.family.places_images:
+        raise ConfigError(
+            f"{mllm.name}: which tokens see which is known to transformers alone in models of type "
+            f"{mllm.model.config.model_type}; fine-tune without the bottleneck (mirm_bottleneck: False)"
+        )
 
 
 def finetune(

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from recbole_mm.errors import ModelLoadError
-from recbole_mm.llm.families import FAMILIES
+from recbole_mm.llm.families import FAMILIES, is_multimodal
 from recbole_mm.llm.family import Part, PreparedInput, context_of, opening_token, pad_ids, plain_token_ids
 from recbole_mm.llm.loading import DTYPES, _read_model, require_words
 from recbole_mm.llm.model import MLLM
@@ -163,7 +163,7 @@ def check_writes(name: str, folder: Path) -> bool:
         kind = config["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelLoadError(f"{name}: no model there: its config.json cannot be read") from error
-    if kind not in FAMILIES and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if not is_multimodal(kind) and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         supported = ", ".join(sorted(FAMILIES))
         raise ModelLoadError(f"{name}: a model of type {kind!r} writes no texts; give a text LLM or one of {supported}")
-    return kind in FAMILIES
+    return is_multimodal(kind)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recbole_mm.inputs.answering.prompt import WordedPrompt
 from recbole_mm.llm.answer import Block, Questions
-from recbole_mm.llm.family import PreparedInput, window_of
+from recbole_mm.llm.family import PreparedInput
 from recbole_mm.llm.model import MLLM
 from recbole_mm.utils.cache import ByteCache
 
@@ -24,8 +24,9 @@ class ItemPart:
     """The item's part of a prompt.
 
     Attributes:
-        input: its tokens, without pixels.
-        seen: (T, hidden) what the vision tower made of its image; None where there is none.
+        input: its tokens; without pixels where `seen` stands for them.
+        seen: (T, hidden) what the vision tower made of its image; None where there is none, or where the decoder wants
+            more of it (`Family.images_are_vectors`).
     """
 
     input: PreparedInput
@@ -34,7 +35,8 @@ class ItemPart:
     @property
     def nbytes(self) -> int:
         """Memory held."""
-        return self.input.ids.nbytes + (0 if self.seen is None else self.seen.nbytes)
+        pixels = sum(image.pixels.nbytes for image in self.input.images)
+        return self.input.ids.nbytes + pixels + (0 if self.seen is None else self.seen.nbytes)
 
 
 class PromptBlocks:
@@ -75,17 +77,11 @@ class PromptBlocks:
             items: (n,) the candidates.
 
         Returns:
-            For `ask`. Where prompts cannot share a prefix (`WordedPrompt.shares_prefix`, or layers that look back less
-            far than they are long), they are read whole.
+            For `ask`. Where prompts cannot share a prefix (`WordedPrompt.shares_prefix`), they are read whole.
         """
         owners = np.asarray(owners, dtype=np.int64)
         before = [tuple(map(int, history)) for history in histories]
         prefix_lengths = [self.prompt.prefix_length(user, history) for user, history in zip(users, before)]
-
-        suffix_lengths = [self.prompt.suffix_length(int(item)) for item in items]
-        window = window_of(self.mllm.model)
-        longest = max(prefix_lengths, default=0) + max(suffix_lengths, default=0)
-        shared = self.prompt.shares_prefix and (window is None or longest <= window)
 
         def prefixes(rows: np.ndarray) -> Block:
             """Return the blocks of these users' prefixes."""
@@ -105,11 +101,11 @@ class PromptBlocks:
 
         return Questions(
             np.array(prefix_lengths, dtype=np.int64),
-            np.array(suffix_lengths, dtype=np.int64),
+            np.array([self.prompt.suffix_length(int(item)) for item in items], dtype=np.int64),
             owners,
             prefixes,
             suffixes,
-            None if shared else whole,
+            None if self.prompt.shares_prefix else whole,
         )
 
     def prefix(self, user: int, history: Sequence[int]) -> PreparedInput:
@@ -133,6 +129,8 @@ class PromptBlocks:
     def _made(self, items: Sequence[int]) -> dict[int, ItemPart]:
         family = self.mllm.family
         inputs = [family.prepare(self.prompt.suffix(item), self.prompt.image_pixels, continued=True) for item in items]
+        if not family.images_are_vectors:
+            return {item: ItemPart(made, None) for item, made in zip(items, inputs)}
         images = [image for made in inputs for image in made.images]
         with torch.no_grad():
             seen = iter(family.image_vectors(self.mllm.model, images, self.mllm.device) if images else [])
