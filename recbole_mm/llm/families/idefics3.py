@@ -34,9 +34,9 @@ class Idefics3(TiledFamily):
     which may be a single tile.
     """
 
-    model_class: Any = Idefics3Model
-    generation_class: Any = Idefics3ForConditionalGeneration
-    image_processor_class: Any = Idefics3ImageProcessorPil
+    model_class: ClassVar[Any] = Idefics3Model
+    generation_class: ClassVar[Any] = Idefics3ForConditionalGeneration
+    image_processor_class: ClassVar[Any] = Idefics3ImageProcessorPil
     placeholder = SHOWN
 
     def __init__(self, config: Any, image_processor: Any, tokenizer: Any) -> None:

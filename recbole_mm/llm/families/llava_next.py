@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,9 +36,9 @@ class LlavaNext(TiledFamily):
     and gets the grid of an image of that size. The overview tile is not counted.
     """
 
-    model_class: Any = LlavaNextModel
-    generation_class: Any = LlavaNextForConditionalGeneration
-    image_processor_class: Any = LlavaNextImageProcessorPil
+    model_class: ClassVar[Any] = LlavaNextModel
+    generation_class: ClassVar[Any] = LlavaNextForConditionalGeneration
+    image_processor_class: ClassVar[Any] = LlavaNextImageProcessorPil
     placeholder = "<image>"
 
     def __init__(self, config: Any, image_processor: Any, tokenizer: Any) -> None:
