@@ -371,16 +371,16 @@ def test_states_do_not_depend_on_batch_mates_or_padding(mllm: MLLM, headed: MLLM
     rows = torch.arange(len(items))
     with torch.inference_mode():
         alone = torch.cat([mllm.last_hidden_states([item]) for item in items])
-        close(mllm.last_hidden_states(items), alone, atol=1e-5)
-        close(mllm.last_hidden_states(items[::-1]), alone.flip(0), atol=1e-5)
-        close(headed.last_hidden_states(items), alone, atol=1e-5)
+        close(mllm.last_hidden_states(items), alone, atol=2e-5)
+        close(mllm.last_hidden_states(items[::-1]), alone.flip(0), atol=2e-5)
+        close(headed.last_hidden_states(items), alone, atol=2e-5)
         last = torch.tensor([len(item.ids) - 1 for item in items])
         for model in (mllm.model, headed.model):  # the plain forward of a mixed batch, as in training
             batch = mllm.family.collate(items, CPU)
             states = mllm.family.base(model)(**batch, use_cache=False).last_hidden_state
-            close(states[rows, last], alone, atol=1e-5)
+            close(states[rows, last], alone, atol=2e-5)
         left = mllm.family.collate(items, CPU, side="left")
-        close(mllm.model(**left, use_cache=False).last_hidden_state[:, -1], alone, atol=1e-5)
+        close(mllm.model(**left, use_cache=False).last_hidden_state[:, -1], alone, atol=2e-5)
     assert (alone[:, None] - alone[None]).norm(dim=-1)[~torch.eye(len(items), dtype=torch.bool)].min() > 0.1
 
 
@@ -392,7 +392,7 @@ def test_means_are_those_of_the_states_whatever_shares_the_batch(mllm: MLLM) -> 
             for item, mean in zip(items, together):
                 batch = mllm.family.collate([item], CPU)
                 states = mllm.family.base(mllm.model)(**batch, use_cache=False).last_hidden_state[0]
-                close(mean, states[skipped:].mean(0), atol=1e-5)
+                close(mean, states[skipped:].mean(0), atol=2e-5)
 
 
 def test_first_layers_read_items_and_histories_alike(mllm: MLLM) -> None:

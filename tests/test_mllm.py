@@ -288,9 +288,9 @@ def test_a_hub_model_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch, tin
     calls.clear()
     load_mllm("someone/tiny", trust_remote_code=True)
     assert calls[-1][2][-1] == "*.py", "the code that is trusted comes along"
-    edit_json(Path(snapshot) / "config.json", model_type="llava")
+    edit_json(Path(snapshot) / "config.json", model_type="blip-2")
     calls.clear()
-    with pytest.raises(ModelLoadError, match="type 'llava'"):
+    with pytest.raises(ModelLoadError, match="type 'blip-2'"):
         load_mllm("someone/tiny")
     assert len(calls) == 1  # refused before the weights were downloaded
 
