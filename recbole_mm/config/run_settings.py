@@ -11,6 +11,7 @@ from recbole.evaluator import metric_types
 from recbole_mm.config.kinds import (
     FLAG,
     MAPPING,
+    NAMES,
     PATH,
     SEED,
     SHARE,
@@ -60,6 +61,7 @@ _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _COUNTS = "a whole number of at least 1, or a list of them"
 _METRICS = "names out of " + ", ".join(sorted(metric_types))
 _RECBOLE = "RecBole's"
+_MOST_SLICES = 20
 
 # fmt: off
 NAMES_OF_A_RUN = of_group("run", "",
@@ -142,6 +144,11 @@ EVALUATION = (
                 before="last"),
         Setting("eval_memory_mb", above_zero(), 256, "MB of scores held at once while ranking; only speed and memory "
                 "depend on it.", inherited=True, may_change_on_resume=True),
+        Setting("slices", replace(NAMES, accepts=lambda value: NAMES.accepts(value) and len(value) <= _MOST_SLICES,
+                                  words=f"a name or a list of at most {_MOST_SLICES} names"),
+                ["popularity", "history", "modality"], "Metrics of parts of the test targets, in result.json "
+                "(docs/slices.md): by popularity in training, by length of history, by modality present or missing, by "
+                "any column of .item or .user.", alike=True, inherited=True, changes_result=False),
         Setting("save_per_user", FLAG, True, "Write per_user.parquet: each test user's metrics, for paired tests "
                 "between models.", alike=True, inherited=True)),
     *of_group("evaluation", _RECBOLE,

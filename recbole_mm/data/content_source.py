@@ -77,8 +77,12 @@ class ContentSource:
         """Ids of the items whose text was cut, among those read so far."""
 
     @classmethod
-    def from_config(cls, config: Config) -> ContentSource:
+    def from_config(cls, config: Config, modalities: Iterable[str] | None = None) -> ContentSource:
         """Build from a config; the settings are those of "what an item looks like" in `properties/overall.yaml`.
+
+        Args:
+            config: the run's settings.
+            modalities: use only these (default: those of the config).
 
         Raises:
             ConfigError: settings that do not fit together.
@@ -90,7 +94,9 @@ class ContentSource:
         if path.is_file():
             separator = config["field_separator"] or "\t"
             table = ItemTable.read(path, config["ITEM_ID_FIELD"] or "item_id", separator, config["encoding"])
-        modalities = checked_modalities(MODALITIES if config["modalities"] is None else config["modalities"])
+        if modalities is None:
+            modalities = MODALITIES if config["modalities"] is None else config["modalities"]
+        modalities = checked_modalities(modalities)
         return cls(
             table,
             _layout_from(config, table, modalities) if table is not None or "text" in modalities else None,

@@ -21,6 +21,7 @@ from recbole_mm.errors import DataError
 from recbole_mm.evaluation.collector import RANKS
 from recbole_mm.evaluation.csr import CSR
 from recbole_mm.evaluation.ranking import EvalUsers
+from recbole_mm.evaluation.slices import PREFIX, Slices
 from recbole_mm.utils.files import read_parquet, write_parquet
 
 if TYPE_CHECKING:
@@ -88,18 +89,24 @@ def _hashes(tokens: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 
 def per_user_table(
-    config: Config, users: EvalUsers, struct: DataStruct, item_tokens: Sequence[str] | None = None
+    config: Config,
+    users: EvalUsers,
+    struct: DataStruct,
+    item_tokens: Sequence[str] | None = None,
+    slices: Sequence[Slices] = (),
 ) -> pa.Table:
     """Build a table with one row per ranked case, in the order of `users`.
 
     Columns: `user_id` (its token where `users.user_tokens` is known), `n_positives`, `rank` (of the positive ranked
-    first, counted from 1), the columns of `per_user_values`, then the lists `positives` (item ids) and `ranks`.
+    first, counted from 1), the columns of `per_user_values`, then the lists `positives` (item ids), `ranks` and, for
+    each kind of slices, `slice:<kind>` (the part of each positive).
 
     Args:
         config: `metrics` and `topk`.
         users: the ranked cases.
         struct: the result of `rank_users` for them.
         item_tokens: (item_num,) item ids of the data files by RecBole's ids; None: RecBole's ids.
+        slices: kinds of slices of these cases.
     """
     ranks = CSR(users.positives.offsets, struct.get(RANKS).numpy())
     first = np.minimum.reduceat(ranks.items, ranks.offsets[:-1]) if len(ranks) else ranks.items
@@ -113,6 +120,7 @@ def per_user_table(
             **{name: pa.array(values) for name, values in per_user_values(config, struct).items()},
             "positives": pa.ListArray.from_arrays(offsets, pa.array(items.astype(str), pa.string())),
             "ranks": pa.ListArray.from_arrays(offsets, pa.array(ranks.items, pa.int32())),
+            **{PREFIX + kind.name: kind.column(users.positives) for kind in slices},
         }
     )
 

@@ -52,6 +52,7 @@ class EvalUsers:
         user_ids: (n,) RecBole's user id of each row.
         candidates: (n rows) rank only these instead of all items; nothing else is masked then.
         user_tokens: (user_num,) ids of the data files by RecBole's ids, for messages and tables.
+        known: (n,) number of interactions that are known of each row's user, repeated ones counted.
 
     Example:
         >>> users = Interaction({"user_id": torch.tensor([1, 2])})
@@ -68,6 +69,7 @@ class EvalUsers:
     user_ids: np.ndarray
     candidates: SampledCandidates | None = None
     user_tokens: Sequence[str] | np.ndarray | None = None
+    known: np.ndarray | None = None
     _tidied: tuple[CSR, CSR | None, int] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:

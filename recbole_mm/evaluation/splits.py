@@ -23,6 +23,7 @@ from recbole_mm.data.loaders import FullSequenceLoader
 from recbole_mm.data.splits import TEST, TRAIN, VALID, Rows
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.evaluation.ranking import CSR, EvalUsers, RankingData, TrainCounts
+from recbole_mm.evaluation.slice_kinds import check_slices
 from recbole_mm.models.hooks import hooks_of
 
 if TYPE_CHECKING:
@@ -93,9 +94,10 @@ def check_split(config: Config, dataset: MultimodalDataset, model_class: Any) ->
         All interactions and the part that each will belong to.
 
     Raises:
-        ConfigError: the model cannot leave out what is labelled 0.
+        ConfigError: the model cannot leave out what is labelled 0, or `slices` names what is not there.
         DataError: nothing is left to train on, or for a phase that is asked for; or labels are missing.
     """
+    check_slices(config)
     _, rows = dataset.split_rows()
     parts = [dataset.rows_of_part(rows, phase) for phase in (TRAIN, VALID, TEST)]
     kept = [part[rows.positive[part] | (not only)] for part, only in zip(parts, _only_positives(config, model_class))]
@@ -255,6 +257,7 @@ def sequential_cases(dataset: MultimodalDataset) -> EvalUsers:
         positives=CSR(np.arange(len(targets) + 1), rows.items[targets]),
         history=history,
         user_ids=rows.users[targets],
+        known=history.lengths,
     )
 
 
@@ -269,6 +272,7 @@ def user_cases(dataset: MultimodalDataset, phase: int) -> EvalUsers:
         positives=_by_user(users, owners, items),
         history=_by_user(users, rows.users[known], rows.items[known]),
         user_ids=users,
+        known=np.bincount(rows.users[known], minlength=dataset.user_num)[users],
     )
 
 

@@ -52,6 +52,7 @@ class Run:
         sees_held_out: how its training saw held-out interactions, one text each; empty where it did not.
         beside: test metrics of other models that are printed with its own, by name.
         chosen: what the model took of its `validation_choices`, in words; empty where it has none.
+        slices: kind -> part -> users, targets, weight and test metrics (docs/slices.md).
     """
 
     config: Config
@@ -64,6 +65,7 @@ class Run:
     sees_held_out: list[str] = field(default_factory=list)
     beside: dict[str, dict[str, float]] = field(default_factory=dict)
     chosen: str = ""
+    slices: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def choose_run_dir(config: Config) -> tuple[Path, bool]:
@@ -235,6 +237,7 @@ def write_result(finished: Run, stages: Mapping[str, Any], timings: Mapping[str,
         "sees_held_out": list(finished.sees_held_out),
         **({"beside": finished.beside} if finished.beside else {}),
         **({"chosen_on_validation": finished.chosen} if finished.chosen else {}),
+        **({"slices": finished.slices} if finished.slices else {}),
         "protocol": {key: config[key] for key in (*RANKED, "valid_metric")},
         "stages": dict(stages),
         "timings": dict(timings),

@@ -171,4 +171,5 @@ def _load(
     loaded.test_result, loaded.best_valid_result = result["test_result"], result["best_valid_result"]
     loaded.sees_held_out, loaded.beside = result.get("sees_held_out", []), result.get("beside", {})
     loaded.chosen = result.get("chosen_on_validation", "")
+    loaded.slices = result.get("slices", {})
     return with_best_weights(loaded)

@@ -15,6 +15,8 @@ from recbole_mm.data.sharing import Datasets
 from recbole_mm.evaluation.per_user import FILE as PER_USER
 from recbole_mm.evaluation.per_user import per_user_table, write_per_user
 from recbole_mm.evaluation.ranking import RankingData
+from recbole_mm.evaluation.slice_kinds import slice_kinds
+from recbole_mm.evaluation.slices import slice_results
 from recbole_mm.evaluation.splits import check_split, split
 from recbole_mm.inputs.needs import asks_for_inputs
 from recbole_mm.models.base import ModelHooks
@@ -118,6 +120,8 @@ def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -
         resume: see `TrainerMixin.fit`.
     """
     config, run_dir, workers = assembled.config, assembled.run_dir, current_workers()
+    test = assembled.splits.test
+    kinds = slice_kinds(config, assembled.dataset, test) if isinstance(test, RankingData) else []
     trainer = make_trainer(config, assembled.model, run_dir)
     splits, show_progress = assembled.splits, config["show_progress"]
     with stages("training"), one_line_errors(config["model"]):
@@ -131,9 +135,11 @@ def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -
         assembled.beside["Pop"] = trainer.evaluate_pop(splits.test)
     if workers is not None and not workers.is_first:
         return assembled
-    if config["save_per_user"] and isinstance(splits.test, RankingData):
-        table = per_user_table(config, splits.test.users, trainer.last_struct, assembled.dataset.item_tokens())
-        write_per_user(run_dir / PER_USER, table)
+    if isinstance(test, RankingData):
+        table = per_user_table(config, test.users, trainer.last_struct, assembled.dataset.item_tokens(), kinds)
+        assembled.slices = slice_results(table, kinds, config["metric_decimal_place"])
+        if config["save_per_user"]:
+            write_per_user(run_dir / PER_USER, table)
     write_result(assembled, stages.as_dict(), trainer.timings)
     logger.info("best valid: %s", dict2str(assembled.best_valid_result), extra=LONG)
     logger.info("test:       %s", dict2str(assembled.test_result), extra=LONG)

@@ -1,0 +1,216 @@
+"""Slices: metrics of parts of the test targets, whose weighted mean is the metric of all."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+from recbole.evaluator import Evaluator
+
+import recbole_mm
+from recbole_mm.config.resolved import Config
+from recbole_mm.errors import ConfigError, DataError
+from recbole_mm.evaluation import slice_kinds as kinds_module
+from recbole_mm.evaluation.collector import RankingCollector
+from recbole_mm.evaluation.per_user import per_user_table, read_per_user
+from recbole_mm.evaluation.ranking import CSR, EvalUsers, rank_users
+from recbole_mm.evaluation.slices import Slices, Targets, slice_results
+from recbole_mm.runs.folder import CONFIG, read_result
+from tests.conftest import TOY_SETTINGS, write_toy
+from tests.two_workers import ran, together
+
+USERS, ITEMS = 60, 80
+METRICS = ["NDCG", "Recall", "MRR", "Hit", "Precision", "MAP", "GAUC"]
+CONFIG_OF_METRICS = {"metrics": METRICS, "topk": [1, 3, 20], "metric_decimal_place": 12}
+ALL = ["popularity", "history", "modality", "class", "gender", "age"]
+
+
+class Random(torch.nn.Module):
+    def full_sort_predict(self, interaction):
+        return torch.rand((len(interaction), ITEMS), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """`data_path` of `toy` with users' genders and ages, a missing image and a missing title."""
+    folder = write_toy(tmp_path_factory.mktemp("sliced"))
+    root = folder / "toy"
+    lines = ["user_id:token\tgender:token\tage:float"]
+    lines += [f"u{user}\t{'fm'[user % 2] if user % 10 else ''}\t{20 + user // 3}" for user in range(59)]
+    (root / "toy.user").write_text("\n".join(lines) + "\n")
+    (root / "images" / "i3.png").unlink()
+    text = (root / "toy.item").read_text().replace("i4\tThe action film number 4\taction", "i4\t\taction")
+    (root / "toy.item").write_text(text)
+    return folder
+
+
+def settings_on(data, tmp_path, **changes) -> dict:
+    return {
+        **TOY_SETTINGS,
+        **{"data_path": str(data), "checkpoint_dir": str(tmp_path / "saved"), "text_fields": ["title"], "epochs": 1},
+        **{"metrics": ["NDCG", "Recall", "MRR", "Hit", "Precision", "MAP"], "slices": ALL, **changes},
+    }
+
+
+def check_weighted_means(result: dict, test_result: dict, cases: int) -> None:
+    assert result
+    for kind, parts in result.items():
+        assert sum(part["weight"] for part in parts.values()) == pytest.approx(cases), kind
+        for metric, value in test_result.items():
+            by = "targets" if metric == "gauc" else "weight"
+            mean = np.average([part[metric] for part in parts.values()], weights=[part[by] for part in parts.values()])
+            assert mean == pytest.approx(value, abs=2e-6), (kind, metric)
+
+
+def test_what_targets_count_adds_up_to_their_cases_and_the_parts_to_the_whole():
+    rng = np.random.default_rng(0)
+    positives = [rng.choice(np.arange(1, ITEMS), rng.integers(1, 7), replace=False) for _ in range(USERS)]
+    users = EvalUsers(Interaction({"user_id": torch.arange(USERS)}), CSR.from_lists(positives), None, np.arange(USERS))
+    struct = rank_users(Random(), users, ITEMS, collector=RankingCollector(CONFIG_OF_METRICS, item_num=ITEMS))
+    slices = [
+        Slices("items", ["a", "b", "c", "empty"], of_items=rng.integers(0, 3, ITEMS)),
+        Slices("users", ["a", "b"], of_cases=rng.integers(0, 2, USERS)),
+    ]
+    table = per_user_table(CONFIG_OF_METRICS, users, struct, slices=slices)
+    targets = Targets.of(table)
+    assert len(targets.values) == 3 * 6 + 1
+    for name, values in targets.values.items():
+        sums = np.bincount(targets.cases, weights=targets.weights * values)
+        assert sums == pytest.approx(table[name].to_numpy(), abs=1e-12), name
+    found = slice_results(table, slices, 12)
+    check_weighted_means(found, Evaluator(CONFIG_OF_METRICS).evaluate(struct), USERS)
+    assert list(found["items"]) == ["a", "b", "c"]
+    for code, part in enumerate("abc"):
+        ranks = [
+            [r for i, r in zip(row["positives"], row["ranks"]) if slices[0].of_items[int(i)] == code]
+            for row in table.to_pylist()
+        ]
+        mine = [np.mean(np.array(row) <= 3) * len(row) / len(all_) for row, all_ in zip(ranks, positives) if row]
+        weight = sum(len(row) / len(all_) for row, all_ in zip(ranks, positives))
+        assert found["items"][part]["recall@3"] == pytest.approx(sum(mine) / weight)
+        assert found["items"][part]["users"] == len(mine)
+        assert found["items"][part]["targets"] == sum(map(len, ranks))
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("SASRec", {}),
+        ("BPR", {"eval_args": {"split": {"RS": [0.5, 0.2, 0.3]}}}),
+        ("Pop", {"eval_args": {"mode": "uni20"}, "metrics": ["GAUC", "Hit", "NDCG"]}),
+    ],
+)
+def test_the_parts_of_a_run_are_in_its_folder_and_make_up_its_result(data, tmp_path, model, changes):
+    finished = recbole_mm.run(model=model, dataset="toy", config_dict=settings_on(data, tmp_path, **changes))
+    result = read_result(finished.run_dir)
+    slices = result["slices"]
+    assert list(slices) == ["popularity", "history", "image", "text", "item.class", "user.gender", "user.age"]
+    table = read_per_user(finished.run_dir)
+    check_weighted_means(slices, result["test_result"], len(table))
+    assert finished.slices == slices == recbole_mm.load(finished.run_dir).slices
+    assert {name for name in table.column_names if name.startswith("slice:")} == {f"slice:{name}" for name in slices}
+    assert slices["image"]["missing"]["targets"] == sum(row.count("i3") for row in table["positives"].to_pylist())
+    assert list(slices["item.class"]) == list(dict.fromkeys(slices["item.class"]))
+    assert "(none)" in slices["user.gender"]
+
+
+def test_parts_are_those_of_the_data_whatever_the_model(data, tmp_path):
+    settings = settings_on(data, tmp_path)
+    runs = [recbole_mm.run(model=model, dataset="toy", config_dict=settings) for model in ("SASRec", "Pop")]
+    first, second = ({user: row for user, row in by_user(run)} for run in runs)
+    assert first == second
+    rows = [line.split("\t") for line in (data / "toy" / "toy.inter").read_text().splitlines()[1:]]
+    lengths = Counter(row[0] for row in rows)
+    held_out = {}
+    for user, item, *_ in rows:
+        held_out.setdefault(user, []).append(item)
+    trained = Counter(item for items in held_out.values() for item in items[:-2])
+    for user, parts in first.items():
+        item = held_out[user][-1]
+        count, known = trained[item], lengths[user] - 1
+        assert parts["popularity"] == [
+            next(name for name, low in reversed(kinds_module.POPULARITY.items()) if count >= low)
+        ]
+        assert parts["history"] == [next(name for name, low in reversed(kinds_module.HISTORY.items()) if known >= low)]
+        assert parts["text"] == ["missing" if item == "i4" else "present"]
+        assert parts["user.gender"] == [
+            "(none)" if int(user[1:]) % 10 == 0 or user == "u59" else "fm"[int(user[1:]) % 2]
+        ]
+    ages = {parts["user.age"][0] for parts in first.values()}
+    assert ages == {"to 24", "above 24 to 29", "above 29 to 34", "above 34", "(none)"}
+
+
+def by_user(run):
+    for row in read_per_user(run.run_dir).to_pylist():
+        yield row["user_id"], {name.removeprefix("slice:"): row[name] for name in row if name.startswith("slice:")}
+
+
+def test_several_workers_find_the_same(data, tmp_path):
+    settings = settings_on(data, tmp_path)
+    alone = recbole_mm.run(model="Pop", dataset="toy", config_dict=settings)
+    together(tmp_path, ran, "Pop", settings, tmp_path / "two")
+    assert read_result(tmp_path / "two")["slices"] == alone.slices
+    assert (tmp_path / "two" / CONFIG).is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("clas", r"slices: 'clas' is none of .*, nor a column of toy\.item or toy\.user; did you mean 'class'\?"),
+        ("popularty", "did you mean 'popularity'"),
+        ("user.clas", "nor a column of toy.item or toy.user"),
+        ("item.gender", "nor a column"),
+        (["a"] * 21, "slices: .* is not accepted; give a name or a list of at most 20 names"),
+        (3.5, "slices: "),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_none_is_told_before_anything_is_computed(data, tmp_path, given, message):
+    with pytest.raises(ConfigError, match=message) as refused:
+        recbole_mm.run(model="Pop", dataset="toy", config_dict=settings_on(data, tmp_path, slices=given))
+    assert "\n" not in str(refused.value)
+
+
+def test_columns_of_numbers_are_told_from_columns_of_values(data, tmp_path):
+    settings = settings_on(data, tmp_path, slices=["age:token", "user.gender"])
+    found = recbole_mm.run(model="Pop", dataset="toy", config_dict=settings).slices
+    assert list(found) == ["user.age", "user.gender"]
+    assert len(found["user.age"]) <= kinds_module.MOST_VALUES + 1
+    assert "(other)" in found["user.age"]
+    wrong = settings_on(data, tmp_path, slices=["gender:float"])
+    with pytest.raises(
+        DataError, match=r"toy.user: column gender: 'm' of 'u\d+' is no number; give the column to slices as"
+    ):
+        recbole_mm.run(model="Pop", dataset="toy", config_dict=wrong)
+
+
+def test_a_run_that_reads_no_images_goes_on_where_their_folder_is_gone(data, tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    settings = settings_on(data, tmp_path, slices=["modality"], image_dir="gone", state="WARNING")
+    found = recbole_mm.run(model="Pop", dataset="toy", config_dict=settings)
+    assert found.slices == {}
+    assert "slices" not in read_result(found.run_dir)
+
+
+def test_values_of_a_column_are_bounded_and_numbers_are_cut_at_values():
+    texts = ["", *(f"v{place % 30:02d}" for place in range(300)), "v07", "", "x" * 200, "x" * 300]
+    parts, codes = kinds_module._by_value(texts)
+    assert parts == ["v07", *(f"v{place:02d}" for place in (*range(7), 8)), "(other)", "(none)"]
+    assert [parts[code] for code in codes[[8, -4, -3, -2, -1]]] == ["v07", "v07", "(none)", "(other)", "(other)"]
+    assert kinds_module._by_value(["", "x" * 90, "x" * 99])[0] == ["x" * 80, "(other)", "(none)"]
+    few, of_few = kinds_module._by_value(["", "b", "a", "b", ""])
+    assert (few, of_few.tolist()) == (["b", "a", "(other)", "(none)"], [3, 0, 1, 0, 3])
+    names, cut = kinds_module._by_number(["", "1", "1", "1", "2", "9", ""], "x", [""] * 7)
+    assert names == ["to 1", "above 1 to 2", "above 2", "(none)"]
+    assert cut[1:].tolist() == [0, 0, 0, 1, 2, 3]
+    assert kinds_module._by_number(["", "", ""], "x", [""] * 3)[1].tolist() == [2, 2, 2]
+
+
+def test_slices_make_no_other_run(data, tmp_path):
+    one, other = (Config("Pop", "toy", config_dict=settings_on(data, tmp_path, slices=given)) for given in (ALL, []))
+    from recbole_mm.runs.folder import first_run_dir
+
+    assert first_run_dir(one) == first_run_dir(other)
