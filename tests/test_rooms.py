@@ -20,6 +20,7 @@ ROOMS = (
     ("cli",),
     ("report", "serving"),
     ("experiments",),
+    ("recommending",),
     ("runs",),
     ("distributed",),
     ("training", "evaluation"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from recbole_mm.data.content import ItemContent
 from recbole_mm.data.item_text import TextLayout, clean_text, label_of
@@ -37,7 +37,7 @@ class ItemFacts:
         self._layout = layout if "text" in content.modalities else None
         self._texts: dict[int, str | None] = {}
         self.columns = [] if layout is None else list(layout.columns)
-        self.title = next((name for name in self.columns if _names_a_title(name)), next(iter(self.columns), None))
+        self.title = title_column(self.columns)
 
     def has_image(self, item: int) -> bool:
         """Whether there is an image file; that it can be decoded shows when it is."""
@@ -108,8 +108,15 @@ def _closed(sentence: str) -> str:
     return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
 
 
-def _names_a_title(column: str) -> bool:
-    return any(word in column.lower().split("_") for word in ("title", "name"))
+def title_column(columns: Sequence[str]) -> str | None:
+    """The first column called a title or name, else the first one; None where there are none.
+
+    Example:
+        >>> title_column(["year", "movie_title"])
+        'movie_title'
+    """
+    named = (name for name in columns if {"title", "name"} & set(name.lower().split("_")))
+    return next(named, next(iter(columns), None))
 
 
 def _without(layout: TextLayout, column: str | None) -> TextLayout:

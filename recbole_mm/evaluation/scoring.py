@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,15 @@ class Scorer:
         self._rows = RowBatches(model, interaction, self.device)
         self._halves = dot_product_of(model)
         self._item_vectors: torch.Tensor | None = None
+        self._blocks: ScoreBlocks | None = None
+
+    def over(self, interaction: Any) -> Scorer:
+        """Return the scorer of other rows, which shares the item vectors of this one."""
+        if self._halves is not None:
+            self._score_blocks()
+        other = copy(self)
+        other._rows = RowBatches(self.model, interaction, self.device)
+        return other
 
     def order(self, groups: np.ndarray) -> np.ndarray:
         """Return all rows (n,), those of lower `groups` (n,) first, in the order that costs the model least."""
@@ -70,7 +80,7 @@ class Scorer:
             next block.
         """
         if self._halves is not None:
-            blocks = ScoreBlocks(self.item_vectors(), self.memory_mb)
+            blocks = self._score_blocks()
             for rows in batches:
                 yield self._products(blocks, rows)
         else:
@@ -91,6 +101,11 @@ class Scorer:
                     f"{type(self.model).__name__} has {len(self._item_vectors)} vectors for {self.item_num} item ids"
                 )
         return self._item_vectors
+
+    def _score_blocks(self) -> ScoreBlocks:
+        if self._blocks is None:
+            self._blocks = ScoreBlocks(self.item_vectors(), self.memory_mb)
+        return self._blocks
 
     def of_items(self, rows: np.ndarray, items: torch.Tensor) -> torch.Tensor:
         """Return the (B, C) scores of the items (B, C) for the rows (B,)."""

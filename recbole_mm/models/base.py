@@ -129,6 +129,12 @@ class ModelHooks:
         """(n_items, d), one per item id, padding item 0 included."""
         raise NotImplementedError
 
+    def scores_of_histories(self, chosen: Tensor) -> Tensor:
+        """(B, n_items) scores for users that no training knows, from what they chose alone: `chosen` is (B, n_items)
+        float32 of 0 and 1. For general models whose score does not rest on a vector that was trained for the user;
+        models of sequences read histories anyway."""
+        raise NotImplementedError
+
     ignores_right_padding: ClassVar[bool] = False
     """Scores do not depend on the padding after a history's last item, so ranking cuts each batch to its longest
     history."""
@@ -153,6 +159,10 @@ class RerankingModel(SequentialModel, ABC):
 
     answers_any: ClassVar[bool] = False
     """`predict` asks about every pair that it is given. False: it gives the numbers of `full_sort_predict`."""
+
+    reads_users: ClassVar[bool] = True
+    """What it asks rests on more than the history: on something that was trained or written for the user's id. False:
+    it can be asked for users that no training knows, if its first stage can."""
 
     @abstractmethod
     def first_scores(self, cases: Interaction) -> Tensor:

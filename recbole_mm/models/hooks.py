@@ -28,6 +28,7 @@ ABOUT = {
     "supports_ddp": ("calculate_loss",),
     "user_vectors": ("full_sort_predict",),
     "item_vectors": ("full_sort_predict",),
+    "scores_of_histories": ("full_sort_predict",),
     "materializes_pairs": ("full_sort_predict",),
 }
 """Methods that an answer is about: a class that defines one of them anew does not inherit the answer."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array, issparse
 from torch.nn.functional import normalize, relu
 
 from recbole_mm.models.full_sequence import FullSequenceFPMC, FullSequenceLosses
@@ -72,6 +74,31 @@ def _propagated(model: Any, *graph: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return model.restore_user_e, model.restore_item_e
 
 
+def _autoencoded(model: Any, chosen: torch.Tensor) -> torch.Tensor:
+    """Return the scores of an autoencoder, which reads rows of interactions by the user's id and nothing else of it."""
+    model.get_rating_matrix = lambda users: chosen  # stands before the method of the class
+    try:
+        return model.full_sort_predict({model.USER_ID: chosen.new_zeros(len(chosen), dtype=torch.int64)})
+    finally:
+        del model.get_rating_matrix
+
+
+def _by_similarity(model: Any, chosen: torch.Tensor) -> torch.Tensor:
+    """Return the scores of a model that adds up the similarities of items to those that were chosen."""
+    added = csr_array(chosen.cpu().numpy()) @ model.item_similarity
+    return torch.from_numpy(added.toarray() if issparse(added) else np.asarray(added))
+
+
+def _by_neighbours(model: Any, chosen: torch.Tensor) -> torch.Tensor:
+    if model.method != "item":
+        raise NotImplementedError
+    return torch.from_numpy((csr_array(chosen.cpu().numpy()) @ model.w).toarray())
+
+
+def _by_popularity(model: Any, chosen: torch.Tensor) -> torch.Tensor:
+    return model.full_sort_predict({model.USER_ID: chosen})
+
+
 def _only_pretrains(config: Config) -> bool:
     """Return whether the run of S3Rec or RaCT only pretrains for another one; the last one is `finetune`."""
     return config["train_stage"] != "finetune"
@@ -93,6 +120,8 @@ alone."""
 PAIRS: Answers = {"materializes_pairs": True}
 LABELS: Answers = {"reads_labels": True}
 PRETRAINS: Answers = {"only_pretrains": staticmethod(_only_pretrains)}
+AUTOENCODER: Answers = {"scores_of_histories": _autoencoded}
+LINEAR: Answers = {"scores_of_histories": _by_similarity}
 _PLAIN = _dot(_of_sequence_and_length, _embedding)
 _GRAPH = _dot(lambda model, x: _propagated(model)[0][x[model.USER_ID]], lambda model: _propagated(model)[1])
 
@@ -146,12 +175,16 @@ RECBOLE: Mapping[str, Answers] = {
     "ConvNCF": _row(LABELS),
     "DGCF": _row(_GRAPH),
     "DMF": _row(DDP, LABELS),
+    "EASE": _row(LINEAR),
     "ENMF": _row(_dot(lambda model, x: model.user_embedding(x[model.USER_ID]) * model.H_i.weight, _embedding)),
     "FISM": _row(DDP, LABELS),
     "GCMC": _row(PAIRS),
+    "ItemKNN": _row({"scores_of_histories": _by_neighbours}),
     "LINE": _row(_dot(lambda model, x: model.user_embedding(x[model.USER_ID]), _embedding)),
     "LightGCN": _row(DDP, _GRAPH),
-    "MultiDAE": _row(DDP),
+    "MacridVAE": _row(AUTOENCODER),
+    "MultiDAE": _row(DDP, AUTOENCODER),
+    "MultiVAE": _row(AUTOENCODER),
     "NAIS": _row(DDP, LABELS),
     "NCEPLRec": _row(
         _dot(lambda model, x: model.user_embeddings[x[model.USER_ID]], lambda model: model.item_embeddings.T)
@@ -160,13 +193,16 @@ RECBOLE: Mapping[str, Answers] = {
     "NGCF": _row(DDP, _GRAPH),
     "NNCF": _row(DDP, LABELS),
     "NeuMF": _row(DDP, LABELS),
-    "RaCT": _row(PRETRAINS),
+    "Pop": _row({"scores_of_histories": _by_popularity}),
+    "RaCT": _row(PRETRAINS, AUTOENCODER),
+    "RecVAE": _row(AUTOENCODER),
     "SGL": _row(
         _dot(
             lambda model, x: _propagated(model, model.train_graph)[0][x[model.USER_ID]],
             lambda model: _propagated(model, model.train_graph)[1],
         )
     ),
+    "SLIMElastic": _row(LINEAR),
     "SimpleX": _row(DDP, _dot(_simplex_users, lambda model: normalize(model.item_emb.weight, dim=1))),
     "SpectralCF": _row(DDP, _GRAPH),
     # with a knowledge graph

@@ -84,6 +84,7 @@ class TALLRec(AnsweringRecommender):
     """
 
     settings = SETTINGS
+    reads_users = False
 
     @classmethod
     def build_prompt(cls, config: Config, dataset: MultimodalDataset, mllm: MLLM) -> TitlesPrompt:

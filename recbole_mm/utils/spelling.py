@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher, get_close_matches
 
 NAMES_SHOWN = 20
+MOST_COMPARED = 5000
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3, cutoff: float = 0.6) -> list[str]:
@@ -27,6 +28,20 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     if near := nearest(name, known, 1, cutoff):
         return f"; did you mean {near[0]!r}?"
     return f"; there are: {', '.join(known)}" if len(known) <= NAMES_SHOWN else ""
+
+
+def nearest_of_many(name: str, known: Sequence[str], count: int = 3) -> list[str]:
+    """As `nearest`, among hundreds of thousands of names: those that begin as the name does are compared alone.
+
+    >>> nearest_of_many("i10o", [f"i{number}" for number in range(100_000)], count=2)
+    ['i100', 'i10']
+    """
+    for length in range(len(name) - 1, -1, -1):
+        alike = [other for other in known if other[:length] == name[:length] and abs(len(other) - len(name)) < 3]
+        if length and len(alike) < count:
+            continue
+        return nearest(name, alike[:MOST_COMPARED], count)
+    return []
 
 
 def likeness(one: str, other: str) -> float:

@@ -1,0 +1,407 @@
+"""The recommendations of a trained model: the top of the same ranking that the evaluation counts, ties included.
+
+    recommender = Recommender(open_run("saved/SASRec-shop-1a2b3c4d"))
+    users = recommender.user_ids(["ann", "bob"])
+    top = recommender.top_k(10, users=users)
+    [recommender.item_tokens[item] for item in top.items[0]]
+
+Users and items are RecBole's ids within, and the data's own ids (tokens) for whoever asks; `user_ids` and `item_ids`
+lead from the second to the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import ModelType
+
+from recbole_mm.data.item_facts import title_column
+from recbole_mm.data.item_table import ItemTable
+from recbole_mm.data.item_text import clean_text
+from recbole_mm.errors import ConfigError, DataError, RecboleMMError
+from recbole_mm.evaluation.csr import CSR
+from recbole_mm.evaluation.rank_counting import top_columns
+from recbole_mm.evaluation.ranking import mask
+from recbole_mm.evaluation.scoring import Block, Scorer
+from recbole_mm.models.base import RerankingModel
+from recbole_mm.models.hooks import hooks_of
+from recbole_mm.recommending.cases import (
+    HistoryRows,
+    KnownRows,
+    flat_columns,
+    general_cases,
+    sequential_cases,
+    with_negatives,
+)
+from recbole_mm.runs.folder import Run
+from recbole_mm.utils.spelling import nearest_of_many
+
+LONGEST_HISTORY = 100_000
+"""Items of a history; one that is longer is a mistake."""
+
+IDS_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Recommended items of n rows, the best first.
+
+    Attributes:
+        items: int64 (n, k) RecBole's item ids; 0 behind the end of a list that is shorter, for want of items.
+        scores: float64 (n, k); -inf behind its end.
+
+    Example:
+        >>> top = TopK(np.array([[5, 2, 0]]), np.array([[0.5, 0.25, -np.inf]]))
+        >>> top.row(0)
+        [(5, 0.5), (2, 0.25)]
+    """
+
+    items: np.ndarray
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def row(self, place: int) -> list[tuple[int, float]]:
+        """Return item and score of each recommendation of a row."""
+        there = self.items[place] > 0
+        return list(zip(self.items[place][there].tolist(), self.scores[place][there].tolist(), strict=True))
+
+
+class Recommender:
+    """Recommends items by the model of a finished run; for one thread at a time.
+
+    Args:
+        run: finished, from `open_run` or `recbole_mm.run`; its model has the best weights.
+
+    Attributes:
+        run, config, dataset, model: the run's.
+        item_tokens, user_tokens: the data's ids by RecBole's ids; index 0 is padding.
+        n_items: number of item ids, padding 0 included.
+        is_sequential: whether histories are the model's input.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.config, self.dataset = run, run.config, run.dataset
+        self.model: Any = run.model.eval()
+        self.item_tokens = np.asarray(self.dataset.field2id_token[self.dataset.iid_field], dtype=object)
+        self.user_tokens = np.asarray(self.dataset.field2id_token[self.dataset.uid_field], dtype=object)
+        self.n_items: int = self.dataset.item_num
+        self.is_sequential: bool = self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        self._known: dict[str, KnownRows] = {}
+
+    # ------------------------------------------------------------------------------------------------ ids and content
+
+    def user_ids(self, tokens: Sequence[str]) -> np.ndarray:
+        """Return RecBole's ids (n,) of users.
+
+        Raises:
+            DataError: one is not in the run's data; names the nearest.
+        """
+        return self._ids("user", self.dataset.uid_field, tokens, self.user_tokens)
+
+    def item_ids(self, tokens: Sequence[str]) -> np.ndarray:
+        """Return RecBole's ids (n,) of items.
+
+        Raises:
+            DataError: one is not among those that the run ranks; names the nearest.
+        """
+        return self._ids("item", self.dataset.iid_field, tokens, self.item_tokens)
+
+    def _ids(self, what: str, field: str, tokens: Sequence[str], known: np.ndarray) -> np.ndarray:
+        ids = self.dataset.field2token_id[field]
+        found = np.array([ids.get(str(token), 0) for token in tokens], dtype=np.int64)
+        if (found > 0).all():
+            return found
+        unknown = [str(token) for token, number in zip(tokens, found, strict=True) if number == 0]
+        near = nearest_of_many(unknown[0], known[1:].tolist(), IDS_SHOWN)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        raise DataError(f"{what} {unknown[0]!r}{more} is not in the data of {self.run.run_dir}{hint}")
+
+    @cached_property
+    def _table(self) -> ItemTable | None:
+        path = Path(self.config["data_path"]) / f"{self.config['dataset']}.item"
+        if not path.is_file():
+            return None
+        separator = self.config["field_separator"] or "\t"
+        return ItemTable.read(path, self.config["ITEM_ID_FIELD"] or "item_id", separator, self.config["encoding"])
+
+    @cached_property
+    def title_field(self) -> str | None:
+        """The column of `.item` that names items; None where there is none."""
+        return None if self._table is None else title_column(list(self._table.kinds))
+
+    def title(self, item: int) -> str:
+        """Return the title of an item in one line; "" where it has none."""
+        if self._table is None or self.title_field is None:
+            return ""
+        return clean_text(self._table.value(str(self.item_tokens[item]), self.title_field))
+
+    @property
+    def content(self) -> Any:
+        """Texts and images of the items (`ItemContent`), read when they are asked for."""
+        return self.dataset.content
+
+    # ------------------------------------------------------------------------------------------------------ histories
+
+    def histories_of(self, users: np.ndarray, known: str = "all") -> CSR:
+        """Return the items of users of the data, the earliest first.
+
+        Args:
+            users: (n,) RecBole's ids.
+            known: `all` interactions, or those before the `test` items, which the evaluation knew.
+
+        Raises:
+            ConfigError: another value of `known`.
+        """
+        return self._known_rows(known).histories_of(users)
+
+    def _known_rows(self, known: str) -> KnownRows:
+        if known not in self._known:
+            self._known[known] = KnownRows(self.dataset, known)
+        return self._known[known]
+
+    # -------------------------------------------------------------------------------------------------------- ranking
+
+    def top_k(
+        self,
+        k: int,
+        *,
+        users: np.ndarray | None = None,
+        histories: CSR | Sequence[Sequence[int]] | None = None,
+        allow: np.ndarray | None = None,
+        exclude: np.ndarray | None = None,
+        mask_history: bool | None = None,
+        known: str = "all",
+    ) -> TopK:
+        """Recommend items to users of the data, to new users, or to users of the data with other histories.
+
+        Scores are computed a block at a time; give some thousand rows per call.
+
+        Args:
+            k: items of each list.
+            users: (n,) RecBole's ids; None for users that no training knows.
+            histories: (n) RecBole's item ids of each, the earliest first; None for what is `known` of the users.
+            allow: recommend these items alone.
+            exclude: never recommend these items.
+            mask_history: never recommend an item of the history; None: as the run was evaluated.
+            known: `all` interactions of users of the data, or those before the `test` items. With `test` and without
+                other limits the lists are those of the evaluation.
+
+        Raises:
+            ConfigError: neither users nor histories are given; the model cannot recommend without a trained user; `k`
+                is not from 1 to the number of items; no item is left to recommend.
+            DataError: a history is empty, or longer than `LONGEST_HISTORY`.
+            RecboleMMError: a score is NaN.
+        """
+        self._check_k(k)
+        if users is None and histories is None:
+            raise ConfigError("give users of the data, or histories, to recommend to")
+        users = None if users is None else np.asarray(users, dtype=np.int64)
+        given = None if histories is None else _as_csr(histories)
+        history = self.histories_of(users, known) if given is None and users is not None else given
+        assert history is not None
+        if users is not None and len(users) != len(history):
+            raise ConfigError(f"{len(users)} users and {len(history)} histories are given; give one for each")
+        self._check_histories(history, users)
+        masks = self.config["mask_history"] if mask_history is None else mask_history
+        allowed = self._allowed(allow, exclude)
+        with torch.no_grad(), self._reranking_of(masks):
+            blocks = self._blocks(users, history, given is None, known)
+            return self._collect(blocks, k, history.distinct(self.n_items) if masks else None, allowed, len(history))
+
+    def _check_k(self, k: int) -> None:
+        if not 1 <= k < self.n_items:
+            raise ConfigError(f"k: {k} items cannot be recommended of {self.n_items - 1}; give 1 to {self.n_items - 1}")
+
+    def _check_histories(self, history: CSR, users: np.ndarray | None) -> None:
+        lengths = history.lengths
+        if len(history) and lengths.max() > LONGEST_HISTORY:
+            raise DataError(f"a history of {lengths.max()} items is given; give the last {LONGEST_HISTORY} at most")
+        empty = np.flatnonzero(lengths == 0)
+        if not len(empty) or (users is not None and not self.is_sequential):
+            return
+        if users is not None:
+            user = self.user_tokens[users[empty[0]]]
+            raise DataError(f"nothing is known of user {user!r}, and {self.config['model']} reads histories; give one")
+        raise DataError(f"history {empty[0] + 1} is empty; give one item at least")
+
+    def _allowed(self, allow: np.ndarray | None, exclude: np.ndarray | None) -> np.ndarray | None:
+        """Return the items (m,) that may be recommended, ascending; None for all."""
+        if allow is None and exclude is None:
+            return None
+        allowed = np.zeros(self.n_items, dtype=bool)
+        allowed[slice(None) if allow is None else np.asarray(allow, dtype=np.int64)] = True
+        allowed[np.asarray([] if exclude is None else exclude, dtype=np.int64)] = False
+        allowed[0] = False
+        if not allowed.any():
+            raise ConfigError("no item is left to recommend: what is allowed is excluded, too")
+        return np.flatnonzero(allowed)
+
+    @contextmanager
+    def _reranking_of(self, masks: bool) -> Iterator[None]:
+        """Have a model that asks about a few items ask about those of the history, or not."""
+        if not isinstance(self.model, RerankingModel) or "mask_history" not in vars(self.model):
+            yield
+            return
+        before, self.model.mask_history = self.model.mask_history, bool(masks)
+        try:
+            yield
+        finally:
+            self.model.mask_history = before
+
+    # --------------------------------------------------------------------------------------------------------- scores
+
+    def _blocks(self, users: np.ndarray | None, history: CSR, is_known: bool, known: str) -> Iterator[Block]:
+        """Score all items for the rows, a block at a time."""
+        if not self.is_sequential and (users is None or not is_known):
+            yield from self._blocks_of_histories(history)
+            return
+        if self.is_sequential:
+            cases: Any = self._sequential_cases(users, history, is_known, known)
+        else:
+            assert users is not None
+            cases = general_cases(self.dataset, users)
+        scorer = self._scorer.over(cases)
+        try:
+            for blocks in scorer.all_items(scorer.batches(scorer.order(np.zeros(len(history), dtype=np.int64)))):
+                yield from blocks
+        except KeyError as error:
+            raise self._lacks(str(error.args[0]), users) from error
+
+    def _sequential_cases(self, users: np.ndarray | None, history: CSR, is_known: bool, known: str) -> Any:
+        if users is None:
+            self._check_new_users(self.model)
+        if is_known:
+            assert users is not None
+            columns, rows = self._columns, self._known_rows(known).rows_of(users)
+        else:
+            columns = {self.dataset.iid_field: torch.from_numpy(history.items)}
+            rows = CSR(history.offsets, np.arange(len(history.items)))
+        reads_none = users is None and isinstance(self.model, RerankingModel)  # checked above
+        owners = np.zeros(len(history), dtype=np.int64) if reads_none else users
+        return sequential_cases(self.dataset, with_negatives(columns, self.model, self.dataset), rows, owners)
+
+    @cached_property
+    def _columns(self) -> dict[str, torch.Tensor]:
+        return flat_columns(self.dataset)
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        return Scorer(
+            self.model,
+            Interaction({}),
+            self.n_items,
+            device=self.config["device"],
+            memory_mb=self.config["eval_memory_mb"] or 256,
+            batch_size=self.config["eval_batch_size"],
+            item_features=self.dataset.get_item_feature(),
+        )
+
+    def _blocks_of_histories(self, history: CSR) -> Iterator[Block]:
+        rows, hooks = HistoryRows(history, self.n_items), hooks_of(type(self.model))
+        step = max(1, int((self.config["eval_memory_mb"] or 256) * 2**20) // (8 * self.n_items))
+        for start in range(0, len(rows), step):
+            places = np.arange(start, min(start + step, len(rows)))
+            try:
+                scores = hooks.scores_of_histories(self.model, rows.chosen(places).to(self.config["device"]))
+            except NotImplementedError:
+                raise self._needs_users() from None
+            yield places, scores.reshape(len(places), self.n_items).contiguous()
+
+    def _check_new_users(self, model: Any) -> None:
+        """Refuse a reranker that reads what was written or trained of a user, or whose first stage does."""
+        if not isinstance(model, RerankingModel):
+            return
+        first = getattr(model, "first_stage", None)
+        if model.reads_users or (first is not None and first.config["MODEL_TYPE"] != ModelType.SEQUENTIAL):
+            raise self._needs_users()
+        if first is not None:
+            Recommender(Run(first.config, first.dataset, first.model, self.run.splits, first.folder))._probe()
+
+    def _probe(self) -> None:
+        """Score one history of an unknown user."""
+        columns = {self.dataset.iid_field: torch.ones(1, dtype=torch.int64)}
+        cases = sequential_cases(self.dataset, columns, CSR.from_lists([[0]]), None)
+        try:
+            next(next(self._scorer.over(cases).all_items([np.zeros(1, dtype=np.int64)])))
+        except KeyError as error:
+            raise self._lacks(str(error.args[0]), None) from error
+
+    def _lacks(self, field: str, users: np.ndarray | None) -> RecboleMMError:
+        if users is None and field == self.dataset.uid_field:
+            return self._needs_users()
+        return ConfigError(
+            f"{self.config['model']} reads {field!r} of each interaction, which a history of items alone does not "
+            "have; recommend to users of the data"
+        )
+
+    def _needs_users(self) -> ConfigError:
+        return ConfigError(
+            f"{self.config['model']} recommends to users that it was trained on, by something of their own; for new "
+            "users take a model of sequences, such as SASRec or Molar, or one of items alone, such as EASE, ItemKNN, "
+            "MultiVAE or Pop"
+        )
+
+    # ----------------------------------------------------------------------------------------------------- the top k
+
+    def _collect(
+        self, blocks: Iterator[Block], k: int, masked: CSR | None, allowed: np.ndarray | None, count: int
+    ) -> TopK:
+        top = TopK(np.zeros((count, k), dtype=np.int64), np.full((count, k), -np.inf))
+        columns = None if allowed is None else torch.from_numpy(allowed)
+        available = self._available(masked, allowed, count)
+        for rows, scores in blocks:
+            mask(scores, rows, masked)
+            if columns is not None:
+                scores = scores[:, columns.to(scores.device)]
+            best = top_columns(scores, min(k, scores.shape[1]))
+            values = scores.gather(1, best).double().cpu().numpy()
+            if np.isnan(values).any():
+                raise RecboleMMError(f"{self.config['model']} scores an item as NaN; it has diverged")
+            items = best.cpu().numpy() if allowed is None else allowed[best.cpu().numpy()]
+            self._put(top, rows, items, values, available, masked, allowed)
+        return top
+
+    def _available(self, masked: CSR | None, allowed: np.ndarray | None, count: int) -> np.ndarray:
+        """Return how many items (n,) can be recommended to each row."""
+        total = self.n_items - 1 if allowed is None else len(allowed)
+        if masked is None:
+            return np.full(count, total)
+        hidden = np.ones(len(masked.items), dtype=bool) if allowed is None else np.isin(masked.items, allowed)
+        return total - np.bincount(masked.rows[hidden], minlength=count)
+
+    def _put(
+        self,
+        top: TopK,
+        rows: np.ndarray,
+        items: np.ndarray,
+        values: np.ndarray,
+        available: np.ndarray,
+        masked: CSR | None,
+        allowed: np.ndarray | None,
+    ) -> None:
+        """Write the lists of a block; masked items are at -inf, and so may be others that the model puts there."""
+        width = items.shape[1]
+        finite = np.isfinite(values) | (values > 0)
+        top.items[rows, :width] = np.where(finite, items, 0)
+        top.scores[rows, :width] = np.where(finite, values, -np.inf)
+        for place in np.flatnonzero(finite.sum(1) < np.minimum(width, available[rows])):
+            row, start = rows[place], int(finite[place].sum())
+            others = np.arange(1, self.n_items) if allowed is None else allowed
+            taken = [items[place, :start], *([] if masked is None else [masked.take(rows[place : place + 1]).items])]
+            left = np.setdiff1d(others, np.concatenate(taken))[: width - start]
+            top.items[row, start : start + len(left)] = left
+
+
+def _as_csr(histories: CSR | Sequence[Sequence[int]]) -> CSR:
+    return histories if isinstance(histories, CSR) else CSR.from_lists(histories)
