@@ -44,6 +44,10 @@ class Pop(upstream.Pop):
         model.max_cnt = model.item_cnt.max(dim=0)[0]
         return model
 
+    def scores_of_histories(self, chosen: Tensor) -> Tensor:
+        """Return the scores (B, n_items), which are the same for everybody."""
+        return self.full_sort_predict({self.USER_ID: chosen}).view(len(chosen), -1)
+
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """Count the batch's chosen items; gives a zero that can be differentiated, as RecBole's does."""
         items = interaction[self.ITEM_ID]

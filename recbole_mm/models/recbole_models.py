@@ -95,10 +95,6 @@ def _by_neighbours(model: Any, chosen: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy((csr_array(chosen.cpu().numpy()) @ model.w).toarray())
 
 
-def _by_popularity(model: Any, chosen: torch.Tensor) -> torch.Tensor:
-    return model.full_sort_predict({model.USER_ID: chosen})
-
-
 def _only_pretrains(config: Config) -> bool:
     """Return whether the run of S3Rec or RaCT only pretrains for another one; the last one is `finetune`."""
     return config["train_stage"] != "finetune"
@@ -193,7 +189,6 @@ RECBOLE: Mapping[str, Answers] = {
     "NGCF": _row(DDP, _GRAPH),
     "NNCF": _row(DDP, LABELS),
     "NeuMF": _row(DDP, LABELS),
-    "Pop": _row({"scores_of_histories": _by_popularity}),
     "RaCT": _row(PRETRAINS, AUTOENCODER),
     "RecVAE": _row(AUTOENCODER),
     "SGL": _row(

@@ -31,17 +31,18 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
 
 
 def nearest_of_many(name: str, known: Sequence[str], count: int = 3) -> list[str]:
-    """As `nearest`, among hundreds of thousands of names: those that begin as the name does are compared alone.
+    """As `nearest`, among hundreds of thousands of names: at most `MOST_COMPARED` that begin alike are compared.
 
-    >>> nearest_of_many("i10o", [f"i{number}" for number in range(100_000)], count=2)
-    ['i100', 'i10']
+    >>> nearest_of_many("item12O3", [f"item{number}" for number in range(2_000)], count=1)
+    ['item123']
     """
-    for length in range(len(name) - 1, -1, -1):
-        alike = [other for other in known if other[:length] == name[:length] and abs(len(other) - len(name)) < 3]
-        if length and len(alike) < count:
-            continue
-        return nearest(name, alike[:MOST_COMPARED], count)
-    return []
+    alike: dict[str, None] = {}
+    for length in range(len(name), -1, -1):
+        begins = [other for other in known if other.startswith(name[:length]) and abs(len(other) - len(name)) < 3]
+        if length and len(begins) > MOST_COMPARED:
+            break
+        alike.update(dict.fromkeys(begins[:MOST_COMPARED]))
+    return nearest(name, alike, count)
 
 
 def likeness(one: str, other: str) -> float:
