@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import logging
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -12,14 +15,21 @@ from recbole.data.interaction import Interaction
 from recbole.evaluator import Evaluator
 
 import recbole_mm
+from recbole_mm.cli import main
 from recbole_mm.config.resolved import Config
+from recbole_mm.config.yaml_settings import read_yaml, write_yaml
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.evaluation import slice_kinds as kinds_module
 from recbole_mm.evaluation.collector import RankingCollector
 from recbole_mm.evaluation.per_user import per_user_table, read_per_user
 from recbole_mm.evaluation.ranking import CSR, EvalUsers, rank_users
+from recbole_mm.evaluation.significance import compare, holm
 from recbole_mm.evaluation.slices import Slices, Targets, slice_results
-from recbole_mm.runs.folder import CONFIG, read_result
+from recbole_mm.experiments.compare.command import compare_finished
+from recbole_mm.experiments.compare.slices import slice_tables, write_slices
+from recbole_mm.runs.folder import CONFIG, first_run_dir, read_result
+from recbole_mm.utils.files import write_json, write_text
+from recbole_mm.utils.seal import CHECKSUM
 from tests.conftest import TOY_SETTINGS, write_toy
 from tests.two_workers import ran, together
 
@@ -81,7 +91,7 @@ def test_what_targets_count_adds_up_to_their_cases_and_the_parts_to_the_whole():
     for name, values in targets.values.items():
         sums = np.bincount(targets.cases, weights=targets.weights * values)
         assert sums == pytest.approx(table[name].to_numpy(), abs=1e-12), name
-    found = slice_results(table, slices, 12)
+    found = slice_results(table, slices, users, 12)
     check_weighted_means(found, Evaluator(CONFIG_OF_METRICS).evaluate(struct), USERS)
     assert list(found["items"]) == ["a", "b", "c"]
     for code, part in enumerate("abc"):
@@ -211,6 +221,104 @@ def test_values_of_a_column_are_bounded_and_numbers_are_cut_at_values():
 
 def test_slices_make_no_other_run(data, tmp_path):
     one, other = (Config("Pop", "toy", config_dict=settings_on(data, tmp_path, slices=given)) for given in (ALL, []))
-    from recbole_mm.runs.folder import first_run_dir
-
     assert first_run_dir(one) == first_run_dir(other)
+
+
+# ---- compare ----
+
+
+@pytest.fixture(scope="module")
+def compared(data, tmp_path_factory):
+    """Folders of finished runs, Pop and SASRec with two seeds each, copied to where they were not made."""
+    folder = tmp_path_factory.mktemp("compared")
+    settings = settings_on(data, folder, metrics=["NDCG", "Recall"])
+    runs = []
+    for model in ("Pop", "SASRec"):
+        for seed in (1, 2):
+            made = recbole_mm.run(model=model, dataset="toy", config_dict={**settings, "seed": seed})
+            runs.append(folder / "elsewhere" / f"{model}{seed}")
+            shutil.copytree(made.run_dir, runs[-1])
+    shutil.rmtree(folder / "saved")
+    return runs
+
+
+def test_tables_of_slices_are_of_the_runs_and_their_tests_of_the_users_of_each_part(compared, tmp_path):
+    table = compare_finished(compared, metrics=["NDCG@10", "Recall@5"])
+    assert [line.row.name for line in table.lines] == ["Pop", "SASRec"]
+    assert len(slice_tables(table, ["all"])) == 7
+    by_class, by_image = slice_tables(table, ["item.class", "image"])
+    for found in (by_class, by_image):
+        assert found.metrics == ["NDCG@10", "Recall@5"]
+        results = {folder.name: read_result(folder)["slices"][found.name] for folder in compared}
+        for line in found.lines:
+            mine = [results[f"{line.row}{seed}"][line.part] for seed in (1, 2)]
+            assert (line.users, line.targets) == (mine[0]["users"], mine[0]["targets"])
+            assert line.cells["Recall@5"].mean == pytest.approx(np.mean([run["recall@5"] for run in mine]))
+            assert (line.cells["NDCG@10"].test is None) == (line.row == "Pop" or line.users < 2)
+    (mine,) = [line for line in by_class.lines if (line.row, line.part) == ("SASRec", "comedy")]
+    values = {}
+    for folder in compared:
+        per_user = read_per_user(folder).to_pandas().set_index("user_id").sort_index()
+        kept = per_user["slice:item.class"].str[0] == "comedy"
+        values.setdefault(folder.name[:-1], []).append(per_user.loc[kept, "ndcg@10"])
+    expected = compare(sum(values["Pop"]) / 2, sum(values["SASRec"]) / 2, seed=0)
+    assert mine.cells["NDCG@10"].test == expected
+    tests = [line.cells["NDCG@10"] for line in by_class.lines if line.row == "SASRec" and line.users > 1]
+    assert [cell.p_holm for cell in tests] == holm([cell.test.p_value for cell in tests])
+    write_slices([by_class, by_image], tmp_path)
+    text = (tmp_path / "slices.md").read_text()
+    assert "## By item.class" in text
+    assert "| NDCG@10  | comedy" in text
+    lines = list(csv.DictReader((tmp_path / "slices.csv").open()))
+    assert len(lines) == 2 * (len(by_class.lines) + len(by_image.lines))
+    assert {line["reference"] for line in lines} == {"Pop"}
+
+
+def test_the_command_prints_tables_of_slices(compared, tmp_path, capsys):
+    arguments = ["compare", "--slices=popularity", "--show=NDCG@10", f"--out={tmp_path}", "--runs", *map(str, compared)]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "## By popularity" in said
+    assert "slices.md, slices.csv" in said
+    assert main(["compare", "--slices=popularty", "--runs", *map(str, compared)]) == 2
+    assert "--slices: Pop has no slices 'popularty'; did you mean 'popularity'?" in capsys.readouterr().err
+
+
+def test_runs_without_slices_are_named(compared, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(compared[2], old)
+    result = json.loads((old / "result.json").read_text())
+    write_json(old / "result.json", {key: value for key, value in result.items() if key not in ("slices", CHECKSUM)})
+    table = compare_finished([*compared[:2], old], metrics=["NDCG@10"])
+    (found,) = slice_tables(table, ["history"])
+    assert found.notes == ["SASRec: no slices by history in its result.json; run it again to have them"]
+    assert {line.row for line in found.lines} == {"Pop"}
+    alone = compare_finished([old], metrics=["NDCG@10"])
+    with pytest.raises(ConfigError, match=r"--slices: SASRec has none in its result\.json; run it again"):
+        slice_tables(alone, ["all"])
+
+
+def test_runs_of_others_on_other_data_or_by_another_protocol_are_refused(compared, data, tmp_path):
+    other = write_toy(tmp_path, seed=8)
+    settings = settings_on(other, tmp_path, metrics=["NDCG", "Recall"], slices=[])
+    foreign = recbole_mm.run(model="Pop", dataset="toy", config_dict=settings).run_dir
+    with pytest.raises(
+        DataError, match=r"are of other data: toy\.inter, toy\.item, toy\.user differ; compare runs"
+    ) as no:
+        compare_finished([compared[0], foreign])
+    assert "\n" not in str(no.value)
+    unmasked = {**settings_on(data, tmp_path, metrics=["NDCG", "Recall"]), "mask_history": False}
+    foreign = recbole_mm.run(model="Pop", dataset="toy", config_dict=unmasked).run_dir
+    with pytest.raises(
+        DataError, match=r"by another protocol than .*: mask_history is False, not True; compare runs of"
+    ):
+        compare_finished([compared[0], foreign])
+
+
+def test_where_a_run_was_made_makes_no_row_of_its_own(compared, tmp_path):
+    for place, changes in enumerate(({"eval_batch_size": 7, "use_gpu": True, "data_path": "/else/where"}, {})):
+        shutil.copytree(compared[place], tmp_path / f"{place}")
+        config = read_yaml(tmp_path / f"{place}" / CONFIG)
+        write_text(tmp_path / f"{place}" / CONFIG, write_yaml({**config, **changes}))
+    table = compare_finished([tmp_path / "0", tmp_path / "1"])
+    assert [sorted(line.row.runs) for line in table.lines] == [[1, 2]]

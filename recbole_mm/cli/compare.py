@@ -45,7 +45,9 @@ def main(arguments: Sequence[str]) -> int:
     parsed, others = parser.parse_known_args(arguments)
     settings = split_arguments(others)
     show = split_names(parsed.show)
+    slices = split_names(parsed.slices)
     from recbole_mm.experiments.compare import command  # imports torch
+    from recbole_mm.experiments.compare.slices import slice_tables, slices_markdown, write_slices
     from recbole_mm.experiments.compare.table import to_markdown, write_table
     from recbole_mm.utils.log import init_logging
 
@@ -77,8 +79,13 @@ def main(arguments: Sequence[str]) -> int:
             command_line=settings,
         )
     print(to_markdown(table), end="")
+    by_slice = slice_tables(table, slices) if slices is not None else []
+    if by_slice:
+        print(f"\n{slices_markdown(by_slice)}", end="")
     if out is not None:
-        print(f"\n{out}/table.md, table.csv, table.tex")
+        if by_slice:
+            write_slices(by_slice, out)
+        print(f"\n{out}/table.md, table.csv, table.tex{', slices.md, slices.csv' * bool(by_slice)}")
     return EXIT_FAILED_ROWS if table.failed else 0
 
 
@@ -129,6 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--rows", metavar='"A,B"', help="only these rows")
     add("--reference", metavar="ROW", help="row that the others are tested against, in place of the experiment's")
     add("--show", metavar="NDCG@10,...", help="columns, in place of the experiment's")
+    add(
+        "--slices", metavar="popularity,...", help="tables of these slices as well; all: of every kind (docs/slices.md)"
+    )
     add("--var", action="append", default=[], metavar="NAME=VALUE", help="a variable of the experiment's file")
     add("--trials", type=int, metavar="N", help="only the first N of each row's trials (all)")
     add("--no_tuning", "--no-tuning", dest="trials", action="store_const", const=0, help="no trials: --trials=0")

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from recbole_mm.evaluation.csr import CSR
+from recbole_mm.evaluation.ranking import EvalUsers
 
 PREFIX = "slice:"
 """Begins the names of the columns of `per_user.parquet` that hold the part of each target."""
@@ -72,8 +73,8 @@ class Targets:
 
     Attributes:
         cases: (m,) int64 row of each target.
-        users: (n,) place of each row's user among the sorted `names`.
-        names: (U,) the users.
+        users: (n,) int64 number of each row's user.
+        names: the users by number, sorted; empty where only their numbers are known.
         weights: (m,) float64, 1 / number of targets of the row.
         values: metric -> (m,) float64, such that a row's value is the sum of `weights` * `values` of its targets.
     """
@@ -85,14 +86,17 @@ class Targets:
     values: Mapping[str, np.ndarray]
 
     @classmethod
-    def of(cls, table: pa.Table, metrics: Sequence[str] | None = None) -> Targets:
+    def of(cls, table: pa.Table, metrics: Sequence[str] | None = None, users: np.ndarray | None = None) -> Targets:
         """Read the targets of a table as `per_user_table` makes it.
 
         Args:
             table: with the lists `ranks`.
             metrics: columns to read; None: all.
+            users: (n,) number of each row's user; None: they are numbered by name.
         """
-        names, users = np.unique(table["user_id"].to_numpy().astype(str), return_inverse=True)
+        names = np.empty(0, dtype=str)
+        if users is None:
+            names, users = np.unique(table["user_id"].to_numpy().astype(str), return_inverse=True)
         lists = table["ranks"].combine_chunks()
         lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
         ranks = CSR(np.concatenate([[0], np.cumsum(lengths)]), lists.flatten().to_numpy(zero_copy_only=False))
@@ -133,16 +137,17 @@ def target_values(metric: str, ranks: CSR, of_cases: np.ndarray) -> np.ndarray:
     return hit * lengths * place / ranks.items / np.minimum(lengths, cut)
 
 
-def slice_results(table: pa.Table, kinds: Sequence[Slices], digits: int) -> dict[str, dict[str, Any]]:
+def slice_results(table: pa.Table, kinds: Sequence[Slices], cases: EvalUsers, digits: int) -> dict[str, dict[str, Any]]:
     """Return kind -> part -> `users`, `targets`, `weight` and every metric, in their order; empty parts are left out.
 
     Args:
-        table: users' results, with the columns of `kinds`.
-        kinds: that the table was made with.
+        table: users' results, from `per_user_table`.
+        kinds: to cut them by.
+        cases: that the table is of.
         digits: decimal places of a metric.
     """
-    targets = Targets.of(table)
-    return {kind.name: _results(targets, kind.parts, parts_of(table, kind.name), digits) for kind in kinds}
+    targets = Targets.of(table, users=cases.user_ids)
+    return {kind.name: _results(targets, kind.parts, kind.of_targets(cases.positives), digits) for kind in kinds}
 
 
 def parts_of(table: pa.Table, name: str) -> np.ndarray:
@@ -150,13 +155,12 @@ def parts_of(table: pa.Table, name: str) -> np.ndarray:
     return table[PREFIX + name].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(object)
 
 
-def _results(targets: Targets, parts: Sequence[str], found: np.ndarray, digits: int) -> dict[str, Any]:
-    place = {part: number for number, part in enumerate(parts)}
-    codes = np.fromiter((place[part] for part in found), np.int64, len(found))
+def _results(targets: Targets, parts: Sequence[str], codes: np.ndarray, digits: int) -> dict[str, Any]:
     count = np.bincount(codes, minlength=len(parts))
     weight = np.bincount(codes, weights=targets.weights, minlength=len(parts))
-    pairs = np.unique(codes * len(targets.names) + targets.users[targets.cases])
-    users = np.bincount(pairs // max(1, len(targets.names)), minlength=len(parts))
+    user_num = int(targets.users.max(initial=0)) + 1
+    pairs = np.sort(codes * user_num + targets.users[targets.cases])  # numpy's unique takes a minute for ten million
+    users = np.bincount(pairs[np.diff(pairs, prepend=-1) > 0] // user_num, minlength=len(parts))
     means = {name: _means(name, targets, codes, len(parts)) for name in targets.values}
     return {
         part: {
@@ -175,8 +179,8 @@ def _results(targets: Targets, parts: Sequence[str], found: np.ndarray, digits: 
 
 def _means(metric: str, targets: Targets, codes: np.ndarray, parts: int) -> np.ndarray:
     """(parts,) mean of a metric over the targets of each part; NaN for an empty one."""
-    weights, values = metric_weights(metric, targets), targets.values[metric]
-    sums = np.bincount(codes, weights=weights * np.nan_to_num(values), minlength=parts)
+    weights = metric_weights(metric, targets)
+    sums = np.bincount(codes, weights=weights * _without_nan(metric, targets.values[metric]), minlength=parts)
     total = np.bincount(codes, weights=weights, minlength=parts)
     return np.divide(sums, total, out=np.full(parts, np.nan), where=total > 0)
 
@@ -184,6 +188,11 @@ def _means(metric: str, targets: Targets, codes: np.ndarray, parts: int) -> np.n
 def metric_weights(metric: str, targets: Targets) -> np.ndarray:
     """(m,) weight of each target in a metric: RecBole averages GAUC over targets, leaving out what has no value."""
     return (~np.isnan(targets.values[metric])).astype(np.float64) if metric == "gauc" else targets.weights
+
+
+def _without_nan(metric: str, values: np.ndarray) -> np.ndarray:
+    """The values of a metric, with 0 where there is none; their weight is 0, too."""
+    return np.nan_to_num(values) if metric == "gauc" else values
 
 
 def users_of_part(
@@ -203,6 +212,7 @@ def users_of_part(
     for metric in metrics:
         weights = metric_weights(metric, targets)[mine]
         total = np.bincount(rows, weights=weights, minlength=len(users))
-        sums = np.bincount(rows, weights=weights * np.nan_to_num(targets.values[metric][mine]), minlength=len(users))
+        each = weights * _without_nan(metric, targets.values[metric][mine])
+        sums = np.bincount(rows, weights=each, minlength=len(users))
         values[metric] = np.divide(sums, total, out=np.full(len(users), np.nan), where=total > 0)
     return targets.names[users], values

@@ -137,7 +137,7 @@ def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -
         return assembled
     if isinstance(test, RankingData):
         table = per_user_table(config, test.users, trainer.last_struct, assembled.dataset.item_tokens(), kinds)
-        assembled.slices = slice_results(table, kinds, config["metric_decimal_place"])
+        assembled.slices = slice_results(table, kinds, test.users, config["metric_decimal_place"])
         if config["save_per_user"]:
             write_per_user(run_dir / PER_USER, table)
     write_result(assembled, stages.as_dict(), trainer.timings)

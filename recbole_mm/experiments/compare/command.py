@@ -133,6 +133,7 @@ def _rows_of_runs(run_dirs: Sequence[Path]) -> list[TableRow]:
         run_folder.read_result(folder)
         config = read_yaml(folder / run_folder.CONFIG)
         deciding = run_folder.result_settings(config)
+        deciding = {key: value for key, value in deciding.items() if key not in run_folder.MAY_CHANGE}
         seed = deciding.pop("seed", 0)
         key = json.dumps(deciding, sort_keys=True, default=str)
         same = groups.setdefault(key, {})

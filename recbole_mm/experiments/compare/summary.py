@@ -172,7 +172,8 @@ def summarize(
     Raises:
         ConfigError: a run does not report one of the metrics.
         CheckpointError: a folder is not that of a finished run.
-        DataError: with `strict`, a run has no values per user, or ranked other users than the reference.
+        DataError: with `strict`, a run has no values per user, or is of other data, another protocol or other users
+            than the reference.
     """
     figures = published or {}
     lines = [_line(row, metrics, figures.get(row.name, {})) for row in rows]
@@ -186,6 +187,8 @@ def summarize(
         for folder in line.row.runs.values():
             config = read_yaml(folder / run_folder.CONFIG)
             _mark_differences(line, config, table.facts, base.row.name)
+            if strict and not line.comparable:
+                raise DataError(_refusal(folder, config, table.facts, next(iter(base.row.runs.values()))))
             line.untrained |= _has_untrained_mllm(config)
     values = _paired_values(base, done, metrics, strict)
     if base.row.name != reference:
@@ -235,6 +238,19 @@ def _mark_differences(line: Line, config: Mapping[str, Any], facts: Mapping[str,
             line.differs.append(text)
         if key in PROTOCOL:
             line.comparable, line.untested = False, "another protocol"
+
+
+def _refusal(folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any], other: Path) -> str:
+    """The words for a run whose data or protocol is not that of another one."""
+    key = next(key for key in PROTOCOL if canonical(config.get(key, BEFORE.get(key))) != canonical(facts[key]))
+    if key == "data_files":
+        mine, theirs = (files if isinstance(files, dict) else {} for files in (config.get(key), facts[key]))
+        names = sorted({str(name) for name in {*mine, *theirs} if mine.get(name) != theirs.get(name)})
+        return f"{folder} and {other} are of other data: {', '.join(names)} differ; compare runs on the same files"
+    return (
+        f"{folder} was ranked by another protocol than {other}: {key} is {config.get(key, BEFORE.get(key))}, not "
+        f"{facts[key]}; compare runs of one"
+    )
 
 
 def _has_untrained_mllm(config: Mapping[str, Any]) -> bool:

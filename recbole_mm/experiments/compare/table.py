@@ -11,6 +11,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from recbole_mm.config.settings import PROTOCOL
+from recbole_mm.evaluation.significance import Comparison
 from recbole_mm.experiments.compare.experiment import TRAINING
 from recbole_mm.experiments.compare.grid import DONE, FAILED, NOT_APPLICABLE, NOT_RUN
 from recbole_mm.experiments.compare.summary import SIGNIFICANT, Cell, Line, Table
@@ -76,17 +77,21 @@ def _tests(table: Table) -> list[list[str]]:
             cell = line.cells[metric]
             if cell.test is None or cell.p_holm is None:
                 continue
-            test = cell.test
-            interval = f"[{test.ci_low:+.4f}, {test.ci_high:+.4f}]"
-            numbers = [f"{test.difference:+.4f}", interval, _percent(test.relative)]
-            rows.append([metric, line.row.name, *numbers, _p_value(test.p_value), _p_value(cell.p_holm)])
+            rows.append([metric, line.row.name, *test_cells(cell.test, cell.p_holm)])
     return rows
 
 
-def markdown_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Format a Markdown table whose first column is aligned left, the others right."""
+def test_cells(test: Comparison, p_holm: float) -> list[str]:
+    """A test as printed: the difference, its interval, its share of the other's mean, p, and p after correction."""
+    interval = f"[{test.ci_low:+.4f}, {test.ci_high:+.4f}]"
+    numbers = [f"{test.difference:+.4f}", interval, _percent(test.relative)]
+    return [*numbers, _p_value(test.p_value), _p_value(p_holm)]
+
+
+def markdown_grid(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """Format a Markdown table whose first columns, those of texts, are aligned left, the others right."""
     cells = [[markdown(cell) for cell in row] for row in [header, *rows]]
-    aligned = ["left" if place == 0 or name.endswith("against") else "right" for place, name in enumerate(header)]
+    aligned = ["left" if place < texts or name.endswith("against") else "right" for place, name in enumerate(header)]
     return tabulate(cells[1:], cells[0], tablefmt="pipe", disable_numparse=True, colalign=aligned)
 
 
