@@ -5,7 +5,8 @@
 >>> outcome.test_result["ndcg@10"]                                  # doctest: +SKIP
 >>> again = recbole_mm.load(outcome.run_dir)                        # doctest: +SKIP
 
-`run` trains, evaluates and writes a run folder; `load` reads one: config, dataset and model, ready to score.
+`run` trains, evaluates and writes a run folder; `load` reads one: config, dataset and model, ready to score;
+`recommend` and `similar` give its best items for users, histories and items.
 """
 
 from __future__ import annotations
@@ -38,16 +39,21 @@ from recbole_mm import compat  # noqa: E402  (needs RecBole, which the check abo
 compat.apply_before_recbole()
 
 if TYPE_CHECKING:
+    from recbole_mm.recommending.command import recommend, similar
     from recbole_mm.runs.run import load, run
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "run"]
+__all__ = ["__version__", "load", "recommend", "run", "similar"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `run` and `load` on first use, so that `import recbole_mm` stays light."""
+    """Import what the package offers on first use, so that `import recbole_mm` stays light."""
     if name in ("run", "load"):
         from recbole_mm.runs import run as pipeline
 
         return getattr(pipeline, name)
+    if name in ("recommend", "similar"):
+        from recbole_mm.recommending import command
+
+        return getattr(command, name)
     raise AttributeError(f"module 'recbole_mm' has no attribute {name!r}")

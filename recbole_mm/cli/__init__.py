@@ -1,4 +1,4 @@
-"""The command line: `recbole-mm run | plan | compare | tune | models | prepare`.
+"""The command line: `recbole-mm run | plan | compare | tune | recommend | similar | models | prepare`.
 
 Each command is a module with a `main(arguments)` that returns the exit status, imported when it is called; none of
 them imports torch before it has to.
@@ -24,6 +24,8 @@ COMMANDS = {
     "plan": "tell what a run would compute before it trains, and the cost",
     "compare": "run a table of models over seeds, with paired tests",
     "tune": "search for a model's best settings",
+    "recommend": "recommend items by a finished run",
+    "similar": "find items that are alike to a finished run's model",
     "models": "list every model that --model accepts",
     "prepare": "turn raw downloads into a dataset folder",
 }
@@ -37,6 +39,7 @@ _EXAMPLES = f"""examples:
   {PROGRAM} run --model=Molar --dataset=ml-100k
   {PROGRAM} compare --experiment molar-table5 --dataset ml-100k --mllm=tiny --seeds 1,2,3
   {PROGRAM} tune --model SASRec --dataset ml-100k --trials 20
+  {PROGRAM} recommend saved/Molar-ml-100k-3f9a1c20 --users 1,2
   {PROGRAM} plan --model=MLLMRec --dataset=ml-100k --text_backend=hf
   {PROGRAM} models sequential
   {PROGRAM} prepare hm --source downloads/hm --out dataset/hm

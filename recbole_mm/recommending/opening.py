@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recbole_mm.config.settings import SETTINGS
 from recbole_mm.config.yaml_settings import read_yaml
 from recbole_mm.errors import CheckpointError, ConfigError
 from recbole_mm.registry import find_model
 from recbole_mm.runs.folder import CONFIG, Run, is_finished
 from recbole_mm.runs.run import load
 from recbole_mm.utils.paths import expanded
-from recbole_mm.utils.spelling import nearest
+from recbole_mm.utils.spelling import did_you_mean, nearest
 
 
 def open_run(
@@ -29,6 +30,7 @@ def open_run(
         changed: settings with other values here, such as `{"data_path": "/data/recbole"}` of a folder that was moved.
 
     Raises:
+        ConfigError: `changed` names no setting of the run.
         CheckpointError: there is no such folder, its run is not finished, or its model is not installed here.
         RecboleMMError: its data, weights or settings do not fit this machine or this version.
     """
@@ -37,8 +39,13 @@ def open_run(
         raise CheckpointError(f"{path}: no such folder{_near(path)}; give the folder of a finished run")
     if (path / CONFIG).is_file() and not is_finished(path):
         raise CheckpointError(f"{path}: its run is not finished; go on with it: recbole-mm run --resume={path}")
-    if model is None and (path / CONFIG).is_file():
-        _check_model(path)
+    if (path / CONFIG).is_file():
+        settings = read_yaml(path / CONFIG)
+        if model is None:
+            _check_model(path, settings.get("model"))
+        for name in changed or {}:
+            if name not in {*settings, *SETTINGS}:
+                raise ConfigError(f"--{name} is no setting of {path}{did_you_mean(name, sorted(settings), 0.6)}")
     return load(path, model, changed)
 
 
@@ -48,8 +55,7 @@ def _near(path: Path) -> str:
     return f"; did you mean {path.parent / found[0]}?" if found else ""
 
 
-def _check_model(path: Path) -> None:
-    name = read_yaml(path / CONFIG).get("model")
+def _check_model(path: Path, name: Any) -> None:
     try:
         find_model(str(name)).load()
     except ConfigError as error:

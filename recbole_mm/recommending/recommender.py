@@ -28,6 +28,7 @@ from recbole_mm.data.item_table import ItemTable
 from recbole_mm.data.item_text import clean_text
 from recbole_mm.errors import ConfigError, DataError, RecboleMMError
 from recbole_mm.evaluation.csr import CSR
+from recbole_mm.evaluation.dot_product import dot_product_of
 from recbole_mm.evaluation.rank_counting import top_columns
 from recbole_mm.evaluation.ranking import mask
 from recbole_mm.evaluation.scoring import Block, Scorer
@@ -41,6 +42,7 @@ from recbole_mm.recommending.cases import (
     sequential_cases,
     with_negatives,
 )
+from recbole_mm.recommending.similar import PROFILE_USERS, ItemSimilarity, profiles_of
 from recbole_mm.runs.folder import Run
 from recbole_mm.utils.spelling import nearest_of_many
 
@@ -115,6 +117,10 @@ class Recommender:
             DataError: one is not among those that the run ranks; names the nearest.
         """
         return self._ids("item", self.dataset.iid_field, tokens, self.item_tokens)
+
+    def knows_item(self, token: str) -> bool:
+        """Return whether the run ranks an item of this id."""
+        return self.dataset.field2token_id[self.dataset.iid_field].get(str(token), 0) > 0
 
     def _ids(self, what: str, field: str, tokens: Sequence[str], known: np.ndarray) -> np.ndarray:
         ids = self.dataset.field2token_id[field]
@@ -203,7 +209,7 @@ class Recommender:
             DataError: a history is empty, or longer than `LONGEST_HISTORY`.
             RecboleMMError: a score is NaN.
         """
-        self._check_k(k)
+        self.check_k(k)
         if users is None and histories is None:
             raise ConfigError("give users of the data, or histories, to recommend to")
         users = None if users is None else np.asarray(users, dtype=np.int64)
@@ -219,7 +225,12 @@ class Recommender:
             blocks = self._blocks(users, history, given is None, known)
             return self._collect(blocks, k, history.distinct(self.n_items) if masks else None, allowed, len(history))
 
-    def _check_k(self, k: int) -> None:
+    def check_k(self, k: int) -> None:
+        """Refuse lists of no items, or of more than there are.
+
+        Raises:
+            ConfigError: `k` is not from 1 to the number of items.
+        """
         if not 1 <= k < self.n_items:
             raise ConfigError(f"k: {k} items cannot be recommended of {self.n_items - 1}; give 1 to {self.n_items - 1}")
 
@@ -258,6 +269,52 @@ class Recommender:
             yield
         finally:
             self.model.mask_history = before
+
+    # ------------------------------------------------------------------------------------------------------- vectors
+
+    def similar(
+        self, items: np.ndarray, k: int, *, allow: np.ndarray | None = None, exclude: np.ndarray | None = None
+    ) -> TopK:
+        """Return the items most like others, by the cosine of the vectors that the model scores with.
+
+        A model without item vectors tells by its scores for some users; one that reranks, by its first scores.
+
+        Args:
+            items: (n,) RecBole's ids.
+            k: items of each list.
+            allow, exclude: as for `top_k`.
+
+        Raises:
+            ConfigError: `k` is not from 1 to the number of items, or no item is left.
+        """
+        self.check_k(k)
+        return TopK(*self._similarity.top_k(np.asarray(items, dtype=np.int64), k, self._allowed(allow, exclude)))
+
+    @cached_property
+    def _similarity(self) -> ItemSimilarity:
+        with torch.no_grad():
+            vectors = self.item_vectors()
+            return ItemSimilarity(
+                profiles_of(self._profile_blocks()) if vectors is None else vectors,
+                self.config["eval_memory_mb"] or 256,
+            )
+
+    def item_vectors(self) -> torch.Tensor | None:
+        """Return the vectors (n_items, d) whose dot products with users' are the scores; None for other models."""
+        with torch.no_grad():
+            return self._scorer.item_vectors().detach() if dot_product_of(self.model) is not None else None
+
+    def _profile_blocks(self) -> Iterator[Block]:
+        """Score all items for some users of the data, by the first scores of a model that asks about a few."""
+        known = self._known_rows("all").by_user
+        there = np.flatnonzero(known.lengths > 0)
+        users = there[np.linspace(0, len(there) - 1, min(PROFILE_USERS, len(there))).astype(np.int64)]
+        if not isinstance(self.model, RerankingModel):
+            yield from self._blocks(users, self.histories_of(users), True, "all")
+            return
+        cases = self._sequential_cases(users, self.histories_of(users), True, "all")
+        for rows in np.array_split(np.arange(len(users)), max(1, len(users) // 32)):
+            yield rows, self.model.first_scores(cases[rows].to(self.config["device"]))
 
     # --------------------------------------------------------------------------------------------------------- scores
 

@@ -1,0 +1,275 @@
+"""`recommend` and `similar`: from a run's folder to a table, or to a file of any size."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from recbole_mm.errors import ConfigError
+from recbole_mm.recommending.opening import open_run
+from recbole_mm.recommending.output import Row, check_output, write_chunks
+from recbole_mm.recommending.reasons import Reasons, reasons_of
+from recbole_mm.recommending.recommender import Recommender, TopK
+from recbole_mm.recommending.requests import Batch, listed, of_histories, of_users, read_histories
+from recbole_mm.runs.folder import WEIGHTS, Run
+from recbole_mm.utils.files import file_digest
+from recbole_mm.utils.paths import expanded
+from recbole_mm.utils.progress import progress
+
+ALL = "all"
+
+Source = str | os.PathLike[str] | Run | Recommender
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is recommended, and to whom.
+
+    Attributes:
+        k: items of each list.
+        users: ids of users of the data, or `all`.
+        histories: name -> item ids, or a file (see `requests.py`).
+        allow, exclude: item ids, as a list, `a,b` or a file.
+        mask_history: never recommend an item of the history; None: as the run was evaluated.
+        known: `all` interactions of users, or those before the `test` items.
+        reasons: say why, where the run has words for it.
+        skip_unknown: leave items of histories out that the run does not know; else they are an error.
+    """
+
+    k: int = 10
+    users: str | Sequence[str] | None = None
+    histories: str | os.PathLike[str] | Mapping[str, Sequence[str]] | Sequence[Sequence[str]] | None = None
+    allow: str | Sequence[str] | None = None
+    exclude: str | Sequence[str] | None = None
+    mask_history: bool | None = None
+    known: str = "all"
+    reasons: bool = False
+    skip_unknown: bool = False
+
+    def batches(self, recommender: Recommender) -> Iterator[Batch]:
+        """Yield whom to recommend to.
+
+        Raises:
+            ConfigError: both users and histories are given, or none.
+        """
+        if (self.users is None) == (self.histories is None):
+            raise ConfigError("give either users of the data or histories, to recommend to")
+        if self.histories is None:
+            yield from of_users(recommender, None if self.users == ALL else listed(self.users))
+        else:
+            yield from of_histories(recommender, self._given_histories(), self.skip_unknown)
+
+    def _given_histories(self) -> Iterator[tuple[str, Sequence[str], str]]:
+        given = self.histories
+        if isinstance(given, (str, os.PathLike)):
+            yield from read_histories(Path(given))
+            return
+        assert given is not None
+        named = given if isinstance(given, Mapping) else {str(place): one for place, one in enumerate(given, 1)}
+        for name, items in named.items():
+            yield name, [str(item) for item in items], f"history {name}"
+
+
+def opened(run: Source, model: type | None = None, changed: Mapping[str, Any] | None = None) -> Recommender:
+    """Return the recommender of a run, given as its folder, as what `recbole_mm.run` returned, or as itself."""
+    if isinstance(run, Recommender):
+        return run
+    return Recommender(run if isinstance(run, Run) else open_run(run, model, changed))
+
+
+def recommend(
+    run: Source,
+    k: int = 10,
+    *,
+    users: str | Sequence[str] | None = None,
+    histories: str | os.PathLike[str] | Mapping[str, Sequence[str]] | Sequence[Sequence[str]] | None = None,
+    allow: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    mask_history: bool | None = None,
+    known: str = "all",
+    reasons: bool = False,
+    skip_unknown: bool = False,
+    out: str | os.PathLike[str] | None = None,
+    model: type | None = None,
+    changed: Mapping[str, Any] | None = None,
+    show_progress: bool = False,
+) -> pd.DataFrame | Path:
+    """Recommend items by a finished run.
+
+    Args:
+        run: its folder, what `recbole_mm.run` or `load` returned, or a `Recommender`.
+        k, users, histories, allow, exclude, mask_history, known, reasons, skip_unknown: see `Asked`.
+        out: a file, `.csv`, `.jsonl` or `.parquet`, written a chunk at a time; an interrupted one goes on.
+        model: the model's class, where it was never registered.
+        changed: settings of the run with other values, such as `data_path`.
+        show_progress: whether to report progress.
+
+    Returns:
+        A table with the columns `user`, `rank`, `item`, `score`, `title` where items have one, and `reason` where it is
+        asked for; or the path of the file.
+
+    Raises:
+        RecboleMMError: one line that says what is wrong.
+
+    Example:
+        >>> recbole_mm.recommend("saved/SASRec-shop-1a2b3c4d", users=["ann"])             # doctest: +SKIP
+        >>> recbole_mm.recommend("saved/SASRec-shop-1a2b3c4d", histories=[["i7", "i9"]])  # doctest: +SKIP
+    """
+    asked = Asked(k, users, histories, allow, exclude, mask_history, known, reasons, skip_unknown)
+    if out is not None:
+        check_output(Path(expanded(os.fspath(out))))
+    recommender = opened(run, model, changed)
+    make = _row_maker(recommender, asked)
+    batches = asked.batches(recommender)
+    return _given_out(recommender, out, batches, make, asked, show_progress)
+
+
+def similar(
+    run: Source,
+    items: str | Sequence[str],
+    k: int = 10,
+    *,
+    allow: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    model: type | None = None,
+    changed: Mapping[str, Any] | None = None,
+) -> pd.DataFrame | Path:
+    """Find the items most alike to a finished run's model.
+
+    Args:
+        run, k, allow, exclude, out, model, changed: as for `recommend`.
+        items: ids of items, or `all`.
+
+    Returns:
+        A table with the columns `of`, `rank`, `item`, `score` (a cosine) and `title`; or the path of the file.
+
+    Raises:
+        RecboleMMError: one line that says what is wrong.
+    """
+    recommender = opened(run, model, changed)
+    ids = np.arange(1, recommender.n_items) if items == ALL else recommender.item_ids(listed(items) or [])
+    asked = Asked(k, allow=allow, exclude=exclude)
+    limits = _limits(recommender, asked)
+
+    def make(batch: Batch) -> list[Row]:
+        assert batch.users is not None
+        return _rows(recommender, "of", batch.names, recommender.similar(batch.users, k, **limits))
+
+    batches = (
+        Batch([str(token) for token in recommender.item_tokens[part]], part)
+        for part in np.split(ids, range(4096, len(ids), 4096))
+    )
+    return _given_out(recommender, out, batches, make, asked, False, first="of", items=ids.tolist())
+
+
+def _row_maker(recommender: Recommender, asked: Asked) -> Callable[[Batch], list[Row]]:
+    limits, why = _limits(recommender, asked), reasons_of(recommender) if asked.reasons else None
+
+    def make(batch: Batch) -> list[Row]:
+        top = recommender.top_k(
+            asked.k,
+            users=batch.users,
+            histories=batch.histories,
+            mask_history=asked.mask_history,
+            known=asked.known,
+            **limits,
+        )
+        return _rows(recommender, "user", batch.names, top, _reasons(recommender, why, batch, asked.known))
+
+    recommender.check_k(asked.k)
+    return make
+
+
+def _reasons(recommender: Recommender, why: Reasons | None, batch: Batch, known: str) -> Sequence[str | None] | None:
+    if why is None:
+        return None
+    if batch.histories is not None:
+        return why(batch.users, batch.histories)
+    assert batch.users is not None
+    return why(batch.users, recommender.histories_of(batch.users, known))
+
+
+def _limits(recommender: Recommender, asked: Asked) -> dict[str, np.ndarray | None]:
+    """Return the items that are allowed and excluded as RecBole's ids."""
+    given = {"allow": listed(asked.allow), "exclude": listed(asked.exclude)}
+    return {name: None if tokens is None else recommender.item_ids(tokens) for name, tokens in given.items()}
+
+
+def _rows(
+    recommender: Recommender,
+    first: str,
+    names: Sequence[str],
+    top: TopK,
+    reasons: Sequence[str | None] | None = None,
+) -> list[Row]:
+    found: list[Row] = []
+    for place, name in enumerate(names):
+        chosen = top.row(place)
+        row: dict[str, Any] = {
+            first: name,
+            "item": [str(recommender.item_tokens[item]) for item, _ in chosen],
+            "score": [score if np.isfinite(score) else None for _, score in chosen],
+        }
+        if recommender.title_field is not None:
+            row["title"] = [recommender.title(item) for item, _ in chosen]
+        if reasons is not None:
+            row["reason"] = reasons[place] or ""
+        found.append(row)
+    return found
+
+
+def _given_out(
+    recommender: Recommender,
+    out: str | os.PathLike[str] | None,
+    batches: Iterable[Batch],
+    make: Callable[[Batch], list[Row]],
+    asked: Asked,
+    show_progress: bool,
+    first: str = "user",
+    **made_of: Any,
+) -> pd.DataFrame | Path:
+    titles = ["title"] if recommender.title_field is not None else []
+    fields = [first, "rank", "item", "score", *titles, *(["reason"] if asked.reasons else [])]
+    if out is not None:
+        chunks = progress((partial(make, batch) for batch in batches), "Recommending", unit="batch", show=show_progress)
+        return write_chunks(Path(expanded(os.fspath(out))), chunks, fields, {**_made_of(recommender, asked), **made_of})
+    columns: dict[str, list[Any]] = {name: [] for name in fields}
+    for batch in batches:
+        for row in make(batch):
+            count = len(row["item"])
+            for name in fields:
+                values = range(1, count + 1) if name == "rank" else row[name]
+                columns[name] += [values] * count if isinstance(values, str) else values
+    return pd.DataFrame(columns)
+
+
+def _made_of(recommender: Recommender, asked: Asked) -> dict[str, Any]:
+    """Return what the rows of a file depend on: the run's weights and data, what is asked, and what its files hold."""
+    found: dict[str, Any] = {
+        "weights": file_digest(recommender.run.run_dir / WEIGHTS).hex(),
+        "data": recommender.config.current_files(),
+    }
+    for name in ("k", "users", "histories", "allow", "exclude", "mask_history", "known", "reasons", "skip_unknown"):
+        found[name] = _content_of(getattr(asked, name))
+    return found
+
+
+def _content_of(given: Any) -> Any:
+    """Return a value that changes if what is given does, or the file that it names."""
+    if isinstance(given, (str, os.PathLike)):
+        with suppress(OSError, ValueError):
+            return file_digest(Path(expanded(os.fspath(given)))).hex()
+        return str(given)
+    if given is None or isinstance(given, (bool, int)):
+        return given
+    return hashlib.sha256(repr(given).encode("utf-8", "surrogatepass")).hexdigest()
