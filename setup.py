@@ -59,10 +59,12 @@ setup(
     ],
     extras_require={
         "gguf": ["gguf>=0.10"],
+        "index": ["faiss-cpu>=1.8"],
         "timm": ["timm>=1.0"],
         "tune": ["optuna>=4.0"],
         "wandb": ["wandb>=0.18"],
         "dev": [
+            "faiss-cpu>=1.8",
             "gguf>=0.10",
             "hypothesis>=6.100",
             "optuna>=4.0",

@@ -102,6 +102,18 @@ class Scorer:
                 )
         return self._item_vectors
 
+    def user_vectors(self, rows: np.ndarray) -> torch.Tensor:
+        """Return the (B, d) user vectors of a dot-product model for the rows (B,).
+
+        Raises:
+            RecboleMMError: the model returns another number of vectors.
+        """
+        assert self._halves is not None
+        users = self._halves.users(self._rows[rows])
+        if users.shape[0] != len(rows):
+            raise RecboleMMError(f"{type(self.model).__name__} gave {users.shape[0]} user vectors for {len(rows)} rows")
+        return users
+
     def _score_blocks(self) -> ScoreBlocks:
         if self._blocks is None:
             self._blocks = ScoreBlocks(self.item_vectors(), self.memory_mb)
@@ -123,10 +135,7 @@ class Scorer:
         return max(1, min(self.batch_size, int(self.memory_mb * 2**20) // (4 * self.item_num)))
 
     def _products(self, blocks: ScoreBlocks, rows: np.ndarray) -> Iterator[Block]:
-        assert self._halves is not None
-        users = self._halves.users(self._rows[rows])
-        if users.shape[0] != len(rows):
-            raise RecboleMMError(f"{type(self.model).__name__} gave {users.shape[0]} user vectors for {len(rows)} rows")
+        users = self.user_vectors(rows)
         for start in range(0, len(rows), blocks.rows):
             yield rows[start : start + blocks.rows], blocks(users[start : start + blocks.rows])
 

@@ -64,7 +64,7 @@ class Asked:
         if (self.users is None) == (self.histories is None):
             raise ConfigError("give either users of the data or histories, to recommend to")
         if self.histories is None:
-            yield from of_users(recommender, None if self.users == ALL else listed(self.users))
+            yield from of_users(recommender, None if self.users == ALL else listed(self.users), self.known)
         else:
             yield from of_histories(recommender, self._given_histories(), self.skip_unknown)
 

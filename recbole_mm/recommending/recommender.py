@@ -304,6 +304,38 @@ class Recommender:
         with torch.no_grad():
             return self._scorer.item_vectors().detach() if dot_product_of(self.model) is not None else None
 
+    def user_vectors(self, users: np.ndarray, known: str = "all") -> torch.Tensor:
+        """Return the vectors (n, d) of users of the data, after what is known of them.
+
+        Args:
+            users: (n,) RecBole's ids; of a model of sequences, users with a history.
+            known: as for `top_k`.
+
+        Raises:
+            ConfigError: the model does not score by vectors.
+        """
+        halves = dot_product_of(self.model)
+        if halves is None:
+            raise ConfigError(f"{self.config['model']} does not score by vectors of users and items")
+        if self.is_sequential:
+            cases: Any = self._sequential_cases(users, self.histories_of(users, known), True, known)
+        else:
+            cases = general_cases(self.dataset, users)
+        found: torch.Tensor | None = None
+        scorer = self._scorer.over(cases)
+        with torch.no_grad():
+            for rows in scorer.batches(scorer.order(np.zeros(len(users), dtype=np.int64))):
+                vectors = scorer.user_vectors(rows)
+                found = vectors.new_empty(len(users), vectors.shape[1]) if found is None else found
+                found[torch.from_numpy(rows).to(found.device)] = vectors
+        return torch.empty(0, 0) if found is None else found
+
+    def users_with_history(self, known: str = "all") -> np.ndarray:
+        """Return RecBole's ids (n,) of the users that can be recommended to: of a model of sequences, those of whom
+        something is known."""
+        ids = np.arange(1, len(self.user_tokens))
+        return ids[self.histories_of(ids, known).lengths > 0] if self.is_sequential else ids
+
     def _profile_blocks(self) -> Iterator[Block]:
         """Score all items for some users of the data, by the first scores of a model that asks about a few."""
         known = self._known_rows("all").by_user

@@ -49,15 +49,13 @@ class Batch:
     histories: CSR | None = None
 
 
-def of_users(recommender: Recommender, tokens: Sequence[str] | None) -> Iterator[Batch]:
-    """Yield batches of users of the data; None for all of them.
+def of_users(recommender: Recommender, tokens: Sequence[str] | None, known: str = "all") -> Iterator[Batch]:
+    """Yield batches of users of the data; None for all of whom enough is known.
 
     Raises:
         DataError: a user is not in the data.
     """
-    ids = np.arange(1, len(recommender.user_tokens)) if tokens is None else recommender.user_ids(tokens)
-    if tokens is None and recommender.is_sequential:
-        ids = ids[recommender.histories_of(ids).lengths > 0]
+    ids = recommender.users_with_history(known) if tokens is None else recommender.user_ids(tokens)
     for start in range(0, len(ids), ROWS_AT_ONCE):
         users = ids[start : start + ROWS_AT_ONCE]
         yield Batch([str(token) for token in recommender.user_tokens[users]], users)
