@@ -49,6 +49,9 @@ EXPERIMENT = {
     "rows": [{"name": "Pop", "model": "Pop"}, {"name": "BPR", "model": "BPR"}],
 }
 
+WEIGHED = (("chosen", "valid"), ("plain", 0.5))
+"""Two rows: `fusion_weight` by name."""
+
 
 @pytest.fixture
 def experiment(tmp_path):
@@ -334,6 +337,28 @@ def test_trials_are_chosen_on_validation_and_only_the_best_gets_the_other_seeds(
     assert out == tmp_path / "saved" / "compare-small-toy"
     text = (out / "table.md").read_text()
     assert f"2 trials for each row, chosen by validation NDCG@10 on seed 1. GRU4Rec: learning_rate={best}." in text
+
+
+def test_a_weight_that_each_run_chose_on_validation_is_told_below_the_table(experiment, where, tmp_path):
+    sizes = {
+        "dueg": "sasrec",
+        "hidden_size": 8,
+        "rec_loss": "ce",
+        "item_sources": ["text"],
+        "item_features": TOY_FEATURES,
+    }
+    rows = [
+        {"name": name, "model": "Molar", "settings": {**sizes, "fusion_weight": weight}} for name, weight in WEIGHED
+    ]
+    settings = {key: value for key, value in EXPERIMENT["settings"].items() if key != "embedding_size"}
+    table, out = compare_experiment(experiment(rows=rows, settings=settings), "toy", [1, 2], command_line=where)
+    chosen, plain = table.lines
+    results = {seed: json.loads((folder / "result.json").read_text()) for seed, folder in chosen.row.runs.items()}
+    assert chosen.taken == {seed: result["chosen_on_validation"] for seed, result in results.items()}
+    assert plain.taken == {}
+    told = ", ".join(f"{text} (seed {seed})" for seed, text in chosen.taken.items())
+    assert f"chosen: each run chose on validation: {told}" in (out / "table.md").read_text()
+    assert "†" not in (out / "table.md").read_text(), "it is no blemish"
 
 
 def test_what_is_done_is_not_run_again_and_one_run_serves_two_rows(experiment, where, runs):

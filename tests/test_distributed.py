@@ -23,7 +23,7 @@ from recbole_mm.runs.profiling import Stages
 from recbole_mm.training.checkpoint import load_tree
 from recbole_mm.training.ddp import adapt_losses, bounds, check_supported, slice_of
 from recbole_mm.training.loop import NanLossError
-from tests.conftest import TOY_SETTINGS
+from tests.conftest import TOY_FEATURES, TOY_SETTINGS
 from tests.test_contract import MODELS
 from tests.two_workers import everything, steps_compared, together
 
@@ -44,6 +44,15 @@ RUNS: dict[str, tuple[str, dict]] = {
     "DuoRec full": ("DuoRec", {**NO_DROPOUT, "full_sequence": True, "lmd": 0.1}),
     "Molar": ("Molar", {"embedding_dropout": 0.0, "id_model_config": NO_DROPOUT, "comparative_instances": 8}),
     "Pop": ("Pop", {}),
+    "Molar valid": (
+        "Molar",
+        {
+            **{"dueg": "sasrec", "dueg_config": NO_DROPOUT, "hidden_size": 16, "embedding_dropout": 0.0},
+            **{"item_sources": ["text"], "item_features": {"text": TOY_FEATURES["text"]}},
+            **{"id_model_config": {**NO_DROPOUT, "initializer_range": 1.0}, "id_loss_weight": 0, "alpha": 0},
+            **{"fusion_weight": "valid"},  # the ID model is not trained, and its scores are large
+        },
+    ),
 }
 STEPS = ("Molar GRU4Rec", "Molar fpmc DuoRec", "DuoRec both", "DuoRec full", "HLLM", "CoLLM", "FREEDOM", "BM3")
 SAMPLED = {
@@ -233,6 +242,15 @@ def test_ranks_and_metrics_of_the_same_weights_are_the_same_to_the_last_digit(tw
     for found in two:
         assert found["ranked"][name]["alone"] == found["ranked"][name]["together"]
     assert len(found["ranked"][name]["alone"][1]) == 60
+
+
+def test_a_weight_is_chosen_on_validation_by_all_workers_alike_and_saved_once(two, folder):
+    results = [run_folder.read_result(folder / side / "Molar valid") for side in ("one", "two")]
+    saved = [weights(folder / side / "Molar valid")["fusion.weight"].item() for side in ("one", "two")]
+    assert saved[0] == saved[1] != 0.5, "0.5 is what a run begins with"
+    assert [result["chosen_on_validation"] for result in results] == [f"fusion_weight: {saved[0]:g}"] * 2
+    for name in ("best_valid_result", "test_result"):
+        assert results[1][name] == pytest.approx(results[0][name], abs=1e-6)
 
 
 def test_checkpoints_resume_with_another_number_of_workers(two, base, folder):

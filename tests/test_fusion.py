@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,8 +16,11 @@ from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.ranking import RankingData
 from recbole_mm.evaluation.splits import split
+from recbole_mm.experiments.tune.records import OUTCOME
+from recbole_mm.experiments.tune.trial import Job, run_trial
 from recbole_mm.models.fusion import WEIGHTS, Fusion
 from recbole_mm.models.reranking import RerankingRecommender, share_of_range
+from recbole_mm.registry import find_model
 from recbole_mm.runs.run import load
 from recbole_mm.training.checkpoint import load_tree
 from recbole_mm.training.factory import make_trainer
@@ -246,6 +252,44 @@ def test_a_run_that_is_stopped_before_the_choice_makes_it_when_it_goes_on(toy_se
     assert resumed.model.fusion.value == whole.model.fusion.value
     assert resumed.best_valid_result == whole.best_valid_result
     assert resumed.test_result == whole.test_result
+
+
+@pytest.mark.parametrize("place", ["_save_best_weights_again", "evaluate_pop"])
+def test_a_run_that_is_killed_around_the_saving_of_the_choice_ends_in_the_same_one(toy_settings, monkeypatch, place):
+    """Before the weights of the best epoch are written again with it, and when they are but the results are not."""
+    whole = molar(toy_settings, fusion_weight="valid")
+
+    def stop(self, *given):
+        raise KeyboardInterrupt
+
+    settings = {**toy_settings, "checkpoint_dir": toy_settings["checkpoint_dir"] + "-2"}
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainerMixin, place, stop)
+        with pytest.raises(KeyboardInterrupt):
+            molar(settings, fusion_weight="valid")
+    resumed = molar(settings, fusion_weight="valid", resume=True)
+    assert resumed.run_dir.name == whole.run_dir.name, "it is the same run that goes on"
+    assert resumed.chosen == whole.chosen
+    assert resumed.best_valid_result == whole.best_valid_result
+    assert resumed.test_result == whole.test_result
+    saved, expected = (load_tree(run.run_dir / "model.safetensors")["state_dict"] for run in (resumed, whole))
+    assert saved.keys() == expected.keys()
+    assert all(torch.equal(saved[name], expected[name]) for name in expected)
+
+
+def test_a_trial_of_a_search_reports_what_the_weight_that_is_chosen_scores(toy_settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a trial sets it
+    untrained = {"id_loss_weight": 0, "alpha": 0}  # the ID model, so that its share in the sum costs
+    whole, told = molar(toy_settings, fusion_weight="valid", **untrained), []
+    job = Job(find_model("Molar"), "toy", {**toy_settings, **QUICK, **untrained}, str(Path.cwd()), 1, 0)
+    folder = tmp_path / "trial"
+    run_trial(job, {"fusion_weight": "valid"}, folder, tmp_path, lambda *values: told.append(values[:3]))
+    plain = [best for _, _, best in told[:-1]]
+    chosen = whole.best_valid_result["ndcg@10"]
+    assert len(plain) == QUICK["epochs"]
+    assert max(plain) < chosen == told[-1][2], "Ray Tune and its search are told last what the trial is worth"
+    assert max(score for _, score in json.loads((folder / OUTCOME).read_text())["scores"]) == chosen
+    assert not (folder / "result.json").exists()
 
 
 @pytest.mark.parametrize(

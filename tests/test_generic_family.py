@@ -82,6 +82,19 @@ def test_states_do_not_depend_on_batch_mates(mllm: MLLM) -> None:
     assert (alone[:, None] - alone[None]).norm(dim=-1)[~torch.eye(len(items), dtype=torch.bool)].min() > 0.1
 
 
+def test_means_are_those_of_the_states_whatever_shares_the_batch(mllm: MLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [prepared(mllm, prompt) for prompt in PROMPTS]
+    sizes, base = [], mllm.family.collate
+    monkeypatch.setattr(mllm.family, "collate", lambda some, *rest: sizes.append(len(some)) or base(some, *rest))
+    with torch.inference_mode():
+        for skipped in (0, 1):
+            means = mllm.mean_hidden_states(items, skipped)
+            for item, mean in zip(items, means, strict=True):
+                states = mllm.model(**base([item], CPU), use_cache=False).last_hidden_state[0]
+                close(mean, states[skipped:].mean(0), atol=1e-6)
+    assert sizes == [1] * 2 * len(items), "how a model treats padding is its own"
+
+
 def test_batches_are_trained_on_as_single_prompts(mllm: MLLM) -> None:
     """One forward pass of several prompts, as in training and generating."""
     items = [prepared(mllm, [part, "then now"]) for part in (WIDE, TALL, SMALL)]

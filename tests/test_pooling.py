@@ -1,4 +1,4 @@
-"""What a checkpoint says of its pooling, in files of sentence-transformers of now and of before."""
+"""What a checkpoint says of its pooling, in files of sentence-transformers of now and of before, and its arithmetic."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 import recbole_mm
 from recbole_mm.errors import ConfigError
+from recbole_mm.llm.encode import ItemEncoder
+from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.pooling import Pooling, pooling_of, read_pooling
+from recbole_mm.llm.tiny_tokenizers import deepseek_tokenizer
+from tests.text_llms import write_text_llm
 
 TRANSFORMER = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
 POOLING = {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
@@ -97,3 +103,51 @@ def test_a_checkpoint_that_says_nothing_is_refused(toy_settings):
         ConfigError, match=r"mllm_pooling: checkpoint: .* has no modules\.json that tells how it is pooled"
     ):
         recbole_mm.run("Molar", "toy", config_dict={**toy_settings, "mllm_pooling": "checkpoint"})
+
+
+# --- the vectors of a checkpoint -------------------------------------------------------------------------------------
+
+DOCUMENT = {"prompts": {"query": "Find: ", "document": "The red thing: "}, "default_prompt_name": None}
+TEXTS = ["The red shoe of number 0.", "golden garden", "The green lamp. Answer: Yes, or No? The red ship, a drama film"]
+
+
+def closed(corpus):
+    """A tokenizer that opens texts with BOS and closes them with EOS, as those of many embedding models do."""
+    tokenizer = deepseek_tokenizer(corpus)
+    opening, closing = tokenizer.bos_token, tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{opening} $A {closing}",
+        special_tokens=[(opening, tokenizer.bos_token_id), (closing, tokenizer.eos_token_id)],
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokenizer", "files"),
+    [
+        ("qwen3", closed, {"settings": DOCUMENT}),
+        ("llama", deepseek_tokenizer, {"modules": (TRANSFORMER, POOLING)}),
+        ("llama", closed, {"pooling": {"pooling_mode_mean_tokens": True}, "settings": DOCUMENT}),
+        (
+            "llama",
+            deepseek_tokenizer,
+            {"pooling": {"pooling_mode_mean_tokens": True, "include_prompt": False}, "settings": DOCUMENT},
+        ),
+    ],
+    ids=["last, closed, normalized", "last, plain", "mean with its prompt", "mean without its prompt"],
+)
+def test_vectors_are_those_of_sentence_transformers(tmp_path, kind, tokenizer, files):
+    """A causal LM in its layout, loaded and run by sentence-transformers itself."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = write(write_text_llm(kind, tmp_path / kind, tokenizer), **files)
+    config = folder / "1_Pooling" / "config.json"
+    config.write_text(json.dumps({"word_embedding_dimension": 32, **json.loads(config.read_text())}))
+    (folder / "2_Normalize").mkdir()
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    expected = theirs.encode(TEXTS, prompt_name="document" if "settings" in files else None)
+    mllm = load_mllm(folder)
+    encoder = ItemEncoder(mllm, pooling=pooling_of("checkpoint", None, mllm))
+    records = [SimpleNamespace(item_id=str(place), text=text, image=None) for place, text in enumerate(TEXTS)]
+    np.testing.assert_allclose(encoder.encode(records), expected, atol=1e-5, rtol=1e-4)
+    apart = np.linalg.norm(expected[:, None] - expected[None], axis=-1)
+    assert apart[~np.eye(len(TEXTS), dtype=bool)].min() > 0.05

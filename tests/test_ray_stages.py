@@ -265,9 +265,12 @@ def both_ways(cluster: Cluster, settings: dict[str, Any], folder: Path) -> tuple
     return here, there, local
 
 
-def test_items_are_encoded_as_by_the_local_loop_bit_for_bit(cluster, executor, small, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "changes", [{}, {"mllm_layers": 1, "mllm_pooling": "mean", "mllm_instruction": "An item: "}], ids=["usual", "mean"]
+)
+def test_items_are_encoded_as_by_the_local_loop_bit_for_bit(cluster, executor, small, tmp_path, monkeypatch, changes):
     executor.close()
-    settings = settings_of(small, tmp_path, {"both": {"encoder": "mllm"}})
+    settings = settings_of(small, tmp_path, {"both": {"encoder": "mllm"}}, **changes)
     here, _, local = both_ways(cluster, settings, tmp_path)
     assert {stage for _, stage, *_ in contents(local)} == {"item_vector"}
     monkeypatch.setattr("recbole_mm.distributed.stages.ray_session", lambda _: pytest.fail("Ray is not needed"))

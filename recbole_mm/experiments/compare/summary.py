@@ -101,6 +101,7 @@ class Line:
         comparable: whether it ranked the same users by the same protocol; others get no place.
         untrained: whether its multimodal LLM is a tiny one that was never trained.
         sees_held_out: how its training saw held-out interactions, one text each; such a row gets no place.
+        taken: what its runs' models took of what they left to the validation, such as a weight of two scores, by seed.
     """
 
     row: TableRow
@@ -112,6 +113,7 @@ class Line:
     comparable: bool = True
     untrained: bool = False
     sees_held_out: list[str] = field(default_factory=list)
+    taken: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -208,6 +210,8 @@ def _line(row: TableRow, metrics: Sequence[str], figures: Mapping[str, float]) -
     results = {folder: run_folder.read_result(folder) for folder in row.runs.values()}
     texts = [text for result in results.values() for text in result.get("sees_held_out", [])]
     line.sees_held_out = list(dict.fromkeys(texts))
+    found = {seed: results[folder].get("chosen_on_validation") for seed, folder in row.runs.items()}
+    line.taken = {seed: text for seed, text in found.items() if text}
     line.epochs = statistics.fmean(result["timings"].get("epochs", 0) for result in results.values())
     for metric, cell in line.cells.items():
         values = []

@@ -178,6 +178,9 @@ def _notes_of(line: Line, table: Table) -> list[str]:
     found += [f"{row.name}: {text}" for text in line.differs]
     if line.untested and line.untested != table.no_tests:
         found.append(f"{row.name}: no test: {line.untested}")
+    if line.taken:
+        taken = ", ".join(f"{text} (seed {seed})" for seed, text in sorted(line.taken.items()))
+        found.append(f"{row.name}: each run chose on validation: {taken}")
     return found
 
 

@@ -117,7 +117,9 @@ def _train(config: Config, folder: Path, search_dir: Path, report: Report) -> No
     if not scores:
         raise ConfigError("nothing was validated, and a search chooses by validation; raise epochs or max_train_steps")
     write_json(folder / OUTCOME, {"scores": scores, "seconds": _seconds(trainer.timings)})
-    if not reported:  # it was interrupted after its last epoch, and this process has sent nothing to Ray Tune
+    # What the model chose on validation came after the last report; and a trial that was interrupted after its last
+    # epoch has reported nothing in this process.
+    if trainer.chosen or not reported:
         report(scores[-1][0], scores[-1][1], float(trainer.best_valid_score), _seconds(trainer.timings))
 
 

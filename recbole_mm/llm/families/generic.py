@@ -179,6 +179,12 @@ class Generic(Family):
         """As the base class, prompt by prompt: how a model treats padding is its own."""
         return torch.cat([super(Generic, self).last_hidden_states(model, [item], device) for item in inputs])
 
+    def mean_hidden_states(
+        self, model: nn.Module, inputs: Sequence[PreparedInput], device: torch.device, skipped: int = 0
+    ) -> torch.Tensor:
+        """As `last_hidden_states`."""
+        return torch.cat([super(Generic, self).mean_hidden_states(model, [item], device, skipped) for item in inputs])
+
     # --- the model ---------------------------------------------------------------------------------------------------
 
     @property
