@@ -100,6 +100,15 @@ def test_states_do_not_depend_on_batch_mates_or_padding(folder: Path, mllm: MLLM
     assert (alone[:, None] - alone[None]).norm(dim=-1)[~torch.eye(len(items), dtype=torch.bool)].min() > 0.05
 
 
+def test_means_are_those_of_the_states_whatever_shares_the_batch(mllm: MLLM) -> None:
+    items = [prepared(mllm, text) for text in TEXTS]
+    with torch.inference_mode():
+        for skipped in (0, 1):
+            for item, mean in zip(items, mllm.mean_hidden_states(items, skipped), strict=True):
+                states = mllm.model(input_ids=torch.from_numpy(item.ids)[None], use_cache=False).last_hidden_state[0]
+                close(mean, states[skipped:].mean(0))
+
+
 def test_nothing_is_known_of_images(folder: Path, mllm: MLLM) -> None:
     assert not mllm.family.reads_images
     assert mllm.image_processor is None
