@@ -93,20 +93,35 @@ def test_the_power_of_the_positive_probability():
 # --- scores of sampled items ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("block_bytes", [1, 100, 1 << 20])
-def test_scores_and_gradients_are_those_of_gathered_vectors(rng, monkeypatch, block_bytes):
-    monkeypatch.setattr(sampled_scores, "BLOCK_BYTES", block_bytes)
-    ids = torch.randint(0, 6, (7, 9), generator=rng)
-    weight = torch.randn(7, 9, generator=rng)
+@pytest.mark.parametrize("n_items", [6, 9, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scores_and_gradients_are_those_of_gathered_vectors(rng, n_items, dtype):
+    ids = torch.randint(0, n_items, (7, 9), generator=rng)
+    ids[:, 1] = ids[:, 0]
+    weight = torch.randn(7, 9, generator=rng, dtype=dtype)
     found = []
     for scores_of in (sampled_scores.sampled_scores, lambda s, v, chosen: torch.einsum("nd,nkd->nk", s, v[chosen])):
         torch.manual_seed(3)
-        states, items = torch.randn(7, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+        states, items = (torch.randn(n, 4, dtype=dtype, requires_grad=True) for n in (7, n_items))
         scores = scores_of(states, items, ids)
         (scores * weight).sum().backward()
         found.append((scores.detach(), states.grad, items.grad))
     for ours, theirs in zip(*found):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("block_bytes", [1, 100, 1 << 20])
+def test_scores_of_half_precision_are_gathered_in_blocks(rng, monkeypatch, block_bytes):
+    monkeypatch.setattr(sampled_scores, "BLOCK_BYTES", block_bytes)
+    states, items = torch.randn(7, 4, generator=rng), torch.randn(6, 4, generator=rng).bfloat16().requires_grad_()
+    ids = torch.randint(0, 6, (7, 9), generator=rng)
+    scores = sampled_scores.sampled_scores(states, items, ids)
+    expected = torch.einsum("nd,nkd->nk", states.bfloat16().float(), items.detach().float()[ids])
+    assert scores.dtype == torch.bfloat16
+    torch.testing.assert_close(scores.float(), expected, atol=0.02, rtol=0.01)
+    scores.sum().backward()
+    of_items = torch.zeros(6, 4).index_add(0, ids.reshape(-1), states.repeat_interleave(9, 0))
+    torch.testing.assert_close(items.grad.float(), of_items, atol=0.2, rtol=0.05)
 
 
 def test_states_may_be_frozen_and_items_too(rng):

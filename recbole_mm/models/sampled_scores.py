@@ -1,8 +1,8 @@
 """Scores of a few items for each state, without a tensor of all items or of all their vectors.
 
 With n states, k items each and d dimensions, plain torch gathers n x k x d numbers, keeps them for the gradient, and
-makes as many again there. Here a block of states has its items' vectors gathered, is scored, and lets go of them; what
-is kept is n x k.
+makes as many again there. What is kept here is n x k: on a CPU the scores are a product at the places of a sparse
+matrix, elsewhere a block of states has its items' vectors gathered; both gradients are weighted sums of rows.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from recbole_mm.models.sparse import product_at
 
 BLOCK_BYTES = 24 << 20
 """Of the vectors that are gathered at once."""
@@ -33,43 +36,44 @@ def sampled_scores(states: Tensor, items: Tensor, ids: Tensor) -> Tensor:
         tensor([[1., 3.],
                 [4., 4.]])
     """
-    return _Blockwise.apply(states.to(items.dtype), items, ids)
+    return _SampledScores.apply(states.to(items.dtype), items, ids)
 
 
-def _blocks(states: Tensor, ids: Tensor) -> list[slice]:
-    """Return slices of the states whose items' vectors take `BLOCK_BYTES` at most, or are those of one state."""
-    rows = max(1, BLOCK_BYTES // max(1, ids.shape[1] * states.shape[1] * states.element_size()))
-    return [slice(start, start + rows) for start in range(0, len(states), rows)]
-
-
-class _Blockwise(torch.autograd.Function):
-    """Gathers vectors anew for the gradient."""
+class _SampledScores(torch.autograd.Function):
+    """Differentiable by the states and by the items."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, items: Tensor, ids: Tensor) -> Tensor:
         ctx.save_for_backward(states, items, ids)
-        scores = states.new_empty(ids.shape)
-        with torch.autocast(states.device.type, enabled=False):
-            for block in _blocks(states, ids):
-                scores[block] = torch.bmm(items[ids[block]], states[block].unsqueeze(2)).squeeze(2)
-        return scores
+        if states.device.type != "cpu" or states.dtype not in (torch.float32, torch.float64):
+            return _gathered(states, items, ids)
+        if len(items) < ids.shape[1]:  # than which a sparse matrix has no more places
+            return (states @ items.T).gather(1, ids)
+        starts = torch.arange(0, ids.numel() + 1, ids.shape[1])
+        return product_at(starts, ids.reshape(-1), states, items).view(ids.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         states, items, ids = ctx.saved_tensors
-        (of_scores,) = outputs
-        of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        if of_states is not None:
-            for block in _blocks(states, ids):
-                of_states[block] = torch.bmm(of_scores[block].unsqueeze(1), items[ids[block]]).squeeze(1)
-        of_items = _of_items(of_scores, states, items, ids) if ctx.needs_input_grad[1] else None
-        return of_states, of_items, None
+        weights = outputs[0].to(items.dtype).contiguous()
+        of_states = F.embedding_bag(ids, items, per_sample_weights=weights, mode="sum")
+        return of_states, _of_items(weights, states, ids, len(items)) if ctx.needs_input_grad[1] else None, None
 
 
-def _of_items(of_scores: Tensor, states: Tensor, items: Tensor, ids: Tensor) -> Tensor:
-    """Return the gradient (N, d) of the items: a sparse matrix (N, n) of the scores' gradients times the states."""
-    owners = torch.arange(len(ids), device=ids.device).unsqueeze(1).expand_as(ids)
-    places = torch.stack([ids.reshape(-1), owners.reshape(-1)])
-    shape = (len(items), len(states))
-    return torch.sparse_coo_tensor(places, of_scores.reshape(-1), shape, check_invariants=False) @ states
+def _gathered(states: Tensor, items: Tensor, ids: Tensor) -> Tensor:
+    """Return the scores (n, k) by blocks of states whose items' vectors take `BLOCK_BYTES`, or are those of one."""
+    scores = states.new_empty(ids.shape)
+    rows = max(1, BLOCK_BYTES // (ids.shape[1] * states.shape[1] * states.element_size()))
+    with torch.autocast(states.device.type, enabled=False):
+        for block in (slice(start, start + rows) for start in range(0, len(states), rows)):
+            scores[block] = torch.bmm(items[ids[block]], states[block].unsqueeze(2)).squeeze(2)
+    return scores
+
+
+def _of_items(weights: Tensor, states: Tensor, ids: Tensor, n_items: int) -> Tensor:
+    """Return the gradient (N, d) of the items: of each, the sum of the states that it was scored for, weighted."""
+    by_item = ids.reshape(-1).int().argsort(stable=True)
+    counts = torch.bincount(ids.reshape(-1), minlength=n_items)
+    owners, starts = by_item // ids.shape[1], counts.cumsum(0) - counts
+    return F.embedding_bag(owners, states, starts, per_sample_weights=weights.reshape(-1)[by_item], mode="sum")

@@ -85,9 +85,7 @@ class SparseMatrix:
 
     def sampled_product(self, left: Tensor, right: Tensor) -> Tensor:
         """Return `left[row] . right[column]` of each entry's place, (E,), not differentiable."""
-        places = _csr(self._starts, self.columns, torch.zeros_like(self.values), self.shape)
-        with _full_precision(left):
-            return torch.sparse.sampled_addmm(places, left.contiguous(), right.T, beta=0.0).values()
+        return product_at(self._starts, self.columns, left, right)
 
     def row_sums(self, values: Tensor) -> Tensor:
         """(E,) -> (n,), differentiable."""
@@ -98,6 +96,27 @@ class SparseMatrix:
         return torch.zeros(self.shape, device=self.values.device).index_put(
             (self.rows, self.columns), self.values, accumulate=True
         )
+
+
+def product_at(starts: Tensor, columns: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Return `left[row] . right[column]` at each place of compressed rows, not differentiable.
+
+    Args:
+        starts: int64 (n + 1,) where each row's places begin and end.
+        columns: int64 (E,) of the places; a place may stand there again.
+        left: (n, d) float32 or float64.
+        right: (m, d), same dtype.
+
+    Returns:
+        (E,).
+
+    Example:
+        >>> product_at(torch.tensor([0, 2, 3]), torch.tensor([1, 1, 0]), torch.eye(2), torch.tensor([[1.0, 2], [3, 4]]))
+        tensor([3., 3., 2.])
+    """
+    places = _csr(starts, columns, left.new_zeros(len(columns)), (len(left), len(right)))
+    with _full_precision(left):
+        return torch.sparse.sampled_addmm(places, left.contiguous(), right.T, beta=0.0).values()
 
 
 def _full_precision(like: Tensor) -> torch.autocast:
