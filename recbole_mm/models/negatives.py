@@ -42,8 +42,9 @@ def negatives_of_targets(excluded: Tensor, owners: Tensor, n_items: int, count: 
             f"a training sequence has all {n_items - 1} items, so no negative is left to draw; set negatives_exclude: "
             "target"
         )
-    nth = rows.own(drawn) % free[owners, None]
-    return nth + 1 + torch.searchsorted(places[owners], nth, right=True)
+    nth, places = rows.own(drawn) % free[owners, None], places[owners]
+    skipped = nth >= places if places.shape[1] == 1 else torch.searchsorted(places, nth, right=True)
+    return nth + 1 + skipped
 
 
 def _free_items(excluded: Tensor, n_items: int) -> tuple[Tensor, Tensor]:

@@ -73,7 +73,8 @@ def _gathered(states: Tensor, items: Tensor, ids: Tensor) -> Tensor:
 
 def _of_items(weights: Tensor, states: Tensor, ids: Tensor, n_items: int) -> Tensor:
     """Return the gradient (N, d) of the items: of each, the sum of the states that it was scored for, weighted."""
-    by_item = ids.reshape(-1).int().argsort(stable=True)
+    narrow = torch.int16 if n_items <= torch.iinfo(torch.int16).max else torch.int32  # sorted in half the time
+    by_item = ids.reshape(-1).to(narrow).argsort(stable=True)
     counts = torch.bincount(ids.reshape(-1), minlength=n_items)
     owners, starts = by_item // ids.shape[1], counts.cumsum(0) - counts
     return F.embedding_bag(owners, states, starts, per_sample_weights=weights.reshape(-1)[by_item], mode="sum")
