@@ -28,7 +28,7 @@ def commands(data_path: str | None) -> list[list[str]]:
         ["checksums.py"],
         ["cluster_rate.py", "--workers", "1", "8"],
     ]
-    found += [["shared_machine.py"], ["prompt_memory.py"]]
+    found += [["shared_machine.py"], ["prompt_memory.py"], ["sampled_scores.py"]]
     if data_path:
         found += [
             ["sequence_building.py", "--data_path", data_path, "--dataset", "microlens-50k"],
