@@ -70,6 +70,7 @@ def check_settings(values: Mapping[str, Any], settings: Mapping[str, Setting] = 
     _check_fields(values)
     _check_negatives(values.get("train_neg_sample_args"))
     _check_eval_args(values["eval_args"])
+    _check_cold_items(values)
     _check_metrics(values)
     _check_epochs(values)
 
@@ -121,7 +122,7 @@ def _check_negatives(arguments: Any) -> None:
         raise ConfigError(f"{key}: dynamic: True draws the hardest of candidate_num items; give at least 1")
 
 
-_SPLITS = {"RS", "LS", "TS"}
+_SPLITS = {"RS", "LS", "TS", "cold_items"}
 _LEAVE_ONE_OUT = ("valid_and_test", "valid_only", "test_only")
 
 
@@ -132,7 +133,7 @@ def _check_eval_args(eval_args: Mapping[str, Any]) -> None:
     split, order, group_by = eval_args.get("split"), eval_args.get("order"), eval_args.get("group_by")
     if not isinstance(split, dict) or len(split) != 1 or not set(split) <= _SPLITS:
         raise ConfigError(
-            f"eval_args: split: {split!r} is not accepted; give LS, RS or TS, as in {{LS: valid_and_test}}"
+            f"eval_args: split: {split!r} is not accepted; give LS, RS, TS or cold_items, as in {{LS: valid_and_test}}"
         )
     ((way, parts),) = split.items()
     if way == "LS" and parts not in _LEAVE_ONE_OUT:
@@ -148,6 +149,18 @@ def _check_eval_args(eval_args: Mapping[str, Any]) -> None:
     for phase, name in phases.items():
         if phase not in ("valid", "test") or not re.fullmatch(r"full|labeled|(uni|pop)[1-9]\d*", str(name)):
             raise ConfigError(f"eval_args: mode: {mode!r} is not accepted; give full, labeled, uni<N> or pop<N>")
+
+
+def _check_cold_items(settings: Mapping[str, Any]) -> None:
+    """What goes with a split that holds out items."""
+    cold, candidates = "cold_items" in settings["eval_args"]["split"], settings.get("candidates")
+    if candidates == "cold" and not cold:
+        raise ConfigError("candidates: cold ranks the items of eval_args.split: {cold_items: ...}; give that, too")
+    mode = settings["eval_args"].get("mode")
+    if candidates == "cold" and set(mode.values() if isinstance(mode, dict) else [mode]) != {"full"}:
+        raise ConfigError("candidates: cold ranks all held-out items; give eval_args.mode: full")
+    if cold and settings.get("positives") == "popular":
+        raise ConfigError("positives: popular chooses the last of a user's items, not held-out ones; give last")
 
 
 def _check_metrics(settings: Mapping[str, Any]) -> None:

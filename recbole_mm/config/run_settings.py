@@ -120,7 +120,8 @@ EVALUATION = (
                                        "mode": "full"},
                 "How data is cut and ranked. A key you leave out keeps the value given here.", ranks=True, parts={
             "split": "(dict) LS: each user's last item is for test, the one before for validation. RS: "
-                     "[0.8,0.1,0.1]: by ratio. TS: test after a point in time.",
+                     "[0.8,0.1,0.1]: by ratio. TS: test after a point in time. cold_items: [0.8,0.1,0.1]: all of some "
+                     "items (docs/cold-start.md).",
             "order": "(str) TO: by exact time, equal times keep the file's order. RO: shuffled by the seed.",
             "group_by": "(str) RS cuts, user: each user's interactions. none: all interactions together. LS, TS: no "
                         "effect.",
@@ -135,8 +136,9 @@ EVALUATION = (
         Setting("metric_decimal_place", from_to(0, 18), 6, "Digits kept of every metric."),
         Setting("mask_history", FLAG, True, "Never recommend an item of the user's history, whatever the model; a "
                 "positive is never masked.", ranks=True, inherited=True),
-        Setting("candidates", choice("interacted", "catalogue"), "interacted", "What is ranked. interacted: items of "
-                "at least one interaction. catalogue: also items only in .item.", ranks=True, inherited=True,
+        Setting("candidates", choice("interacted", "catalogue", "cold"), "interacted", "What is ranked. interacted: "
+                "items of at least one interaction. catalogue: also items only in .item. cold: the phase's items of "
+                "split: {cold_items: ...}.", ranks=True, inherited=True,
                 same_data=True),
         Setting("positives", choice("last", "popular"), "last", "last: of all of a user's items. popular: as "
                 "MLLM-MSR's released code, marked in tables (docs/evaluation.md)."

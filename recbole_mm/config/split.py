@@ -16,7 +16,8 @@ class SplitArguments:
     """`eval_args` without the mode.
 
     Attributes:
-        way: `LS` (leave one out), `RS` (by ratio) or `TS` (test after a point in time, by ratio before it).
+        way: `LS` (leave one out), `RS` (by ratio), `TS` (test after a point in time, by ratio before it) or
+            `cold_items` (all interactions with some of the items).
         value: value of `eval_args.split`.
         in_time: whether rows are in the order of time (`order: TO`), or shuffled.
         by_user: whether `RS` cuts each user's rows, or all together.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,16 @@ from recbole_mm.data.histories import HistoriesMixin
 from recbole_mm.data.inputs import ModelInputs
 from recbole_mm.data.interactions import SequenceSamples
 from recbole_mm.data.loading import LoadingMixin
-from recbole_mm.data.splits import TEST, TRAIN, VALID, Rows, Split, keeps_popular, popular_rows
+from recbole_mm.data.splits import (
+    TEST,
+    TRAIN,
+    VALID,
+    Rows,
+    Split,
+    keeps_popular,
+    popular_rows,
+    training_rows_first,
+)
 from recbole_mm.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -38,8 +47,13 @@ def create_dataset(config: Config) -> MultimodalDataset:
         DataError: the dataset's files are missing or malformed.
         ConfigError: `eval_args` does not fit the model.
     """
-    Split.of(config)
-    dataset = dataset_class(config)(config)
+    split, kind = Split.of(config), dataset_class(config)
+    if split.holds_out_items and issubclass(kind, SequenceMixin) and not issubclass(kind, FlatSequenceMixin):
+        raise ConfigError(
+            f"eval_args: split: cold_items: {config['model']} cuts samples of its own, which would hold held-out "
+            "items; choose another model"
+        )
+    dataset = kind(config)
     dataset.inputs = ModelInputs(model=config["model"])
     return dataset
 
@@ -82,6 +96,14 @@ class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
     """All interactions, whichever part they are in; since the dataset was split."""
     own_rows: np.ndarray
     """Of a part: those of `rows` that it holds, or that are its samples' targets."""
+    item_phases: np.ndarray | None = None
+    """(item_num,) int8 phase of each item where the split holds out items; -1 for padding and what nobody chose."""
+
+    @property
+    def train_item_num(self) -> int:
+        """Number of item ids that training may draw or compare with, padding included: ids below it. Items that the
+        split holds out have the ids from there on."""
+        return self.item_num if self.item_phases is None else 1 + int((self.item_phases == TRAIN).sum())
 
     def _load_data(self, token: str, dataset_path: str) -> None:
         if self.benchmark_filename_list is not None and self.config["missing_modality"] == "drop":
@@ -103,9 +125,30 @@ class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
         self._drop_never_interacted()
         if self.benchmark_filename_list is not None and isinstance(self, KnowledgeBasedDataset):
             self._cut_links()
-        super()._remap_ID_all()
+        if self.split.holds_out_items and self.benchmark_filename_list is None:
+            self._number_held_out_items_last(super()._remap_ID_all)
+        else:
+            super()._remap_ID_all()
         if keeps_popular(self.config):
             self._keep_popular(self.config["MAX_ITEM_LIST_LENGTH"] + 1)
+
+    def _number_held_out_items_last(self, number: Callable[[], None]) -> None:
+        """Draw the items that are held out, and give ids so that theirs come after those of all others.
+
+        Args:
+            number: gives ids in the order of the table's rows.
+        """
+        tokens, items = np.unique(self.inter_feat[self.iid_field].to_numpy().astype(str), return_inverse=True)
+        phases = self.split.item_phases(len(tokens))
+        order = np.argsort(phases[items] != TRAIN, kind="stable")
+        self.inter_feat = self.inter_feat.iloc[order].reset_index(drop=True)
+        number()
+        self.inter_feat = self.inter_feat.iloc[np.argsort(order)].reset_index(drop=True)
+        names = np.asarray(self.field2id_token[self.iid_field]).astype(str)
+        at = np.minimum(np.searchsorted(tokens, names), len(tokens) - 1)
+        self.item_phases = np.where(tokens[at] == names, phases[at], -1).astype(np.int8)
+        self.item_phases[0] = -1
+        assert (self.item_phases[1 : self.train_item_num] == TRAIN).all()
 
     def _keep_popular(self, most: int) -> None:
         """Keep at most so many interactions of each user, those with popular items (see `popular_rows`)."""
@@ -209,6 +252,8 @@ class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
         if self.benchmark_filename_list is not None:
             ends = np.cumsum(self.file_size_list)
             return np.searchsorted(ends, np.arange(len(self.inter_feat)), side="right").astype(np.int8)
+        if self.item_phases is not None:
+            return self.item_phases[self.inter_feat[self.iid_field].to_numpy()]
         times = self._times() if self.split.in_time else None
         return self.split.phases(self.inter_feat[self.uid_field].to_numpy(), times)
 
@@ -220,10 +265,14 @@ class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
 
     def split_rows(self) -> tuple[np.ndarray, Rows]:
         """The order that `build` puts the table into, int64 (M,), and the rows in that order with their phases."""
-        order = self._split_order()
-        users, items = (self.inter_feat[field].to_numpy()[order] for field in (self.uid_field, self.iid_field))
+        order, ends = self._split_order(), None
         in_time = self.split.in_time and self.benchmark_filename_list is None
-        return order, Rows(users, items, self._row_phases()[order], in_time, self._row_labels()[order])
+        if self.item_phases is not None:
+            users = self.inter_feat[self.uid_field].to_numpy()[order]
+            by_phase, ends = training_rows_first(users, self._row_phases()[order], in_time)
+            order = order[by_phase]
+        users, items = (self.inter_feat[field].to_numpy()[order] for field in (self.uid_field, self.iid_field))
+        return order, Rows(users, items, self._row_phases()[order], in_time, self._row_labels()[order], ends)
 
     def build(self) -> list[Dataset]:
         """Training, validation and test datasets by `eval_args`; the same rows whatever the kind of model."""
@@ -302,7 +351,7 @@ class SequenceMixin(FlatDatasetMixin):
     def rows_of_part(self, rows: Rows, phase: int) -> np.ndarray:
         """The rows that are targets in a phase: int64, ascending."""
         mine = rows.of_phase(phase)
-        return mine if self.benchmark_filename_list is not None else mine[rows.starts[mine] < mine]
+        return mine if self.benchmark_filename_list is not None else mine[rows.starts[mine] < rows.history_ends[mine]]
 
     def part(self, rows: np.ndarray) -> Dataset:
         """A copy of this dataset that holds only the samples whose targets are `rows`, int64 ascending."""
@@ -323,10 +372,12 @@ class FlatSequenceMixin(SequenceMixin):
         """One sample for every row that has a row before it; its history is at most `MAX_ITEM_LIST_LENGTH` rows."""
         self._aug_presets()
         targets = self.rows.targets
+        ends = self.rows.history_ends[targets]
         self.inter_feat = SequenceSamples(
             self.inter_feat.interaction,
-            np.maximum(self.rows.starts[targets], targets - self.max_item_list_len),
+            np.maximum(self.rows.starts[targets], ends - self.max_item_list_len),
             targets,
+            ends,
             user_field=self.uid_field,
             list_suffix=self.config["LIST_SUFFIX"],
             length_field=self.item_list_length_field,

@@ -39,6 +39,7 @@ class HistoriesMixin(Dataset):
 
     config: Config
     inter_feat: Any
+    split: Any
     _time_order: Callable[[], np.ndarray]
     _row_phases: Callable[[], np.ndarray]
     _row_labels: Callable[[], np.ndarray]
@@ -82,6 +83,11 @@ class HistoriesMixin(Dataset):
         Raises:
             ConfigError: as for `user_histories`.
         """
+        if self.split.holds_out_items:
+            raise ConfigError(
+                f"eval_args: split: cold_items: {self.config['model']} reads users' histories up to each held-out item "
+                "in the order of time, which such a split has not; choose another model"
+            )
         order = self._rows_in_order()
         phases = self._phases_of(order)
         place = self._places(order)

@@ -25,6 +25,7 @@ class SequenceSamples(Interaction):
         columns: field -> tensor (M, ...), rows ordered by user, then time.
         starts: first row of each sample's history, int64 (n,).
         targets: target row of each sample, int64 (n,); the history is `[starts, targets)` and never empty.
+        ends: int64 (n,), where histories end before the row of their target: `[starts, ends)`.
         user_field: name of the user id field, which gets no list.
         list_suffix, length_field: RecBole's `LIST_SUFFIX` and `ITEM_LIST_LENGTH_FIELD`.
         max_len: RecBole's `MAX_ITEM_LIST_LENGTH`.
@@ -42,6 +43,7 @@ class SequenceSamples(Interaction):
         columns: Mapping[str, torch.Tensor],
         starts: np.ndarray,
         targets: np.ndarray,
+        ends: np.ndarray | None = None,
         *,
         user_field: str,
         list_suffix: str,
@@ -51,6 +53,7 @@ class SequenceSamples(Interaction):
         self.flat = dict(columns)
         self.starts = torch.from_numpy(np.ascontiguousarray(starts, dtype=np.int64))
         self.targets = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.int64))
+        self.ends = self.targets if ends is None else torch.from_numpy(np.ascontiguousarray(ends, dtype=np.int64))
         self.user_field = user_field
         self.list_suffix = list_suffix
         self.length_field = length_field
@@ -91,6 +94,7 @@ class SequenceSamples(Interaction):
             self.flat,
             self.starts.numpy()[rows],
             self.targets.numpy()[rows],
+            self.ends.numpy()[rows],
             user_field=self.user_field,
             list_suffix=self.list_suffix,
             length_field=self.length_field,
@@ -108,7 +112,7 @@ class SequenceSamples(Interaction):
 
     def _cut(self, index) -> dict[str, torch.Tensor]:
         starts, targets = self.starts[index], self.targets[index]
-        lengths = targets - starts
+        lengths = self.ends[index] - starts
         fields = {field: values[targets] for field, values in self.flat.items()}
         fields[self.length_field] = lengths
         for field in self._listed():
@@ -120,10 +124,10 @@ class SequenceSamples(Interaction):
             if index in self.flat:
                 return self.flat[index][self.targets]
             if index == self.length_field:
-                return self.targets - self.starts
+                return self.ends - self.starts
             field = index.removesuffix(self.list_suffix)
             if index.endswith(self.list_suffix) and field in self._listed():
-                return self._history(field, self.starts, self.targets - self.starts)
+                return self._history(field, self.starts, self.ends - self.starts)
             raise KeyError(index)
         if isinstance(index, (int, np.integer)):
             return Interaction({name: values[0] for name, values in self._cut([int(index)]).items()})
@@ -141,7 +145,7 @@ class SequenceSamples(Interaction):
     def _reindex(self, index) -> None:
         """Put the samples into another order, in place; RecBole's `shuffle` and `sort` end here."""
         index = torch.as_tensor(index)
-        self.starts, self.targets = self.starts[index], self.targets[index]
+        self.starts, self.targets, self.ends = self.starts[index], self.targets[index], self.ends[index]
 
     def sort(self, by, ascending=True) -> None:
         """RecBole's, over the columns that it is asked to sort by alone.

@@ -110,7 +110,9 @@ class FullSequenceLoader:
             )
         rows = np.concatenate([self.first, targets])
         self.sampler = (
-            NegativeSampler(self.users[rows], self.items[rows], dataset.item_num) if negatives and len(rows) else None
+            NegativeSampler(self.users[rows], self.items[rows], dataset.train_item_num)
+            if negatives and len(rows)
+            else None
         )
 
     def state_dict(self) -> dict[str, int]:

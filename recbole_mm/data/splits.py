@@ -29,6 +29,8 @@ class Rows:
         phases: int8 (M,) of TRAIN, VALID and TEST.
         in_time: whether that is the order of the split.
         positive: bool (M,), False where the row's label means that the user does not want the item.
+        ends: int64 (M,) of a split that holds out items, where each user's training rows come first: end of each row's
+            history, which starts with the user's rows and holds training rows alone. None: it ends at the row itself.
 
     Example:
         >>> phases, users, items = np.array([TRAIN, VALID, TEST]), np.array([1, 1, 1]), np.array([5, 6, 7])
@@ -42,6 +44,12 @@ class Rows:
     phases: np.ndarray
     in_time: bool
     positive: np.ndarray
+    ends: np.ndarray | None = None
+
+    @cached_property
+    def history_ends(self) -> np.ndarray:
+        """int64 (M,): end of each row's history."""
+        return np.arange(len(self.users)) if self.ends is None else self.ends
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -51,14 +59,14 @@ class Rows:
 
     @cached_property
     def targets(self) -> np.ndarray:
-        """Rows that have one of their user before them: int64, ascending."""
-        return np.flatnonzero(self.starts < np.arange(len(self.users)))
+        """Rows that have a history: int64, ascending."""
+        return np.flatnonzero(self.starts < self.history_ends)
 
     @cached_property
     def never_asked(self) -> np.ndarray:
-        """bool (M,): rows that are known, and neither learnt from nor held out: a user's first one, if it comes after
-        the training data."""
-        return (self.starts == np.arange(len(self.users))) & (self.phases != TRAIN) & self.in_time
+        """bool (M,): rows that are neither learnt from nor held out: those without a history, after the training data.
+        They are known, where no items are held out."""
+        return (self.starts == self.history_ends) & (self.phases != TRAIN) & self.in_time
 
     def of_phase(self, phase: int) -> np.ndarray:
         """Rows that are learnt from, or held out, in a phase: int64, ascending."""
@@ -66,6 +74,8 @@ class Rows:
 
     def known_at(self, phase: int) -> np.ndarray:
         """Rows that are known of users of whom the held-out ones of a phase are asked for: int64, ascending."""
+        if self.ends is not None:  # a held-out item is in no history
+            return np.flatnonzero(self.phases == TRAIN)
         return np.flatnonzero((self.phases < phase) | ((self.phases == phase) & self.never_asked))
 
 
@@ -92,6 +102,18 @@ class Split(SplitArguments):
         if self.way == "LS":
             return self.value in ("valid_and_test", "valid_only" if phase == VALID else "test_only")
         return self.value[phase] > 0
+
+    @property
+    def holds_out_items(self) -> bool:
+        """Whether all interactions with some items are held out."""
+        return self.way == "cold_items"
+
+    def item_phases(self, count: int) -> np.ndarray:
+        """Phase of every item, drawn by the seed: int8 (count,), items in the order of their tokens."""
+        phases = np.empty(count, dtype=np.int8)
+        order = np.random.default_rng(self.seed).permutation(count)
+        phases[order] = split_by_ratio(np.array([0, count]), self.value)
+        return phases
 
     def row_order(self, times: np.ndarray | None, count: int) -> np.ndarray:
         """All rows in the order of the split, across users: int64 (M,).
@@ -150,6 +172,34 @@ def first_of_each(users: np.ndarray) -> np.ndarray:
     first = np.zeros(len(users), dtype=bool)
     first[np.unique(users, return_index=True)[1]] = True
     return first
+
+
+def training_rows_first(users: np.ndarray, phases: np.ndarray, in_time: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The order in which each user's training rows come first, then those of validation, then those of the test.
+
+    Args:
+        users: (M,) sorted; each one's rows in the order of the split.
+        phases: int8 (M,).
+        in_time: whether that is the order of time: a history then ends where its row was, else it is all of the user's.
+
+    Returns:
+        The order, int64 (M,), and in it the end of each row's history of training rows, int64 (M,).
+
+    Example:
+        >>> training_rows_first(np.array([1, 1, 1]), np.array([TRAIN, TEST, TRAIN]), in_time=True)
+        (array([0, 2, 1]), array([0, 1, 1]))
+    """
+    offsets = group_offsets(users)
+    lengths = np.diff(offsets)
+    starts = np.repeat(offsets[:-1], lengths)
+    training = phases == TRAIN
+    before = np.cumsum(training) - training
+    before -= before[starts]
+    if not in_time:
+        all_of_user = np.bincount(np.repeat(np.arange(len(lengths)), lengths), training, len(lengths)).astype(np.int64)
+        before = np.where(training, before, np.repeat(all_of_user, lengths))
+    order = np.lexsort((phases, users))
+    return order, (starts + before)[order]
 
 
 def leave_one_out(offsets: np.ndarray, mode: str = "valid_and_test") -> np.ndarray:

@@ -52,6 +52,7 @@ class EvalUsers:
         user_ids: (n,) RecBole's user id of each row.
         candidates: (n rows) rank only these instead of all items; nothing else is masked then.
         user_tokens: (user_num,) ids of the data files by RecBole's ids, for messages and tables.
+        barred: (b,) items that are ranked for nobody, none of them in the history; None for none.
         known: (n,) number of interactions that are known of each row's user, repeated ones counted.
 
     Example:
@@ -69,6 +70,7 @@ class EvalUsers:
     user_ids: np.ndarray
     candidates: SampledCandidates | None = None
     user_tokens: Sequence[str] | np.ndarray | None = None
+    barred: np.ndarray | None = None
     known: np.ndarray | None = None
     _tidied: tuple[CSR, CSR | None, int] | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -171,6 +173,7 @@ def _own(batches: Sequence[T]) -> Sequence[T]:
 
 def _rank_all(scorer: Scorer, users: EvalUsers, collector: RankingCollector, show_progress: bool) -> None:
     masked = np.ones(len(users), dtype=np.int64) + (0 if users.history is None else users.history.lengths)
+    masked += 0 if users.barred is None else len(users.barred)
     collector.begin(users.positives, masked=masked, width=scorer.item_num, names=users.names)
     # Rows with equally many positives together: a block is read as often as its richest row has positives.
     batches = _own(scorer.batches(scorer.order(-users.positives.lengths)))
@@ -178,6 +181,8 @@ def _rank_all(scorer: Scorer, users: EvalUsers, collector: RankingCollector, sho
     for blocks in scored:
         for rows, scores in blocks:
             mask(scores, rows, users.history)
+            if users.barred is not None:
+                scores[:, torch.from_numpy(users.barred).to(scores.device)] = -torch.inf
             collector.collect(scores, rows)
 
 

@@ -189,6 +189,10 @@ def _training_loader(
         # Of the training data alone: RecBole's own counts items over all phases for `distribution: popularity`.
         try:
             sampler = kind("train", train, arguments["distribution"], arguments["alpha"]).set_phase("train")
+            if train.item_phases is not None:
+                sampler.item_num = train.train_item_num
+                if max(map(len, sampler.used_ids)) >= sampler.item_num - 1:
+                    raise ValueError("a user has every item that is not held out")
         except ValueError as error:  # the one thing that a sampler refuses
             raise DataError(
                 f"dataset {dataset.dataset_name!r}: a user has every item in training, and no negative can be drawn "
@@ -210,6 +214,9 @@ def _ranking_data(
     users = sequential_cases(built[index]) if sequential else user_cases(built[index], index)
     if not config["mask_history"]:
         users.history = None
+    phases = built[index].item_phases
+    if config["candidates"] == "cold" and phases is not None:
+        users.history, users.barred = None, np.flatnonzero(phases[1:] != index) + 1
     counts = TrainCounts.of(*training_pairs(built[0]), built[0].user_num, built[0].item_num)
     data = RankingData(users, built[index], mode, counts, phase)
     if mode != "full":
@@ -245,19 +252,22 @@ def sequential_cases(dataset: MultimodalDataset) -> EvalUsers:
     rows, targets = dataset.rows, dataset.own_rows
     if dataset.benchmark_filename_list is None:
         starts = rows.starts[targets]
-        lengths = targets - starts
+        known = lengths = rows.history_ends[targets] - starts
+        if rows.ends is not None:  # all items that the user is known by are masked, as they are for a general model
+            lengths = np.bincount(rows.users[rows.known_at(TEST)], minlength=dataset.user_num)[rows.users[targets]]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         before = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
         history = CSR(offsets, rows.items[before])
     else:  # files of samples: the history is what their lists hold
         lists = dataset.inter_feat[dataset.iid_field + dataset.config["LIST_SUFFIX"]].numpy()
-        history = CSR(np.concatenate([[0], np.cumsum((lists > 0).sum(1))]), lists[lists > 0])
+        known = (lists > 0).sum(1)
+        history = CSR(np.concatenate([[0], np.cumsum(known)]), lists[lists > 0])
     return EvalUsers(
         interaction=dataset.inter_feat,
         positives=CSR(np.arange(len(targets) + 1), rows.items[targets]),
         history=history,
         user_ids=rows.users[targets],
-        known=history.lengths,
+        known=known,
     )
 
 

@@ -52,7 +52,7 @@ class FullSequenceDuoRec(FullSequenceMixin):
         """(L_CE, lmd * unsupervised, lmd_sem * supervised), without the terms of weight 0."""
         mask = interaction[TARGET_MASK]
         targets = interaction[TARGETS][mask]
-        losses = [softmax_loss(states, targets, self.item_embedding.weight)]
+        losses = [softmax_loss(states, targets, self.item_embedding.weight[: self.n_train_items])]
         if self.lmd or self.lmd_sem:
             again = self.prefix_states(interaction)[mask]
             users = interaction[self.USER_ID][:, None].expand_as(mask)[mask]
@@ -145,6 +145,7 @@ class DuoRec(SASRec):
 
     def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
+        self.n_train_items: int = dataset.train_item_num
         self.lmd: float = config["lmd"]
         self.lmd_sem: float = config["lmd_sem"]
         self.tau: float = config["tau"]
@@ -163,7 +164,8 @@ class DuoRec(SASRec):
         """(L_CE, lmd * unsupervised, lmd_sem * supervised), without the terms of weight 0."""
         history, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         states = self.forward(history, lengths)
-        losses = [softmax_loss(states, interaction[self.POS_ITEM_ID], self.item_embedding.weight)]
+        items = self.item_embedding.weight[: self.n_train_items]
+        losses = [softmax_loss(states, interaction[self.POS_ITEM_ID], items)]
         if self.lmd or self.lmd_sem:
             again = self.forward(history, lengths)
             if self.lmd:

@@ -51,6 +51,10 @@ class FullSequenceMixin(SequentialRecommender):
     supports_ddp = True
     _keep_all_positions = False
 
+    def __init__(self, config: Config | Overlay, dataset: MultimodalDataset) -> None:
+        super().__init__(config, dataset)
+        self.n_train_items: int = dataset.train_item_num
+
     @classmethod
     def wants_negatives(cls, config: Config) -> bool:
         """Return whether training batches must hold a negative for each target."""
@@ -94,7 +98,7 @@ class FullSequenceMixin(SequentialRecommender):
         mask = interaction[TARGET_MASK]
         targets, items = interaction[TARGETS][mask], self.output_items()
         if self.loss_type == "CE":
-            return linear_cross_entropy(states, items, targets)
+            return linear_cross_entropy(states, items[: self.n_train_items], targets)
         positive = (states * items[targets]).sum(-1)
         negative = (states * items[interaction[NEGATIVES][mask]]).sum(-1)
         return BPRLoss()(positive, negative)
@@ -122,10 +126,10 @@ class FullSequenceLosses(FullSequenceMixin):
         self.negatives_of: str = config["negatives_of"] or "target"
         self.negatives_exclude: str = config["negatives_exclude"] or "target"
         if self.loss_type in (SAMPLED_SOFTMAX, GBCE):
-            if self.n_items < 3:
+            if self.n_train_items < 3:
                 raise ConfigError(f"full_sequence_loss: {self.loss_type} needs a second item to draw as a negative")
             calibration = GBCE_T if config["gbce_t"] is None else config["gbce_t"]
-            self.gbce_beta = gbce_power(self.n_negatives, self.n_items - 1, calibration)
+            self.gbce_beta = gbce_power(self.n_negatives, self.n_train_items - 1, calibration)
 
     @classmethod
     def wants_negatives(cls, config: Config) -> bool:
@@ -146,9 +150,9 @@ class FullSequenceLosses(FullSequenceMixin):
     def _negative_scores(self, states: Tensor, items: Tensor, excluded: Tensor, owners: Tensor) -> Tensor:
         """Return the scores of drawn negatives (n, k); -inf where one that the batch shares is excluded."""
         if self.negatives_of == "target":
-            drawn = negatives_of_targets(excluded, owners, self.n_items, self.n_negatives)
+            drawn = negatives_of_targets(excluded, owners, self.n_train_items, self.n_negatives)
             return sampled_scores(states, items, drawn)
-        drawn = negatives_of_batch(self.n_items, self.n_negatives, states.device)
+        drawn = negatives_of_batch(self.n_train_items, self.n_negatives, states.device)
         collides = torch.zeros(len(excluded), len(drawn), dtype=torch.bool, device=states.device)
         for column in excluded.unbind(1):
             collides |= column.unsqueeze(1) == drawn

@@ -50,6 +50,7 @@ class HLLM(SequentialModel):
 
     def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
+        self.n_train_items: int = dataset.train_item_num
         self.shared_negatives: int = config["shared_negatives"]
         self.false_negatives: str = config["false_negatives"]
         self.similar_above: float = config["similar_above"]
@@ -121,7 +122,7 @@ class HLLM(SequentialModel):
     def draw_negatives(self, device: torch.device) -> Tensor:
         """`shared_negatives` distinct item ids, uniform over all items; all items where there are not so many."""
         with shared_random():
-            return 1 + torch.randperm(self.n_items - 1, device=device)[: self.shared_negatives]
+            return 1 + torch.randperm(self.n_train_items - 1, device=device)[: self.shared_negatives]
 
     def _encode(self, *ids: Tensor) -> tuple[Tensor, ...]:
         """Vectors of several lists of ids, (n,) -> (n, h) each; every distinct item is computed once."""

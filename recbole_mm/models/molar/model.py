@@ -63,6 +63,7 @@ class Molar(SequentialModel):
     def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         check_together(config)
+        self.n_train_items: int = dataset.train_item_num
         self.rec_loss: str = config["rec_loss"]
         self.loss_on: str = config["loss_on"]
         self.score: str = config["score"]
@@ -179,11 +180,11 @@ class Molar(SequentialModel):
                 id_states, id_items = id_states.detach(), id_items.detach()
             states = torch.cat([states, id_states], dim=1)
         if self.rec_loss == "ce":
-            return softmax_loss(states, targets, self._scored_items(None, id_items))
+            return softmax_loss(states, targets, self._scored_items(None, id_items)[: self.n_train_items])
         positives = self._scored_items(targets, id_items)
         if self.rec_loss == "sampled_softmax":
             with shared_random():
-                drawn = torch.randint(1, self.n_items, (self.shared_negatives,), device=states.device)
+                drawn = torch.randint(1, self.n_train_items, (self.shared_negatives,), device=states.device)
             return sampled_softmax_loss(
                 states, positives, self._scored_items(drawn, id_items), drawn[None, :] == targets[:, None]
             )
