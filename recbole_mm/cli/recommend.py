@@ -28,6 +28,7 @@ _EXAMPLES = f"""examples:
   {PROGRAM} recommend saved/SASRec-shop-1a2b3c4d --history i7,i9,i4 --exclude sold-out.txt
   {PROGRAM} recommend saved/Molar-shop-5e6f7a8b --users all --k 20 --out top.parquet
   {PROGRAM} recommend saved/Molar-shop-5e6f7a8b --histories sessions.jsonl --out top.jsonl
+  {PROGRAM} recommend saved/Molar-shop-5e6f7a8b --users ann --new_items spring/spring.item
   {PROGRAM} recommend saved/MLLMMSR-shop-9b0c1d2e --users ann --reasons
 
 --out takes .csv, .jsonl and .parquet; an interrupted file goes on with the same command. docs/recommend.md says more.
@@ -68,6 +69,7 @@ def main(arguments: Sequence[str]) -> int:
         known=parsed.known,
         reasons=parsed.reasons,
         skip_unknown=parsed.skip_unknown,
+        new_items=parsed.new_items,
         out=parsed.out,
         changed=changed,
         show_progress=True,
@@ -154,5 +156,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--mask_history", "--mask-history", type=flag, metavar="BOOL", help="leave out the history (as the run did)")
     add("--known", choices=("all", "test"), default="all", help="what is known of users: all, or what the test knew")
     add("--reasons", action="store_true", help="say why, in the words that MLLMMSR or MLLMRec has of users")
+    add("--new_items", "--new-items", type=given_path, metavar="FILE", help="an .item file of items to rank, too")
     add("--skip_unknown", "--skip-unknown", action="store_true", help="pass over unknown items of histories")
     return parser

@@ -62,6 +62,11 @@ class ItemTable:
     def __contains__(self, item_id: object) -> bool:
         return item_id in self._rows
 
+    @property
+    def ids(self) -> list[str]:
+        """The items' ids, in the order of the file."""
+        return list(self._rows)
+
     def fields(self, item_id: str) -> dict[str, str]:
         """Column -> text as written, without the id; empty for an item that the file does not list."""
         row = self._rows.get(item_id)

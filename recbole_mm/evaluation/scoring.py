@@ -64,6 +64,12 @@ class Scorer:
         other._rows = RowBatches(self.model, interaction, self.device)
         return other
 
+    def with_item_vectors(self, vectors: torch.Tensor) -> Scorer:
+        """Return the scorer of a dot-product model over other items: (N, d) vectors, padding first."""
+        other = copy(self)
+        other.item_num, other._item_vectors, other._blocks = len(vectors), vectors, None
+        return other
+
     def order(self, groups: np.ndarray) -> np.ndarray:
         """Return all rows (n,), those of lower `groups` (n,) first, in the order that costs the model least."""
         return self._rows.order(groups)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -48,17 +49,23 @@ class ItemFeatures(Need):
         return PlannedStage(name, str(spec.encoder), done, to_do + unknown, at_most=bool(unknown))
 
     def compute(self) -> dict[str, Any]:
-        """Returns `item_features`. Each encoder is let go before the next one is loaded."""
+        """Returns `item_features`."""
+        texts = self.context.share(ItemTexts).texts if "item_texts" in self.context.needs else None
+        return {"item_features": self.of(self.context.dataset.content, texts)}
+
+    def of(self, content: ItemContent, texts: Sequence[str | None] | None = None) -> dict[str, np.ndarray]:
+        """Returns the features of items, float32 (n_items, d) each. Each encoder is let go before the next one is
+        loaded.
+
+        Args:
+            content: the items; files of vectors lie in their dataset's folder.
+            texts: of the items, for features of summaries.
+        """
         context, config = self.context, self.context.config
         context.release(SentenceVectors)
-        texts = context.share(ItemTexts).texts if "item_texts" in context.needs else None
         show, executor = config["show_progress"], context.executor
         compute = partial(vectors_through_store, context.store, show_progress=show, executor=executor)
-        trust, specs, content = (
-            bool(config["trust_remote_code"]),
-            config["item_features"] or {},
-            context.dataset.content,
-        )
+        trust, specs = bool(config["trust_remote_code"]), config["item_features"] or {}
 
         def with_mllm(items: ItemContent) -> np.ndarray:
             try:
@@ -66,4 +73,4 @@ class ItemFeatures(Need):
             finally:
                 context.release(RunMLLM)
 
-        return {"item_features": load_features(specs, content, compute, config["device"], with_mllm, texts, trust)}
+        return load_features(specs, content, compute, config["device"], with_mllm, texts, trust)

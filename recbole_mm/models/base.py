@@ -29,6 +29,7 @@ from recbole_mm.config.schema import Setting
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import MultimodalDataset
+    from recbole_mm.data.inputs import ModelInputs
 
 
 class ModelHooks:
@@ -127,6 +128,12 @@ class ModelHooks:
 
     def item_vectors(self) -> Tensor:
         """(n_items, d), one per item id, padding item 0 included."""
+        raise NotImplementedError
+
+    def new_item_vectors(self, new: ModelInputs, known: ModelInputs) -> Tensor:
+        """(m, d) vectors, of the kind of `item_vectors`, of m items that no training knows, from their content alone.
+        `new` has the inputs of such items, row 0 for padding, and `known` those of the model's own, by whose mean and
+        spread they are standardised."""
         raise NotImplementedError
 
     def scores_of_histories(self, chosen: Tensor) -> Tensor:

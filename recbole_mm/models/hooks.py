@@ -28,6 +28,7 @@ ABOUT = {
     "supports_ddp": ("calculate_loss",),
     "user_vectors": ("full_sort_predict",),
     "item_vectors": ("full_sort_predict",),
+    "new_item_vectors": ("full_sort_predict", "item_vectors"),
     "scores_of_histories": ("full_sort_predict",),
     "materializes_pairs": ("full_sort_predict",),
 }

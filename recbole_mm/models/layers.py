@@ -6,18 +6,20 @@ import torch
 from torch import Tensor, nn
 
 
-def standardise(vectors: Tensor) -> Tensor:
+def standardise(vectors: Tensor, like: Tensor | None = None) -> Tensor:
     """Give the items that have a vector zero mean and unit spread; LLM states share one large common direction.
 
     Args:
         vectors: (n_items, h); all-zero rows (padding, items without content) stay zero.
+        like: (m, h) vectors of other items, whose mean and spread are taken in place of their own.
     """
-    known = vectors.abs().sum(1) > 0
+    measured = vectors if like is None else like
+    known = measured.abs().sum(1) > 0
     if not known.any():
         return vectors
-    mean = vectors[known].mean(0)
-    spread = vectors[known].std(0, correction=0).clamp_min(1e-6)
-    return torch.where(known[:, None], (vectors - mean) / spread, 0.0)
+    mean = measured[known].mean(0)
+    spread = measured[known].std(0, correction=0).clamp_min(1e-6)
+    return torch.where((vectors.abs().sum(1) > 0)[:, None], (vectors - mean) / spread, 0.0)
 
 
 def linear(width_in: int, width_out: int, bias: bool = True) -> nn.Linear:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from recbole.model.sequential_recommender.sasrec import SASRec
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from recbole_mm.models.settings import WORDS
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import MultimodalDataset
+    from recbole_mm.data.inputs import ModelInputs
 
 # fmt: off
 SETTINGS = (
@@ -78,13 +80,26 @@ class SASRecContent(FullSequenceMixin, SASRec):
             raise ConfigError(
                 f"hidden_size {self.hidden_size} cannot be shared equally by {len(names)} content_features"
             )
-        features = [torch.as_tensor(dataset.item_feature(name), dtype=torch.float32) for name in names]
-        if config["item_normalization"] == "standard":
-            # By the root of the width: one step of Adam then moves an item's vector about as far as an ID embedding,
-            # not as many times further as the feature has dimensions.
-            features = [standardise(feature) / feature.shape[1] ** 0.5 for feature in features]
+        self.content_features: tuple[str, ...] = tuple(names)
+        self.item_normalization: str = config["item_normalization"]
+        features = [self._feature(dataset.item_feature(name)) for name in names]
         self.item_embedding = ContentEmbedding(features, self.hidden_size)
         self.item_embedding.apply(self._init_weights)
+
+    def _feature(self, vectors: np.ndarray, like: np.ndarray | None = None) -> Tensor:
+        """Return a feature (n, d) as the projection reads it, standardised like the one of other items if given."""
+        feature = torch.as_tensor(vectors, dtype=torch.float32)
+        if self.item_normalization != "standard":
+            return feature
+        # By the root of the width: one step of Adam then moves an item's vector about as far as an ID embedding, not as
+        # many times further as the feature has dimensions.
+        other = None if like is None else torch.as_tensor(like, dtype=torch.float32)
+        return standardise(feature, other) / feature.shape[1] ** 0.5
+
+    def new_item_vectors(self, new: ModelInputs, known: ModelInputs) -> Tensor:
+        """Return the projected features (m, width) of new items."""
+        pairs = [(new.item_features[name], known.item_features[name]) for name in self.content_features]
+        return self.item_embedding.projected([self._feature(*pair)[1:].to(self.device) for pair in pairs])
 
 
 class ContentEmbedding(nn.Module):
@@ -120,5 +135,8 @@ class ContentEmbedding(nn.Module):
         return self._project(lambda feature: feature[ids]) * (ids != 0).unsqueeze(-1)
 
     def _project(self, pick: Callable[[Tensor], Tensor]) -> Tensor:
-        features = [self.get_buffer(f"feature_{place}") for place in range(len(self.projections))]
-        return torch.cat([layer(pick(feature)) for layer, feature in zip(self.projections, features)], dim=-1)
+        return self.projected([pick(self.get_buffer(f"feature_{place}")) for place in range(len(self.projections))])
+
+    def projected(self, features: Sequence[Tensor]) -> Tensor:
+        """Return the vectors (..., width) of K features (..., d_k)."""
+        return torch.cat([layer(feature) for layer, feature in zip(self.projections, features)], dim=-1)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_mm.errors import ConfigError
+from recbole_mm.recommending.new_items import with_new_items
 from recbole_mm.recommending.opening import open_run
 from recbole_mm.recommending.output import Row, check_output, write_chunks
 from recbole_mm.recommending.reasons import Reasons, reasons_of
@@ -43,6 +44,7 @@ class Asked:
         known: `all` interactions of users, or those before the `test` items.
         reasons: say why, where the run has words for it.
         skip_unknown: leave items of histories out that the run does not know; else they are an error.
+        new_items: an `.item` file of items that came after training, to be ranked, too.
     """
 
     k: int = 10
@@ -54,6 +56,7 @@ class Asked:
     known: str = "all"
     reasons: bool = False
     skip_unknown: bool = False
+    new_items: str | os.PathLike[str] | None = None
 
     def batches(self, recommender: Recommender) -> Iterator[Batch]:
         """Yield whom to recommend to.
@@ -98,6 +101,7 @@ def recommend(
     known: str = "all",
     reasons: bool = False,
     skip_unknown: bool = False,
+    new_items: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     model: type | None = None,
     changed: Mapping[str, Any] | None = None,
@@ -107,7 +111,7 @@ def recommend(
 
     Args:
         run: its folder, what `recbole_mm.run` or `load` returned, or a `Recommender`.
-        k, users, histories, allow, exclude, mask_history, known, reasons, skip_unknown: see `Asked`.
+        k, users, histories, allow, exclude, mask_history, known, reasons, skip_unknown, new_items: see `Asked`.
         out: a file, `.csv`, `.jsonl` or `.parquet`, written a chunk at a time; an interrupted one goes on.
         model: the model's class, where it was never registered.
         changed: settings of the run with other values, such as `data_path`.
@@ -124,10 +128,12 @@ def recommend(
         >>> recbole_mm.recommend("saved/SASRec-shop-1a2b3c4d", users=["ann"])             # doctest: +SKIP
         >>> recbole_mm.recommend("saved/SASRec-shop-1a2b3c4d", histories=[["i7", "i9"]])  # doctest: +SKIP
     """
-    asked = Asked(k, users, histories, allow, exclude, mask_history, known, reasons, skip_unknown)
+    asked = Asked(k, users, histories, allow, exclude, mask_history, known, reasons, skip_unknown, new_items)
     if out is not None:
         check_output(Path(expanded(os.fspath(out))))
     recommender = opened(run, model, changed)
+    if new_items is not None:
+        recommender = with_new_items(recommender, new_items)
     make = _row_maker(recommender, asked)
     batches = asked.batches(recommender)
     return _given_out(recommender, out, batches, make, asked, show_progress)
@@ -259,7 +265,18 @@ def _made_of(recommender: Recommender, asked: Asked) -> dict[str, Any]:
         "weights": file_digest(recommender.run.run_dir / WEIGHTS).hex(),
         "data": recommender.config.current_files(),
     }
-    for name in ("k", "users", "histories", "allow", "exclude", "mask_history", "known", "reasons", "skip_unknown"):
+    for name in (
+        "k",
+        "users",
+        "histories",
+        "allow",
+        "exclude",
+        "mask_history",
+        "known",
+        "reasons",
+        "skip_unknown",
+        "new_items",
+    ):
         found[name] = _content_of(getattr(asked, name))
     return found
 

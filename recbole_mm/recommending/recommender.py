@@ -11,8 +11,10 @@ lead from the second to the first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,6 +99,8 @@ class Recommender:
         self.item_tokens = np.asarray(self.dataset.field2id_token[self.dataset.iid_field], dtype=object)
         self.user_tokens = np.asarray(self.dataset.field2id_token[self.dataset.uid_field], dtype=object)
         self.n_items: int = self.dataset.item_num
+        self._item_ids: Mapping[str, int] = self.dataset.field2token_id[self.dataset.iid_field]
+        self._new_titles: dict[int, str] = {}
         self.is_sequential: bool = self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL
         self._known: dict[str, KnownRows] = {}
 
@@ -108,7 +112,7 @@ class Recommender:
         Raises:
             DataError: one is not in the run's data; names the nearest.
         """
-        return self._ids("user", self.dataset.uid_field, tokens, self.user_tokens)
+        return self._ids("user", self.dataset.field2token_id[self.dataset.uid_field], tokens, self.user_tokens)
 
     def item_ids(self, tokens: Sequence[str]) -> np.ndarray:
         """Return RecBole's ids (n,) of items.
@@ -116,14 +120,13 @@ class Recommender:
         Raises:
             DataError: one is not among those that the run ranks; names the nearest.
         """
-        return self._ids("item", self.dataset.iid_field, tokens, self.item_tokens)
+        return self._ids("item", self._item_ids, tokens, self.item_tokens)
 
     def knows_item(self, token: str) -> bool:
         """Return whether the run ranks an item of this id."""
-        return self.dataset.field2token_id[self.dataset.iid_field].get(str(token), 0) > 0
+        return self._item_ids.get(str(token), 0) > 0
 
-    def _ids(self, what: str, field: str, tokens: Sequence[str], known: np.ndarray) -> np.ndarray:
-        ids = self.dataset.field2token_id[field]
+    def _ids(self, what: str, ids: Mapping[str, int], tokens: Sequence[str], known: np.ndarray) -> np.ndarray:
         found = np.array([ids.get(str(token), 0) for token in tokens], dtype=np.int64)
         if (found > 0).all():
             return found
@@ -148,6 +151,8 @@ class Recommender:
 
     def title(self, item: int) -> str:
         """Return the title of an item in one line; "" where it has none."""
+        if item in self._new_titles:
+            return self._new_titles[item]
         if self._table is None or self.title_field is None:
             return ""
         return clean_text(self._table.value(str(self.item_tokens[item]), self.title_field))
@@ -156,6 +161,25 @@ class Recommender:
     def content(self) -> Any:
         """Texts and images of the items (`ItemContent`), read when they are asked for."""
         return self.dataset.content
+
+    def with_new_items(self, tokens: Sequence[str], titles: Sequence[str], vectors: torch.Tensor) -> Recommender:
+        """Return a recommender that ranks m more items beside the run's own.
+
+        Args:
+            tokens: (m,) their ids; none is one of the run's.
+            titles: (m,).
+            vectors: (m, d), of the kind of `item_vectors()`.
+        """
+        other, own = copy(self), self.item_vectors()
+        assert own is not None
+        places = range(self.n_items, self.n_items + len(tokens))
+        other.n_items = self.n_items + len(tokens)
+        other.item_tokens = np.concatenate([self.item_tokens, np.asarray(list(tokens), dtype=object)])
+        other._item_ids = ChainMap(dict(zip(tokens, places, strict=True)), dict(self._item_ids))
+        other._new_titles = dict(zip(places, titles, strict=True))
+        vars(other).pop("_similarity", None)
+        vars(other)["_scorer"] = self._scorer.with_item_vectors(torch.cat([own, vectors.to(own)]))
+        return other
 
     # ------------------------------------------------------------------------------------------------------ histories
 
@@ -236,6 +260,9 @@ class Recommender:
 
     def _check_histories(self, history: CSR, users: np.ndarray | None) -> None:
         lengths = history.lengths
+        if len(history.items) and history.items.max() >= self.dataset.item_num:
+            token = self.item_tokens[history.items.max()]
+            raise DataError(f"item {token!r} is new: it can be recommended, and no history that is read can hold it")
         if len(history) and lengths.max() > LONGEST_HISTORY:
             raise DataError(f"a history of {lengths.max()} items is given; give the last {LONGEST_HISTORY} at most")
         empty = np.flatnonzero(lengths == 0)
@@ -334,7 +361,7 @@ class Recommender:
         """Return RecBole's ids (n,) of the users that can be recommended to: of a model of sequences, those of whom
         something is known."""
         ids = np.arange(1, len(self.user_tokens))
-        return ids[self.histories_of(ids, known).lengths > 0] if self.is_sequential else ids
+        return ids[self._known_rows(known).by_user.lengths[1:] > 0] if self.is_sequential else ids
 
     def _profile_blocks(self) -> Iterator[Block]:
         """Score all items for some users of the data, by the first scores of a model that asks about a few."""

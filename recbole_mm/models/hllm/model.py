@@ -23,6 +23,7 @@ from recbole_mm.models.whole_batch import Rows, shared_random
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import MultimodalDataset
+    from recbole_mm.data.inputs import ModelInputs
 
 ITEMS_AT_ONCE = 65536
 """Items whose vectors are computed in one call for ranking; the item LLM cuts them further, by tokens."""
@@ -173,6 +174,13 @@ class HLLM(SequentialModel):
     def item_vectors(self) -> Tensor:
         """Return the item vectors (n_items, h), of length 1."""
         return F.normalize(self.item_table(), dim=-1)
+
+    def new_item_vectors(self, new: ModelInputs, known: ModelInputs) -> Tensor:
+        """Return the vectors (m, h) of new items, of length 1; only of a frozen item LLM."""
+        if not isinstance(self.items, ContentItems):
+            raise NotImplementedError
+        sources = [torch.as_tensor(each.item_text_vectors, dtype=torch.float32) for each in (new, known)]
+        return F.normalize(self.items.of_others(sources[:1], sources[1:])[1:].float(), dim=-1)
 
     def user_vectors(self, interaction: Interaction) -> Tensor:
         """Return the state after each history's last item (B, h), of length `scale`."""

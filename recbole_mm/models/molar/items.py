@@ -14,6 +14,7 @@ from recbole_mm.models.layers import standardise
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import MultimodalDataset
+    from recbole_mm.data.inputs import ModelInputs
 
 MIRM = "mllm"
 """The entry of `item_sources` that stands for the MIRM's vectors, Eq. (1)."""
@@ -35,6 +36,12 @@ def item_sources(config: Config) -> list[str]:
             f"item_features.{MIRM}: the name stands for the MIRM's vectors in item_sources; choose another"
         )
     return names
+
+
+def sources_of(names: Sequence[str], inputs: ModelInputs) -> list[Tensor]:
+    """Return the vectors (n_items, d_k) float32 of each of `item_sources`."""
+    found = [inputs.item_vectors if name == MIRM else inputs.item_features[name] for name in names]
+    return [torch.as_tensor(vectors, dtype=torch.float32) for vectors in found]
 
 
 class ContentItems(nn.Module):
@@ -60,6 +67,7 @@ class ContentItems(nn.Module):
 
     def __init__(self, sources: Sequence[Tensor], width: int, projection: str, normalization: str) -> None:
         super().__init__()
+        self.normalization = normalization
         if normalization == "standard":
             sources = [standardise(source) for source in sources]
         self.register_buffer("vectors", torch.cat(list(sources), dim=1), persistent=False)
@@ -72,11 +80,22 @@ class ContentItems(nn.Module):
         Raises:
             ConfigError: there is no such feature.
         """
-        found = [
-            dataset.inputs.item_vectors if name == MIRM else dataset.item_feature(name) for name in item_sources(config)
-        ]
-        sources = [torch.as_tensor(vectors, dtype=torch.float32) for vectors in found]
+        for name in item_sources(config):
+            if name != MIRM:
+                dataset.item_feature(name)  # refuses one that is not there
+        sources = sources_of(item_sources(config), dataset.inputs)
         return cls(sources, width, config["item_projection"], config["item_normalization"])
+
+    def of_others(self, sources: Sequence[Tensor], known: Sequence[Tensor]) -> Tensor:
+        """Return the vectors (m, h) of other items than the module's own.
+
+        Args:
+            sources: (m, d_k) of K sources.
+            known: the same of the module's own items, by whose mean and spread they are standardised.
+        """
+        if self.normalization == "standard":
+            sources = [standardise(source, own) for source, own in zip(sources, known, strict=True)]
+        return self.projection(torch.cat(list(sources), dim=1).to(self.vectors.device))
 
     def forward(self, ids: Tensor | None = None) -> Tensor:
         """Return the vectors of the items `ids` (any shape) -> (..., h), or of all items (n_items, h)."""

@@ -20,13 +20,14 @@ from recbole_mm.models.fusion import Fusion, check_fusion
 from recbole_mm.models.losses import alignment_loss, pointwise_loss, sampled_softmax_loss, softmax_loss
 from recbole_mm.models.molar import id_model as id_models
 from recbole_mm.models.molar.dueg_baselines import build_dueg
-from recbole_mm.models.molar.items import MIRM, ContentItems, item_sources
+from recbole_mm.models.molar.items import MIRM, ContentItems, item_sources, sources_of
 from recbole_mm.models.molar.settings import SETTINGS
 from recbole_mm.models.whole_batch import shared_random, whole_batch
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import MultimodalDataset
+    from recbole_mm.data.inputs import ModelInputs
 
 FIRST_TEMPERATURE, LARGEST_SCALE = 0.07, 100.0
 
@@ -77,6 +78,7 @@ class Molar(SequentialModel):
 
         hidden = content_width(config, dataset)
         self.items = ContentItems.from_dataset(config, dataset, hidden)
+        self.sources: tuple[str, ...] = tuple(item_sources(config))
         self.dropout = nn.Dropout(config["embedding_dropout"])
         self.dueg = build_dueg(config, dataset, hidden)
         self.scale = hidden**-0.5
@@ -222,14 +224,27 @@ class Molar(SequentialModel):
     def item_vectors(self) -> Tensor:
         """Return the item vectors: content (n_items, h), ID model (n_items, d), or both concatenated, of lengths such
         that scores are 2 w * content + 2 (1 - w) * id, w being `fusion_weight`."""
-        parts = []
-        if self.score != "id":
-            parts.append(self.content_items())
-        if self.score != "content":
-            parts.append(self.id_model.output_items())
-        if self.score == "fused" and (weight := self.fusion.value) != SUM:
-            parts = [2 * weight * parts[0], 2 * (1 - weight) * parts[1]]
-        return torch.cat(parts, dim=1)
+        content = None if self.score == "id" else self.content_items()
+        return self._weighed(content, None if self.score == "content" else self.id_model.output_items())
+
+    def new_item_vectors(self, new: ModelInputs, known: ModelInputs) -> Tensor:
+        """Return the vectors of new items, of the width of `item_vectors`: their content, and for the ID model, which
+        knows nothing of them, the mean of its items."""
+        if self.score == "id":
+            raise NotImplementedError
+        mapped = self.items.of_others(sources_of(self.sources, new), sources_of(self.sources, known))[1:]
+        content = F.normalize(mapped, dim=-1) if self.similarity == "cosine" else mapped
+        if self.score == "content":
+            return self._weighed(content, None)
+        return self._weighed(content, self.id_model.output_items()[1:].mean(0).expand(len(content), -1))
+
+    def _weighed(self, content: Tensor | None, id_items: Tensor | None) -> Tensor:
+        """Return item vectors of the content model, of the ID model, or both concatenated, times their weights."""
+        if content is None or id_items is None:
+            return torch.cat([part for part in (content, id_items) if part is not None], dim=1)
+        if (weight := self.fusion.value) != SUM:
+            content, id_items = 2 * weight * content, 2 * (1 - weight) * id_items
+        return torch.cat([content, id_items], dim=1)
 
     def user_vectors(self, interaction: Interaction) -> Tensor:
         """Return E_u of each history (B, h), the ID model's state (B, d), or both concatenated, whose scores add up."""
