@@ -76,6 +76,7 @@ setup(
             "mypy>=1.13",
             "types-PyYAML",
             "transformers[serving]>=5.0,<6",  # a real server for the tests of texts
+            "xllamacpp>=2026.10; sys_platform == 'linux'",  # another one: llama.cpp's
         ],
     },
     entry_points={"console_scripts": ["recbole-mm = recbole_mm.cli:main"]},

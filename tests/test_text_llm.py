@@ -356,3 +356,35 @@ def test_pictures_are_not_shown_to_it(toy_settings: dict, llama: Path, modalitie
     with pytest.raises(ConfigError, match=r"a text LLM, which reads no images: set modalities: \[text\]") as error:
         recbole_mm.run("Molar", "toy", config_dict=settings)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("CoLLM", {}),
+        ("TALLRec", {}),
+        ("TALLRec", {"sft_tuning": "none"}),
+        ("MLLMMSR", {}),
+    ],
+)
+def test_prompts_of_answers_that_the_context_has_no_room_for(
+    model: str, settings: dict, toy_settings: dict, tmp_path: Path
+) -> None:
+    short = write_text_llm("llama", tmp_path / "model", max_position_embeddings=16)
+    given = {**toy_settings, "epochs": 1, "mllm": str(short), "modalities": ["text"], **MODELS[model], **settings}
+    with pytest.raises(ConfigError, match="tokens, more than the 16 that the LLM can read") as error:
+        recbole_mm.run(model, "toy", config_dict=given)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("model", ["CoLLM", "TALLRec", "MLLMMSR"])
+def test_answers_of_what_cannot_answer_are_one_line(model: str, toy_settings: dict, copied: Path) -> None:
+    given = {**toy_settings, "epochs": 1, "mllm": str(copied), "modalities": ["image"], **MODELS[model]}
+    with pytest.raises(ConfigError, match=r"a text LLM, which reads no images: set modalities: \[text\]") as error:
+        recbole_mm.run(model, "toy", config_dict=given)
+    assert "\n" not in str(error.value)
+    weights = load_file(copied / "model.safetensors")
+    save_file({name: weight for name, weight in weights.items() if "lm_head" not in name}, copied / "model.safetensors")
+    with pytest.raises(ModelLoadError, match="lack 1 tensors") as lacking:
+        recbole_mm.run(model, "toy", config_dict={**given, "modalities": ["text"]})
+    assert "\n" not in str(lacking.value)

@@ -363,7 +363,7 @@ def ask(reader: AnswerReader, questions: Questions, tokens_per_batch: int) -> Te
     Raises:
         ConfigError: a prompt is longer than the model can read.
     """
-    check_lengths(reader.model, questions)
+    check_length(reader.model, questions.longest)
     answers = torch.zeros(len(questions.owners), device=reader.contrast.device)
     if questions.whole is not None:
         lengths = questions.prefix_lengths[questions.owners] + questions.suffix_lengths
@@ -384,13 +384,17 @@ def ask(reader: AnswerReader, questions: Questions, tokens_per_batch: int) -> Te
     return answers
 
 
-def check_lengths(model: Any, questions: Questions) -> None:
+def check_length(model: Any, longest: int) -> None:
     """Refuse prompts that are longer than the model can read.
 
+    Args:
+        model: an LLM.
+        longest: tokens of the longest prompt.
+
     Raises:
-        ConfigError: naming the longest.
+        ConfigError: naming both lengths.
     """
-    longest, context = questions.longest, context_of(model)
+    context = context_of(model)
     if context is not None and longest > context:
         raise ConfigError(f"the longest prompt has {longest} tokens, more than the {context} that the LLM can read")
 

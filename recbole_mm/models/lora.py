@@ -42,7 +42,7 @@ def with_lora(
         inject_adapter_in_model(adapter, adapted)
     except ValueError as error:
         raise ConfigError(
-            f"LoRA of rank {rank!r} in {wanted} cannot be; the decoder's linear maps are {', '.join(known)}"
+            f"LoRA of rank {rank!r} in {wanted} cannot be; the decoder's linear maps are {', '.join(known) or 'none'}"
         ) from error
     for name, weight in adapted.named_parameters():
         if LORA in name:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
-from recbole_mm.llm.answer import AnswerReader, Block, Questions, ask, fill_placeholders, padded
+from recbole_mm.llm.answer import AnswerReader, Block, Questions, ask, check_length, fill_placeholders, padded
 from recbole_mm.models.collm.filters import build_filter
 from recbole_mm.models.collm.prompt import CUE, Prompt
 from recbole_mm.models.collm.settings import SETTINGS
@@ -198,9 +198,10 @@ class CoLLM(RerankingRecommender):
             with torch.no_grad():
                 users = self.filter.prefix_vectors(interaction)[rows, places]
                 vectors = self.filter.item_vectors()
-        prefix = self.reader.read_prefix(self._prefixes(histories, users))
+        before, after = self._prefixes(histories, users), self._suffixes(items, vectors)
+        check_length(self.reader.model, int(before.lengths.max() + after.lengths.max()))
         owners = torch.arange(len(rows), device=items.device).repeat(2)
-        answers = self.reader.read_after(prefix, owners, self._suffixes(items, vectors))
+        answers = self.reader.read_after(self.reader.read_prefix(before), owners, after)
         chosen = torch.cat([torch.ones(len(rows)), torch.zeros(len(rows))]).to(answers.device)
         losses = F.binary_cross_entropy_with_logits(answers, chosen, reduction="none")
         return whole_batch(losses[: 2 * count]).mean()
