@@ -395,6 +395,13 @@ def test_means_are_those_of_the_states_whatever_shares_the_batch(mllm: MLLM) -> 
                 close(mean, states[skipped:].mean(0), atol=2e-5)
 
 
+def test_logits_are_those_of_the_whole_model(headed: MLLM) -> None:
+    batch = headed.family.collate([prepared(headed, PROMPTS[3])], CPU)
+    with torch.inference_mode():
+        states = headed.family.base(headed.model)(**batch, use_cache=False).last_hidden_state[0]
+        close(headed.family.logits(headed.model, states), headed.model(**batch, use_cache=False).logits[0], atol=1e-5)
+
+
 def test_first_layers_read_items_and_histories_alike(mllm: MLLM) -> None:
     cut, stack, present = mllm.first_layers(1, "x"), mllm.text_stack(1), len(mllm.family.decoder(mllm.model).layers)
     assert [len(each.layers) for each in (cut.family.decoder(cut.model), stack.decoder)] == [1, 1]

@@ -79,6 +79,8 @@ def test_states_do_not_depend_on_batch_mates(mllm: MLLM) -> None:
     with torch.inference_mode():
         alone = torch.cat([mllm.last_hidden_states([item]) for item in items])
         close(mllm.last_hidden_states(items), alone, atol=1e-6)
+        means = torch.cat([mllm.mean_hidden_states([item], 1) for item in items])
+        close(mllm.mean_hidden_states(items, 1), means, atol=1e-6)
     assert (alone[:, None] - alone[None]).norm(dim=-1)[~torch.eye(len(items), dtype=torch.bool)].min() > 0.1
 
 

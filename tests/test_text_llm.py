@@ -14,15 +14,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import recbole_mm
 from recbole_mm.artifacts.executor import Failure
 from recbole_mm.errors import ConfigError, ModelLoadError
-from recbole_mm.llm.answer import AnswerReader, Block, Questions, ask
+from recbole_mm.llm.answer import AnswerReader, Block, Questions, ask, resolve_yes_no
 from recbole_mm.llm.encode import ItemEncoder
 from recbole_mm.llm.families import is_text_llm
 from recbole_mm.llm.family import PreparedInput
+from recbole_mm.llm.finetuning.examples import AnswerLoss
 from recbole_mm.llm.finetuning.finetune import Lora, add_lora
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.model import MLLM
@@ -33,7 +35,7 @@ from recbole_mm.llm.texts.writers import multimodal_writer
 from recbole_mm.models.molar.dueg import TextStackDUEG
 from tests.encoders import write_sentence_encoder
 from tests.test_contract import ANSWERING
-from tests.text_llms import KINDS, write_text_llm
+from tests.text_llms import KINDS, LOOKING_BACK, SHAPED, write_text_llm
 
 CPU = torch.device("cpu")
 TEXTS = ["a red shoe", "the golden lamp of number 2 is a drama film", "ship", "green garden. Answer: Yes"]
@@ -214,9 +216,69 @@ def test_it_writes(folder: Path) -> None:
     assert generator.generate([pictured]) == [Failure(f"{folder} reads no pictures")]
 
 
+@pytest.mark.parametrize("kind", [*sorted(SHAPED), "qwen3"])
+def test_answers_and_losses_are_of_the_logits_that_the_model_itself_gives(kind: str, tmp_path: Path) -> None:
+    mllm = load_mllm(write_text_llm(kind, tmp_path / "model", **SHAPED.get(kind, {})), with_head=True)
+    items = [prepared(mllm, text) for text in TEXTS]
+    reader = AnswerReader.of(mllm, "Answer:\n")
+    yes, no = resolve_yes_no(mllm, "Answer:\n")
+    place = (torch.tensor([0, 0, 1]), torch.tensor([1, 3, 4]))
+    learnt = torch.tensor([items[row].ids[column + 1] for row, column in zip(*map(torch.Tensor.tolist, place))])
+    with torch.inference_mode():
+        logits = [mllm.model(input_ids=torch.from_numpy(item.ids)[None], use_cache=False).logits[0] for item in items]
+        close(
+            reader.read(Block.of_prepared(mllm.family, items, CPU)),
+            torch.stack([e[-1, yes] - e[-1, no] for e in logits]),
+        )
+        loss = AnswerLoss(mllm.model, mllm.family)(mllm.family.collate(items, CPU), *place, learnt)
+        close(
+            loss,
+            functional.cross_entropy(torch.stack([logits[r][c] for r, c in zip(*place)]), learnt, reduction="none"),
+        )
+    assert (reader._judge is None) == (kind in ("qwen3", "opt"))
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_first_layers_are_a_model_of_fewer(kind: str, tmp_path: Path) -> None:
+    folder = write_text_llm(kind, tmp_path / "model")
+    cut = load_mllm(folder).first_layers(1, "mllm_layers")
+    config = AutoConfig.from_pretrained(folder)
+    config.num_hidden_layers = 1
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1]
+    plain = AutoModel.from_pretrained(folder, config=config).eval()
+    rows = [np.array(cut.token_ids(text)) for text in TEXTS]
+    with torch.inference_mode():
+        expected = [
+            plain(input_ids=torch.from_numpy(row)[None], use_cache=False).last_hidden_state[0, -1] for row in rows
+        ]
+        close(cut.last_hidden_states([PreparedInput(row) for row in rows]), torch.stack(expected))
+        stack = load_mllm(folder).text_stack(1)
+        dueg, items = TextStackDUEG(stack, 32).eval(), torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(2))
+        history = torch.cat([items, dueg.user_token.expand(1, 1, -1)], dim=1)
+        read = plain(inputs_embeds=history, use_cache=False).last_hidden_state[:, -1]
+        close(dueg.whole(items, torch.tensor([5])), read, atol=1e-4)
+
+
+def test_layers_that_are_in_no_list_of_the_decoders_own(tmp_path: Path) -> None:
+    mllm = load_mllm(write_text_llm("opt", tmp_path / "model", **SHAPED["opt"]))
+    for use in (mllm.first_layers, mllm.text_stack):
+        with pytest.raises(ModelLoadError, match="OPTModel: its layers cannot be told apart") as error:
+            use(1, "dueg_layers")
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox_japanese", "biogpt", "llama", "gpt2"])
+def test_an_adapter_is_known_by_what_its_model_calls_its_parts(kind: str, tmp_path: Path) -> None:
+    mllm = load_mllm(write_text_llm(kind, tmp_path / "model"), with_head=True)
+    mllm.model = add_lora(mllm, Lora(r=2))
+    mllm.model.eval().save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    items = [prepared(mllm, text) for text in TEXTS]
+    with torch.inference_mode():
+        close(load_mllm(tmp_path / "adapter").last_hidden_states(items), mllm.last_hidden_states(items))
+
+
 def test_an_adapter_is_merged(folder: Path, tmp_path: Path) -> None:
-    if folder.name == "gpt2":
-        pytest.skip("its layers are no nn.Linear, which PEFT asks for by default")
     mllm = load_mllm(folder, with_head=True)
     mllm.model = add_lora(mllm, Lora(r=2))
     with torch.no_grad():
@@ -235,9 +297,26 @@ def test_an_adapter_is_merged(folder: Path, tmp_path: Path) -> None:
 # --- what an architecture does not do --------------------------------------------------------------------------------
 
 
-def test_prompts_longer_than_what_layers_look_back_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", sorted(LOOKING_BACK))
+def test_histories_longer_than_what_layers_look_back_over(kind: str, tmp_path: Path) -> None:
+    """Eq. (2) of Molar, after every prefix: what transformers' decoder makes of the items and `[User]`."""
+    mllm = load_mllm(write_text_llm(kind, tmp_path / "model", **LOOKING_BACK[kind]))
+    decoder, dueg = mllm.family.decoder(mllm.model), TextStackDUEG(mllm.text_stack(), mllm.hidden_size).eval()
+    items = torch.randn(2, 12, mllm.hidden_size, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        together = dueg.all_prefixes(items)
+        for length in (1, 6, 7, 8, 12):
+            history = torch.cat([items[:, :length], dueg.user_token.expand(2, 1, -1)], dim=1)
+            plain = decoder(inputs_embeds=history, use_cache=False).last_hidden_state[:, -1]
+            close(together[:, length - 1], plain, atol=1e-4)
+            close(dueg.whole(items[:, :length], torch.full((2,), length)), plain, atol=1e-4)
+    assert dueg.text_stack.window == 8
+
+
+@pytest.mark.parametrize("kind", sorted(LOOKING_BACK))
+def test_prompts_longer_than_what_layers_look_back_over(kind: str, tmp_path: Path) -> None:
     """Read in two pieces, they have the answers of the whole."""
-    mllm = load_mllm(write_text_llm("mistral", tmp_path / "model", sliding_window=8), with_head=True)
+    mllm = load_mllm(write_text_llm(kind, tmp_path / "model", **LOOKING_BACK[kind]), with_head=True)
     reader = AnswerReader.of(mllm, "Answer:\n")
     row = mllm.token_ids("the golden lamp of number 2 is a drama film, and so is the silver lamp of number 3")
     assert len(row) > 16
@@ -262,6 +341,21 @@ def test_recurrent_models_encode_and_nothing_more(tmp_path: Path) -> None:
     for use in (mllm.text_stack, lambda: AnswerReader.of(mllm, "Answer:\n")):
         with pytest.raises(ModelLoadError, match="models of type mamba are recurrent"):
             use()
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("bloom", {}), ("falcon", {"alibi": True}), ("mpt", {})])
+def test_models_that_count_their_tokens_themselves_encode_and_nothing_more(
+    kind: str, changes: dict, tmp_path: Path
+) -> None:
+    folder = write_text_llm(kind, tmp_path / "model", **changes)
+    mllm = load_mllm(folder, with_head=True)
+    items = [prepared(mllm, text) for text in TEXTS]
+    with torch.inference_mode():
+        close(mllm.last_hidden_states(items)[1], plain_state(folder, mllm, TEXTS[1]))
+    for use in (mllm.text_stack, lambda: AnswerReader.of(mllm, "Answer:\n")):
+        with pytest.raises(ModelLoadError, match=f"models of type {kind} count their tokens themselves") as error:
+            use()
+        assert "\n" not in str(error.value)
 
 
 def test_what_is_a_text_llm() -> None:

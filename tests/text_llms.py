@@ -27,6 +27,24 @@ KINDS: dict[str, dict[str, Any]] = {
     "smollm3": {},
     "gpt2": {"n_inner": 64},
 }
+LOOKING_BACK: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 8},
+    "phi3": {"sliding_window": 8},
+    "starcoder2": {"sliding_window": 8},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    "gemma2": {**HEADS, "sliding_window": 8},
+    "gemma3_text": {**KINDS["gemma3_text"], "sliding_window": 8},
+}
+"""Types that look back over 8 tokens, in some layers or in all."""
+SHAPED: dict[str, dict[str, Any]] = {
+    "phi": {},
+    "gemma2": HEADS,
+    "granite": {"logits_scaling": 8.0},
+    "cohere": {},
+    "modernbert-decoder": {},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+}
+"""Types whose head does more than multiply (a bias, a bound, a scale, a layer), or whose base model is nested."""
 """`model_type` -> what its configuration says beside the sizes."""
 
 

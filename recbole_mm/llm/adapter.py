@@ -16,8 +16,10 @@ from recbole_mm.errors import ModelLoadError
 from recbole_mm.llm.pretrained import ADAPTER_CONFIG, Pretrained
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-GENERATION_KEYS = tuple(f"base_model.model.{part}." for part in ("model", "transformer", "gpt_neox", "lm_head"))
-"""How weights are called that were trained inside a model with a head. Others were trained in a base model."""
+OUTER = "base_model.model."
+"""What PEFT puts before the name of every weight."""
+OF_HEADED = frozenset({"model", "transformer", "gpt_neox", "lm_head"})
+"""Parts of a model with a head, apart from what its class calls its base model. Others are those of a base model."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,18 @@ class Adapter:
         base: id or folder of the model it belongs to, as its configuration says.
         base_revision: of a hub model, or None.
         embedding_rows: words in the embedding that it brings along or was trained for, or None if it has none.
-        needs_head: it was trained inside a model with a head.
+        parts: of the model that it was trained in, which hold its weights.
     """
 
     source: Pretrained
     base: str
     base_revision: str | None
     embedding_rows: int | None
-    needs_head: bool
+    parts: frozenset[str]
+
+    def needs_head(self, base_model: str) -> bool:
+        """Whether it was trained inside a model with a head, whose class calls its base model so."""
+        return bool(self.parts & {*OF_HEADED, base_model})
 
     @property
     def name(self) -> str:
@@ -72,8 +78,8 @@ def read_adapter(source: Pretrained) -> Adapter:
     except (OSError, SafetensorError) as error:
         raise ModelLoadError(f"{name}: its {WEIGHTS_FILE} cannot be read") from error
     known = [count for count in rows if count is not None]
-    needs_head = any(key.startswith(GENERATION_KEYS) for key in keys)
-    return Adapter(source, base, revision, max(known, default=None), needs_head)
+    parts = frozenset(key.removeprefix(OUTER).partition(".")[0] for key in keys)
+    return Adapter(source, base, revision, max(known, default=None), parts)
 
 
 def _rows(key: str, shape: list[int]) -> int | None:

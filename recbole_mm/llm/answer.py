@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from recbole_mm.errors import ConfigError, ModelLoadError
-from recbole_mm.llm.family import Family, PreparedInput, as_attention_wants, context_of, pad_ids, sliding_window
+from recbole_mm.llm.family import Family, PreparedInput, context_of, layer_masks, pad_ids
 from recbole_mm.llm.model import MLLM
 
 YES, NO = "Yes", "No"
@@ -75,6 +75,26 @@ def answer_contrast(mllm: MLLM, yes: int, no: int) -> Tensor:
         raise ModelLoadError(f"{mllm.name}: loaded without its language-model head, which answering needs")
     weight = head.weight.detach()
     return weight[yes].float() - weight[no].float()
+
+
+def multiplies_alone(mllm: MLLM, yes: int, no: int) -> bool:
+    """Whether the model's logits of two words are products with rows of its head, without bias, scale or bound."""
+    head: Any = mllm.model.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    state = 100 * torch.randn(1, head.weight.shape[1], generator=generator)  # far out, where bounds show
+    state = state.to(head.weight.device, head.weight.dtype)
+    with torch.no_grad():
+        given = mllm.family.logits(mllm.model, state)[0, [yes, no]].float()
+        expected = head.weight[[yes, no]].float() @ state[0].float()
+    return bool((given - expected).abs().max() <= 0.02 * expected.abs().max())
+
+
+def _judged(mllm: MLLM, yes: int, no: int, states: Tensor) -> Tensor:
+    """(B, hidden) -> (B,) float32 logit(yes) - logit(no), as the model itself computes them."""
+    logits = mllm.family.logits(mllm.model, states).float()
+    return logits[:, yes] - logits[:, no]
 
 
 @dataclass(frozen=True)
@@ -158,22 +178,24 @@ class Prefix:
         taken = [(k if k is None else k[owners], v if v is None else v[owners]) for k, v in self.layers]
         return DynamicCache(taken)
 
-    def seen(self, owners: Tensor, width: int, within: int | None = None) -> Tensor:
-        """bool (R, 1, width, P + width): a suffix's token sees its own prefix, what is before it, and itself; with
-        `within`, of these the last ones alone."""
-        columns = next(keys.shape[2] for keys, _ in self.layers if keys is not None)
+    @property
+    def width(self) -> int:
+        """P."""
+        return next(keys.shape[2] for keys, _ in self.layers if keys is not None)
+
+    def seen(self, owners: Tensor, width: int) -> Tensor:
+        """bool (R, 1, width, P + width): a suffix's token sees its own prefix, what is before it, and itself."""
         device = self.lengths.device
-        earlier = torch.arange(columns, device=device) < self.lengths[owners, None]
+        earlier = torch.arange(self.width, device=device) < self.lengths[owners, None]
         own = torch.ones(width, width, dtype=torch.bool, device=device).tril()
         shape = (len(owners), 1, width)
-        seen = torch.cat([earlier[:, None, None].expand(*shape, -1), own.expand(*shape, -1)], dim=-1)
-        if within is None:
-            return seen
-        starts = self.lengths[owners, None]
-        steps = torch.arange(width, device=device)
-        places = torch.cat([torch.arange(columns, device=device).expand(len(owners), -1), starts + steps], dim=1)
-        apart = (starts + steps)[:, :, None] - places[:, None, :]
-        return seen & (apart < within)[:, None]
+        return torch.cat([earlier[:, None, None].expand(*shape, -1), own.expand(*shape, -1)], dim=-1)
+
+    def apart(self, owners: Tensor, width: int) -> Tensor:
+        """int64 (R, width, P + width): by how many tokens of the whole prompt a column lies before a suffix's token."""
+        own = self.lengths[owners, None] + torch.arange(width, device=self.lengths.device)
+        earlier = torch.arange(self.width, device=self.lengths.device).expand(len(owners), -1)
+        return own[:, :, None] - torch.cat([earlier, own], dim=1)[:, None, :]
 
 
 class AnswerReader(nn.Module):
@@ -184,6 +206,7 @@ class AnswerReader(nn.Module):
     Args:
         model: the decoder, for prompts given as vectors, or the whole base model, for images. It is held, not copied.
         contrast: (hidden,), from `answer_contrast`.
+        judge: (B, hidden) states -> (B,) answers, for a head that does more than multiply; None: it does not.
 
     Example:
         >>> reader = AnswerReader.of(mllm, prompt_tail="Answer:\\n")         # doctest: +SKIP
@@ -194,9 +217,10 @@ class AnswerReader(nn.Module):
 
     contrast: Tensor
 
-    def __init__(self, model: nn.Module, contrast: Tensor) -> None:
+    def __init__(self, model: nn.Module, contrast: Tensor, judge: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()
         self.model: Any = model
+        self._judge = judge
         self.register_buffer("contrast", contrast, persistent=False)
 
     @classmethod
@@ -212,8 +236,10 @@ class AnswerReader(nn.Module):
             ConfigError, ModelLoadError: see `resolve_yes_no`, `answer_contrast` and `MLLM.require_attention`.
         """
         mllm.require_attention()
-        contrast = answer_contrast(mllm, *resolve_yes_no(mllm, prompt_tail))
-        return cls(mllm.family.base(mllm.model) if model is None else model, contrast)
+        yes, no = resolve_yes_no(mllm, prompt_tail)
+        contrast = answer_contrast(mllm, yes, no)
+        judge = None if multiplies_alone(mllm, yes, no) else partial(_judged, mllm, yes, no)
+        return cls(mllm.family.base(mllm.model) if model is None else model, contrast, judge)
 
     def read(self, prompts: Block) -> Tensor:
         """Answers of B whole prompts: (B,) float32."""
@@ -261,18 +287,8 @@ class AnswerReader(nn.Module):
 
     def _masks(self, prefix: Prefix, owners: Tensor, width: int) -> Tensor | dict[str, Tensor]:
         """What suffixes see, as the model takes it: one mask, or one for each kind of layer."""
-        config = self.model.config.get_text_config()
-        wants = partial(
-            as_attention_wants,
-            dtype=next(self.model.parameters()).dtype,
-            implementation=config._attn_implementation,
-        )
-        window = sliding_window(config)
-        full = wants(prefix.seen(owners, width))
-        if window is None:
-            return full
-        near = wants(prefix.seen(owners, width, window))
-        return {"full_attention": full, "sliding_attention": near} if getattr(config, "layer_types", None) else near
+        config, dtype = self.model.config.get_text_config(), next(self.model.parameters()).dtype
+        return layer_masks(config, prefix.seen(owners, width), prefix.apart(owners, width), dtype)
 
     def _run(
         self,
@@ -293,7 +309,7 @@ class AnswerReader(nn.Module):
 
     def _answers(self, states: Tensor, lengths: Tensor) -> Tensor:
         last = states[torch.arange(len(states), device=states.device), lengths - 1]
-        return last.float() @ self.contrast
+        return last.float() @ self.contrast if self._judge is None else self._judge(last)
 
 
 def fill_placeholders(words: Tensor, places: Tensor, vectors: Tensor) -> Tensor:

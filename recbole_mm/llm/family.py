@@ -19,8 +19,9 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from recbole_mm.errors import ConfigError
+from recbole_mm.errors import ConfigError, ModelLoadError
 
 Side = Literal["right", "left"]
 
@@ -293,6 +294,20 @@ class Family(ABC):
         """The text decoder inside a model of either class."""
         return cast(PreTrainedModel, self.base(model).language_model)
 
+    def logits(self, model: nn.Module, states: torch.Tensor) -> torch.Tensor:
+        """What a model with a head makes of last-layer states, by its own forward: some scale or bound their logits.
+
+        Args:
+            model: with a head; an adapter may be around it.
+            states: (T, hidden), after the norm.
+
+        Returns:
+            (T, words).
+        """
+        headed: Any = next(module for module in model.modules() if isinstance(module, self.generation_class))
+        after = _AfterBase(headed, self.base(headed), states[None])
+        return type(headed).forward(after, inputs_embeds=states[None], use_cache=False, return_dict=True).logits[0]
+
     def layers_for_images(self, decoder: PreTrainedModel) -> list[nn.Module]:
         """Decoder layers that a prompt without images never enters; a stack for vectors can do without them."""
         return []
@@ -304,6 +319,61 @@ class Family(ABC):
     def resize(cls, model: PreTrainedModel, rows: int) -> None:
         """Give the word embeddings (and the head, if there is one) this many rows. New rows are unset."""
         model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+class _States(BaseModelOutputWithPast):
+    """The output of a base model that has nothing but states."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class _Ran:
+    """Stands for a base model, or a part of it, that has already run; called, it gives these states."""
+
+    def __init__(self, states: torch.Tensor) -> None:
+        self._states = states
+
+    def __getattr__(self, name: str) -> _Ran:
+        return self
+
+    def __call__(self, *_: Any, **__: Any) -> _States:
+        return _States(last_hidden_state=self._states)
+
+
+class _AfterBase:
+    """Stands for a model with a head whose base model has already run.
+
+    Args:
+        model: with a head.
+        base: its base model.
+        states: (B, L, hidden) that the base model gave.
+    """
+
+    def __init__(self, model: nn.Module, base: nn.Module, states: torch.Tensor) -> None:
+        self._model, self._base, self._ran = model, base, _Ran(states)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._model, name)
+        return self._ran if found is self._base else found
+
+
+LAYERS = ("layers", "h", "blocks")
+"""What decoders call the list of their layers."""
+
+
+def layers_of(decoder: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The layers of a decoder, and what it calls them.
+
+    Raises:
+        ModelLoadError: it does not keep them in a list of its own.
+    """
+    for name in LAYERS:
+        found = getattr(decoder, name, None)
+        if isinstance(found, nn.ModuleList):
+            return name, found
+    raise ModelLoadError(f"{type(decoder).__name__}: its layers cannot be told apart, so none of them can be left out")
 
 
 def context_of(model: Any) -> int | None:
@@ -326,6 +396,25 @@ def sliding_window(config: Any) -> int | None:
     """
     kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
     return None if window is None or (kinds and "sliding_attention" not in kinds) else int(window)
+
+
+def layer_masks(
+    config: Any, seen: torch.Tensor, apart: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """What a decoder takes as its attention mask: one for all layers, or one for each kind of layer.
+
+    Args:
+        config: the decoder's.
+        seen: bool (B, 1, rows, columns), True where a row sees a column in layers that see the whole prompt.
+        apart: (B, rows, columns) by how many tokens a column lies before a row.
+        dtype: of the attention scores.
+    """
+    window, implementation = sliding_window(config), config._attn_implementation
+    full = as_attention_wants(seen, dtype, implementation)
+    if window is None:
+        return full
+    near = as_attention_wants(seen & (apart < window)[:, None], dtype, implementation)
+    return {"full_attention": full, "sliding_attention": near} if getattr(config, "layer_types", None) else near
 
 
 def as_attention_wants(mask: torch.Tensor, dtype: torch.dtype, implementation: str | None) -> torch.Tensor:

@@ -81,8 +81,9 @@ def load_mllm(
             f"{name}: a text LLM, which reads no images: set modalities: [text]; pictures come in through "
             "item_features and item_sources"
         )
-    loads_head = with_head or (adapter is not None and adapter.needs_head)
-    model_class = family_type.generation_class if loads_head else family_type.model_class
+    headed = family_type.generation_class
+    loads_head = with_head or (adapter is not None and adapter.needs_head(headed.base_model_prefix))
+    model_class = headed if loads_head else family_type.model_class
     settings: dict[str, Any] = {"dtype": own_dtype, "attn_implementation": attention}
     if attention == "sdpa" and not model_class._supports_sdpa:
         settings["attn_implementation"] = "eager"  # what some text LLMs have alone
@@ -106,7 +107,8 @@ def load_mllm(
             )
             _make_room(model, words, len(tokenizer))
     require_words(name, tokenizer)
-    cur_item_id = add_cur_item(model, tokenizer, name)
+    with load_errors(name):
+        cur_item_id = add_cur_item(model, tokenizer, name)
     if adapter is not None and not without_weights:
         model = _with_adapter(adapter, family_type, model)
     if loads_head and not with_head:
@@ -184,7 +186,7 @@ def _with_adapter(adapter: Adapter, family_type: type[Family], model: PreTrained
     rows = adapter.embedding_rows
     if rows is not None and rows != model.get_input_embeddings().num_embeddings:
         resize_vocabulary(model, rows)
-    if adapter.needs_head or isinstance(model, family_type.model_class):
+    if adapter.needs_head(family_type.generation_class.base_model_prefix) or isinstance(model, family_type.model_class):
         return merge_adapter(adapter, model)
     inner = next(name for name, part in model.named_children() if isinstance(part, family_type.model_class))
     setattr(model, inner, merge_adapter(adapter, getattr(model, inner)))

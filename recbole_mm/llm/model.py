@@ -16,7 +16,15 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from recbole_mm.errors import ConfigError, ModelLoadError
-from recbole_mm.llm.family import Family, PreparedInput, as_attention_wants, context_of, plain_token_ids
+from recbole_mm.llm.family import (
+    Family,
+    PreparedInput,
+    context_of,
+    layer_masks,
+    layers_of,
+    plain_token_ids,
+    sliding_window,
+)
 
 
 @dataclass
@@ -100,12 +108,14 @@ class MLLM:
 
         Raises:
             ConfigError: the decoder has not so many.
+            ModelLoadError: see `layers_of`.
         """
         shared = {id(tensor): tensor for tensor in chain(self.model.parameters(), self.model.buffers())}
-        check_layers(setting, count, len(self.family.decoder(self.model).layers))
+        name, layers = layers_of(self.family.decoder(self.model))
+        check_layers(setting, count, len(layers))
         model = copy.deepcopy(self.model, shared)
         decoder = self.family.decoder(model)
-        decoder.layers = decoder.layers[:count]
+        setattr(decoder, name, getattr(decoder, name)[:count])
         return replace(self, model=model)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -119,9 +129,15 @@ class MLLM:
         """Return the decoder, whose tokens see what a mask lets them see.
 
         Raises:
-            ModelLoadError: it keeps a state instead (Mamba, RWKV, hybrids), which no mask holds back.
+            ModelLoadError: it keeps a state instead (Mamba, RWKV, hybrids), which no mask holds back, or tokens have no
+                places but those in which they stand.
         """
         decoder = self.family.decoder(self.model)
+        if _counts_places(decoder.config):
+            raise ModelLoadError(
+                f"{self.name}: models of type {decoder.config.model_type} count their tokens themselves (ALiBi, local "
+                "attention), which is wrong where something is left out; take another, such as llama or qwen3"
+            )
         if _keeps_state(decoder):
             raise ModelLoadError(
                 f"{self.name}: models of type {decoder.config.model_type} are recurrent and obey no attention mask, "
@@ -144,8 +160,13 @@ class MLLM:
         """
         decoder = self.require_attention()
         if layers is not None:
-            check_layers(setting, layers, len(decoder.layers))
+            check_layers(setting, layers, len(layers_of(decoder)[1]))
         return TextStack(decoder, self.family.layers_for_images(decoder), layers)
+
+
+def _counts_places(config: Any) -> bool:
+    """Whether attention depends on where a token stands in its row, whatever its position id is."""
+    return config.model_type in ("bloom", "mpt", "gpt_neo") or bool(getattr(config, "alibi", False))
 
 
 def _keeps_state(decoder: PreTrainedModel) -> bool:
@@ -174,12 +195,15 @@ class TextStack(nn.Module):
     def __init__(self, decoder: PreTrainedModel, without: Sequence[nn.Module] = (), layers: int | None = None) -> None:
         super().__init__()
         # The memo stands in for what is left out, so that hundreds of megabytes are never copied.
-        later = [] if layers is None else list(decoder.layers)[layers:]
+        name, present = layers_of(decoder) if layers is not None else ("", nn.ModuleList())
+        later = list(present)[layers:]
         left_out = [decoder.get_input_embeddings(), *without, *later]
         self.decoder: PreTrainedModel = copy.deepcopy(decoder, {id(module): nn.Identity() for module in left_out})
         if later:
-            self.decoder.layers = self.decoder.layers[:layers]
+            setattr(self.decoder, name, getattr(self.decoder, name)[:layers])
         self.hidden_size = int(decoder.config.hidden_size)
+        self.window = sliding_window(decoder.config)
+        """Tokens that some layer looks back at, itself included; None where all see the whole history."""
 
     def forward(
         self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, **kwargs: Any
@@ -190,7 +214,8 @@ class TextStack(nn.Module):
             inputs_embeds: (B, L, hidden) input vectors.
             attention_mask: (B, 1, L, L), row = the token that looks, column = the one looked at. bool: True where it
                 may look; floating point: added to the attention scores. It is used as it is: nothing causal is added to
-                it. Every row of a bool mask has to allow something, if only itself.
+                it. Every row of a bool mask has to allow something, if only itself. Layers that look back over a
+                window (Gemma 3, Mistral) see of a bool mask what is within it.
             position_ids: (B, L) rope positions, the same in all three dimensions, as for text.
             kwargs: handed on to transformers' decoder.
 
@@ -200,8 +225,8 @@ class TextStack(nn.Module):
         if attention_mask.ndim != 4:
             raise ValueError(f"the attention mask has shape (B, 1, L, L), not {tuple(attention_mask.shape)}")
         if attention_mask.dtype == torch.bool:
-            implementation = self.decoder.config._attn_implementation
-            mask = as_attention_wants(attention_mask, inputs_embeds.dtype, implementation)
+            apart = position_ids[:, :, None] - position_ids[:, None, :]
+            mask: Any = layer_masks(self.decoder.config, attention_mask, apart, inputs_embeds.dtype)
         else:
             mask = attention_mask.to(inputs_embeds.dtype)
         inputs = {"inputs_embeds": inputs_embeds, "attention_mask": mask, "position_ids": position_ids}

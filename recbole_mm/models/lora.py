@@ -30,11 +30,13 @@ def with_lora(
     Raises:
         ConfigError: no linear map of the decoder has such a name, or the rank is below 1.
     """
-    from peft import LoraConfig, inject_adapter_in_model  # it imports transformers, which most variants do without
+    # Both import transformers, which most variants do without.
+    from peft import LoraConfig, inject_adapter_in_model
+    from transformers.pytorch_utils import Conv1D
 
     shared = {id(tensor): tensor for tensor in chain(decoder.parameters(), decoder.buffers())}
     adapted: nn.Module = copy.deepcopy(decoder, shared).requires_grad_(False)
-    linear = (name for name, part in decoder.named_modules() if isinstance(part, nn.Linear))
+    linear = (name for name, part in decoder.named_modules() if isinstance(part, nn.Linear | Conv1D))
     known = sorted({name.rsplit(".", 1)[-1] for name in linear})
     wanted = known if targets is None else list(targets)
     try:

@@ -187,8 +187,8 @@ class AnswerLoss(nn.Module):
         return torch.cat([checkpoint(self._cross_entropy, *part, use_reentrant=False) for part in parts])
 
     def _cross_entropy(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = self._inner[1].get_output_embeddings()(states)
-        return functional.cross_entropy(logits.float(), targets, reduction="none")
+        family, head = self._inner
+        return functional.cross_entropy(family.logits(head, states).float(), targets, reduction="none")
 
 
 def bottleneck_mask(ids: torch.Tensor, cur_item_id: int, bos_id: int | None = None) -> torch.Tensor:

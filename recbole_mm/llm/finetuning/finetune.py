@@ -22,6 +22,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import TrainingArguments
+from transformers.pytorch_utils import Conv1D
 from transformers.trainer_callback import TrainerState
 
 from recbole_mm.errors import ConfigError
@@ -293,7 +294,8 @@ def add_lora(mllm: MLLM, lora: Lora) -> Any:
     targets: str | list[str] = list(lora.targets)
     if not targets:
         prefix = next(name for name, module in mllm.model.named_modules() if module is decoder)
-        linear = {name.rsplit(".")[-1] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
+        matrices = (name for name, module in decoder.named_modules() if isinstance(module, nn.Linear | Conv1D))
+        linear = {name.rsplit(".")[-1] for name in matrices}
         targets = rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(linear))})"
     name, revision = published(mllm.name, mllm.identity)
     config = LoraConfig(
@@ -308,6 +310,7 @@ def add_lora(mllm: MLLM, lora: Lora) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT reads names that transformers has renamed
+            warnings.filterwarnings("ignore", "fan_in_fan_out")  # GPT-2's matrices, which PEFT turns by itself
             model = get_peft_model(mllm.model, config)
     except ValueError as error:
         raise ConfigError(f"lora targets {list(lora.targets)}: {str(error).splitlines()[0]}") from error

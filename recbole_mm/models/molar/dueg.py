@@ -8,6 +8,8 @@ causally and never a slot; the slot of prefix n sees items 1..n and itself, at p
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -39,8 +41,8 @@ def slot_layout(width: int, prefixes: Tensor) -> tuple[Tensor, Tensor]:
 class TextStackDUEG(nn.Module):
     """The MLLM's decoder as user model: "removing the word embedding layer", its pretrained weights kept.
 
-    Decoders of known make are run by `prefix_attention`, which computes the same with less work; all others under the
-    mask of `slot_layout`.
+    Decoders of known make are run by `prefix_attention`, which computes the same with less work; all others, and
+    histories longer than a window of theirs, under the mask of `slot_layout`.
 
     Args:
         text_stack: `MLLM.text_stack()`, which takes vectors, a 4-D boolean mask and positions.
@@ -58,6 +60,7 @@ class TextStackDUEG(nn.Module):
         if tuning != "lora":
             self.text_stack.requires_grad_(tuning == "full")
         self.user_token = nn.Parameter(torch.randn(hidden_size) * 0.02)
+        self.window: Any = text_stack.window
         self.takes_apart = can_take_apart(self.text_stack.decoder)
         if self.takes_apart:
             install(self.text_stack.decoder)
@@ -72,7 +75,7 @@ class TextStackDUEG(nn.Module):
         given, dtype = items.dtype, self.dtype
         items = items.to(dtype)
         slots = self.user_token.to(dtype).expand(len(items), prefixes.shape[1], -1)
-        if self.takes_apart:
+        if self.takes_apart and (self.window is None or items.shape[1] < self.window):
             return states_of_slots(self.text_stack.decoder, items, slots, prefixes).to(given)
         return self._run_masked(items, slots, prefixes).to(given)
 
