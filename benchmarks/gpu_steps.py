@@ -58,7 +58,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
-"""What the published configurations say beside the defaults of transformers and what the tiny models have, too."""
+"""What the published configurations say beside the defaults of transformers."""
 
 CORPUS = [
     f"A {colour} lamp of number {number}, with a shade of linen." for number in range(40) for colour in ("red", "blue")
@@ -99,11 +99,12 @@ def build(kind: str, tiny: bool, device: torch.device) -> MLLM:
     tokenizer = recipe.tokenizer(CORPUS)
     config = recipe.config(tokenizer)
     if not tiny:
-        sizes = SIZES[kind]
-        tokens = {name: value for name, value in config.to_dict().items() if name.endswith("_token_id")}
-        vision = {**config.vision_config.to_dict(), **sizes["vision"]}
-        text = {**config.text_config.to_dict(), **sizes["text"]}
-        config = type(config)(text_config=text, vision_config=vision, tie_word_embeddings=True, **tokens)
+        text, vision = SIZES[kind]["text"], SIZES[kind]["vision"]
+        ids = [
+            {n: i for n, i in part.to_dict().items() if n.endswith("_token_id")}
+            for part in (config, config.text_config)
+        ]
+        config = type(config)(text_config={**ids[1], **text}, vision_config=vision, tie_word_embeddings=True, **ids[0])
     torch.manual_seed(0)
     with torch.device(device):
         model = family_type.generation_class._from_config(config, dtype=torch.bfloat16)
