@@ -12,10 +12,14 @@ import torch
 from recbole.model import sequential_recommender  # noqa: F401  (see `without_anomaly_detection`)
 
 import recbole_mm
+from recbole_mm.config.resolved import Config
 from recbole_mm.errors import CheckpointError, ConfigError, DataError
 from recbole_mm.recommending.opening import open_run
 from recbole_mm.recommending.recommender import Recommender
-from tests.conftest import TOY_FEATURES, TOY_SETTINGS, write_toy
+from recbole_mm.registry import find_model, list_models
+from recbole_mm.runs.profiling import Stages
+from recbole_mm.runs.run import assemble
+from tests.conftest import KNOWLEDGE, TOY_FEATURES, TOY_SETTINGS, write_toy
 
 K = 10
 CANDIDATES = {"metrics": ["NDCG", "ItemCoverage"], "topk": [K], "valid_metric": "NDCG@10"}
@@ -233,3 +237,50 @@ def test_a_moved_folder_is_opened(finished, tmp_path):
         Recommender(open_run(moved)).top_k(5, users=np.array([3])).items,
         finished("SASRec").top_k(5, users=np.array([3])).items,
     )
+
+
+# ---- every model ----
+
+OF_RECBOLE: dict[str, dict[str, Any]] = {
+    **{name: {"selected_features": ["class"]} for name in ("FDSA", "GRU4RecF", "SASRecF")},
+    "S3Rec": {"train_stage": "pretrain", "item_attribute": "class"},
+    "RaCT": {"train_stage": "actor_pretrain"},
+    "NCL": {"num_clusters": 3},
+    "NextItNet": {"dilations": [1, 2]},
+}
+READ_USERS = {"Caser", "FOSSIL", "FPMC", "HGN", "HRM", "NPE", "SHAN", "TransRec", "DIN", "DIEN"}
+"""Models of sequences that read a vector of the user."""
+
+FROM_HISTORIES = {"EASE", "ItemKNN", "MacridVAE", "MultiDAE", "MultiVAE", "Pop", "RaCT", "RecVAE", "SLIMElastic"}
+NO_RANKING = {"ADMMSLIM", "Random", "DiffRec", "LDiffRec", "KTUP"}
+"""Scores of these are drawn anew each time, in part or as a whole."""
+
+WITHOUT = {"KSR", "GRU4RecKG", "KGAT", "KGIN", "MCCLK", "GRU4RecCPR", "SASRecCPR"}
+"""They need pretrained vectors, or another package; or cannot be built on so few items."""
+
+TYPES = ("sequential", "general", "knowledge", "context-aware")
+EVERY = [entry.name for entry in list_models() if entry.origin == "RecBole" and entry.type in TYPES]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [name for name in EVERY if name not in WITHOUT | NO_RANKING])
+def test_every_model_of_recbole_recommends_what_it_ranks(model, toy_path, tmp_path):
+    columns = {"load_col": {**TOY_SETTINGS["load_col"], **KNOWLEDGE["load_col"]}}
+    given = {**TOY_SETTINGS, **CANDIDATES, **columns, "data_path": str(toy_path), "checkpoint_dir": str(tmp_path)}
+    entry = find_model(model)
+    if entry.type == "context-aware":
+        given |= {"eval_args": {"mode": "full"}, "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}}
+    config = Config(model, "toy", config_dict={**given, **OF_RECBOLE.get(model, {})})
+    recommender = Recommender(assemble(config, tmp_path, Stages()))
+    users, items = evaluated(recommender)
+    few = slice(0, 12)
+    np.testing.assert_array_equal(recommender.top_k(K, users=users[few], known="test").items, items[few])
+    assert recommender.similar(np.array([3]), 5).items.all()
+    reads_histories = entry.type == "sequential" and model not in READ_USERS
+    try:
+        recommender.top_k(3, histories=[[1, 2, 3]])
+    except ConfigError:
+        assert not reads_histories
+        assert model not in FROM_HISTORIES
+    else:
+        assert reads_histories or model in FROM_HISTORIES
