@@ -89,7 +89,7 @@ def _seen(recommender: Recommender, result: Mapping[str, Any]) -> str:
     """What training read, and whether anything that is held out was part of it."""
     inputs = ["interactions", *needed(recommender.config, hooks_of(type(recommender.model)))]
     inputs += list(recommender.config["item_features"] or ())
-    lines = [f"Trained on: {', '.join(map(markdown, dict.fromkeys(inputs)))}."]
+    lines = [f"Inputs: {', '.join(map(markdown, dict.fromkeys(inputs)))}."]
     if recommender.config["mllm"] and {"item_vectors", "mllm", "answering_mllm", "mllm_with_head"} & set(inputs):
         lines.append(f"Its LLM is {markdown(str(recommender.config['mllm']))}.")
     if {"user_profiles", "user_preferences", "item_texts", "item_text_features"} & set(inputs):

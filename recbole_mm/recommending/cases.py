@@ -38,7 +38,7 @@ class KnownRows:
         if known not in KNOWN:
             raise ConfigError(f"known: {known!r} is not accepted; give {' or '.join(KNOWN)}")
         rows = dataset.rows
-        order = np.arange(len(rows.users)) if known == "all" else rows.known_at(TEST)
+        order = _in_time(dataset) if known == "all" else rows.known_at(TEST)
         order = order[np.argsort(rows.users[order], kind="stable")]
         self.items = rows.items
         self.by_user = CSR(np.searchsorted(rows.users[order], np.arange(dataset.user_num + 1)), order)
@@ -51,6 +51,14 @@ class KnownRows:
         """Return the items of users (n,), the earliest first."""
         rows = self.rows_of(users)
         return CSR(rows.offsets, self.items[rows.items])
+
+
+def _in_time(dataset: MultimodalDataset) -> np.ndarray:
+    """Return all rows (M,), those of a user in the order of time; where items are held out, they lie behind the rest."""
+    rows, columns = dataset.rows, flat_columns(dataset)
+    if rows.ends is None or dataset.time_field not in columns:
+        return np.arange(len(rows.users))
+    return np.argsort(columns[dataset.time_field].numpy(), kind="stable")
 
 
 def flat_columns(dataset: MultimodalDataset) -> dict[str, torch.Tensor]:
