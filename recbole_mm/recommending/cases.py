@@ -54,7 +54,7 @@ class KnownRows:
 
 
 def _in_time(dataset: MultimodalDataset) -> np.ndarray:
-    """Return all rows (M,), those of a user in the order of time; where items are held out, they lie behind the rest."""
+    """Return all rows (M,), those of a user in the order of time; held-out items lie behind the others in a dataset."""
     rows, columns = dataset.rows, flat_columns(dataset)
     if rows.ends is None or dataset.time_field not in columns:
         return np.arange(len(rows.users))
