@@ -151,3 +151,31 @@ def test_vectors_are_those_of_sentence_transformers(tmp_path, kind, tokenizer, f
     np.testing.assert_allclose(encoder.encode(records), expected, atol=1e-5, rtol=1e-4)
     apart = np.linalg.norm(expected[:, None] - expected[None], axis=-1)
     assert apart[~np.eye(len(TEXTS), dtype=bool)].min() > 0.05
+
+
+@pytest.mark.parametrize("kind", ["last", "mean", "cur_item"])
+def test_an_instruction_counts_where_the_model_reads_little(tmp_path, kind):
+    mllm = load_mllm(write_text_llm("llama", tmp_path / "llama", closed, max_position_embeddings=256))
+    alone, pooling = Pooling(kind), Pooling(kind, "The red thing of number 0: ")
+    most = [most_text_tokens(mllm, each) for each in (alone, pooling)]
+    assert most[0] - most[1] == len(mllm.token_ids(pooling.instruction)) > 3
+    encoder = ItemEncoder(mllm, max_text_tokens=most[1], pooling=pooling)
+    long = encoder.prepare(SimpleNamespace(item_id="1", text="red shoe of number 0 " * 99, image=None))
+    assert 240 <= len(long.ids) <= 256
+    assert encoder.texts_cut == 1
+
+
+def test_an_instruction_that_leaves_no_room_is_one_line(tmp_path):
+    mllm = load_mllm(write_text_llm("llama", tmp_path / "llama", max_position_embeddings=16))
+    with pytest.raises(
+        ConfigError, match=r"can read 16 tokens, and the \d+ around a text leave none for it; give a sho"
+    ):
+        ItemEncoder(mllm, max_text_tokens=4, pooling=Pooling("mean", "The red shoe of number 0, " * 9))
+
+
+def most_text_tokens(mllm, pooling) -> int:
+    """What a longer text is told to be cut to."""
+    told = r"max_text_tokens: 256 and the \d+ tokens around a text are more than the 256 that .* can read; give at most"
+    with pytest.raises(ConfigError, match=told) as error:
+        ItemEncoder(mllm, max_text_tokens=256, pooling=pooling)
+    return int(str(error.value).rsplit(" ", 1)[1])

@@ -148,6 +148,11 @@ class ItemEncoder:
         asking = self._instructions.values() if self.pooling.kind == CUR_ITEM else [self._closing]
         around = len(self._instruction) + max(map(len, asking)) + SPECIAL_TOKENS
         context = self.mllm.context
+        if context is not None and around >= context:
+            raise ConfigError(
+                f"{self.mllm.name} can read {context} tokens, and the {around} around a text leave none for it; give a "
+                "shorter mllm_instruction, or another mllm_pooling"
+            )
         if context is not None and self.max_text_tokens + around > context:
             raise ConfigError(
                 f"max_text_tokens: {self.max_text_tokens} and the {around} tokens around a text are more than the "
