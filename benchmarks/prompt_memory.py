@@ -32,6 +32,7 @@ class OneAnswer:
     """A generator that writes the same text for everybody."""
 
     identity, parameters, makes = "one answer", {}, "answers"
+    reads_images, longest_prompt = True, None
 
     def generate(self, requests: Sequence[Request]) -> list[str]:
         return ["Likes what it has chosen before."] * len(requests)

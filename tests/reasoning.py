@@ -29,12 +29,20 @@ class RuleWriter:
     Args:
         fails: prompt -> reason of a failure, or None.
         reads: load the picture of a request, as a multimodal LLM does.
+        reads_images, longest_prompt: what it says of itself.
     """
 
     identity = "rule-1"
     makes = "answers"
 
-    def __init__(self, fails=lambda prompt: None, reads: bool = True) -> None:
+    def __init__(
+        self,
+        fails=lambda prompt: None,
+        reads: bool = True,
+        reads_images: bool = True,
+        longest_prompt: int | None = None,
+    ) -> None:
+        self.reads_images, self.longest_prompt = reads_images, longest_prompt
         self.parameters: dict[str, Any] = {"temperature": 0.0}
         self.fails = fails
         self.reads = reads

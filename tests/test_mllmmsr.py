@@ -195,6 +195,7 @@ class Writer:
     """Writes an answer by what the prompt asks about; counts what it is asked."""
 
     identity, makes = "a-writer", "answers"
+    reads_images, longest_prompt = True, None
 
     def __init__(self) -> None:
         self.prompts: list[str] = []

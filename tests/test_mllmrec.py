@@ -422,6 +422,7 @@ class Writer:
     """Stands for an LLM: its answer repeats the genres and numbers of the prompt, and it keeps what it is asked."""
 
     identity, makes = "writer-1", "answers"
+    reads_images, longest_prompt = True, None
 
     def __init__(self) -> None:
         self.parameters: dict = {}

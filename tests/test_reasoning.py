@@ -13,7 +13,7 @@ from recbole_mm.artifacts.store import Store
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError, DataError
-from recbole_mm.inputs.reasoning import profiles, vectors
+from recbole_mm.inputs.reasoning import profiles, prompts, vectors
 from recbole_mm.inputs.reasoning.failures import failures_file
 from recbole_mm.inputs.reasoning.items import ItemTexts
 from recbole_mm.inputs.reasoning.profiles import Histories, profile_requests
@@ -98,6 +98,38 @@ def test_a_template_adds_no_description_to_the_metadata_it_is_made_of(stage):
     assert described[id_of(made.dataset, "i5")] == "This is The comedy film number 5, with class comedy."
 
 
+def test_an_llm_that_sees_no_images_describes_the_metadata(stage, caplog):
+    writer = RuleWriter(reads_images=False)
+    made = stage(writer, item_domain="film", description_words=40)
+    with caplog.at_level(logging.INFO):
+        texts = made.item_texts()
+    content = made.dataset.content
+    assert len(writer.asked) == made.dataset.item_num - 1
+    assert not any(request.image for request in writer.asked)
+    item = id_of(made.dataset, "i3")
+    (asked,) = [request for request in writer.asked if content.text(item) in request.prompt]
+    assert asked.prompt.startswith("This is known of one film:")
+    assert "at most 40 words" in asked.prompt
+    assert texts[item] == f"{content.text(item)}\nAppearance: {writer._answer(asked)}"
+    assert [record.message for record in caplog.records if "sees no images" in record.message] == [
+        "item descriptions: tiny sees no images and describes items by their metadata; item_text: text would not"
+    ]
+
+
+def test_an_llm_that_sees_no_images_is_not_asked_about_images_alone(stage, caplog):
+    writer = RuleWriter(reads_images=False)
+    made = stage(writer, item_text="image")
+    texts = made.item_texts()
+    assert all(text.startswith("answer ") for text in texts[1:])
+    assert "item_text: image with a text LLM (tiny): descriptions say the metadata, no image is read" in caplog.text
+
+
+def test_an_llm_that_sees_no_images_has_nothing_to_say_without_text(stage):
+    writer = RuleWriter(reads_images=False)
+    assert not any(stage(writer, modalities=["image"]).item_texts())
+    assert not writer.asked
+
+
 def test_descriptions_are_cut_to_their_words(stage):
     class Chatty(RuleWriter):
         def _answer(self, request):
@@ -174,6 +206,17 @@ def test_a_prompt_fits_the_context_even_where_the_history_budget_does_not(stage)
     found = profile_requests(made.dataset.content, histories, texts, made.settings, writer, context_tokens=200)
     assert found.cut
     assert max(writer.count_tokens(request.prompt) for request in found.requests.values()) <= 200
+
+
+def test_a_prompt_fits_the_context_of_the_model_itself(stage):
+    frame = len(prompts.profile_prompt("product", [], 1_000_000, 100).split()) + prompts.MARKUP_TOKENS
+    writer = RuleWriter(longest_prompt=frame + 30)
+    made = stage(writer, item_text="text", text_context_tokens=4096)
+    made.profiles(made.item_texts())
+    lengths = [writer.count_tokens(request.prompt) + prompts.MARKUP_TOKENS for request in writer.asked]
+    assert lengths
+    assert max(lengths) <= writer.longest_prompt
+    assert any("are left out" in request.prompt for request in writer.asked)
 
 
 def test_items_without_a_text_are_not_shown_and_users_of_only_such_items_have_no_profile(stage):

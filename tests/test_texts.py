@@ -30,6 +30,7 @@ class Parrot:
 
     identity = "parrot"
     makes = "answers"
+    reads_images, longest_prompt = True, None
 
     def __init__(self, **parameters: Any) -> None:
         self.parameters = parameters

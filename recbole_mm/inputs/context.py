@@ -117,6 +117,7 @@ class Context:
 
     Attributes:
         notes: what a reader of the plan must know.
+        genericness: figures of the texts about users (`inputs/reasoning/genericness.py`), by what they are.
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class Context:
         self.generator, self.open_encoder = generator, open_encoder
         self.is_plan = is_plan
         self.notes: list[str] = []
+        self.genericness: dict[str, dict[str, float]] = {}
         self._shared: dict[type, Any] = {}
         self._counted: set[str] = set()
 

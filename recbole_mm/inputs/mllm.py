@@ -176,6 +176,11 @@ def small_source(name: str, config: Config, notes: list[str]) -> Pretrained | No
         return None
 
 
+def is_gguf_model(name: str) -> bool:
+    """Returns whether a model's name is that of a GGUF file, or of a model that comes as one."""
+    return not Path(name).is_dir() and (is_gguf(name) or name == SMOLLM2)
+
+
 def local_llm(name: str, config: Config, make: bool = True) -> str:
     """Returns the folder or hub id of a model; that of a GGUF file is where it is converted to.
 

@@ -108,7 +108,7 @@ def provide(
     run_dir: Path | None = None,
     open_executor: Callable[[], AbstractContextManager[Executor | None]] = nullcontext,
     **given: Any,
-) -> None:
+) -> dict[str, dict[str, float]]:
     """Sets `dataset.inputs` to what a model needs, and the features of `item_features`.
 
     Features that a RecBole feature model selects (`selected_features`) also become fields of its item table.
@@ -121,6 +121,9 @@ def provide(
         open_executor: opens what computes stages on other machines; by default they are computed in this process.
         given: inputs that exist already: `first_stage` and `id_model_run`.
 
+    Returns:
+        How generic the texts about users are: what they are -> figures; empty where none are read.
+
     Raises:
         ConfigError: the model requires something unknown here.
     """
@@ -128,7 +131,7 @@ def provide(
     provided: dict[str, Any] = {"model": hooks.__name__, **given}
     if not needs and not specs:
         dataset.inputs = ModelInputs(**provided)
-        return
+        return {}
     counts = np.bincount(dataset.inter_feat[dataset.iid_field], minlength=dataset.item_num)
     logger.info("%s", dataset.content.coverage(counts))
     to_compute = tuple(name for name in needs if name not in given)
@@ -144,6 +147,7 @@ def provide(
     for name in set(specs) & set(config["selected_features"] or ()):
         dataset.declare_feature_field(name, torch.from_numpy(dataset.item_feature(name)))
     dataset.content.report_problems()
+    return context.genericness
 
 
 def _first_inputs(context: Context) -> dict[str, Any]:

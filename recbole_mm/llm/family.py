@@ -378,7 +378,12 @@ def layers_of(decoder: nn.Module) -> tuple[str, nn.ModuleList]:
 
 def context_of(model: Any) -> int | None:
     """Tokens of the longest prompt that a model was made for, if its configuration says so."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return longest_of(model.config)
+
+
+def longest_of(config: Any) -> int | None:
+    """The same, of a Hugging Face configuration."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return None if limit is None else int(limit)
 
 

@@ -53,6 +53,7 @@ class Run:
         beside: test metrics of other models that are printed with its own, by name.
         chosen: what the model took of its `validation_choices`, in words; empty where it has none.
         slices: kind -> part -> users, targets, weight and test metrics (docs/slices.md).
+        genericness: figures of the texts about users that it reads, by what they are.
     """
 
     config: Config
@@ -66,6 +67,7 @@ class Run:
     beside: dict[str, dict[str, float]] = field(default_factory=dict)
     chosen: str = ""
     slices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    genericness: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def choose_run_dir(config: Config) -> tuple[Path, bool]:
@@ -238,6 +240,7 @@ def write_result(finished: Run, stages: Mapping[str, Any], timings: Mapping[str,
         **({"beside": finished.beside} if finished.beside else {}),
         **({"chosen_on_validation": finished.chosen} if finished.chosen else {}),
         **({"slices": finished.slices} if finished.slices else {}),
+        **({"genericness": finished.genericness} if finished.genericness else {}),
         "protocol": {key: config[key] for key in (*RANKED, "valid_metric")},
         "stages": dict(stages),
         "timings": dict(timings),

@@ -88,8 +88,9 @@ def assemble(
         hooks = hooks_of(model_class)
         with stages("artifacts"):
             opened.check_ids(dataset)
+            figures = {}
             if hooks.has_first_stage or asks_for_inputs(config, hooks):
-                _provide_inputs(config, dataset, hooks, run_dir, opened)
+                figures = _provide_inputs(config, dataset, hooks, run_dir, opened)
         with stages("split"):
             splits = split(config, dataset, model_class, run_dir)
         init_seed(config["seed"], config["reproducibility"])
@@ -98,17 +99,18 @@ def assemble(
         logger.info("%s", model, extra=LONG)
         logger.info("%s", model_line(model, config), extra=COMPACT)
     seen = [*held_out_seen(config, config.model_class), *opened.sees_held_out]
-    return Run(config, dataset, model, splits, run_dir, sees_held_out=seen, beside=dict(opened.beside))
+    beside = dict(opened.beside)
+    return Run(config, dataset, model, splits, run_dir, sees_held_out=seen, beside=beside, genericness=figures)
 
 
 def _provide_inputs(
     config: Config, dataset: MultimodalDataset, hooks: type[ModelHooks], run_dir: Path, opened: OpenedRuns
-) -> None:
+) -> dict[str, dict[str, float]]:
     """Compute what the model asks for, by modules of LLMs and Ray, which a run on interactions alone never imports."""
     from recbole_mm.distributed.stages import open_executor
     from recbole_mm.inputs.model_inputs import provide
 
-    provide(config, dataset, hooks, run_dir, partial(open_executor, config), **opened.inputs)
+    return provide(config, dataset, hooks, run_dir, partial(open_executor, config), **opened.inputs)
 
 
 def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -> Run:

@@ -12,7 +12,7 @@ from recbole_mm.data.content import ItemContent, ItemImage
 from recbole_mm.data.item_facts import ItemFacts
 from recbole_mm.data.item_text import clean_text
 from recbole_mm.inputs.context import PlannedStage
-from recbole_mm.inputs.reasoning.prompts import Texts, description_prompt
+from recbole_mm.inputs.reasoning.prompts import Texts, description_prompt, facts_prompt
 from recbole_mm.inputs.reasoning.settings import ReasoningSettings
 from recbole_mm.inputs.reasoning.writing import DESCRIPTIONS, TextNeed, TextStage, stand_in
 from recbole_mm.llm.texts.cleaning import cut_words
@@ -57,7 +57,8 @@ class ItemTexts(TextNeed):
         """The stage of a plan, if there is one, and what is known of the texts."""
         content, writing, stage = self.context.dataset.content, self.writing, self.stage()
         if not stage.requests and wants_descriptions(writing.settings, writing.generator):
-            self.context.notes.append("no item has an image: no description is made")
+            what = "an image" if writing.generator.reads_images else "a text"
+            self.context.notes.append(f"no item has {what}: no description is made")
         described = writing.plan(stage)
         guessed = dict.fromkeys(described.unwritten, stand_in(writing.settings.description_words))
         texts = item_texts(content, writing.settings, {**described.texts, **guessed})
@@ -80,9 +81,13 @@ class ItemTexts(TextNeed):
 
     def _log_requests(self, requests: int, total: int) -> None:
         kind, answers = self.writing.settings.item_text, self.writing.answers
-        if kind == "image" and not answers:
-            logger.warning(
-                "item_text: image with text_backend: template: descriptions say the metadata, no image is read"
+        if kind == "image" and not self.writing.generator.reads_images:
+            by = f"a text LLM ({self._model})" if answers else "text_backend: template"
+            logger.warning("item_text: image with %s: descriptions say the metadata, no image is read", by)
+        elif kind == "fused" and answers and not self.writing.generator.reads_images:
+            logger.info(
+                "item descriptions: %s sees no images and describes items by their metadata; item_text: text would not",
+                self._model,
             )
         elif kind == "fused" and not answers:
             logger.info("item descriptions: none, for a template could only repeat the metadata that is there already")
@@ -90,6 +95,10 @@ class ItemTexts(TextNeed):
             logger.info(
                 "item descriptions: %d of %d items have no image; no call is made for them", total - requests, total
             )
+
+    @property
+    def _model(self) -> str:
+        return str(self.context.config["text_model"] or self.context.config["mllm"])
 
     def plan(self) -> list[PlannedStage]:
         """Returns the stage of descriptions, if any is made."""
@@ -115,8 +124,8 @@ def wants_descriptions(settings: ReasoningSettings, generator: Generator) -> boo
 
 
 def description_requests(content: ItemContent, settings: ReasoningSettings, generator: Generator) -> dict[int, Request]:
-    """One request for each item that can be described: by an LLM, if it has an image; by the template, if it has
-    metadata other than its title.
+    """One request for each item that can be described: by an LLM, if it has an image, or a text where the LLM sees no
+    images; by the template, if it has metadata other than its title.
 
     Returns:
         Item id -> request, in the order of item tokens.
@@ -128,13 +137,17 @@ def description_requests(content: ItemContent, settings: ReasoningSettings, gene
     if generator.makes == "templates":
         said = {item: facts.description(item) for item in items} if "text" in content.modalities else {}
         return {item: Request("", cut_words(text, settings.description_words)) for item, text in said.items() if text}
+    domain, words = settings.item_domain, settings.description_words
+    if not generator.reads_images:
+        known = {item: facts.text(item) for item in items}
+        return {item: Request(facts_prompt(domain, text, words), None) for item, text in known.items() if text}
     seen = [item for item in items if facts.has_image(item)]
     if not seen:
         return {}
     hashes = content.only("image").fingerprints(seen)
     return {
         item: Request(
-            description_prompt(settings.item_domain, _title(facts, item), settings.description_words),
+            description_prompt(domain, _title(facts, item), words),
             None,
             ItemImage(content.source, content.tokens[item]),
             image_hash,
@@ -184,7 +197,7 @@ def log_coverage(content: ItemContent, descriptions: Mapping[int, str], texts: T
     """Say how many items have a text, and of what."""
     have = sum(text is not None for text in texts)
     logger.info(
-        "item texts: %d of %d items have one, %d of them with a description of the image",
+        "item texts: %d of %d items have one, %d of them with a description",
         *(have, len(content) - 1, len(descriptions)),
     )
     without = [content.tokens[item] for item in range(1, len(content)) if texts[item] is None]

@@ -26,6 +26,7 @@ from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.answering.examples import training_targets
 from recbole_mm.inputs.answering.tuning import SftSettings
 from recbole_mm.inputs.context import PlannedStage
+from recbole_mm.inputs.reasoning.genericness import report
 from recbole_mm.inputs.reasoning.items import ItemTexts
 from recbole_mm.inputs.reasoning.prompts import PreferencePrompts, Shown, Texts
 from recbole_mm.inputs.reasoning.rates import TextWork
@@ -38,7 +39,7 @@ from recbole_mm.inputs.reasoning.recurrent import (
 )
 from recbole_mm.inputs.reasoning.settings import PreferenceSettings
 from recbole_mm.inputs.reasoning.summary import HistorySummary
-from recbole_mm.inputs.reasoning.writing import PREFERENCES, TextNeed, TextStage
+from recbole_mm.inputs.reasoning.writing import LABELS, PREFERENCES, TextNeed, TextStage
 from recbole_mm.llm.texts.cleaning import cut_words
 from recbole_mm.llm.texts.generator import Request
 
@@ -271,7 +272,7 @@ class UserPreferences(TextNeed):
             self.writing.settings.item_domain,
             preference.preference_words,
             self.writing.generator,
-            self.context.config["text_context_tokens"],
+            self.writing.context_tokens,
             preference.preference_history_tokens if preference.preference == "direct" else None,
         )
 
@@ -336,7 +337,15 @@ class UserPreferences(TextNeed):
         found = Preferences(cases.sequences(), texts, max_length)
         without = sum(not any((user, length) in texts for length in cases.lengths[user]) for user in cases.lengths)
         logger.info("user preferences: %d texts for %d cases; %d users have none", len(found), len(cases), without)
+        self._measure(texts, items)
         return found
+
+    def _measure(self, texts: Mapping[Node, str], items: Texts) -> None:
+        """Says how generic the preferences are, each user's after the longest history."""
+        latest = {user: length for user, length in sorted(texts)}
+        said, sequences = {user: texts[user, length] for user, length in latest.items()}, self.cases.sequences()
+        if figures := report(LABELS[PREFERENCES], said, lambda user: sequences[user][: latest[user]].tolist(), items):
+            self.context.genericness[LABELS[PREFERENCES]] = figures
 
     def _at_once(self, items: Texts) -> dict[Node, str]:
         """A text for each case, none of which waits for another."""

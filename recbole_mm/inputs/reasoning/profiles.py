@@ -13,6 +13,7 @@ import numpy as np
 from recbole_mm.artifacts.fill import OnDemand
 from recbole_mm.data.content import ItemContent
 from recbole_mm.inputs.context import PlannedStage
+from recbole_mm.inputs.reasoning.genericness import report
 from recbole_mm.inputs.reasoning.items import ItemTexts
 from recbole_mm.inputs.reasoning.prompts import MARKUP_TOKENS, Texts, history_line, newest_within, profile_prompt
 from recbole_mm.inputs.reasoning.settings import ReasoningSettings
@@ -98,7 +99,7 @@ class UserProfiles(TextNeed):
         """
         dataset, writing = self.context.dataset, self.writing
         histories = Histories.of(dataset, writing.settings)
-        limit = self.context.config["text_context_tokens"]
+        limit = writing.context_tokens
         return profile_requests(dataset.content, histories, texts, writing.settings, writing.generator, limit)
 
     def stage(self, made: ProfileRequests) -> TextStage[int]:
@@ -137,7 +138,17 @@ class UserProfiles(TextNeed):
         found: Texts = [None] * len(self._tokens)
         for user, text in self.writing.write(self.stage(made)).items():
             found[user] = cut_words(text, settings.profile_words)
+        self._measure(found)
         return found
+
+    def _measure(self, found: Texts) -> None:
+        """Says how generic the profiles are."""
+        dataset, items = self.context.dataset, self.context.share(ItemTexts).texts
+        histories = Histories(*dataset.user_histories(held_out=self.writing.settings.profiles_see == "all"))
+        place_of = {int(user): place for place, user in enumerate(histories.users)}
+        profiles = {user: text for user in place_of if (text := found[user])}
+        if figures := report(LABELS[PROFILES], profiles, lambda user: histories[place_of[user]], items):
+            self.context.genericness[LABELS[PROFILES]] = figures
 
     def write(self) -> None:
         """Has item texts and profiles written."""

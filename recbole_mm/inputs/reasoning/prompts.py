@@ -26,6 +26,14 @@ DESCRIPTION = (
     "cannot be made out. Plain sentences, at most {words} words, without an introduction."
 )
 
+DESCRIPTION_OF_FACTS = (
+    "This is known of one {domain}:\n\n"
+    "{facts}\n\n"
+    "Describe it for somebody who is deciding whether to choose it: say what it is, then what sets it apart, and what "
+    "it is good for, as far as it can be told from what is known. Name an attribute rather than praise it. Plain "
+    "sentences, at most {words} words, without an introduction."
+)
+
 PROFILE = (
     "Each numbered line is one {domain} that the same person chose, the oldest first and the most recent last{cut}.\n\n"
     "{history}\n\n"
@@ -68,6 +76,17 @@ def description_prompt(domain: str, title: str, words: int) -> str:
         words: at most so many are asked for.
     """
     return DESCRIPTION.format(domain=domain, named=f" It is called: {title}." if title else "", words=words)
+
+
+def facts_prompt(domain: str, facts: str, words: int) -> str:
+    """The request for a description by an LLM that sees no images.
+
+    Args:
+        domain: what an item is called.
+        facts: the item's metadata.
+        words: at most so many are asked for.
+    """
+    return DESCRIPTION_OF_FACTS.format(domain=domain, facts=facts, words=words)
 
 
 def history_line(number: int, text: str) -> str:

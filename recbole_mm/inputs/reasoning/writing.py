@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar
 from recbole_mm.artifacts.fill import OnDemand
 from recbole_mm.config.resolved import Config
 from recbole_mm.inputs.context import Context, Need, PlannedStage, open_store
-from recbole_mm.inputs.mllm import RunMLLM, local_llm, small_source
+from recbole_mm.inputs.mllm import RunMLLM, is_gguf_model, local_llm, small_source
 from recbole_mm.inputs.reasoning.failures import failures_file, list_failures
 from recbole_mm.inputs.reasoning.rates import (
     ASSUMED_UNITS,
@@ -85,6 +85,9 @@ class PlannedTexts(Generic[Key]):
 class UnknownWriter:
     """Stands for a model of which nothing is known yet: it has written nothing, and its tokens are estimated.
 
+    Args:
+        reads_images: whether it is taken to read pictures.
+
     Example:
         >>> UnknownWriter().count_tokens("a red lamp")
         3
@@ -92,9 +95,11 @@ class UnknownWriter:
 
     identity = ""
     makes: Literal["answers"] = "answers"
+    longest_prompt = None
 
-    def __init__(self) -> None:
+    def __init__(self, reads_images: bool = True) -> None:
         self.parameters: dict[str, Any] = {}
+        self.reads_images = reads_images
 
     def generate(self, requests: list[Request]) -> NoReturn:
         """Is never called.
@@ -146,21 +151,28 @@ class Writing:
         if self.config["text_backend"] != "hf":
             return open_generator(self.config, _refuse)
         model, notes = self.config["text_model"], self.context.notes
+        unknown = UnknownWriter(reads_images=not is_gguf_model(str(model or self.config["mllm"])))
         if model is None or model == self.config["mllm"]:
             outline = mllm.outline
-            return UnknownWriter() if outline is None else open_generator(self.config, _refuse, None, lambda: outline)
+            return unknown if outline is None else open_generator(self.config, _refuse, None, lambda: outline)
         source = small_source(str(model), self.config, notes)
         if source is not None and source.is_adapter:
             notes.append(f"{source.name} is an adapter: what it has written already shows when it is loaded")
             source = None
         if source is None:
-            return UnknownWriter()
+            return unknown
         found: Pretrained = source
         return open_generator(self.config, _refuse, None, None, lambda *_: found)
 
     def _find(self, name: str, *rest: Any) -> Pretrained:
         """The files of `text_model`, which may be a GGUF file."""
         return find_llm(local_llm(name, self.config), *rest)
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of the longest prompt: `text_context_tokens`, or what the model's own context leaves for it."""
+        limit, longest = int(self.config["text_context_tokens"]), self.generator.longest_prompt
+        return limit if longest is None else min(limit, longest)
 
     @property
     def answers(self) -> bool:

@@ -91,7 +91,7 @@ def _open_hf(
     from recbole_mm.llm.pretrained import find_llm
     from recbole_mm.llm.texts.hf import IMAGE_PIXELS, HfGenerator, Outline
     from recbole_mm.llm.texts.hf_remote import RemoteHfGenerator
-    from recbole_mm.llm.texts.writers import check_writes, multimodal_writer, read_tokenizer, text_writer
+    from recbole_mm.llm.texts.writers import check_writes, multimodal_writer, read_context, read_tokenizer, text_writer
 
     model, trust, device = config["text_model"], bool(config["trust_remote_code"]), torch.device(config["device"])
     pixels = int(config["mllm_image_pixels"] or IMAGE_PIXELS)
@@ -105,7 +105,8 @@ def _open_hf(
         read_outline = partial(read, without_weights=True)
         if not source.is_adapter:  # what an adapter's base model is, is known when it is read
             token_ids = plain_token_ids(read_tokenizer(source, trust))
-            outline = partial(Outline, source.name, source.identity, dtype, token_ids)
+            known = (source.name, source.identity, dtype, token_ids, multimodal, read_context(source, trust))
+            outline = partial(Outline, *known)
     if outline is None and read_outline is not None:
         outline = partial(lambda read: Outline.of(read()), read_outline)
 

@@ -69,6 +69,8 @@ class Generator(Protocol):
         identity: the model and its revision, or a hash of its files; `template-1` for the template.
         parameters: plain settings that the texts depend on.
         makes: what of a request the texts depend on: `answers` on its prompt and picture, `templates` on its fallback.
+        reads_images: whether requests may show pictures; of a server this is taken on trust.
+        longest_prompt: tokens of the longest prompt that leaves the model room for an answer; None if not known.
     """
 
     @property
@@ -77,6 +79,10 @@ class Generator(Protocol):
     def parameters(self) -> dict[str, Any]: ...
     @property
     def makes(self) -> Literal["answers", "templates"]: ...
+    @property
+    def reads_images(self) -> bool: ...
+    @property
+    def longest_prompt(self) -> int | None: ...
 
     def generate(self, requests: list[Request]) -> list[str | Failure]:
         """As many texts, in the same order; a `Failure` with its reason where there is none."""
@@ -146,6 +152,8 @@ class TemplateGenerator:
 
     identity = "template-1"
     makes: Literal["templates"] = "templates"
+    reads_images = False
+    longest_prompt = None
 
     def __init__(self) -> None:
         self.parameters: dict[str, Any] = {}

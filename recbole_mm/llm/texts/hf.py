@@ -17,7 +17,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from recbole_mm.artifacts.executor import Failure
 from recbole_mm.errors import ImageError
-from recbole_mm.llm.family import PreparedInput
+from recbole_mm.llm.family import PreparedInput, context_of
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.texts.cleaning import clean_answer
 from recbole_mm.llm.texts.generator import NO_PICTURE, Request, StreamingGenerator, Writing
@@ -50,17 +50,23 @@ class Outline(NamedTuple):
         identity: the model's commit, or a hash of its files.
         precision: dtype of its weights.
         token_ids: plain text -> token ids.
+        reads_images: whether prompts may hold pictures.
+        longest: tokens of the longest prompt and answer together, if the model says so.
     """
 
     name: str
     identity: str
     precision: str
     token_ids: Callable[[str], list[int]]
+    reads_images: bool
+    longest: int | None
 
     @classmethod
     def of(cls, model: Writer | MLLM) -> Outline:
         """Returns the outline of a writer or a multimodal LLM, which may be without weights."""
-        return cls(model.name, model.identity, str(model.model.dtype).removeprefix("torch."), model.token_ids)
+        precision = str(model.model.dtype).removeprefix("torch.")
+        reads_images = model.family.reads_images if isinstance(model, MLLM) else model.reads_images
+        return cls(model.name, model.identity, precision, model.token_ids, reads_images, context_of(model.model))
 
 
 class HfGenerator(StreamingGenerator):
@@ -124,6 +130,17 @@ class HfGenerator(StreamingGenerator):
         """The settings that a text depends on, for artifact keys."""
         others = {"backend": "hf", "recipe": RECIPE, "image_pixels": self.image_pixels}
         return self.writing.parameters | others | {"precision": self._outline.precision}
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the model reads pictures."""
+        return self._outline.reads_images
+
+    @property
+    def longest_prompt(self) -> int | None:
+        """Tokens that the model's context leaves for a prompt."""
+        longest = self._outline.longest
+        return None if longest is None else longest - self.writing.max_new_tokens
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a prompt's words, without the chat template's markup."""

@@ -98,9 +98,10 @@ class RemoteHfGenerator(HfGenerator):
     @property
     def recipe(self) -> WriteRecipe:
         """Of the writer."""
-        name, identity, dtype, _ = self._outline
-        model = LLMRecipe(*published(name, identity), identity, dtype, self.trust_remote_code)
-        return WriteRecipe(name, model, self.multimodal, self.image_pixels, self.batch_tokens, self.writing)
+        known = self._outline
+        place = published(known.name, known.identity)
+        model = LLMRecipe(*place, known.identity, known.precision, self.trust_remote_code)
+        return WriteRecipe(known.name, model, self.multimodal, self.image_pixels, self.batch_tokens, self.writing)
 
     def stream(self, requests: Mapping[str, Request]) -> Iterator[Mapping[str, Any]]:
         """Write units of requests, each as soon as a worker is done with it."""

@@ -181,6 +181,8 @@ class OpenAIGenerator(StreamingGenerator):
     """
 
     makes: Literal["answers"] = "answers"
+    reads_images = True
+    longest_prompt = None
 
     def __init__(self, server: Server, writing: Writing) -> None:
         self.server = server

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from recbole_mm.errors import ModelLoadError
 from recbole_mm.llm.families import FAMILIES, is_multimodal
-from recbole_mm.llm.family import Part, PreparedInput, context_of, opening_token, pad_ids, plain_token_ids
+from recbole_mm.llm.family import Part, PreparedInput, context_of, longest_of, opening_token, pad_ids, plain_token_ids
 from recbole_mm.llm.loading import DTYPES, _read_model, require_words
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.pretrained import Pretrained, load_errors, open_pretrained
@@ -150,6 +150,19 @@ def read_tokenizer(source: Pretrained, trust_remote_code: bool = False) -> Any:
         raise ModelLoadError(f"{source.name}: its tokenizer has no fast version (tokenizer.json), which is needed")
     require_words(source.name, tokenizer)
     return tokenizer
+
+
+def read_context(source: Pretrained, trust_remote_code: bool = False) -> int | None:
+    """Tokens of the longest prompt and answer together that a model was made for, if its files say so.
+
+    Raises:
+        ModelLoadError: its configuration cannot be read.
+    """
+    with load_errors(source.name):
+        config = open_pretrained(
+            AutoConfig.from_pretrained, source.name, source.folder, trust_remote_code=trust_remote_code
+        )
+    return longest_of(config)
 
 
 def check_writes(name: str, folder: Path) -> bool:
