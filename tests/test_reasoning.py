@@ -208,6 +208,15 @@ def test_a_prompt_fits_the_context_even_where_the_history_budget_does_not(stage)
     assert max(writer.count_tokens(request.prompt) for request in found.requests.values()) <= 200
 
 
+@pytest.mark.parametrize("modalities", [["image", "text"], ["image"]])
+def test_what_is_known_of_an_item_is_not_what_an_llm_says_where_there_is_more(stage, modalities):
+    made = stage(RuleWriter(), modalities=modalities)
+    items = made.context().share(ItemTexts)
+    metadata = made.dataset.content.text(1)
+    assert items.known_of(1) == (metadata if "text" in modalities else items.texts[1])
+    assert items.known_of(1)
+
+
 def test_a_prompt_fits_the_context_of_the_model_itself(stage):
     frame = len(prompts.profile_prompt("product", [], 1_000_000, 100).split()) + prompts.MARKUP_TOKENS
     writer = RuleWriter(longest_prompt=frame + 30)

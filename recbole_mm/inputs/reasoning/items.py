@@ -79,6 +79,10 @@ class ItemTexts(TextNeed):
         log_coverage(content, descriptions, texts)
         return texts
 
+    def known_of(self, item: int) -> str | None:
+        """What is known of an item without an LLM: its metadata; where it has none, its text."""
+        return self.context.dataset.content.text(item) or self.texts[item]
+
     def _log_requests(self, requests: int, total: int) -> None:
         kind, answers = self.writing.settings.item_text, self.writing.answers
         if kind == "image" and not self.writing.generator.reads_images:

@@ -337,14 +337,15 @@ class UserPreferences(TextNeed):
         found = Preferences(cases.sequences(), texts, max_length)
         without = sum(not any((user, length) in texts for length in cases.lengths[user]) for user in cases.lengths)
         logger.info("user preferences: %d texts for %d cases; %d users have none", len(found), len(cases), without)
-        self._measure(texts, items)
+        self._measure(texts)
         return found
 
-    def _measure(self, texts: Mapping[Node, str], items: Texts) -> None:
+    def _measure(self, texts: Mapping[Node, str]) -> None:
         """Says how generic the preferences are, each user's after the longest history."""
         latest = {user: length for user, length in sorted(texts)}
         said, sequences = {user: texts[user, length] for user, length in latest.items()}, self.cases.sequences()
-        if figures := report(LABELS[PREFERENCES], said, lambda user: sequences[user][: latest[user]].tolist(), items):
+        known = self.context.share(ItemTexts).known_of
+        if figures := report(LABELS[PREFERENCES], said, lambda user: sequences[user][: latest[user]].tolist(), known):
             self.context.genericness[LABELS[PREFERENCES]] = figures
 
     def _at_once(self, items: Texts) -> dict[Node, str]:

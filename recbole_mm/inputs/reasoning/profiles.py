@@ -143,11 +143,11 @@ class UserProfiles(TextNeed):
 
     def _measure(self, found: Texts) -> None:
         """Says how generic the profiles are."""
-        dataset, items = self.context.dataset, self.context.share(ItemTexts).texts
+        dataset, known = self.context.dataset, self.context.share(ItemTexts).known_of
         histories = Histories(*dataset.user_histories(held_out=self.writing.settings.profiles_see == "all"))
         place_of = {int(user): place for place, user in enumerate(histories.users)}
         profiles = {user: text for user in place_of if (text := found[user])}
-        if figures := report(LABELS[PROFILES], profiles, lambda user: histories[place_of[user]], items):
+        if figures := report(LABELS[PROFILES], profiles, lambda user: histories[place_of[user]], known):
             self.context.genericness[LABELS[PROFILES]] = figures
 
     def write(self) -> None:
