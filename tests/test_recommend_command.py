@@ -238,3 +238,22 @@ def test_the_commands(folder, tmp_path, capsys):
         status = main(["recommend", str(folder), *arguments])
         error = capsys.readouterr().err
         assert (status, said in error) == (2, True), (arguments, error)
+
+
+def test_the_page_s_commands_run(folder, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("faiss")
+    page = (Path(__file__).parents[1] / "docs" / "recommend.md").read_text(encoding="utf-8")
+    commands = [line.split()[1:] for line in page.splitlines() if line.startswith("    recbole-mm ")]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sold-out.txt").write_text("i1\ni2\n")
+    done = set()
+    for command in commands:
+        if "--new_items" in command:
+            continue  # for models of content, in test_new_items
+        words = [str(folder) if word.startswith("saved/") else word for word in command]
+        words = ["u1,u2" if word == "ann,bob" else word for word in words]
+        assert main(words) == 0, (words, capsys.readouterr().err)
+        done.add(command[0])
+    assert done == {"recommend", "similar", "export"}
+    assert (tmp_path / "top.parquet").is_file()
+    assert (tmp_path / "export" / "items.faiss").is_file()

@@ -84,6 +84,27 @@ def test_recommendations_are_the_evaluations(finished, model):
         assert not set(later.items[row]) & set(recommender.histories_of(np.array([user])).items)
 
 
+@pytest.mark.parametrize("candidates", ["interacted", "cold"])
+def test_held_out_items_are_ranked_as_the_evaluation_does(toy_path, tmp_path, candidates):
+    given = {
+        **TOY_SETTINGS,
+        **{"metrics": ["NDCG", "ItemCoverage"], "topk": [4], "valid_metric": "NDCG@4"},
+        "data_path": str(toy_path),
+        "checkpoint_dir": str(tmp_path),
+        "item_features": TOY_FEATURES,
+        "eval_args": {"split": {"cold_items": [0.7, 0.1, 0.2]}, "order": "TO", "mode": "full"},
+        "candidates": candidates,
+    }
+    recommender = Recommender(assemble(Config("SASRecContent", "toy", config_dict=given), tmp_path, Stages()))
+    users, items = evaluated(recommender)
+    histories, cases = recommender.histories_of(users, "test"), recommender.run.splits.test.users.interaction
+    ours = recommender._sequential_cases(users, histories, True, "test")
+    same = (ours["item_id_list"] == cases["item_id_list"]).all(1).numpy()  # the others are asked for at an earlier time
+    assert same.sum() > 10
+    np.testing.assert_array_equal(recommender.top_k(4, users=users[same], known="test").items, items[same])
+    assert recommender.top_k(4, users=users).items.all()
+
+
 def test_ties_are_the_evaluations(finished):
     recommender = finished("Pop")
     users, items = evaluated(recommender)

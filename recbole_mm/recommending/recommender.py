@@ -28,6 +28,7 @@ from recbole.utils import ModelType
 from recbole_mm.data.item_facts import title_column
 from recbole_mm.data.item_table import ItemTable
 from recbole_mm.data.item_text import clean_text
+from recbole_mm.data.splits import TEST
 from recbole_mm.errors import ConfigError, DataError, RecboleMMError
 from recbole_mm.evaluation.csr import CSR
 from recbole_mm.evaluation.dot_product import dot_product_of
@@ -244,6 +245,8 @@ class Recommender:
             raise ConfigError(f"{len(users)} users and {len(history)} histories are given; give one for each")
         self._check_histories(history, users)
         masks = self.config["mask_history"] if mask_history is None else mask_history
+        if allow is None and known == "test" and self.config["candidates"] == "cold":
+            allow = np.flatnonzero(self.dataset.item_phases == TEST)
         allowed = self._allowed(allow, exclude)
         with torch.no_grad(), self._reranking_of(masks):
             blocks = self._blocks(users, history, given is None, known)
