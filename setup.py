@@ -60,6 +60,7 @@ setup(
     extras_require={
         "gguf": ["gguf>=0.10"],
         "index": ["faiss-cpu>=1.8"],
+        "mlflow": ["mlflow-skinny>=2.20"],
         "timm": ["timm>=1.0"],
         "tune": ["optuna>=4.0"],
         "wandb": ["wandb>=0.18"],
@@ -67,6 +68,7 @@ setup(
             "faiss-cpu>=1.8",
             "gguf>=0.10",
             "hypothesis>=6.100",
+            "ir-measures>=0.3.7",  # holds our metrics to trec_eval's
             "optuna>=4.0",
             "pytest>=8.2",
             "pytest-cov>=6.0",

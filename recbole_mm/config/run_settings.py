@@ -152,7 +152,10 @@ EVALUATION = (
                 "(docs/slices.md): by popularity in training, by length of history, by modality present or missing, by "
                 "any column of .item or .user.", alike=True, inherited=True, changes_result=False),
         Setting("save_per_user", FLAG, True, "Write per_user.parquet: each test user's metrics, for paired tests "
-                "between models.", alike=True, inherited=True)),
+                "between models.", alike=True, inherited=True),
+        Setting("save_rankings", choice("trec", None), None, "trec: write each test user's list and held-out items as "
+                "rankings.trec and qrels.trec, for ir-measures, ranx or trec_eval (docs/evaluation.md).",
+                changes_result=False)),
     *of_group("evaluation", _RECBOLE,
         Setting("eval_batch_size", whole(1), meaning="Test cases (or labeled rows) per batch.",
                 may_change_on_resume=True),
@@ -208,7 +211,12 @@ LOGGING = of_group("logging", _RECBOLE,
                           f"a logging level: {', '.join(_LEVELS)}", is_text=True, type="str"),
             meaning="Level of the log: DEBUG, INFO, WARNING, ERROR or CRITICAL.", inherited=True, changes_result=False),
     Setting("log_wandb", FLAG, meaning="Send metrics to Weights & Biases.", changes_result=False),
-    Setting("wandb_project", TEXT, meaning="Project there."),)
+    Setting("wandb_project", TEXT, meaning="Project there.")) + of_group("logging", "MLflow (docs/tracking.md)",
+    Setting("log_mlflow", FLAG, False, "Send settings and metrics to MLflow.", when_opened=False),
+    Setting("mlflow_tracking_uri", or_null(TEXT), None, "Its server or folder. Null: MLflow's own default, such as "
+            "MLFLOW_TRACKING_URI.", when_opened=None, secret=True),
+    Setting("mlflow_experiment", TEXT, "recbole", "Experiment there."),
+    changes_result=False)
 
 _ANY = Kind(lambda value: True, "anything")
 DERIVING = of_group("run", "what follows from the others",

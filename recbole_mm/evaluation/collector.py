@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 RANKS = "rec.ranks"
 """Key of our own in the `DataStruct`: (nnz,) int64 rank of every positive, in the order of `EvalUsers.positives`."""
 
+RANKINGS = "rec.rankings"
+"""Another one, where it is asked for: (n, d) int64 best items of each row by score, lower ids first in ties, 0 where
+nothing is left; d is the longest of `topk` and the most positives of a row together."""
+
 
 @dataclass(frozen=True)
 class TrainCounts:
@@ -68,6 +72,7 @@ class RankingCollector:
         item_num, user_num: number of ids, padding id 0 included; `catalogue_facts` makes of them, and of the next, what
             coverage, Gini and the popularity metrics see.
         train_counts: how often each id is in the training data.
+        rankings: whether to collect `RANKINGS`.
 
     Raises:
         ConfigError: a metric is not a ranking metric.
@@ -80,6 +85,7 @@ class RankingCollector:
         item_num: int | None = None,
         user_num: int | None = None,
         train_counts: TrainCounts | None = None,
+        rankings: bool = False,
     ) -> None:
         self.needs = Register(config)
         if self.needs.need("rec.score"):
@@ -87,6 +93,7 @@ class RankingCollector:
                 "metrics: AUC, LogLoss, MAE and RMSE need labels (eval_args.mode: labeled), not a ranking; remove them"
             )
         self.max_k = max(config["topk"])
+        self.rankings = rankings
         items, users = (None, None) if train_counts is None else (train_counts.items, train_counts.users)
         self._facts = {**catalogue_facts("items", item_num, items), **catalogue_facts("users", user_num, users)}
 
@@ -103,6 +110,8 @@ class RankingCollector:
         self._at_least = np.zeros(len(positives.items), dtype=np.int64)
         self._above = np.zeros_like(self._at_least)
         self._scores = np.zeros(len(positives.items), dtype=np.float64)
+        depth = min(width, self.max_k + int(positives.lengths.max(initial=0)))
+        self._best = np.zeros((len(positives) if self.rankings else 0, depth), dtype=np.int64)
         self._items = np.zeros((len(positives) if self.needs.need("rec.items") else 0, self.max_k), dtype=np.int64)
         if len(self._items) and self.max_k > (fewest := width - int(masked.max())):
             raise ConfigError(
@@ -142,6 +151,10 @@ class RankingCollector:
         if len(self._items):
             best = top_columns(scores, self.max_k).cpu().numpy()
             self._items[rows] = best if items is None else np.take_along_axis(items, best, axis=1)
+        if self.rankings:
+            best = top_columns(scores, self._best.shape[1]).cpu().numpy()
+            left = np.arange(best.shape[1]) < (self._width - self._masked[rows])[:, None]
+            self._best[rows] = np.where(left, best if items is None else np.take_along_axis(items, best, axis=1), 0)
 
     def put_together(self, total: Callable[[np.ndarray], np.ndarray]) -> None:
         """Add the rows that other processes have collected.
@@ -155,6 +168,8 @@ class RankingCollector:
             self._above = total(self._above)
         if self.needs.need("rec.items"):
             self._items = total(self._items)
+        if self.rankings:
+            self._best = total(self._best)
 
     def result(self) -> DataStruct:
         """What RecBole's `Evaluator` wants, and the rank of every positive under `RANKS`."""
@@ -169,6 +184,8 @@ class RankingCollector:
             struct.set("rec.meanrank", torch.from_numpy(self._mean_ranks()))
         if self.needs.need("rec.items"):
             struct.set("rec.items", torch.from_numpy(self._items))
+        if self.rankings:
+            struct.set(RANKINGS, torch.from_numpy(self._best))
         return struct
 
     def _at_minus_infinity(self, counts: np.ndarray) -> np.ndarray:

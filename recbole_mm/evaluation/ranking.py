@@ -257,7 +257,11 @@ class RankingData:
         if self.mode != "full" and users.candidates is None:
             self.sample(config["seed"])
         collector = RankingCollector(
-            config, item_num=item_num, user_num=self.dataset.user_num, train_counts=self.train_counts
+            config,
+            item_num=item_num,
+            user_num=self.dataset.user_num,
+            train_counts=self.train_counts,
+            rankings=self.phase == "test" and config["save_rankings"] is not None,
         )
         return rank_users(
             model,

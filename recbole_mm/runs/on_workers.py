@@ -78,5 +78,6 @@ def worker_config(run_dir: Path, model_class: type, device: torch.device) -> Con
     config = Config.load(run_dir / CONFIG, model_class, {"gpu_id": ""})
     config.final_config_dict["device"] = device
     config.final_config_dict["ray_address"] = None  # nothing is left to be computed on a cluster
-    config.final_config_dict["log_wandb"] = bool(config["log_wandb"]) and (workers is None or workers.is_first)
+    for tracker in ("log_wandb", "log_mlflow"):
+        config.final_config_dict[tracker] = bool(config[tracker]) and (workers is None or workers.is_first)
     return config

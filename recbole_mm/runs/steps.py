@@ -18,6 +18,7 @@ from recbole_mm.evaluation.ranking import RankingData
 from recbole_mm.evaluation.slice_kinds import slice_kinds
 from recbole_mm.evaluation.slices import slice_results
 from recbole_mm.evaluation.splits import check_split, split
+from recbole_mm.evaluation.trec import write_trec
 from recbole_mm.inputs.needs import asks_for_inputs
 from recbole_mm.models.base import ModelHooks
 from recbole_mm.models.hooks import full_sequence_class, hooks_of
@@ -133,6 +134,7 @@ def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -
     assembled.test_result = dict(test_result or {})
     assembled.best_valid_result = dict(best_valid_result or {})
     assembled.chosen = trainer.chosen
+    trainer.mlflow.log_test(assembled.test_result, trainer.best_epoch)
     if isinstance(splits.test, RankingData) and config["model"] != "Pop" and not trainer.hooks.has_first_stage:
         assembled.beside["Pop"] = trainer.evaluate_pop(splits.test)
     if workers is not None and not workers.is_first:
@@ -142,6 +144,9 @@ def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -
         assembled.slices = slice_results(table, kinds, test.users, config["metric_decimal_place"])
         if config["save_per_user"]:
             write_per_user(run_dir / PER_USER, table)
+        if config["save_rankings"]:
+            tokens = assembled.dataset.item_tokens()
+            write_trec(run_dir, test.users, trainer.last_struct, tokens, max(config["topk"]), config["model"])
     write_result(assembled, stages.as_dict(), trainer.timings)
     logger.info("best valid: %s", dict2str(assembled.best_valid_result), extra=LONG)
     logger.info("test:       %s", dict2str(assembled.test_result), extra=LONG)

@@ -27,7 +27,7 @@ from recbole_mm.evaluation.collector import catalogue_facts
 from recbole_mm.models.hooks import hooks_of
 from recbole_mm.training.checkpoint import swapped
 from recbole_mm.training.schedule import LearningRateSchedule
-from recbole_mm.training.tracking import TensorBoard, check_wandb
+from recbole_mm.training.tracking import Mlflow, TensorBoard, check_trackers
 from recbole_mm.utils.progress import progress
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class TrainingLoop(Trainer):
     """Set by the subclass, since RecBole's trainer classes in between pass on (config, model) only."""
 
     def __init__(self, config: Config, model: nn.Module) -> None:
-        check_wandb(config)
+        check_trackers(config)
         self.hooks = hooks_of(type(model))
         self.timings: dict[str, float] = {
             "train_seconds": 0.0, "eval_seconds": 0.0, "train_targets": 0, "steps": 0, "epochs": 0,
@@ -177,6 +177,7 @@ class TrainingLoop(Trainer):
         # RecBole's constructor would open a board and create a folder in the working directory.
         with swapped(upstream, "get_tensorboard", lambda _: board), swapped(upstream, "ensure_dir", lambda _: None):
             super().__init__(config, model)
+        self.mlflow = Mlflow(config, self.run_dir)
         self.logger = logger
         self.eval_collector = KeepingCollector(config)
         self.schedule: LearningRateSchedule | None = None

@@ -226,6 +226,7 @@ class TrainerMixin(ChoosingLoop):
             logger.info("epoch %d training [time: %.2fs, %s]", epoch_idx, seconds, text, extra=LONG)
         self._add_train_loss_to_tensorboard(epoch_idx, loss)
         self.wandblogger.log_metrics({"epoch": epoch_idx, "train_loss": loss, "train_step": epoch_idx}, head="train")
+        self.mlflow.log_metrics({"train_loss": loss}, "train", epoch_idx)
         return {"epoch": epoch_idx, "train_loss": self.train_loss_dict[epoch_idx], "seconds": seconds}
 
     def _loss_text(self, loss: float | tuple[float, ...]) -> str:
@@ -255,6 +256,7 @@ class TrainerMixin(ChoosingLoop):
         self.tensorboard.add_scalar("Vaild_score", score, epoch_idx)  # RecBole's spelling
         validations = sum("valid_score" in earlier for earlier in self.history)
         self.wandblogger.log_metrics({**result, "valid_step": validations}, head="valid")
+        self.mlflow.log_metrics(result, "valid", epoch_idx)
         record |= {"valid_score": score, "valid_result": dict(result)}
         if improved:
             self.best_valid_result = result
