@@ -56,7 +56,7 @@ RUNS: dict[str, tuple[str, dict]] = {
 }
 STEPS = ("Molar GRU4Rec", "Molar fpmc DuoRec", "DuoRec both", "DuoRec full", "HLLM", "CoLLM", "FREEDOM", "BM3")
 SAMPLED = {
-    "SASRec gbce": {"full_sequence": True, "full_sequence_loss": "gbce", "n_negatives": 8},
+    "SASRec gbce": {"full_sequence": True, "full_sequence_loss": "gbce", "n_negatives": 8, "item_dropout_prob": 0.2},
     "SASRec shared": {
         **{"full_sequence": True, "full_sequence_loss": "sampled_softmax", "n_negatives": 8},
         **{"negatives_of": "batch", "negatives_exclude": "sequence"},

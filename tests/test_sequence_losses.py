@@ -237,6 +237,37 @@ def test_ce_and_bpr_are_those_of_loss_type(assembled, loss):
     assert torch.equal(*losses)
 
 
+@pytest.mark.parametrize("model", ["SASRec", "GRU4Rec"])
+@pytest.mark.parametrize("loss", ["CE", "sampled_softmax"])
+def test_items_are_dropped_alike_where_they_are_read_and_scored(assembled, model, loss):
+    given = {**STILL, "full_sequence_loss": loss, "n_negatives": 7}
+    run = assembled(model, **given, item_dropout_prob=0.4)
+    plain, dropped = assembled(model, **given).model.train(), run.model.train()
+    batch = next(iter(run.splits.train))
+    torch.manual_seed(3)
+    found = dropped.calculate_loss(batch)
+    found.backward()
+    torch.manual_seed(3)
+    kept = F.dropout(torch.ones_like(dropped.item_embedding.weight), 0.4)
+    plain.load_state_dict(dropped.state_dict())
+    plain.item_embedding.weight.data *= kept
+    expected = plain.calculate_loss(batch)
+    expected.backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(dropped.item_embedding.weight.grad, plain.item_embedding.weight.grad * kept)
+
+
+def test_items_are_not_dropped_in_ranking(assembled):
+    run = assembled(**STILL, item_dropout_prob=0.4)
+    batch = next(iter(run.splits.train))
+    run.model.calculate_loss(batch)
+    run.model.eval()
+    states = run.model.whole_states(batch)
+    assert torch.equal(states, run.model.whole_states(batch))
+    assert torch.equal(run.model.output_items(), run.model.item_embedding.weight)
+    assert torch.equal(run.model.calculate_loss(batch), run.model.calculate_loss(batch)), "nor in the loss of eval()"
+
+
 def test_without_the_setting_all_is_as_before(toy_config):
     plain = toy_config("SASRec", full_sequence=True)
     assert {"full_sequence_loss", "n_negatives", "gbce_t"}.isdisjoint(plain.final_config_dict)
@@ -264,6 +295,7 @@ def test_the_id_models_of_others_have_a_loss_of_their_own(assembled):
         ({"n_negatives": 1.5}, "n_negatives: 1.5 is not accepted"),
         ({"negatives_of": "user"}, "negatives_of: 'user' is not accepted; give one of target, batch, or null"),
         ({"negatives_exclude": "none"}, "negatives_exclude: 'none' is not accepted; give one of target, sequence"),
+        ({"item_dropout_prob": -0.1}, "item_dropout_prob: -0.1 is not accepted; give a number from 0 to 1"),
         ({"gbce_t": 1.1}, "gbce_t: 1.1 is not accepted; give a number from 0 to 1"),
         (
             {"full_sequence_loss": "gbce", "full_sequence": False},

@@ -3,7 +3,7 @@ and the settings that we add to some of its models."""
 
 from __future__ import annotations
 
-from recbole_mm.config.kinds import PATH, Kind, choice, number, or_null, size
+from recbole_mm.config.kinds import PATH, SHARE, Kind, choice, number, or_null, size
 from recbole_mm.config.schema import Setting, declared_by, section
 from recbole_mm.utils.paths import expanded
 
@@ -75,6 +75,12 @@ LOSSES = section(
         "gbce_t",
         or_null(number(0, 1)),
         meaning="gbce: calibration, from 0 (plain binary cross-entropy) to 1. Null: 0.75, as in gSASRec.",
+    ),
+    Setting(
+        "item_dropout_prob",
+        or_null(SHARE),
+        meaning="Dropout of the items' vectors: one draw for a batch, where items are read and where they are scored. "
+        "Null: 0.",
     ),
 )
 

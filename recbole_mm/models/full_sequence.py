@@ -13,7 +13,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.model.loss import BPRLoss
-from torch import Tensor
+from torch import Tensor, nn
 
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
@@ -21,6 +21,7 @@ from recbole_mm.models.cross_entropy import linear_cross_entropy
 from recbole_mm.models.losses import gbce_loss, gbce_power, softmax_of_sample
 from recbole_mm.models.negatives import negatives_of_batch, negatives_of_targets
 from recbole_mm.models.sampled_scores import sampled_scores
+from recbole_mm.models.whole_batch import shared_random
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
@@ -114,6 +115,7 @@ class FullSequenceLosses(FullSequenceMixin):
 
     CE and BPR are RecBole's. `sampled_softmax` and `gbce` compare each target with `n_negatives` items that are drawn
     with torch's generator, for each target anew or for the whole batch (`negatives_of`). Null is `loss_type`.
+    `item_dropout_prob` drops numbers of the items' vectors, the same ones where a batch reads and where it scores them.
 
     Raises:
         ConfigError: there is no other item that could be a negative.
@@ -130,11 +132,33 @@ class FullSequenceLosses(FullSequenceMixin):
                 raise ConfigError(f"full_sequence_loss: {self.loss_type} needs a second item to draw as a negative")
             calibration = GBCE_T if config["gbce_t"] is None else config["gbce_t"]
             self.gbce_beta = gbce_power(self.n_negatives, self.n_train_items - 1, calibration)
+        self.item_dropout_prob: float = config["item_dropout_prob"] or 0.0
+        self._kept: Tensor | None = None
+        if self.item_dropout_prob:
+            self.item_embedding.register_forward_hook(self._drop_read_items)
 
     @classmethod
     def wants_negatives(cls, config: Config) -> bool:
         """Return whether training batches must hold a negative for each target: those of BPR, not of sampled losses."""
         return (config["full_sequence_loss"] or config["loss_type"]) == "BPR"
+
+    def _drop_read_items(self, module: nn.Module, ids: tuple[Tensor], vectors: Tensor) -> Tensor:
+        return vectors if self._kept is None else vectors * self._kept[ids[0]]
+
+    def output_items(self) -> Tensor:
+        """Return the vectors (n_items, d) that states are scored against; while a loss is computed, after dropout."""
+        items = super().output_items()
+        return items if self._kept is None else items * self._kept
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor | tuple[Tensor, ...]:
+        """Return the model's own loss, averaged over all targets of the batch."""
+        if self.item_dropout_prob and self.training:
+            with shared_random():
+                self._kept = torch.dropout(torch.ones_like(self.item_embedding.weight), self.item_dropout_prob, True)
+        try:
+            return super().calculate_loss(interaction)
+        finally:
+            self._kept = None
 
     def loss_of_states(self, states: Tensor, interaction: Interaction) -> Tensor | tuple[Tensor, ...]:
         """Return the loss of `full_sequence_loss` of states (n, d) that have been computed."""
