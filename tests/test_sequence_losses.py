@@ -277,8 +277,9 @@ def test_without_the_setting_all_is_as_before(toy_config):
 
 def test_the_id_models_of_others_have_a_loss_of_their_own(assembled):
     """Keys that Molar does not know reach its SASRec in no way."""
-    run = assembled("Molar", full_sequence=False, full_sequence_loss="gbce", mllm="tiny")
+    run = assembled("Molar", full_sequence=False, full_sequence_loss="gbce", item_dropout_prob=0.1, mllm="tiny")
     assert run.model.id_model.loss_type == "CE"
+    assert run.model.id_model.item_dropout_prob == 0
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------
@@ -317,6 +318,11 @@ def test_what_a_loss_does_not_read_is_said(toy_config, caplog, loss, warned):
     toy_config("SASRec", full_sequence=True, full_sequence_loss=loss, n_negatives=9, gbce_t=0.5)
     found = [record.getMessage() for record in caplog.records if "has no effect: it is for" in record.getMessage()]
     assert [text.split("'")[1] for text in found] == warned
+
+
+def test_item_dropout_is_for_whole_sequences(toy_config, caplog):
+    toy_config("SASRec", full_sequence=False, item_dropout_prob=0.1)
+    assert "setting 'item_dropout_prob' has no effect: it is for full_sequence: True" in caplog.messages
 
 
 @pytest.mark.parametrize("model", ["BERT4Rec", "SASRecContent", "DuoRec", "FPMC"])

@@ -256,12 +256,15 @@ class Config(RecboleConfig):
 
     def _unread_of_losses(self, given: set[str]) -> dict[str, str]:
         """Those of the given settings that the loss of full sequences does not read -> why."""
-        loss, declared = self["full_sequence_loss"], declared_for(self.model_class)
-        return {
+        loss, known = self["full_sequence_loss"], given & declared_for(self.model_class).keys()
+        unread = {
             key: f"it is for full_sequence_loss: {' or '.join(losses)}"
             for key, losses in READ_BY_LOSSES.items()
-            if key in given and key in declared and loss not in losses
+            if key in known and loss not in losses
         }
+        if "item_dropout_prob" in known and not self["full_sequence"]:
+            unread["item_dropout_prob"] = "it is for full_sequence: True"
+        return unread
 
     def current_files(self) -> dict[str, dict[str, str]]:
         """What the files of the dataset and of `item_features` hold now: `data_files` and `feature_files`, each name ->

@@ -127,8 +127,8 @@ def build_filter(config: Config, dataset: MultimodalDataset) -> CollaborativeFil
     if name == "SASRec":
         check_encoder("cf_config", width, hyper)
     hyper["inner_size"] = hyper["inner_size"] or 4 * width
-    own = {**hyper, "embedding_size": width, "hidden_size": width, "full_sequence_loss": None}
-    settings = Overlay(config, own)
+    own = {**hyper, "embedding_size": width, "hidden_size": width}
+    settings = Overlay(config, {**own, "full_sequence_loss": None, "item_dropout_prob": None})
     if name in PAIRWISE:
         return PairwiseFilter(PAIRWISE[name](settings, dataset))
     return SequentialFilter(full_sequence_class(SEQUENTIAL[name])(settings, dataset))

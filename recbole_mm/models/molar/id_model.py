@@ -102,7 +102,7 @@ def build_trained_id_model(config: Config, dataset: MultimodalDataset, run: Fini
 def _built(config: Config, dataset: MultimodalDataset, name: str, settings: Mapping[str, Any]) -> Any:
     if name in ("SASRec", "DuoRec"):
         check_encoder("id_model_config", settings["hidden_size"], settings)
-    own = {**settings, "full_sequence_loss": None}  # its loss is the loss_type of these settings
+    own = {**settings, "full_sequence_loss": None, "item_dropout_prob": None}  # its own loss is loss_type
     return full_sequence_class(ID_MODELS[name])(Overlay(config, own), dataset)
 
 
