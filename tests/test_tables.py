@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import doctest
 
+import numpy as np
+
 from recbole_mm.utils import tables
 
 
@@ -12,7 +14,7 @@ def test_the_examples_of_the_docstrings():
 
 
 def test_metrics_without_k():
-    text = tables.result_table("toy, test", {"DeepFM": {"auc": 0.75, "logloss": 0.5}})
+    text = tables.result_table("toy, test", {"DeepFM": {"auc": np.float32(0.75), "logloss": 0.5}})
     assert [line.split() for line in text.splitlines()] == [
         ["toy,", "test", "auc", "logloss"],
         ["DeepFM", "0.7500", "0.5000"],

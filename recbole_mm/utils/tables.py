@@ -54,6 +54,11 @@ def result_table(title: str, results: Mapping[str, Mapping[str, float]]) -> str:
             blocks.append({})
         blocks[-1] |= headings
     return "\n\n".join(
-        columns([title, *block.values()], [[name, *map(result.get, block)] for name, result in results.items()])
+        columns([title, *block.values()], [[name, *_numbers(result, block)] for name, result in results.items()])
         for block in blocks
     )
+
+
+def _numbers(result: Mapping[str, float], metrics: Iterable[str]) -> list[float | None]:
+    """Return metrics as floats; RecBole's GAUC is one of numpy's."""
+    return [None if (value := result.get(metric)) is None else float(value) for metric in metrics]
