@@ -26,6 +26,7 @@ def test_ordinary_words_are_left_alone(text):
         ("\x1b]0;owned\x07", r"\x1b]0;owned\x07"),
         ("\x1b[2J\x9b2J", r"\x1b[2J\x9b2J"),
         ("gpj\u202exe.exe\u2066", r"gpj\u202exe.exe\u2066"),
+        ("a\u061cb", r"a\u061cb"),
         ("a\x00b\x7f\rc", r"a\x00b\x7f\rc"),
         ("\ud800", r"\ud800"),
     ],
