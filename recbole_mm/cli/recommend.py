@@ -35,7 +35,7 @@ _EXAMPLES = f"""examples:
 """
 
 WIDEST = 60
-"""Characters of a title or reason in a terminal."""
+"""Characters of a title in a terminal."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -105,17 +105,21 @@ def print_found(found: pd.DataFrame | Path) -> None:
     first = found.columns[0]
     reasons = {} if "reason" not in found else dict(zip(found[first], found["reason"], strict=True))
     shown = [name for name in found.columns if name != "reason"]
-    rows = [[_cell(value) for value in record] for record in found[shown].itertuples(index=False)]
+    rows = [
+        [_cell(name, value) for name, value in zip(shown, record, strict=True)]
+        for record in found[shown].itertuples(index=False)
+    ]
     print(columns([name.upper() for name in shown], rows))
     for name, reason in reasons.items():
         print(one_line(f"\n{name}: {reason or 'nothing was written'}".strip()))
 
 
-def _cell(value: Any) -> Any:
+def _cell(name: str, value: Any) -> Any:
+    """Return a value for a terminal; of a long title the beginning, of an id all of it."""
     if isinstance(value, float):
         return value
     text = one_line(str(value))
-    return text if len(text) <= WIDEST else f"{text[: WIDEST - 3]}..."
+    return f"{text[: WIDEST - 3]}..." if name == "title" and len(text) > WIDEST else text
 
 
 def flag(text: str) -> bool:
