@@ -386,6 +386,17 @@ def test_files_that_are_not_there(tmp_path):
     refused(tmp_path / "raw", tmp_path / "dataset" / "out", r"a\.jsonl, b\.jsonl all fit; choose one with --items")
 
 
+def test_a_line_that_never_ends(tmp_path):
+    """16 MB at most are held of it."""
+    for name in ("items.jsonl", "sequences.tsv"):
+        source = raw(tmp_path / name)
+        with open(source / name, "ab") as file:
+            file.write(b'{"item_id": 9, "title": "' + b"a" * (17 << 20))
+        refused(
+            source, tmp_path / "dataset" / "out", rf"{name}, line \d: longer than 16 MB; a (record|user) per line is"
+        )
+
+
 def test_damaged_gzip(tmp_path):
     (tmp_path / "items.jsonl.gz").write_bytes(gzip.compress(GOOD.encode())[:-9])
     with pytest.raises(DataError, match="damaged gzip file"):
@@ -411,6 +422,19 @@ def test_the_yaml_written_agrees_with_the_packages(tmp_path, name, items, sequen
     written, ours = yaml.safe_load((tmp_path / name / f"{name}.yaml").read_text(encoding="utf-8")), read_yaml(path)
     assert written
     assert {key: ours[key] for key in written} == written
+
+
+def test_settings_that_are_unlike_the_packages_are_named(tmp_path):
+    source = raw(tmp_path / "raw")
+    alike = ["title,genres,director,actors,omdb_plot", "genres"]
+    for place, (texts, categories) in enumerate((alike, [None, None])):
+        summary = prepare(source, tmp_path / str(place) / "ml-1m-mm", texts=texts, categories=categories)
+        named = [note for note in summary.notes if "says otherwise" in note]
+        assert len(named) == place
+    assert named[0].startswith(
+        "ml-1m-mm.yaml says otherwise than the package's properties/dataset/ml-1m-mm.yaml about load_col, and wins;"
+    )
+    assert not any("says otherwise" in note for note in prepare(source, tmp_path / "mine").notes)
 
 
 def test_what_is_written_is_what_a_model_trains_on(tmp_path):

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from recbole_mm.config import properties_dir
+from recbole_mm.config.yaml_settings import read_yaml
 from recbole_mm.datasets.folder import IMAGES, write_folder, write_table
 from recbole_mm.datasets.images import ImageFolder, index_images, is_safe_id
 from recbole_mm.datasets.values import MISSING, written_twice
@@ -197,16 +199,23 @@ def _write_tables(folder: Path, name: str, raw: RawDataset, has_images: bool) ->
 
 def _yaml_text(name: str, raw: RawDataset, has_images: bool) -> str:
     """The dataset's YAML, with a leading comment."""
-    fields = [column for column in ("user_id", "item_id", "rating", "timestamp") if column in raw.inter.types]
-    load: dict[str, list[str]] = {"inter": fields}
-    if raw.item is not None and raw.features:
-        load["item"] = ["item_id", *raw.features]
     comment = [
         f"recbole-mm run --model=Molar --dataset={name} --data_path=<the folder that holds this one>",
         f"Written by `recbole-mm prepare {raw.converter}` from {', '.join(raw.files)}.",
         "It is read whenever this dataset is run: it wins over the settings that the package has for a dataset of this",
         "name, and --config_files and the command line win over it.",
     ]
+    settings = _settings(name, raw, has_images)
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, default_flow_style=None, width=118)
+    return "".join(f"# {line}\n" for line in comment) + text
+
+
+def _settings(name: str, raw: RawDataset, has_images: bool) -> dict[str, object]:
+    """What the dataset's YAML says."""
+    fields = [column for column in ("user_id", "item_id", "rating", "timestamp") if column in raw.inter.types]
+    load: dict[str, list[str]] = {"inter": fields}
+    if raw.item is not None and raw.features:
+        load["item"] = ["item_id", *raw.features]
     settings: dict[str, object] = {
         "load_col": load,
         **({"selected_features": list(raw.features)} if raw.features else {}),
@@ -216,9 +225,21 @@ def _yaml_text(name: str, raw: RawDataset, has_images: bool) -> str:
         settings |= {"image_dir": IMAGES, "modalities": ["image", "text"]}
     elif name != WITH_TITLE_CARDS:
         settings |= {"image_dir": None, "modalities": ["text"]}
-    settings |= raw.settings
-    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, default_flow_style=None, width=118)
-    return "".join(f"# {line}\n" for line in comment) + text
+    return settings | raw.settings
+
+
+def _overridden(name: str, settings: Mapping[str, object]) -> list[str]:
+    """A note where the dataset's YAML says something else than the one that the package has for it."""
+    known = properties_dir() / "dataset" / f"{name}.yaml"
+    if not known.is_file():
+        return []
+    ours = read_yaml(known)
+    unlike = [key for key, value in settings.items() if key in ours and ours[key] != value]
+    return [
+        f"{name}.yaml says otherwise than the package's properties/dataset/{name}.yaml about {', '.join(unlike)}, and "
+        "wins; the command in that file makes both agree, and --config_files=<that file> wins over it"
+        for _ in unlike[:1]
+    ]
 
 
 def _summarise(
@@ -235,7 +256,7 @@ def _summarise(
     missing = int((~counts.index.isin(catalogue)).sum())
     unused = int((~catalogue.isin(counts.index)).sum())
     unsafe = sum(not is_safe_id(token) for token in known)
-    notes = list(raw.notes)
+    notes = [*raw.notes, *_overridden(name, _settings(name, raw, bool(images)))]
     if raw.item is not None and missing:
         first = counts.index[~counts.index.isin(catalogue)][0]
         notes.append(

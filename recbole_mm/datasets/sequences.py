@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from recbole_mm.datasets.amazon_records import LONGEST_LINE
 from recbole_mm.datasets.assemble import RawDataset, Table
 from recbole_mm.datasets.base import INTERACTIONS, Converter
 from recbole_mm.datasets.files import explained, no_end, open_text
@@ -79,7 +80,7 @@ def read_sequences(path: Path, notes: list[str]) -> pd.DataFrame:
 
     Raises:
         DataError: the file is missing, damaged or empty; a user has no items or a second line; an id cannot be one
-            (`id_fault`). The message names the line.
+            (`id_fault`), or a line is longer than `LONGEST_LINE`. The message names the line.
     """
     first_line: dict[str, int] = {}
     codes: dict[str, int] = {}
@@ -121,9 +122,17 @@ def read_sequences(path: Path, notes: list[str]) -> pd.DataFrame:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of every line that is not blank."""
+    """Number and text of every line that is not blank.
+
+    Raises:
+        DataError: a line is longer than `LONGEST_LINE`.
+    """
+    number = 0
     with explained(path), open_text(path, ENCODING) as text:
-        for number, line in enumerate(text, start=1):
+        while line := text.readline(LONGEST_LINE + 1):
+            number += 1
+            if len(line) > LONGEST_LINE:
+                raise DataError(f"{path}, line {number}: longer than {LONGEST_LINE >> 20} MB; a user per line is read")
             if line.strip(_BLANKS):
                 yield number, line
 
