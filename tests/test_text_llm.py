@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -19,6 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 import recbole_mm
 from recbole_mm.artifacts.executor import Failure
+from recbole_mm.cli import main
 from recbole_mm.errors import ConfigError, ModelLoadError
 from recbole_mm.llm.answer import AnswerReader, Block, Questions, ask, resolve_yes_no
 from recbole_mm.llm.encode import ItemEncoder
@@ -376,7 +379,9 @@ def refused(folder: Path, **settings: Any) -> str:
 def test_a_checkpoint_without_a_tokenizer(copied: Path) -> None:
     for file in copied.glob("tokenizer*"):
         file.unlink()
-    assert "tokenizer" in refused(copied)
+    assert (
+        refused(copied) == f"{copied}: there is no tokenizer in its folder; copy the model's tokenizer.json there, too"
+    )
 
 
 def test_an_encoder_in_the_clothes_of_an_llm(copied: Path) -> None:
@@ -417,6 +422,38 @@ def test_a_context_that_is_shorter_than_the_prompt(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"max_text_tokens: 256 and the .* tokens around a text are more than the 96"):
         ItemEncoder(mllm)
     assert ItemEncoder(mllm, max_text_tokens=16).encode([Record("a", "lamp " * 99)]).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "line"),
+    [
+        ({}, {"modalities": ["image"]}, r"a text LLM, which reads no images: set modalities: \[text\]"),
+        ({}, {"dueg_layers": 3}, r"dueg_layers: the LLM has 2 layers; give 1 to 2, or null for all"),
+        ({}, {"mllm_layers": 3}, r"mllm_layers: the LLM has 2 layers; give 1 to 2, or null for all"),
+        ({"max_position_embeddings": 60}, {}, r"more than the 60 that .* can read; (give at most|take a model)"),
+        ({"remove": "tokenizer.json"}, {}, r"there is no tokenizer in its folder"),
+        ({"rename": "model.gguf"}, {}, r"cannot be read as a GGUF file|truncated"),
+    ],
+    ids=["images", "dueg_layers", "mllm_layers", "context", "tokenizer", "gguf"],
+)
+def test_the_command_says_what_is_wrong_in_one_line(
+    change: dict, settings: dict, line: str, toy_settings: dict, copied: Path, tmp_path: Path, capsys: Any
+) -> None:
+    mllm = copied
+    if "remove" in change:
+        for file in copied.glob("tokenizer*"):
+            file.unlink()
+    elif "rename" in change:
+        mllm = (copied / "model.safetensors").rename(tmp_path / "model.gguf")
+    elif change:
+        config = json.loads((copied / "config.json").read_text())
+        (copied / "config.json").write_text(json.dumps(config | change))
+    given = {**toy_settings, "epochs": 1, "mllm": str(mllm), "modalities": ["text"], "mirm_tuning": "none", **settings}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(given))
+    assert main(["run", "--model=Molar", "--dataset=toy", f"--config_files={tmp_path / 'run.yaml'}"]) == 2
+    errors = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error: ")]
+    assert len(errors) == 1
+    assert re.search(line, errors[0]), errors
 
 
 # --- models ----------------------------------------------------------------------------------------------------------

@@ -225,7 +225,7 @@ def _settings(name: str, raw: RawDataset, has_images: bool) -> dict[str, object]
         settings |= {"image_dir": IMAGES, "modalities": ["image", "text"]}
     elif name != WITH_TITLE_CARDS:
         settings |= {"image_dir": None, "modalities": ["text"]}
-    return settings | raw.settings
+    return {**settings, **raw.settings}
 
 
 def _overridden(name: str, settings: Mapping[str, object]) -> list[str]:

@@ -154,9 +154,12 @@ class ItemEncoder:
                 "shorter mllm_instruction, or another mllm_pooling"
             )
         if context is not None and self.max_text_tokens + around > context:
+            advice = (
+                f"give at most {context - around}" if context > around else "take a model that reads longer prompts"
+            )
             raise ConfigError(
                 f"max_text_tokens: {self.max_text_tokens} and the {around} tokens around a text are more than the "
-                f"{context} that {self.mllm.name} can read; give at most {context - around}"
+                f"{context} that {self.mllm.name} can read; {advice}"
             )
 
     # --- what a vector depends on ------------------------------------------------------------------------------------

@@ -90,8 +90,9 @@ def load_mllm(
     if load_in_4bit:
         settings |= {"quantization_config": _four_bits(name, own_dtype, adapter), "device_map": {"": target}}
     model = _outline(base, model_class, own_dtype) if without_weights else _read_model(base, model_class, settings)
-    with load_errors(name):
+    with _tokenizer_errors(name):
         tokenizer = open_pretrained(AutoTokenizer.from_pretrained, name, base.folder, trust_remote_code)
+    with load_errors(name):
         image_processor = None
         if family_type.reads_images:
             image_processor = open_pretrained(family_type.image_processor_class.from_pretrained, name, base.folder)
@@ -127,6 +128,20 @@ def load_mllm(
         target=target,
         folder=base.folder,
     )
+
+
+@contextmanager
+def _tokenizer_errors(name: str) -> Iterator[None]:
+    """As `load_errors`, for a tokenizer; transformers' words for one that is not there go on over several lines."""
+    with load_errors(name, "its tokenizer"):
+        try:
+            yield
+        except ValueError as error:
+            if "backend tokenizer" not in str(error):
+                raise
+            raise ModelLoadError(
+                f"{name}: there is no tokenizer in its folder; copy the model's tokenizer.json there, too"
+            ) from error
 
 
 def require_words(name: str, tokenizer: Any) -> None:
