@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from common import markdown_table, quiet_config
+from common import markdown_table
 
 from recbole_mm.cli.arguments import split_arguments
+from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.inputs.context import Context, open_store
 from recbole_mm.inputs.reasoning.genericness import genericness
@@ -27,7 +28,8 @@ def main() -> None:
     parser.add_argument("--dataset", default="ml-100k-mm")
     parser.add_argument("--shown", type=int, default=0, help="profiles to print (0)")
     given, others = parser.parse_known_args()
-    config = quiet_config("MLLMRec", given.dataset, **split_arguments(others))
+    quiet = {"state": "WARNING", "show_progress": False}
+    config = Config("MLLMRec", given.dataset, config_dict=quiet, command_line=split_arguments(others))
     dataset = create_dataset(config)
     with open_store(config) as store:
         context = Context(config, dataset, store)
