@@ -210,7 +210,7 @@ def test_gauc_of_sampled_candidates_counts_equal_scores_half():
         get_item_feature=lambda: Interaction({"item_id": torch.arange(ITEMS)}),
     )
     config = {"metrics": ["GAUC", "Hit", "MRR"], "topk": [5], "metric_decimal_place": 12, "seed": 2}
-    config |= {"eval_memory_mb": 64, "eval_batch_size": 100}
+    config |= {"eval_memory_mb": 64, "eval_batch_size": 100, "save_rankings": None}
     data = RankingData(users, dataset, "uni20")
     model = Scores()
     struct = data.rank(model, config)

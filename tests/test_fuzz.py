@@ -199,7 +199,7 @@ RESOLVED = {"data_path", "eval_args", "gpu_id", "metrics", "topk", "load_col", "
 
 SIZES = {"embedding_size": 8, "hidden_size": 8, "inner_size": 8, "n_layers": 1, "n_heads": 1}
 SMALL = {**SIZES, "epochs": 1, "show_progress": False, "state": "ERROR"}
-UNTRIED = {"checkpoint_dir", "resume", "train_workers", "ray_address", "log_wandb"}
+UNTRIED = {"checkpoint_dir", "resume", "train_workers", "ray_address", "log_wandb", "log_mlflow"}
 """Settings that would lead a run elsewhere."""
 
 

@@ -358,7 +358,12 @@ def test_ranking_data_takes_its_settings_from_the_config():
         },
         get_item_feature=lambda: Interaction({"item_id": torch.arange(ITEMS)}),
     )
-    config = make_config() | {"eval_memory_mb": 3 * ITEMS * 4 / 2**20, "eval_batch_size": 64, "seed": 1}
+    config = make_config() | {
+        "eval_memory_mb": 3 * ITEMS * 4 / 2**20,
+        "eval_batch_size": 64,
+        "seed": 1,
+        "save_rankings": None,
+    }
     scores, users = distinct_scores(0), make_users()
     users.user_tokens = None
     model = MatrixModel(scores)

@@ -246,7 +246,8 @@ class RankingData:
     def rank(
         self, model: nn.Module, config: Config, device: torch.device | str | None = None, show_progress: bool = False
     ) -> DataStruct:
-        """`rank_users` with the settings of `config`: metrics, topk, eval_memory_mb, eval_batch_size, seed.
+        """`rank_users` with the settings of `config`: metrics, topk, eval_memory_mb, eval_batch_size, seed and
+        save_rankings.
 
         Raises:
             ConfigError: an unknown mode, or `pop<n>` without training counts.
