@@ -1,4 +1,4 @@
-"""Lets RecBole 1.2.1 run on today's numpy, scipy and pandas.
+"""Lets RecBole 1.2.1 run on today's numpy, scipy and pandas, and write every line of its log.
 
 Each shim names the upstream line it mends; `tests/test_compat.py` holds a test for each that fails without it. Nothing
 here changes what RecBole computes.
@@ -6,6 +6,7 @@ here changes what RecBole computes.
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from importlib.abc import MetaPathFinder
@@ -48,11 +49,28 @@ def quiet_upstream_warnings() -> None:
     warnings.filterwarnings("ignore", "torch.sparse.SparseTensor", UserWarning)
 
 
+def complete_message(record: logging.LogRecord) -> bool:
+    """Put behind a message what it was given without a place for it, for which logging prints a traceback.
+
+    recbole/model/general_recommender/ract.py:76 and :85, recbole/model/general_recommender/dgcf.py:160.
+
+    Returns:
+        True: the line is written.
+    """
+    if record.args:
+        try:
+            record.getMessage()
+        except TypeError:
+            record.msg, record.args = f"{record.msg} {' '.join(map(str, record.args))}", ()
+    return True
+
+
 def apply() -> None:
     """Apply every shim. Idempotent."""
     restore_numpy_aliases()
     restore_dok_update()
     quiet_upstream_warnings()
+    logging.getLogger().addFilter(complete_message)  # RecBole's models log by the root logger
 
 
 class _BeforeRecbole(MetaPathFinder):

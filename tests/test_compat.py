@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 from recbole.data.interaction import Interaction
@@ -45,3 +47,16 @@ def test_dok_update(monkeypatch):
     compat.restore_dok_update()
     matrix._update({(0, 1): 1, (1, 0): 1})
     assert matrix.toarray().tolist() == [[0, 1], [1, 0]]
+
+
+def test_messages_without_a_place_for_what_they_are_given(caplog):
+    """As RaCT's and DGCF's, which end in a traceback without the shim."""
+    logger = logging.getLogger()
+    with caplog.at_level(logging.INFO):
+        logger.info("Load pretrained model from", "a/100%/model.pth")
+        logger.info("%d of %s", 1, "two")
+        assert caplog.messages == ["Load pretrained model from a/100%/model.pth", "1 of two"]
+        logger.removeFilter(compat.complete_message)
+        with pytest.raises(TypeError):
+            logger.info("Load pretrained model from", "a/model.pth")
+    compat.apply()
