@@ -114,6 +114,12 @@ def test_the_card_says_what_the_run_was(sasrec, tmp_path):
     assert "| items.safetensors | 40 items x 64, float32 |" in body
 
 
+def test_a_class_that_was_never_registered_has_a_card(sasrec, tmp_path, monkeypatch):
+    monkeypatch.setitem(sasrec.config.final_config_dict, "model", "MyOwn")
+    export(sasrec, tmp_path)
+    assert "MyOwn" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
 def test_nothing_of_the_data_is_markup_in_a_card(sasrec, tmp_path, monkeypatch):
     monkeypatch.setitem(sasrec.config.final_config_dict, "dataset", "<script>alert(1)</script>|x")
     export(sasrec, tmp_path, users=False)

@@ -15,7 +15,7 @@ import recbole_mm
 from recbole_mm.cli import main
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.recommending import output, requests
-from recbole_mm.recommending.command import opened, recommend, similar
+from recbole_mm.recommending.command import Asked, _made_of, opened, recommend, similar
 from recbole_mm.recommending.recommender import Recommender
 from tests.conftest import TOY_SETTINGS, write_toy
 
@@ -56,6 +56,10 @@ def test_histories_are_read_alike_from_everywhere(recommender, tmp_path):
     lines = tmp_path / "h.jsonl"
     lines.write_text('\n{"user": "new", "history": ["i3", "i7"]}\n', encoding="utf-8")
     rows = [("new", "i7", 9.0), ("new", "i3", 2.0)]
+    (tmp_path / "q.inter").write_text('user_id:token\titem_id:token\tnote:token\nnew\ti3\t"a\nnew\ti7\tb"\n')
+    pd.testing.assert_frame_equal(recommend(recommender, 4, histories=tmp_path / "q.inter"), wanted)
+    for users in (np.array(["u4", "u7"]), pd.Series(["u4", "u7"])):
+        assert recommend(recommender, 1, users=users)["user"].tolist() == ["u4", "u7"]
     table = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
     table.to_csv(tmp_path / "h.csv", index=False)
     table.to_parquet(tmp_path / "h.parquet")
@@ -178,6 +182,11 @@ def test_parts_of_other_arguments_are_begun_anew(recommender, tmp_path):
     output._begin(parts, {"k": 3})
     (parts / "0000000.csv").write_text("nonsense\n")
     assert "nonsense" not in recommend(recommender, 3, users="u1", out=path).read_text()
+    one, other = (Asked(histories=[np.arange(3000) == place]) for place in (1000, 2000))
+    assert _made_of(recommender, one)["histories"] != _made_of(recommender, other)["histories"]
+    before = _made_of(recommender, one)
+    masked = opened(recommender.run.run_dir, changed={"mask_history": not recommender.config["mask_history"]})
+    assert _made_of(masked, one) == {**before, "settings": _made_of(masked, one)["settings"]} != before
     parts.mkdir()
     (parts / "mine.txt").write_text("keep")
     with pytest.raises(ConfigError, match="was not made here"):
@@ -196,6 +205,9 @@ def test_parts_of_other_arguments_are_begun_anew(recommender, tmp_path):
         ({"users": "u1", "reasons": True}, "SASRec has no texts of its users"),
         ({"histories": "nowhere.jsonl"}, "no such file of histories"),
         ({"histories": __file__}, "histories are read from .jsonl"),
+        ({"histories": ["i7", "i9"]}, "history 1: 'i7' is no list of items; give histories=[['i7', 'i9']]"),
+        ({"histories": {"ann": 17}}, "history ann: 17 is no list of items"),
+        ({"users": "u" * 10_000}, "is not in the data"),
     ],
 )
 def test_bad_input_is_one_line(recommender, given, said):

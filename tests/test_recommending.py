@@ -13,6 +13,7 @@ from recbole.model import sequential_recommender  # noqa: F401  (see `without_an
 
 import recbole_mm
 from recbole_mm.config.resolved import Config
+from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import CheckpointError, ConfigError, DataError
 from recbole_mm.recommending.opening import open_run
 from recbole_mm.recommending.recommender import Recommender
@@ -103,6 +104,15 @@ def test_held_out_items_are_ranked_as_the_evaluation_does(toy_path, tmp_path, ca
     assert same.sum() > 10
     np.testing.assert_array_equal(recommender.top_k(4, users=users[same], known="test").items, items[same])
     assert recommender.top_k(4, users=users).items.all()
+    plain = create_dataset(Config("SASRecContent", "toy", config_dict=given))
+    in_time = plain.inter_feat.iloc[plain._time_order()]
+    tokens = (plain.field2id_token[name][in_time[name]].tolist() for name in ("user_id", "item_id"))
+    chosen: dict[str, list[str]] = {}
+    for user, item in zip(*tokens, strict=True):
+        chosen.setdefault(user, []).append(item)
+    known = recommender.histories_of(users, "all")
+    for user, items in zip(recommender.user_tokens[users], np.split(known.items, known.offsets[1:-1]), strict=True):
+        assert recommender.item_tokens[items].tolist() == chosen[user]
 
 
 def test_ties_are_the_evaluations(finished):
@@ -197,6 +207,9 @@ def test_only_the_end_of_a_long_history_is_read_and_all_of_it_masked(finished):
         ({"k": 5, "histories": [[1] * 100_001]}, "a history of 100001 items is given; give the last 100000 at most"),
         ({"k": 5, "users": [1], "allow": [1], "exclude": [1]}, "no item is left to recommend"),
         ({"k": 5, "users": [1, 2], "histories": [[1]]}, "2 users and 1 histories are given"),
+        ({"k": 5, "users": [999]}, "user ids are 1 to "),
+        ({"k": 5, "histories": [[1, 0]]}, "item ids are 1 to 40 here, and 0 to 1 are given"),
+        ({"k": 5, "histories": [[999]]}, "item ids are 1 to 40 here, and 999 to 999 are given"),
         ({"k": 5, "users": [1], "known": "nothing"}, "known: 'nothing' is not accepted; give all or test"),
     ],
 )

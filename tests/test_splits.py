@@ -410,3 +410,6 @@ def test_samples_of_given_histories_are_trained_on(tmp_path, full):
         outcome = recbole_mm.run("SASRec", "d", config_dict=given)
         assert [len(part.inter_feat) for part in (outcome.splits.train_dataset,)] == [24]
         assert outcome.test_result["recall@3"] > 0
+        with pytest.raises(ConfigError, match="samples with histories of their own"):
+            recbole_mm.recommend(outcome, 2, users="all")
+        assert len(recbole_mm.recommend(outcome, 2, histories=[["i1", "i4"]])) == 2

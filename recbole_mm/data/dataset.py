@@ -265,14 +265,14 @@ class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
 
     def split_rows(self) -> tuple[np.ndarray, Rows]:
         """The order that `build` puts the table into, int64 (M,), and the rows in that order with their phases."""
-        order, ends = self._split_order(), None
+        order, ends, places = self._split_order(), None, None
         in_time = self.split.in_time and self.benchmark_filename_list is None
         if self.item_phases is not None:
             users = self.inter_feat[self.uid_field].to_numpy()[order]
-            by_phase, ends = training_rows_first(users, self._row_phases()[order], in_time)
-            order = order[by_phase]
+            places, ends = training_rows_first(users, self._row_phases()[order], in_time)
+            order = order[places]
         users, items = (self.inter_feat[field].to_numpy()[order] for field in (self.uid_field, self.iid_field))
-        return order, Rows(users, items, self._row_phases()[order], in_time, self._row_labels()[order], ends)
+        return order, Rows(users, items, self._row_phases()[order], in_time, self._row_labels()[order], ends, places)
 
     def build(self) -> list[Dataset]:
         """Training, validation and test datasets by `eval_args`; the same rows whatever the kind of model."""

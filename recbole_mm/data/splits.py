@@ -31,6 +31,7 @@ class Rows:
         positive: bool (M,), False where the row's label means that the user does not want the item.
         ends: int64 (M,) of a split that holds out items, where each user's training rows come first: end of each row's
             history, which starts with the user's rows and holds training rows alone. None: it ends at the row itself.
+        places: int64 (M,) of such a split: each row's place in the order of the split without it.
 
     Example:
         >>> phases, users, items = np.array([TRAIN, VALID, TEST]), np.array([1, 1, 1]), np.array([5, 6, 7])
@@ -45,6 +46,12 @@ class Rows:
     in_time: bool
     positive: np.ndarray
     ends: np.ndarray | None = None
+    places: np.ndarray | None = None
+
+    @cached_property
+    def in_order(self) -> np.ndarray:
+        """All rows in the order of the split, int64 (M,): rows held out with their items stand behind others here."""
+        return np.arange(len(self.users)) if self.places is None else np.argsort(self.places)
 
     @cached_property
     def history_ends(self) -> np.ndarray:

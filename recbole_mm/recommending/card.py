@@ -7,6 +7,7 @@ from typing import Any
 
 import recbole_mm
 from recbole_mm.config.yaml_settings import plain, write_yaml
+from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.needs import needed
 from recbole_mm.models.hooks import hooks_of
 from recbole_mm.recommending.recommender import Recommender
@@ -76,8 +77,10 @@ def _front(recommender: Recommender, result: Mapping[str, Any]) -> dict[str, Any
 
 
 def _paper(name: str) -> str:
-    entry = next((entry for entry in [find_model(name)] if entry.paper), None)
-    return "" if entry is None else markdown(entry.paper)
+    try:
+        return markdown(find_model(name).paper or "")
+    except ConfigError:  # a class of one's own, given with the run
+        return ""
 
 
 def _settings(recommender: Recommender, names: Sequence[str]) -> str:

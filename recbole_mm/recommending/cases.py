@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 
 from recbole_mm.data.interactions import SequenceSamples
@@ -37,8 +38,13 @@ class KnownRows:
     def __init__(self, dataset: MultimodalDataset, known: str) -> None:
         if known not in KNOWN:
             raise ConfigError(f"known: {known!r} is not accepted; give {' or '.join(KNOWN)}")
+        if dataset.benchmark_filename_list is not None and isinstance(dataset, SequentialDataset):
+            raise ConfigError(
+                f"{dataset.dataset_name}: its files hold samples with histories of their own (benchmark_filename), not "
+                "users' interactions, so that nothing is known of a user; give histories"
+            )
         rows = dataset.rows
-        order = _in_time(dataset) if known == "all" else rows.known_at(TEST)
+        order = rows.in_order if known == "all" else rows.known_at(TEST)
         order = order[np.argsort(rows.users[order], kind="stable")]
         self.items = rows.items
         self.by_user = CSR(np.searchsorted(rows.users[order], np.arange(dataset.user_num + 1)), order)
@@ -51,14 +57,6 @@ class KnownRows:
         """Return the items of users (n,), the earliest first."""
         rows = self.rows_of(users)
         return CSR(rows.offsets, self.items[rows.items])
-
-
-def _in_time(dataset: MultimodalDataset) -> np.ndarray:
-    """Return all rows (M,), those of a user in the order of time; held-out items lie behind the others in a dataset."""
-    rows, columns = dataset.rows, flat_columns(dataset)
-    if rows.ends is None or dataset.time_field not in columns:
-        return np.arange(len(rows.users))
-    return np.argsort(columns[dataset.time_field].numpy(), kind="stable")
 
 
 def flat_columns(dataset: MultimodalDataset) -> dict[str, torch.Tensor]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ class Asked:
         if (self.users is None) == (self.histories is None):
             raise ConfigError("give either users of the data or histories, to recommend to")
         if self.histories is None:
-            yield from of_users(recommender, None if self.users == ALL else listed(self.users), self.known)
+            yield from of_users(recommender, None if _is_all(self.users) else listed(self.users), self.known)
         else:
             yield from of_histories(recommender, self._given_histories(), self.skip_unknown)
 
@@ -79,7 +80,13 @@ class Asked:
         assert given is not None
         named = given if isinstance(given, Mapping) else {str(place): one for place, one in enumerate(given, 1)}
         for name, items in named.items():
+            if isinstance(items, str) or not isinstance(items, Iterable):
+                raise ConfigError(f"history {name}: {items!r} is no list of items; give histories=[['i7', 'i9']]")
             yield name, [str(item) for item in items], f"history {name}"
+
+
+def _is_all(given: Any) -> bool:
+    return isinstance(given, str) and given == ALL
 
 
 def opened(run: Source, model: type | None = None, changed: Mapping[str, Any] | None = None) -> Recommender:
@@ -163,7 +170,7 @@ def similar(
         RecboleMMError: one line that says what is wrong.
     """
     recommender = opened(run, model, changed)
-    ids = np.arange(1, recommender.n_items) if items == ALL else recommender.item_ids(listed(items) or [])
+    ids = np.arange(1, recommender.n_items) if _is_all(items) else recommender.item_ids(listed(items) or [])
     asked = Asked(k, allow=allow, exclude=exclude)
     limits = _limits(recommender, asked)
 
@@ -245,40 +252,34 @@ def _given_out(
     **made_of: Any,
 ) -> pd.DataFrame | Path:
     titles = ["title"] if recommender.title_field is not None else []
-    fields = [first, "rank", "item", "score", *titles, *(["reason"] if asked.reasons else [])]
+    columns = [first, "rank", "item", "score", *titles, *(["reason"] if asked.reasons else [])]
     if out is not None:
         chunks = progress((partial(make, batch) for batch in batches), "Recommending", unit="batch", show=show_progress)
-        return write_chunks(Path(expanded(os.fspath(out))), chunks, fields, {**_made_of(recommender, asked), **made_of})
-    columns: dict[str, list[Any]] = {name: [] for name in fields}
+        return write_chunks(
+            Path(expanded(os.fspath(out))), chunks, columns, {**_made_of(recommender, asked), **made_of}
+        )
+    table: dict[str, list[Any]] = {name: [] for name in columns}
     for batch in batches:
         for row in make(batch):
             count = len(row["item"])
-            for name in fields:
+            for name in columns:
                 values = range(1, count + 1) if name == "rank" else row[name]
-                columns[name] += [values] * count if isinstance(values, str) else values
-    return pd.DataFrame(columns)
+                table[name] += [values] * count if isinstance(values, str) else values
+    return pd.DataFrame(table)
 
 
 def _made_of(recommender: Recommender, asked: Asked) -> dict[str, Any]:
-    """Return what the rows of a file depend on: the run's weights and data, what is asked, and what its files hold."""
-    found: dict[str, Any] = {
-        "weights": file_digest(recommender.run.run_dir / WEIGHTS).hex(),
+    """Return what the rows of a file depend on: the run's settings, weights and data, what is asked, and what its files
+    hold."""
+    inputs, runs = recommender.dataset.inputs, [recommender.run.run_dir]
+    if "first_stage" in inputs.given() and inputs.first_stage is not None:
+        runs.append(inputs.first_stage.folder)
+    return {
+        "settings": _content_of(recommender.config.as_dict()),
+        "weights": [file_digest(folder / WEIGHTS).hex() for folder in runs],
         "data": recommender.config.current_files(),
+        **{field.name: _content_of(getattr(asked, field.name)) for field in fields(Asked)},
     }
-    for name in (
-        "k",
-        "users",
-        "histories",
-        "allow",
-        "exclude",
-        "mask_history",
-        "known",
-        "reasons",
-        "skip_unknown",
-        "new_items",
-    ):
-        found[name] = _content_of(getattr(asked, name))
-    return found
 
 
 def _content_of(given: Any) -> Any:
@@ -289,4 +290,11 @@ def _content_of(given: Any) -> Any:
         return str(given)
     if given is None or isinstance(given, (bool, int)):
         return given
-    return hashlib.sha256(repr(given).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(json.dumps(_plain(given)).encode()).hexdigest()
+
+
+def _plain(given: Any) -> Any:
+    """Return a value's parts as text, all of them: what numpy and pandas print of many leaves some out."""
+    if isinstance(given, Mapping):
+        return [[str(name), _plain(value)] for name, value in given.items()]
+    return str(given) if isinstance(given, str) or not isinstance(given, Iterable) else [_plain(one) for one in given]

@@ -32,7 +32,7 @@ from recbole_mm.data.splits import TEST
 from recbole_mm.errors import ConfigError, DataError, RecboleMMError
 from recbole_mm.evaluation.csr import CSR
 from recbole_mm.evaluation.dot_product import dot_product_of
-from recbole_mm.evaluation.rank_counting import top_columns
+from recbole_mm.evaluation.rank_counting import rows_with_nan, top_columns
 from recbole_mm.evaluation.ranking import mask
 from recbole_mm.evaluation.scoring import Block, Scorer
 from recbole_mm.models.base import RerankingModel
@@ -239,6 +239,8 @@ class Recommender:
             raise ConfigError("give users of the data, or histories, to recommend to")
         users = None if users is None else np.asarray(users, dtype=np.int64)
         given = None if histories is None else _as_csr(histories)
+        self._check_ids("user", users, self.dataset.user_num)
+        self._check_ids("item", None if given is None else given.items, len(self.item_tokens))
         history = self.histories_of(users, known) if given is None and users is not None else given
         assert history is not None
         if users is not None and len(users) != len(history):
@@ -260,6 +262,10 @@ class Recommender:
         """
         if not 1 <= k < self.n_items:
             raise ConfigError(f"k: {k} items cannot be recommended of {self.n_items - 1}; give 1 to {self.n_items - 1}")
+
+    def _check_ids(self, name: str, ids: np.ndarray | None, end: int) -> None:
+        if ids is not None and len(ids) and not 1 <= ids.min() <= ids.max() < end:
+            raise DataError(f"{name} ids are 1 to {end - 1} here, and {ids.min()} to {ids.max()} are given")
 
     def _check_histories(self, history: CSR, users: np.ndarray | None) -> None:
         lengths = history.lengths
@@ -483,10 +489,10 @@ class Recommender:
             mask(scores, rows, masked)
             if columns is not None:
                 scores = scores[:, columns.to(scores.device)]
+            if len(rows_with_nan(scores)):
+                raise RecboleMMError(f"{self.config['model']} scores an item as NaN; it has diverged")
             best = top_columns(scores, min(k, scores.shape[1]))
             values = scores.gather(1, best).double().cpu().numpy()
-            if np.isnan(values).any():
-                raise RecboleMMError(f"{self.config['model']} scores an item as NaN; it has diverged")
             items = best.cpu().numpy() if allowed is None else allowed[best.cpu().numpy()]
             self._put(top, rows, items, values, available, masked, allowed)
         return top

@@ -10,6 +10,7 @@ the order of time already, `timestamp`. JSON lines are read one by one, so a fil
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Sequence[str], str]]:
         where = f"{path}, line {number}"
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f'{where}: no JSON ({error}); a line is {{"user": "ann", "history": ["i7"]}}') from error
         history = record.get("history") if isinstance(record, dict) else None
         if not isinstance(history, list) or not all(isinstance(item, (str, int)) for item in history):
@@ -166,7 +167,11 @@ def _read_table(path: Path) -> pd.DataFrame:
             table = table.astype({name: str for name in ("user_id", "item_id") if name in table})
         else:
             separator = SEPARATORS[path.suffix]
-            table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8")
+            # As everywhere, nothing is quoted in RecBole's own files.
+            quoting = csv.QUOTE_MINIMAL if path.suffix == ".csv" else csv.QUOTE_NONE
+            table = pd.read_csv(
+                path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8", quoting=quoting
+            )
     except (OSError, ValueError, pd.errors.ParserError) as error:
         raise DataError(f"{path}: cannot be read as a table ({' '.join(str(error).split())})") from error
     return table.rename(columns=lambda name: str(name).partition(":")[0])

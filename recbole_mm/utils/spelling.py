@@ -7,6 +7,7 @@ from difflib import SequenceMatcher, get_close_matches
 
 NAMES_SHOWN = 20
 MOST_COMPARED = 5000
+LONGEST_GUESSED = 64
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3, cutoff: float = 0.6) -> list[str]:
@@ -33,12 +34,17 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
 def nearest_of_many(name: str, known: Sequence[str], count: int = 3) -> list[str]:
     """As `nearest`, among hundreds of thousands of names: at most `MOST_COMPARED` that begin alike are compared.
 
+    A name of more than `LONGEST_GUESSED` letters is compared with none.
+
     >>> nearest_of_many("item12O3", [f"item{number}" for number in range(2_000)], count=1)
     ['item123']
     """
+    if len(name) > LONGEST_GUESSED:
+        return []
     alike: dict[str, None] = {}
+    of_like_length = [other for other in known if abs(len(other) - len(name)) < 3]
     for length in range(len(name), -1, -1):
-        begins = [other for other in known if other.startswith(name[:length]) and abs(len(other) - len(name)) < 3]
+        begins = [other for other in of_like_length if other.startswith(name[:length])]
         if length and len(begins) > MOST_COMPARED:
             break
         alike.update(dict.fromkeys(begins[:MOST_COMPARED]))
