@@ -35,7 +35,7 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=[*find_packages(include=["recbole_mm", "recbole_mm.*"]), "recbole_mm.properties"],
     package_dir={"recbole_mm.properties": "properties"},
-    package_data={"recbole_mm.properties": ["*.yaml", "*/*.yaml"], "recbole_mm": ["py.typed"]},
+    package_data={"recbole_mm.properties": ["*.yaml", "*/*.yaml"], "recbole_mm": ["py.typed"], "recbole_mm.serving": ["page.html"]},
     install_requires=[
         *RECBOLE_NEEDS,
         "torch>=2.6",
@@ -61,6 +61,7 @@ setup(
         "gguf": ["gguf>=0.10"],
         "index": ["faiss-cpu>=1.8"],
         "mlflow": ["mlflow-skinny>=2.20"],
+        "serve": ["fastapi>=0.160", "prometheus-client>=0.22", "uvicorn>=0.50"],
         "timm": ["timm>=1.0"],
         "tune": ["optuna>=4.0"],
         "wandb": ["wandb>=0.18"],
@@ -69,7 +70,10 @@ setup(
             "gguf>=0.10",
             "hypothesis>=6.100",
             "ir-measures>=0.3.7",  # holds our metrics to trec_eval's
+            "fastapi>=0.160",
+            "httpx2>=2.12,<3",
             "optuna>=4.0",
+            "prometheus-client>=0.22",
             "pytest>=8.2",
             "pytest-cov>=6.0",
             "pytest-timeout>=2.3",
@@ -77,6 +81,7 @@ setup(
             "ruff>=0.8",
             "mypy>=1.13",
             "types-PyYAML",
+            "uvicorn>=0.50",
             "transformers[serving]>=5.0,<6",  # a real server for the tests of texts
             "xllamacpp>=2026.10; sys_platform == 'linux'",  # another one: llama.cpp's
         ],
