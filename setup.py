@@ -35,7 +35,11 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=[*find_packages(include=["recbole_mm", "recbole_mm.*"]), "recbole_mm.properties"],
     package_dir={"recbole_mm.properties": "properties"},
-    package_data={"recbole_mm.properties": ["*.yaml", "*/*.yaml"], "recbole_mm": ["py.typed"], "recbole_mm.serving": ["page.html"]},
+    package_data={
+        "recbole_mm": ["py.typed"],
+        "recbole_mm.properties": ["*.yaml", "*/*.yaml"],
+        "recbole_mm.serving": ["page.html"],
+    },
     install_requires=[
         *RECBOLE_NEEDS,
         "torch>=2.6",
@@ -67,11 +71,10 @@ setup(
         "wandb": ["wandb>=0.18"],
         "dev": [
             "faiss-cpu>=1.8",
+            "fastapi>=0.160",
             "gguf>=0.10",
             "hypothesis>=6.100",
             "ir-measures>=0.3.7",  # holds our metrics to trec_eval's
-            "fastapi>=0.160",
-            "httpx2>=2.12,<3",
             "optuna>=4.0",
             "prometheus-client>=0.22",
             "pytest>=8.2",
