@@ -116,11 +116,11 @@ async def loaded(server: subprocess.Popen, arguments: argparse.Namespace, port: 
 
 
 def bodies_of(arguments: argparse.Namespace) -> list[bytes]:
-    """Return requests, half of them by users and half by histories; ids are the numbers that `scale.py` gives."""
+    """Return requests, half of them by users and half by histories; a few of the items were never chosen, and are unknown."""
     draw = random.Random(0)
-    users = [{"user": str(draw.randrange(arguments.users)), "k": K} for _ in range(500)]
-    items = range(arguments.items)
-    histories = [{"history": [str(item) for item in draw.sample(items, HISTORY)], "k": K} for _ in range(500)]
+    users = [{"user": f"u{draw.randrange(arguments.users)}", "k": K} for _ in range(500)]
+    items = [f"i{item}" for item in range(arguments.items)]
+    histories = [{"history": draw.sample(items, HISTORY), "skip_unknown": True, "k": K} for _ in range(500)]
     return [json.dumps(one).encode() for pair in zip(users, histories, strict=True) for one in pair]
 
 
