@@ -116,7 +116,7 @@ async def loaded(server: subprocess.Popen, arguments: argparse.Namespace, port: 
 
 
 def bodies_of(arguments: argparse.Namespace) -> list[bytes]:
-    """Return requests, half of them by users and half by histories; a few of the items were never chosen, and are unknown."""
+    """Return requests, half of them by users and half by histories, of which a few items were never chosen."""
     draw = random.Random(0)
     users = [{"user": f"u{draw.randrange(arguments.users)}", "k": K} for _ in range(500)]
     items = [f"i{item}" for item in range(arguments.items)]

@@ -53,8 +53,9 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"serve needs {lacking[0]}: pip install 'recbole_mm[serve]'")
     quiet()
     from recbole_mm.serving.app import create_app
+    from recbole_mm.serving.guard import is_local
     from recbole_mm.serving.served import opened_at
-    from recbole_mm.serving.server import bound, is_local, serve
+    from recbole_mm.serving.server import bound, serve
     from recbole_mm.serving.service import Service
 
     key = checked_key(os.environ.get(KEY_ENV, "").strip(), is_local(parsed.host), parsed.host)

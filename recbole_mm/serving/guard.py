@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import json
 import time
 from collections.abc import Mapping
@@ -18,10 +19,6 @@ MOST_BODY = 1 << 20
 OPEN = frozenset({"/", "/health"})
 """Paths that need no key: the page, which asks for it, and what a load balancer reads."""
 
-LOCAL_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
-"""Hosts that a request may name where no key is asked for. A page of elsewhere whose name was made to lead to this
-machine names its own."""
-
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -30,13 +27,27 @@ HEADERS = (
 )
 
 
+def is_local(host: str) -> bool:
+    """Return whether only this machine reaches a host.
+
+    Example:
+        >>> is_local("127.0.0.1"), is_local("localhost"), is_local("0.0.0.0")
+        (True, True, False)
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 class Guard:
     """ASGI middleware that refuses what may not be asked, and counts what was.
 
     Args:
         app: answers.
         metrics: count requests.
-        key: that requests must show as `Authorization: Bearer KEY`; None: none, and the host must be this machine.
+        key: that requests must show as `Authorization: Bearer KEY`; None: none, and requests must name this machine. A page of
+            elsewhere whose name was made to lead here names its own.
         seconds: bound of a request, its body included.
     """
 
@@ -73,7 +84,7 @@ class Guard:
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         if self._shown is None:
-            if _host(headers) not in LOCAL_NAMES:
+            if not is_local(_host(headers)):
                 await _refuse(send, 421, "without a key this server answers to 127.0.0.1 and localhost alone")
                 return
         elif scope["path"] not in OPEN and not hmac.compare_digest(headers.get(b"authorization", b""), self._shown):
@@ -92,10 +103,10 @@ class Guard:
 
 
 def _host(headers: Mapping[bytes, bytes]) -> str:
-    """Return the host that a request names, without its port."""
+    """Return the host that a request names, without its port and brackets."""
     host = headers.get(b"host", b"").decode("latin-1").lower()
     name, colon, port = host.rpartition(":")
-    return name if colon and port.isdigit() else host
+    return (name if colon and port.isdigit() else host).strip("[]")
 
 
 async def _body(headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:

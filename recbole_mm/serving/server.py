@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -73,19 +72,6 @@ class BoundedProtocol(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-
-
-def is_local(host: str) -> bool:
-    """Return whether only this machine reaches a host.
-
-    Example:
-        >>> is_local("127.0.0.1"), is_local("localhost"), is_local("0.0.0.0")
-        (True, True, False)
-    """
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def bound(host: str, port: int) -> socket.socket:

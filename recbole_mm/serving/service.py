@@ -14,6 +14,7 @@ from recbole_mm.serving.batching import Batcher
 from recbole_mm.serving.metrics import Metrics
 from recbole_mm.serving.schema import Question
 from recbole_mm.serving.served import Served
+from recbole_mm.utils.escaping import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -125,4 +126,4 @@ class Service:
         self.served, self._current = served, found
         self.metrics.serves(served.name)
         self.metrics.changed("done")
-        print(f"serving {served.name} from now on", flush=True)
+        print(one_line(f"serving {served.name} from now on"), flush=True)
