@@ -86,6 +86,7 @@ def create_app(service: Service, key: str | None = None, seconds: float = 30) ->
         lifespan=alive,
         docs_url=None,  # pages that would load their scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
         telemetry=NO_TELEMETRY,
         default_response_class=Json,
         responses={status: {"model": Problem} for status in (401, 404, 413, 422, 503, 504)},

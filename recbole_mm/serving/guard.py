@@ -46,8 +46,8 @@ class Guard:
     Args:
         app: answers.
         metrics: count requests.
-        key: that requests must show as `Authorization: Bearer KEY`; None: none, and requests must name this machine. A page of
-            elsewhere whose name was made to lead here names its own.
+        key: that requests must show as `Authorization: Bearer KEY`; None: none, and requests must name this machine,
+            which those of a page whose name was made to lead here do not.
         seconds: bound of a request, its body included.
     """
 
@@ -112,7 +112,7 @@ def _host(headers: Mapping[bytes, bytes]) -> str:
 async def _body(headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
     """Return a request's body; None where it is larger than `MOST_BODY`."""
     told = headers.get(b"content-length", b"0")
-    if not told.isdigit() or int(told) > MOST_BODY:
+    if not told.isdigit() or len(told) > 10 or int(told) > MOST_BODY:
         return None
     body = bytearray()
     while True:

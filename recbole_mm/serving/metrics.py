@@ -21,7 +21,11 @@ class Metrics:
             "recbole_mm_requests", "Requests answered, by path and status.", ("path", "status"), registry=registry
         )
         self._seconds = Histogram(
-            "recbole_mm_request_seconds", "Seconds from a request to its answer.", ("path",), SECONDS, registry=registry
+            "recbole_mm_request_seconds",
+            "Seconds from a request to its answer.",
+            ("path",),
+            buckets=SECONDS,
+            registry=registry,
         )
         self._batches = Histogram(
             "recbole_mm_batch_size", "Requests that were scored together.", buckets=SIZES, registry=registry
