@@ -61,7 +61,7 @@ class Catalogue:
     def __init__(self, what: str, numbers: Mapping[str, int]) -> None:
         self.what = what
         self._numbers = numbers
-        self._sorted = sorted(token for token, number in numbers.items() if number)
+        self._sorted = sorted(str(token) for token, number in numbers.items() if number)
 
     def __len__(self) -> int:
         return len(self._sorted)
