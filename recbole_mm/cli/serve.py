@@ -65,8 +65,9 @@ def main(arguments: Sequence[str]) -> int:
         )
         address, port = listening.getsockname()[:2]
         host = f"[{address}]" if ":" in address else address
-        print(one_line(f"serving {service.served.name} at http://{host}:{port}/"), flush=True)
-        serve(create_app(service, key, parsed.timeout), service, listening, parsed.connections, parsed.timeout)
+        ready = one_line(f"serving {service.served.name} at http://{host}:{port}/")
+        app = create_app(service, key, parsed.timeout)
+        serve(app, service, listening, parsed.connections, parsed.timeout, ready)
     print("ended", flush=True)
     return 0
 

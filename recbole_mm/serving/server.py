@@ -95,10 +95,10 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def _handled(service: Service) -> Iterator[None]:
-    """Look for a newer run on SIGHUP; and take SIGTERM, which uvicorn raises anew when it has ended, for no error."""
+def _handled(service: Service, server: uvicorn.Server) -> Iterator[None]:
+    """Look for a newer run on SIGHUP; and end on SIGTERM, which uvicorn raises anew when it has ended, without an error."""
     handlers: dict[int, Callable[..., None]] = {
-        signal.SIGTERM: lambda *_: None,
+        signal.SIGTERM: lambda *_: setattr(server, "should_exit", True),
         signal.SIGHUP: lambda *_: service.look_soon(),
     }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
@@ -109,7 +109,9 @@ def _handled(service: Service) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def serve(app: FastAPI, service: Service, listening: socket.socket, connections: int, seconds: float) -> None:
+def serve(
+    app: FastAPI, service: Service, listening: socket.socket, connections: int, seconds: float, ready: str
+) -> None:
     """Answer until SIGTERM or Ctrl-C; then answer what has been asked, and return.
 
     Args:
@@ -118,6 +120,7 @@ def serve(app: FastAPI, service: Service, listening: socket.socket, connections:
         listening: the socket.
         connections: bound of the open connections.
         seconds: that a connection has to send a request.
+        ready: a line that is printed once signals are heeded.
     """
     config = uvicorn.Config(
         app,
@@ -133,5 +136,6 @@ def serve(app: FastAPI, service: Service, listening: socket.socket, connections:
         timeout_graceful_shutdown=LAST_SECONDS,
     )
     server = uvicorn.Server(config)
-    with _handled(service):
+    with _handled(service, server):
+        print(ready, flush=True)
         server.run(sockets=[listening])
