@@ -96,7 +96,7 @@ def bound(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def _handled(service: Service, server: uvicorn.Server) -> Iterator[None]:
-    """Look for a newer run on SIGHUP; and end on SIGTERM, which uvicorn raises anew when it has ended, without an error."""
+    """Look for a newer run on SIGHUP; and end on SIGTERM, which uvicorn raises anew behind the end."""
     handlers: dict[int, Callable[..., None]] = {
         signal.SIGTERM: lambda *_: setattr(server, "should_exit", True),
         signal.SIGHUP: lambda *_: service.look_soon(),
