@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import resource
 import signal
@@ -16,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from tests.conftest import TOY_SETTINGS, write_toy
 pytestmark = pytest.mark.slow
 
 CONNECTIONS, SECONDS = 64, 3
+REACHABLE = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+"""Ctrl-C reaches a server even where the tests run in a shell's background, whose jobs ignore it."""
 IDLE = 10_000
 """Connections that are opened and say nothing, as far as this process may."""
 
@@ -52,7 +54,7 @@ class Server:
         command = [sys.executable, "-m", "recbole_mm.cli", "serve", str(run), "--port=0", *options]
         root = Path(__file__).parents[1]
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root, env={**os.environ}
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root, preexec_fn=REACHABLE
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
