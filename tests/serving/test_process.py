@@ -1,4 +1,4 @@
-"""The server as a process: ports, connections that say nothing, large bodies, a change under load, its end."""
+"""The server as a process: large bodies, connections that say nothing, a change under load, its end."""
 
 from __future__ import annotations
 
@@ -14,76 +14,34 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from recbole.model import sequential_recommender  # noqa: F401  (see `without_anomaly_detection`)
 
-import recbole_mm
-from tests.conftest import TOY_SETTINGS, write_toy
+from recbole_mm.cli.serve import KEY_ENV
+from tests.serving.server_process import ROOT, Server, server
+from tests.serving.toy_runs import KEY
 
 pytestmark = pytest.mark.slow
 
 CONNECTIONS, SECONDS = 64, 3
-REACHABLE = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-"""Ctrl-C reaches a server even where the tests run in a shell's background, whose jobs ignore it."""
 IDLE = 10_000
 """Connections that are opened and say nothing, as far as this process may."""
+POST_BEGUN = b"POST /recommend HTTP/1.1\r\nhost: localhost\r\ncontent-length: 999\r\n\r\n{"
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("serving")
-    data = write_toy(folder / "data")
-    settings = {**TOY_SETTINGS, "epochs": 1, "data_path": str(data), "checkpoint_dir": str(folder / "saved")}
-    return [recbole_mm.run("SASRec", "toy", config_dict={**settings, "seed": seed}).run_dir for seed in (1, 2)]
-
-
-class Server:
-    """A server of its own process.
-
-    Attributes:
-        process, address, port: of it.
-    """
-
-    def __init__(self, run: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "recbole_mm.cli", "serve", str(run), "--port=0", *options]
-        root = Path(__file__).parents[1]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root, preexec_fn=REACHABLE
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        found = re.fullmatch(r"serving \S+ at (http://127\.0\.0\.1:(\d+))/\n", line)
-        assert found is not None, (line, self.process.communicate()[1])
-        self.address, self.port = found[1], int(found[2])
-
-    def client(self) -> httpx2.Client:
-        return httpx2.Client(base_url=self.address, trust_env=False, timeout=30)
-
-    def ended(self) -> tuple[int, str, str]:
-        """Exit status and what was printed, once it has ended."""
-        out, err = self.process.communicate(timeout=60)
-        return self.process.returncode, out, err
-
-
-@contextmanager
-def server(run: Path, *options: str) -> Iterator[Server]:
-    one = Server(run, *options)
-    try:
+def running(runs) -> Iterator[Server]:
+    """A server that no test ends."""
+    with server(runs["first"]) as one:
         yield one
-    finally:
-        if one.process.poll() is None:
-            one.process.kill()
-            one.process.communicate()
 
 
 def test_sigterm_answers_what_was_asked_and_ends(runs):
-    with server(runs[0]) as one, one.client() as client:
+    with server(runs["first"]) as one, one.client() as client:
         assert client.post("/recommend", json={"user": "u1"}).status_code == 200
         sent = threading.Event()
         answers: list[int] = []
@@ -110,33 +68,32 @@ def test_sigterm_answers_what_was_asked_and_ends(runs):
 
 
 def test_ctrl_c_is_an_interruption(runs):
-    with server(runs[0]) as one:
+    with server(runs["first"]) as one:
         one.process.send_signal(signal.SIGINT)
         status, _, err = one.ended()
     assert (status, err) == (130, "interrupted\n")
 
 
-def test_a_port_in_use_is_one_line(runs):
-    with server(runs[0]) as one:
-        command = [sys.executable, "-m", "recbole_mm.cli", "serve", str(runs[1]), f"--port={one.port}"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
-        assert done.returncode == 2
-        assert done.stderr.count("\n") == 1
-        assert "it is in use" in done.stderr
+def test_a_port_in_use_is_one_line(running, runs):
+    command = [sys.executable, "-m", "recbole_mm.cli", "serve", str(runs["second"]), f"--port={running.port}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "it is in use" in done.stderr
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_a_body_of_100_mb_is_refused_and_costs_no_memory(runs, told):
+def test_a_body_of_100_mb_is_refused_and_costs_no_memory(running, told):
     block, blocks = b" " * (1 << 20), 100
-    with server(runs[0]) as one, one.client() as client:
+    with running.client() as client:
         client.post("/recommend", json={"user": "u1"})
-        before = _peak_mib(one.process.pid)
+        before = _peak_mib(running.process.pid)
         headers = {"content-type": "application/json"}
         if told:
             headers["content-length"] = str(len(block) * blocks)
         answer = client.post("/recommend", content=(block for _ in range(blocks)), headers=headers)
         assert answer.status_code == 413
-        assert _peak_mib(one.process.pid) - before < 20
+        assert _peak_mib(running.process.pid) - before < 20
         assert client.post("/recommend", json={"user": "u1"}).status_code == 200
 
 
@@ -146,24 +103,22 @@ def _peak_mib(process: int) -> float:
     return int(found[1]) / 1024
 
 
-def test_connections_that_say_nothing_are_bounded_and_closed(runs):
+def test_connections_that_say_nothing_and_slow_requests_are_cut(runs):
+    """10,000 connections are opened; a request that comes a byte at a time is closed after its seconds."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, IDLE + 500), hard))
     count = min(IDLE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 300)
     try:
-        with server(runs[0], f"--connections={CONNECTIONS}", f"--timeout={SECONDS}") as one, ExitStack() as stack:
-            begun = time.monotonic()
+        with server(runs["first"], f"--connections={CONNECTIONS}", f"--timeout={SECONDS}") as one, ExitStack() as stack:
             for _ in range(count):
                 stack.enter_context(socket.create_connection(("127.0.0.1", one.port), timeout=30))
             assert _files(one.process.pid) < CONNECTIONS + 300
-            answered = False
-            while not answered and time.monotonic() - begun < 60:
-                with suppress(httpx2.TransportError), one.client() as client:
-                    answered = client.get("/health").status_code == 200
-                time.sleep(0.1)
-            assert answered
+            assert _is_healthy(one, 60)
             time.sleep(SECONDS)
             assert _files(one.process.pid) < CONNECTIONS  # those that said nothing have been closed
+            for begin in (b"GET /health HT", POST_BEGUN):
+                _send_slowly(one.port, begin)
+            assert _is_healthy(one, 1)
             one.process.send_signal(signal.SIGTERM)
             status, _, err = one.ended()
             assert (status, err) == (0, "")
@@ -175,26 +130,27 @@ def _files(process: int) -> int:
     return len(list(Path(f"/proc/{process}/fd").iterdir()))
 
 
-@pytest.mark.parametrize(
-    "begin", [b"GET /health HT", b"POST /recommend HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{"]
-)
-def test_a_request_that_comes_drop_by_drop_is_cut(runs, begin):
-    with server(runs[0], f"--timeout={SECONDS}") as one:
-        with socket.create_connection(("127.0.0.1", one.port), timeout=1) as drops:
-            drops.sendall(begin)
-            began = time.monotonic()
-            while time.monotonic() - began < 5 * SECONDS:
-                try:
-                    drops.sendall(b" ")
-                    if drops.recv(1000) == b"" or b"504" in begin:
-                        break
-                except TimeoutError:
-                    continue
-                except OSError:
-                    break
-            assert time.monotonic() - began < 2 * SECONDS + 1
-        with one.client() as client:
-            assert client.get("/health").status_code == 200
+def _is_healthy(one: Server, seconds: float) -> bool:
+    """Return whether the server answers within some seconds."""
+    begun = time.monotonic()
+    while True:
+        with suppress(httpx2.TransportError), one.client() as client:
+            if client.get("/health").status_code == 200:
+                return True
+        if time.monotonic() - begun > seconds:
+            return False
+        time.sleep(0.1)
+
+
+def _send_slowly(port: int, begin: bytes) -> None:
+    """Begin a request and go on with spaces until the server closes the connection, which it has to do in time."""
+    with socket.create_connection(("127.0.0.1", port), timeout=0.2) as connection:
+        connection.sendall(begin)
+        begun = time.monotonic()
+        while not _is_closed(connection):
+            assert time.monotonic() - begun < 3 * SECONDS
+            with suppress(OSError):
+                connection.sendall(b" ")
 
 
 def _is_closed(connection: socket.socket) -> bool:
@@ -207,8 +163,8 @@ def _is_closed(connection: socket.socket) -> bool:
 
 
 def test_no_request_is_lost_while_runs_change(runs, tmp_path):
-    link = tmp_path / "current"
-    link.symlink_to(runs[0])
+    pair, link = (runs["first"], runs["second"]), tmp_path / "current"
+    link.symlink_to(pair[0])
 
     def turn(folder: Path) -> None:
         link.with_name("next").symlink_to(folder)
@@ -233,9 +189,9 @@ def test_no_request_is_lost_while_runs_change(runs, tmp_path):
         until = asyncio.Event()
         loading = asyncio.create_task(load(one.address, until))
         for turns in range(1, 5):
-            turn(runs[turns % 2])
+            turn(pair[turns % 2])
             one.process.send_signal(signal.SIGHUP)
-            await asyncio.to_thread(_serves, one, runs[turns % 2].name)
+            await asyncio.to_thread(_serves, one, pair[turns % 2].name)
         until.set()
         return await loading
 
@@ -244,7 +200,7 @@ def test_no_request_is_lost_while_runs_change(runs, tmp_path):
         with one.client() as client:
             counted = client.get("/metrics").text
     assert {status for status, _ in found} == {200}
-    assert {run for _, run in found} == {run.name for run in runs}
+    assert {run for _, run in found} == {run.name for run in pair}
     assert 'recbole_mm_changes_total{outcome="done"} 4.0' in counted
     assert f'recbole_mm_requests_total{{path="/recommend",status="200"}} {float(found.total())}' in counted
     assert _batches_were_larger_than_one(counted)
@@ -261,11 +217,10 @@ def _batches_were_larger_than_one(text: str) -> bool:
 
 
 def test_others_are_answered_with_a_key(runs, monkeypatch):
-    key = "a-key-of-sixteen-or-more"
-    monkeypatch.setenv("RECBOLE_MM_API_KEY", key)
-    with server(runs[0]) as one, one.client() as client:
+    monkeypatch.setenv(KEY_ENV, KEY)
+    with server(runs["first"]) as one, one.client() as client:
         assert client.get("/run").status_code == 401
-        assert client.get("/run", headers={"authorization": f"Bearer {key}"}).status_code == 200
+        assert client.get("/run", headers={"authorization": f"Bearer {KEY}"}).status_code == 200
         assert json.loads(client.get("/health").text)["status"] == "ok"
         one.process.send_signal(signal.SIGTERM)
-        assert key not in "".join(map(str, one.ended()))
+        assert KEY not in "".join(map(str, one.ended()))
