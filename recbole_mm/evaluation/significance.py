@@ -108,6 +108,30 @@ def compare(a: np.ndarray, b: np.ndarray, *, seed: int) -> Comparison:
     return Comparison(mean_a, mean_b, difference, relative, float(low), float(high), float(p_value), len(a), method)
 
 
+def interval_of_mean(values: np.ndarray, *, seed: int) -> tuple[float, float]:
+    """Return the 95% interval of a metric's mean over users, as `compare` makes those of differences.
+
+    Args:
+        values: (n,) of each user, finite.
+        seed: of the resampling.
+
+    Raises:
+        DataError: fewer than two users.
+
+    Example:
+        >>> low, high = interval_of_mean(np.array([0.0, 1.0, 0.0, 1.0]), seed=0)
+        >>> low < 0.5 < high
+        True
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2:
+        raise DataError(f"an interval needs at least two users, got {len(values)}")
+    if np.count_nonzero(values) > LARGE:
+        low, high = stats.ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
+        return float(low), float(high)
+    return _bootstrap_interval(values, np.random.default_rng(seed))
+
+
 def compare_runs(run_dirs_a: RunDirs, run_dirs_b: RunDirs, metric: str, *, seed: int = 0) -> Comparison:
     """Compare two models by `metric` (such as `ndcg@10`) from the per-user tables in their runs' folders.
 

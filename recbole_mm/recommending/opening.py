@@ -34,11 +34,7 @@ def open_run(
         CheckpointError: there is no such folder, its run is not finished, or its model is not installed here.
         RecboleMMError: its data, weights or settings do not fit this machine or this version.
     """
-    path = Path(expanded(os.fspath(folder)))
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder{_near(path)}; give the folder of a finished run")
-    if (path / CONFIG).is_file() and not is_finished(path):
-        raise CheckpointError(f"{path}: its run is not finished; go on with it: recbole-mm run --resume={path}")
+    path = finished_folder(folder)
     if (path / CONFIG).is_file():
         settings = read_yaml(path / CONFIG)
         if model is None:
@@ -47,6 +43,20 @@ def open_run(
             if name not in {*settings, *SETTINGS}:
                 raise ConfigError(f"--{name} is no setting of {path}{did_you_mean(name, sorted(settings), 0.6)}")
     return load(path, model, changed)
+
+
+def finished_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return the path of a folder that holds no unfinished run; what else may be wrong is found when its files are read.
+
+    Raises:
+        CheckpointError: there is no such folder, or its run is not finished.
+    """
+    path = Path(expanded(os.fspath(folder)))
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder{_near(path)}; give the folder of a finished run")
+    if (path / CONFIG).is_file() and not is_finished(path):
+        raise CheckpointError(f"{path}: its run is not finished; go on with it: recbole-mm run --resume={path}")
+    return path
 
 
 def _near(path: Path) -> str:

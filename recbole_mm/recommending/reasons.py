@@ -10,6 +10,7 @@ from recbole_mm.data.dataset import create_dataset
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.csr import CSR
 from recbole_mm.inputs.context import Context, open_store
+from recbole_mm.inputs.reasoning.items import ItemTexts
 from recbole_mm.inputs.reasoning.preferences import Preferences
 from recbole_mm.inputs.reasoning.profiles import UserProfiles
 from recbole_mm.models.answering.prompts import PreferencePrompt
@@ -66,3 +67,20 @@ def _texts_of_profiles(recommender: Recommender) -> Sequence[str | None]:
     hooks = hooks_of(type(recommender.model))
     with open_store(config) as store:
         return Context(config, dataset, store, hooks, hooks.requirements(config)).share(UserProfiles).texts
+
+
+def item_texts_of(recommender: Recommender) -> Sequence[str | None]:
+    """Return what the run's model reads of items in words, by RecBole's ids, as far as it is written; [] without any.
+
+    Texts are read from the artifact store, where the run put them; none is written.
+    """
+    inputs, config = recommender.dataset.inputs, recommender.config
+    if "item_texts" in inputs.given():
+        return inputs.item_texts
+    hooks = hooks_of(type(recommender.model))
+    needs = hooks.requirements(config)
+    if "item_text_features" not in needs:
+        return []
+    dataset = create_dataset(config)
+    with open_store(config) as store:
+        return Context(config, dataset, store, hooks, needs, is_plan=True).share(ItemTexts).known.written

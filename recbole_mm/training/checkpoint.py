@@ -97,6 +97,19 @@ def read_metadata(path: PathLike) -> dict[str, str]:
         }
 
 
+def read_value(path: PathLike, name: str) -> Any:
+    """Return one entry of a tree that `save_tree` wrote, without reading the tensors of the others; None without it.
+
+    The checksum of the whole file is not checked: what is read is only shown.
+
+    Raises:
+        CheckpointError: as `load_tree`.
+    """
+    with _opened(path) as handle:
+        nodes = json.loads((handle.metadata() or {}).get(SKELETON, "{}"))
+        return Decoder(handle).decode(nodes.get(name))
+
+
 @contextmanager
 def _opened(path: PathLike) -> Iterator[Any]:
     path = Path(path)
