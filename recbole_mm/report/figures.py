@@ -52,14 +52,23 @@ class Interval:
 
 
 def line_figure(
-    title: str, x_label: str, y_label: str, series: Mapping[str, Sequence[Point]], log_x: bool = False
+    title: str,
+    x_label: str,
+    y_label: str,
+    series: Mapping[str, Sequence[Point]],
+    *,
+    log_x: bool = False,
+    from_zero: bool = False,
+    is_joined: bool = True,
 ) -> Figure:
     """Draw lines.
 
     Args:
         title, x_label, y_label: plain texts.
         series: name -> points (x, y), x ascending; at least one point in all. Values that are not finite are left out.
-        log_x: logarithmic x, of values above 0; y begins at 0.
+        log_x: logarithmic x, of values above 0.
+        from_zero: y begins at 0.
+        is_joined: lines join the points.
 
     Example:
         >>> line_figure("Loss", "epoch", "loss", {"<b>": [(1, 0.5), (2, 0.25)]}).svg.count("&lt;b&gt;")
@@ -69,7 +78,7 @@ def line_figure(
     every = [point for points in shown.values() for point in points]
     xs, ys = [x for x, _ in every], [y for _, y in every]
     x_ticks = _powers(min(xs), max(xs)) if log_x else ticks(min(xs), max(xs))
-    y_ticks = ticks(min([0.0, *ys] if log_x else ys), max(ys))
+    y_ticks = ticks(min([0.0, *ys] if from_zero else ys), max(ys))
     x_low, x_high, y_low, y_high = min(x_ticks[0], *xs), max(x_ticks[-1], *xs), y_ticks[0], y_ticks[-1]
     place: Callable[[float], float] = math.log if log_x else float
     at_x = _scale(place(x_low), place(x_high), LEFT, WIDTH - RIGHT)
@@ -80,7 +89,7 @@ def line_figure(
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, bottom + 38, f"{x_label} (up: {y_label})", "middle"))
     for place_of, (name, points) in enumerate(shown.items()):
         spots = [(at_x(place(x)), at_y(y)) for x, y in points]
-        parts += _line(spots, place_of)
+        parts += _line(spots, place_of) if is_joined else [_mark(x, y, place_of) for x, y in spots]
         parts.append(_legend(bottom + 60 + ROW * place_of, name, place_of))
     grid = Grid(title, ["", x_label, y_label], [[name, *point] for name, points in shown.items() for point in points])
     return Figure(title, _svg(title, bottom + 54 + ROW * len(shown), parts), grid)

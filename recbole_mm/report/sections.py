@@ -251,7 +251,7 @@ def users(runs: Sequence[RunFacts]) -> Section:
         for name, ranks in ranked.items()
     }
     title = "Share of users whose held-out item is among the first k"
-    section.blocks.append(line_figure(title, "k", "share of users", lines, log_x=True))
+    section.blocks.append(line_figure(title, "k", "share of users", lines, log_x=True, from_zero=True))
     rows: list[list[Cell]] = [
         [name, len(ranks), *(int(np.quantile(ranks, share, method="lower")) for share in QUANTILES)]
         for name, ranks in ranked.items()
