@@ -38,6 +38,7 @@ setup(
     package_data={
         "recbole_mm": ["py.typed"],
         "recbole_mm.properties": ["*.yaml", "*/*.yaml"],
+        "recbole_mm.report": ["page.html"],
         "recbole_mm.serving": ["page.html"],
     },
     install_requires=[
@@ -49,6 +50,8 @@ setup(
         "sentence-transformers>=6.0",
         "tokenizers>=0.21",
         "filelock>=4.2",
+        "jinja2>=3.1",
+        "markupsafe>=2.1",
         "matplotlib>=3.9",
         "httpx2>=2.12,<3",
         "openai>=3.30,<4",

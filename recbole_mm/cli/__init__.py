@@ -1,4 +1,4 @@
-"""The command line: `recbole-mm run | plan | compare | tune | recommend | similar | serve | export | models | prepare`.
+"""The command line: `recbole-mm run | plan | compare | tune | recommend | similar | serve | export | report | ...`.
 
 Each command is a module with a `main(arguments)` that returns the exit status, imported when it is called; none of
 them imports torch before it has to.
@@ -28,6 +28,7 @@ COMMANDS = {
     "similar": "find items that are alike to a finished run's model",
     "serve": "answer recommendations of a finished run over HTTP, with a page",
     "export": "write a finished run's vectors, an index of them, and its model card",
+    "report": "write one HTML file about finished runs, tables of runs and searches",
     "models": "list every model that --model accepts",
     "prepare": "turn raw downloads into a dataset folder",
 }

@@ -46,7 +46,7 @@ def open_run(
 
 
 def finished_folder(folder: str | os.PathLike[str]) -> Path:
-    """Return the path of a folder that holds no unfinished run; what else may be wrong is found when its files are read.
+    """Return the path of a folder that holds no unfinished run; its files are not read yet.
 
     Raises:
         CheckpointError: there is no such folder, or its run is not finished.

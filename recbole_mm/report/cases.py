@@ -141,24 +141,18 @@ def choose(runs: Sequence[RunFacts], count: int, users: Sequence[str] | None = N
         return [Chosen(user, "one of the users on whom the models disagree most") for user in most]
     order = sorted(shared, key=lambda user: (ranks[0][user], user))
     places = sorted({round(place) for place in np.linspace(0, len(order) - 1, min(count, len(order))).tolist()})
-    return [Chosen(order[at], f"{at} of {len(order) - 1} other users have a better or equal rank") for at in places]
+    return [
+        Chosen(order[at], f"number {at + 1} of {len(order)} users by the rank of the held-out item") for at in places
+    ]
 
 
 def open_all(runs: Sequence[RunFacts], chosen: Sequence[Chosen], changed: Mapping[str, Any] | None = None) -> Opened:
-    """Open the runs one after the other, and keep what a page shows of them. A run that cannot be opened is a note.
-
-    Raises:
-        ConfigError: `changed` names no setting of the runs.
-    """
-    found, pictures = Opened(chosen), None
+    """Open the runs one after the other, and keep what a page shows of them. A run that cannot be opened is a note."""
+    found = Opened(chosen)
+    pictures: Pictures | None = None
     for run in runs:
         try:
             recommender = Recommender(open_run(run.folder, changed=changed))
-        except ConfigError:
-            if changed:
-                raise
-            found.notes.append(f"{run.name} cannot be opened, so its lists are not shown")
-            continue
         except RecboleMMError as error:
             found.notes.append(f"{run.name} cannot be opened, so its lists are not shown: {error}")
             continue

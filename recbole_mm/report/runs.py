@@ -1,4 +1,4 @@
-"""What the folder of a finished run holds, read for a page. Nothing is loaded that could run code, and no data is needed."""
+"""What the folder of a finished run holds, read for a page. It needs no data, and runs no code of the folder."""
 
 from __future__ import annotations
 
