@@ -137,7 +137,9 @@ def check_page(page: Page) -> None:
 
 
 def page_of(path: Path) -> Page:
-    page = Page(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("<!DOCTYPE html>")
+    page = Page(text)
     check_page(page)
     return page
 
@@ -246,7 +248,8 @@ def test_cases_are_the_users_on_whom_the_models_disagree_most(page, runs):
         dict(zip(*(read_per_user(folder)[name].to_pylist() for name in ("user_id", "rank"))))
         for folder in runs.values()
     ]
-    far = {user: abs(math.log(ranks[0][user] / ranks[1][user])) for user in ranks[0]}
+    pairs = {user: [rank[user] for rank in ranks] for user in ranks[0]}
+    far = {user: math.log(max(pair) / min(pair)) for user, pair in pairs.items()}
     shown = [page.text(page.inside(at, "h3")[0]).removeprefix("User ") for at in page.places("article")]
     assert shown == sorted(far, key=lambda user: (-far[user], user))[:4]
 
@@ -266,7 +269,8 @@ def test_a_case_has_the_list_of_the_evaluation_with_the_hit_marked(page, runs):
             items = page.inside(place, "li")
             assert [page.text(at).split()[-1] for at in items] == recommender.item_tokens[top].tolist()
             hits = [number for number, at in enumerate(items, 1) if page.elements[at][1].get("class") == "hit"]
-            assert hits == ([rank] if rank <= 10 else [])
+            assert all(hit <= rank for hit in hits), "an equal score counts as ahead of the held-out item"
+            assert model == "Pop" or hits == ([rank] if rank <= 10 else [])
             assert all("held out" in page.text(items[number - 1]) for number in hits)
             assert not hits or page.text(items[hits[0] - 1]).split()[-1] in held_out
             marked += len(hits)
@@ -280,7 +284,9 @@ def test_what_is_recommended_is_counted(page, runs):
         users = recommender.users_with_history("test")
         items = recommender.top_k(10, users=users, known="test").items
         assert int(rows[model][0]) == len(users)
-        assert float(rows[model][1]) == pytest.approx(len(np.unique(items[items > 0])) / 40, abs=1e-4)
+        assert float(rows[model][1]) == pytest.approx(
+            len(np.unique(items[items > 0])) / (recommender.n_items - 1), abs=1e-4
+        )
 
 
 # ---- nothing is markup, nothing is fetched ----
@@ -289,7 +295,7 @@ def test_what_is_recommended_is_counted(page, runs):
 def test_titles_are_text_and_never_markup(page):
     names = [page.text(at) for at in page.places("span", **{"class": "name"})]
     assert any(MARKUP in name for name in names)
-    assert any("\\u202efilm\\x1b[2J \U0001f3ac" in name for name in names)
+    assert any("\\u202efilm[2J \U0001f3ac" in name for name in names)
     assert not any("\u202e" in text or "\x1b" in text for text, _ in page.texts)
 
 
@@ -370,7 +376,7 @@ def test_values_that_are_no_numbers_are_left_out():
     assert numbers({"a": 1, "b": True, "c": float("nan"), "d": "1", 5: 2.0}) == {"a": 1.0, "5": 2.0}
     assert numbers([1]) == numbers(None) == {}
     figure = line_figure("x", "y", "z", {"a": [(1.0, float("nan")), (2.0, 3.0)]})
-    assert figure.grid.rows == [["a", 2.0, 3.0]]
+    assert figure.grid.rows == [["a", "2", 3.0]]
 
 
 def test_small_sums():
@@ -435,9 +441,9 @@ def test_a_search_has_its_trials_the_best_first(tmp_path):
 
 def test_images_and_data_that_have_gone_are_notes(copies, runs, tmp_path):
     folder = copies["SASRec"]
-    data = Path(shutil.copytree(read_yaml(folder / "config.yaml")["data_path"], tmp_path / "moved" / "toy"))
-    shutil.rmtree(data / "images")
-    root = {"data_path": str(data.parent)}
+    data = Path(shutil.copytree(read_yaml(folder / "config.yaml")["data_path"], tmp_path / "moved"))
+    shutil.rmtree(data / "toy" / "images")
+    root = {"data_path": str(data)}
     page = page_of(write_report([folder], tmp_path / "report.html", changed=root))
     assert page.places("img") == []
     assert page.places("article")
@@ -449,9 +455,10 @@ def test_images_and_data_that_have_gone_are_notes(copies, runs, tmp_path):
 
 
 def test_a_broken_image_is_left_out_and_told(runs, tmp_path):
-    (run,) = read_runs([runs["SASRec"]])
-    user = next(user for user, items in run.held_out.items() if "i3" in items)
-    page = page_of(write_report([run.folder], tmp_path / "report.html", users=[user]))
+    folder = runs["SASRec"]
+    lines = Path(read_yaml(folder / "config.yaml")["data_path"], "toy", "toy.inter").read_text().splitlines()
+    users = [line.split("\t")[0] for line in lines if line.split("\t")[1] == "i3"]
+    page = page_of(write_report([folder], tmp_path / "report.html", users=users))
     assert any("no picture of item i3" in text for text, _ in page.texts)
 
 
@@ -498,17 +505,20 @@ def test_malformed_arguments_are_refused(runs, tmp_path, capsys):
         ({"out": tmp_path / "report.pdf"}, "ends in .html"),
         ({"count": -1}, "--cases=-1"),
         ({"users": ["u"] * 51}, "a report shows 50 at most"),
-        ({"changed": {"data_pth": "x"}}, "--data_pth is no setting of these runs; did you mean data_path"),
+        ({"changed": {"data_pth": "x"}}, "--data_pth is no setting of these runs; did you mean 'data_path'?"),
     ]:
         with pytest.raises(ConfigError, match=re.escape(message)):
             write_report(**{"folders": [folder], "out": out, **given})
     assert main(["report", str(tmp_path / "nothing")]) == 2
     assert "no such folder" in capsys.readouterr().err
+    assert main(["report", folder, "--users", "u999", "--out", str(out)]) == 2
+    assert "user 'u999' is not in the data" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_the_command_writes_the_file_and_prints_its_name(runs, tmp_path, capsys):
     out = tmp_path / "new" / "r.html"
-    assert main(["report", *map(str, runs.values()), "--out", str(out), "--users", "u4,u7", "--device", "cpu"]) == 0
+    assert main(["report", *map(str, runs.values()), "--out", str(out), "--users", "u4,u7", "--device=cpu"]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     page = page_of(out)
     assert [page.text(page.inside(at, "h3")[0]) for at in page.places("article")] == ["User u4", "User u7"]

@@ -30,6 +30,9 @@ SHOWN_OF_HISTORY = 12
 PICTURE_SIDE = 96
 PICTURE_QUALITY = 70
 LONGEST_TITLE, LONGEST_WORDS = 120, 1500
+NOTED = 3
+"""Broken pictures that are named."""
+
 SAMPLE = 1000
 """Users whose lists tell what is recommended in all."""
 
@@ -54,6 +57,7 @@ class Opened:
         breadth: run -> share of recommended items in each part of `POPULARITY`, and figures of the lists.
         of_targets: share of held-out items in each part.
         notes: what could not be opened or shown, and why.
+        pictures: of the items, by the first run that could be opened.
     """
 
     chosen: Sequence[Chosen]
@@ -63,6 +67,7 @@ class Opened:
     breadth: dict[str, Breadth] = field(default_factory=dict)
     of_targets: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    pictures: Pictures | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ class Pictures:
                 source.images.read(token), f"item {token}", source.max_image_pixels, max_side=PICTURE_SIDE
             )
         except ImageError as error:
-            self.broken[token] = str(error)
+            self.broken[token] = str(error).removeprefix(f"item {token}: ")
             return ""
         written = io.BytesIO()
         picture.save(written, "JPEG", quality=PICTURE_QUALITY)
@@ -146,28 +151,49 @@ def choose(runs: Sequence[RunFacts], count: int, users: Sequence[str] | None = N
     ]
 
 
-def open_all(runs: Sequence[RunFacts], chosen: Sequence[Chosen], changed: Mapping[str, Any] | None = None) -> Opened:
-    """Open the runs one after the other, and keep what a page shows of them. A run that cannot be opened is a note."""
+def open_all(
+    runs: Sequence[RunFacts],
+    chosen: Sequence[Chosen],
+    changed: Mapping[str, Any] | None = None,
+    is_asked: bool = False,
+) -> Opened:
+    """Open the runs one after the other, and keep what a page shows of them. A run that cannot be opened is a note.
+
+    Args:
+        runs: of the page.
+        chosen: users of the cases.
+        changed: settings of the runs with other values here.
+        is_asked: somebody named the users, so that one who is not in the data is an error.
+
+    Raises:
+        DataError: a user that was asked for is not in the data; names the nearest.
+    """
     found = Opened(chosen)
-    pictures: Pictures | None = None
     for run in runs:
-        try:
-            recommender = Recommender(open_run(run.folder, changed=changed))
-        except RecboleMMError as error:
-            found.notes.append(f"{run.name} cannot be opened, so its lists are not shown: {error}")
-            continue
-        if pictures is None:
-            pictures = Pictures(recommender.config)
-        try:
-            _add_lists(found, run, recommender, pictures)
-            _add_breadth(found, run, recommender)
-        except RecboleMMError as error:
-            found.notes.append(f"{run.name}: {error}")
-    if pictures is not None:
-        found.notes += [pictures.note] if pictures.note else []
-        for token, why in list(pictures.broken.items())[:3]:
+        _add_run(found, run, changed, is_asked)
+    if found.pictures is not None:
+        found.notes += [found.pictures.note] if found.pictures.note else []
+        for token, why in list(found.pictures.broken.items())[:NOTED]:
             found.notes.append(f"no picture of item {token}: {why}")
     return found
+
+
+def _add_run(found: Opened, run: RunFacts, changed: Mapping[str, Any] | None, is_asked: bool) -> None:
+    """Add what one run says; its model is let go of before the next one is loaded."""
+    try:
+        recommender = Recommender(open_run(run.folder, changed=changed))
+    except RecboleMMError as error:
+        found.notes.append(f"{run.name} cannot be opened, so its lists are not shown: {error}")
+        return
+    if is_asked:
+        recommender.user_ids([chosen.user for chosen in found.chosen])
+    if found.pictures is None:
+        found.pictures = Pictures(recommender.config)
+    try:
+        _add_lists(found, run, recommender, found.pictures)
+        _add_breadth(found, run, recommender)
+    except RecboleMMError as error:
+        found.notes.append(f"{run.name}: {error}")
 
 
 def _add_lists(found: Opened, run: RunFacts, recommender: Recommender, pictures: Pictures) -> None:

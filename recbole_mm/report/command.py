@@ -48,7 +48,7 @@ def write_report(
     Raises:
         ConfigError: nothing to report on, a malformed argument, or a folder that is given twice.
         CheckpointError: a folder is missing, or not that of a finished run.
-        DataError: a table cannot be read.
+        DataError: a table cannot be read, or a user that is asked for is not in the data.
         DiskError: the file cannot be written.
 
     Example:
@@ -91,7 +91,7 @@ def _sections(
         if name not in known:
             raise ConfigError(f"--{name} is no setting of these runs{did_you_mean(name, sorted(known), 0.6)}")
     chosen = cases.choose(runs, count, users)
-    opened = cases.open_all(runs if count or users else [], chosen, changed)
+    opened = cases.open_all(runs if count or users else [], chosen, changed, users is not None)
     if count and not chosen:
         opened.notes.append("no user is shown, since the runs have no ranks of the same users")
     return [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -91,7 +91,8 @@ def line_figure(
         spots = [(at_x(place(x)), at_y(y)) for x, y in points]
         parts += _line(spots, place_of) if is_joined else [_mark(x, y, place_of) for x, y in spots]
         parts.append(_legend(bottom + 60 + ROW * place_of, name, place_of))
-    grid = Grid(title, ["", x_label, y_label], [[name, *point] for name, points in shown.items() for point in points])
+    cells: list[list[Cell]] = [[name, number(x), y] for name, points in shown.items() for x, y in points]
+    grid = Grid(title, ["", x_label, y_label], cells)
     return Figure(title, _svg(title, bottom + 54 + ROW * len(shown), parts), grid)
 
 
@@ -104,6 +105,7 @@ def interval_figure(title: str, unit: str, rows: Sequence[Interval], has_zero: b
         rows: at least one.
         has_zero: whether a line marks 0.
     """
+    rows = [_finite(row) for row in rows]
     ends = [end for row in rows for end in (row.value, row.low, row.high) if end is not None]
     scale = ticks(min([*ends, *([0.0] if has_zero else [])]), max([*ends, *([0.0] if has_zero else [])]))
     at_x = _scale(scale[0], scale[-1], LABEL_WIDTH, WIDTH - RIGHT)
@@ -162,6 +164,12 @@ def share_figure(title: str, names: Sequence[str], rows: Sequence[tuple[str, Seq
     parts += [_legend(bottom + 22 + ROW * place, name, place, is_bar=True) for place, name in enumerate(names)]
     grid = Grid(title, ["", *names], [[label, *values] for label, values in rows])
     return Figure(title, _svg(title, bottom + 18 + ROW * len(names), parts), grid)
+
+
+def _finite(row: Interval) -> Interval:
+    """The row without an interval that has no ends, as that of a test of equal differences."""
+    ends = [end for end in (row.low, row.high) if end is not None and math.isfinite(end)]
+    return row if len(ends) == 2 else replace(row, low=None, high=None)
 
 
 # ---- scales ----

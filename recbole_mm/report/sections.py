@@ -32,8 +32,9 @@ def results(runs: Sequence[RunFacts]) -> Section:
     """The runs, their test metrics with intervals, and those of the models beside them."""
     section = Section("Results")
     for run in runs:
-        seen = run.result.get("sees_held_out") or []
-        section.blocks += [Paragraph(f"{run.name} {SEES_HELD_OUT}: {text}", is_warning=True) for text in seen]
+        seen = run.result.get("sees_held_out")
+        texts = seen if isinstance(seen, list) else [seen] if seen else []
+        section.blocks += [Paragraph(f"{run.name} {SEES_HELD_OUT}: {text}", is_warning=True) for text in texts]
     section.blocks += [Paragraph(note, is_warning=True) for run in runs for note in run.notes]
     rows: list[list[Cell]] = []
     for run in runs:
@@ -56,9 +57,9 @@ def _beside(runs: Sequence[RunFacts]) -> dict[str, dict[str, float]]:
     for run in runs:
         beside = run.result.get("beside")
         for name, values in (beside if isinstance(beside, dict) else {}).items():
-            taken = f"{name} (beside {run.name})"
-            if numbers(values) not in found.values():
-                found[taken] = numbers(values)
+            said = numbers(values)
+            if said and said not in found.values():
+                found[f"{name} (beside {run.name})"] = said
     return found
 
 

@@ -151,7 +151,8 @@ def search_section(folder: Path) -> Section:
     metric = str((given if isinstance(given, dict) else {}).get("valid_metric") or "score")
     bigger = is_bigger_better(metric)
     section = Section(f"Search: {search.get('model')} on {search.get('dataset')}")
-    scored = [(record, found[1]) for record in records if (found := record.best(bigger)) is not None]
+    best = {record.number: record.best(bigger) for record in records}
+    scored = [(it, found[1]) for it in records if (found := best[it.number]) and math.isfinite(found[1])]
     ranked = sorted(scored, key=lambda pair: ((-1 if bigger else 1) * pair[1], pair[0].number))
     if scored:
         section.blocks.append(_by_trial(scored, metric, bigger))
