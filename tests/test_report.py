@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections import Counter
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from recbole_mm.errors import CheckpointError, ConfigError, DataError
 from recbole_mm.evaluation.per_user import read_per_user
 from recbole_mm.experiments.tune.records import DONE, FAILED, Record, write_record
 from recbole_mm.recommending.command import opened
+from recbole_mm.recommending.reasons import item_texts_of, reasons_of
 from recbole_mm.report.blocks import Grid, Paragraph, Section
 from recbole_mm.report.cases import choose, gini
 from recbole_mm.report.command import write_report
@@ -32,13 +34,17 @@ from recbole_mm.report.figures import Interval, bar_figure, interval_figure, lin
 from recbole_mm.report.page import to_html
 from recbole_mm.report.runs import numbers, read_runs
 from recbole_mm.report.sections import win_tie_loss
+from recbole_mm.utils.escaping import one_line
 from recbole_mm.utils.files import read_json, write_json, write_text
 from tests.conftest import TOY_SETTINGS, write_toy
+from tests.encoders import write_sentence_encoder
 
 MARKUP = '<script>alert(1)</script><img src=x onerror="alert(2)"> & </title>'
 TURNED = "The \u202efilm\x1b[2J \U0001f3ac"
 VOID = {"meta", "img", "link", "br", "path", "rect", "circle"}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+AXE = find_spec("axe_playwright_python")
+SCHEMES = {"light": [], "dark": ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"]}
 
 
 class Page(HTMLParser):
@@ -289,6 +295,22 @@ def test_what_is_recommended_is_counted(page, runs):
         )
 
 
+def test_what_was_written_of_users_and_items_is_shown(runs, tmp_path):
+    data = read_yaml(runs["SASRec"] / "config.yaml")["data_path"]
+    settings = {**TOY_SETTINGS, "data_path": data, "checkpoint_dir": str(tmp_path / "saved"), "epochs": 1}
+    settings["sentence_encoder"] = str(write_sentence_encoder(tmp_path / "encoder"))
+    folder = recbole_mm.run("MLLMRec", "toy", config_dict=settings).run_dir
+    page = page_of(write_report([folder], tmp_path / "report.html", users=["u4"]))
+    recommender = opened(folder)
+    user = recommender.user_ids(["u4"])
+    (said,) = reasons_of(recommender)(user, recommender.histories_of(user, "test"))
+    assert " ".join(one_line(said).split()) in page.text(page.places("p", **{"class": "words"})[0])
+    items = [page.text(at) for at in page.inside(page.places("article")[0], "details")]
+    written = {" ".join(one_line(text).split()) for text in item_texts_of(recommender) if text}
+    assert items
+    assert all(text.removeprefix("in words").strip() in written for text in items)
+
+
 # ---- nothing is markup, nothing is fetched ----
 
 
@@ -525,20 +547,38 @@ def test_the_command_writes_the_file_and_prints_its_name(runs, tmp_path, capsys)
     assert page.text(page.places("title")[0]) == "SASRec, Pop on toy"
 
 
+def chromium(options: list[str], *arguments: str) -> bytes:
+    """What headless Chromium prints."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", *options]
+    return subprocess.run([*command, *arguments], check=True, timeout=120, capture_output=True).stdout
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_chromium_draws_it_in_light_and_dark(runs, tmp_path):
     path = write_report(list(runs.values()), tmp_path / "report.html")
     pictures = {}
-    for name, options in {
-        "light": [],
-        "dark": ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"],
-    }.items():
+    for name, options in SCHEMES.items():
         shot = tmp_path / f"{name}.png"
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1000,3000", *options]
-        subprocess.run([*command, f"--screenshot={shot}", path.as_uri()], check=True, timeout=120, capture_output=True)
+        chromium(options, "--window-size=1000,3000", f"--screenshot={shot}", path.as_uri())
         with Image.open(shot) as picture:
             pictures[name] = np.asarray(picture.convert("L"), dtype=np.float64)
     assert pictures["light"].mean() > 200
     assert pictures["dark"].mean() < 80
     assert all(picture.std() > 5 for picture in pictures.values()), "there is something on them"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None or AXE is None, reason="no Chromium, or no axe-playwright-python, is installed")
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_axe_finds_nothing(runs, tmp_path, scheme):
+    path = write_report(list(runs.values()), tmp_path / "report.html")
+    shutil.copy(Path(AXE.submodule_search_locations[0], "axe.min.js"), tmp_path / "axe.js")
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", path.read_text(encoding="utf-8"))
+    listed = "found.violations.map(one => [one.id, one.impact, one.nodes.map(node => node.html)])"
+    asked = f"axe.run().then(found => {{ document.body.textContent = JSON.stringify({listed}); }})"
+    checked = tmp_path / "checked.html"
+    checked.write_text(f'{text}<script src="axe.js"></script><script>{asked}</script>', encoding="utf-8")
+    dump = chromium(SCHEMES[scheme], "--virtual-time-budget=60000", "--dump-dom", checked.as_uri())
+    page = Page(dump.decode("utf-8"))
+    assert page.text(page.places("body")[0]) == "[]"
