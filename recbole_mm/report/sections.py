@@ -342,7 +342,8 @@ def settings(runs: Sequence[RunFacts]) -> Section:
     section.blocks.append(
         Grid("All settings", ["setting", *names], [[key, *map(_value, values[key])] for key in keys], is_folded=True)
     )
-    versions = [run.result.get("versions") if isinstance(run.result.get("versions"), dict) else {} for run in runs]
+    given = [run.result.get("versions") for run in runs]
+    versions: list[dict[str, Any]] = [found if isinstance(found, dict) else {} for found in given]
     libraries = dict.fromkeys(str(name) for found in versions for name in found)
     rows = [[name, *(str(found.get(name, "")) for found in versions)] for name in libraries]
     section.blocks.append(Grid("Versions", ["library", *names], rows, is_folded=True))
