@@ -114,7 +114,7 @@ def differences(runs: Sequence[RunFacts]) -> Section:
         section.blocks += _slice_tests(table, metric)
     except RecboleMMError as error:
         section.blocks.append(Paragraph(f"No tests by slice: {error}"))
-    section.blocks += [Paragraph(note) for note in notes(table)]
+    section.blocks += [Paragraph(note) for note in notes(table) if not note.startswith("Bold is ")]
     return section
 
 
@@ -227,7 +227,7 @@ def curves(runs: Sequence[RunFacts]) -> Section:
         shown = {name: points for name, points in scores.items() if points}
         section.blocks.append(line_figure("Score of the validation", "epoch", " or ".join(metrics), shown))
     for run in runs:
-        if points := _curve(run, "train_loss"):
+        if len(points := _curve(run, "train_loss")) > 1:
             title = f"Training loss of {run.name}"
             section.blocks.append(line_figure(title, "epoch", "loss", {run.name: points}))
     return section
