@@ -38,7 +38,7 @@ setup(
     package_data={
         "recbole_mm": ["py.typed"],
         "recbole_mm.properties": ["*.yaml", "*/*.yaml"],
-        "recbole_mm.report": ["page.html"],
+        "recbole_mm.reporting": ["page.html"],
         "recbole_mm.serving": ["page.html"],
     },
     install_requires=[

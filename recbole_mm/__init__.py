@@ -6,7 +6,8 @@
 >>> again = recbole_mm.load(outcome.run_dir)                        # doctest: +SKIP
 
 `run` trains, evaluates and writes a run folder; `load` reads one: config, dataset and model, ready to score;
-`recommend` and `similar` give its best items for users, histories and items; `export` writes its vectors.
+`recommend` and `similar` give its best items for users, histories and items; `export` writes its vectors; `report`
+writes one HTML file about runs.
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ compat.apply_before_recbole()
 if TYPE_CHECKING:
     from recbole_mm.recommending.command import recommend, similar
     from recbole_mm.recommending.export import export
+    from recbole_mm.reporting.command import report
     from recbole_mm.runs.run import load, run
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "export", "load", "recommend", "run", "similar"]
+__all__ = ["__version__", "export", "load", "recommend", "report", "run", "similar"]
 
 
 def __getattr__(name: str) -> Any:
@@ -61,4 +63,8 @@ def __getattr__(name: str) -> Any:
         from recbole_mm.recommending.export import export as write_export
 
         return write_export
+    if name == "report":
+        from recbole_mm.reporting.command import report as write_report
+
+        return write_report
     raise AttributeError(f"module 'recbole_mm' has no attribute {name!r}")

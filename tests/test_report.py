@@ -8,10 +8,8 @@ import itertools
 import math
 import re
 import shutil
-import subprocess
 from collections import Counter
 from html.parser import HTMLParser
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -27,24 +25,21 @@ from recbole_mm.evaluation.per_user import read_per_user
 from recbole_mm.experiments.tune.records import DONE, FAILED, Record, write_record
 from recbole_mm.recommending.command import opened
 from recbole_mm.recommending.reasons import item_texts_of, reasons_of
-from recbole_mm.report.blocks import Grid, Paragraph, Section
-from recbole_mm.report.cases import choose, gini
-from recbole_mm.report.command import write_report
-from recbole_mm.report.figures import Interval, bar_figure, interval_figure, line_figure, share_figure, ticks
-from recbole_mm.report.page import to_html
-from recbole_mm.report.runs import numbers, read_runs
-from recbole_mm.report.sections import win_tie_loss
+from recbole_mm.reporting.blocks import Grid, Paragraph, Section
+from recbole_mm.reporting.cases import choose, gini
+from recbole_mm.reporting.figures import Interval, bar_figure, interval_figure, line_figure, share_figure, ticks
+from recbole_mm.reporting.page import to_html
+from recbole_mm.reporting.runs import numbers, read_runs
+from recbole_mm.reporting.sections import win_tie_loss
 from recbole_mm.utils.escaping import one_line
 from recbole_mm.utils.files import read_json, write_json, write_text
+from tests.chromium import SCHEMES, needs_axe, needs_chromium, screenshot, violations
 from tests.conftest import TOY_SETTINGS, write_toy
 from tests.encoders import write_sentence_encoder
 
 MARKUP = '<script>alert(1)</script><img src=x onerror="alert(2)"> & </title>'
 TURNED = "The \u202efilm\x1b[2J \U0001f3ac"
 VOID = {"meta", "img", "link", "br", "path", "rect", "circle"}
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-AXE = find_spec("axe_playwright_python")
-SCHEMES = {"light": [], "dark": ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"]}
 
 
 class Page(HTMLParser):
@@ -180,7 +175,7 @@ def copies(runs, tmp_path) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def page(runs, tmp_path_factory) -> Page:
-    return page_of(write_report(list(runs.values()), tmp_path_factory.mktemp("page") / "report.html", count=4))
+    return page_of(recbole_mm.report(list(runs.values()), tmp_path_factory.mktemp("page") / "report.html", cases=4))
 
 
 # ---- what stands on the page ----
@@ -300,7 +295,7 @@ def test_what_was_written_of_users_and_items_is_shown(runs, tmp_path):
     settings = {**TOY_SETTINGS, "data_path": data, "checkpoint_dir": str(tmp_path / "saved"), "epochs": 1}
     settings["sentence_encoder"] = str(write_sentence_encoder(tmp_path / "encoder"))
     folder = recbole_mm.run("MLLMRec", "toy", config_dict=settings).run_dir
-    page = page_of(write_report([folder], tmp_path / "report.html", users=["u4"]))
+    page = page_of(recbole_mm.report([folder], tmp_path / "report.html", users=["u4"]))
     recommender = opened(folder)
     user = recommender.user_ids(["u4"])
     (said,) = reasons_of(recommender)(user, recommender.histories_of(user, "test"))
@@ -342,7 +337,7 @@ def test_names_in_a_folder_from_anybody_are_text(copies, tmp_path):
         "versions": {MARKUP: MARKUP},
     }
     write_json(folder / "result.json", result)
-    page = page_of(write_report([folder], tmp_path / "report.html", count=0))
+    page = page_of(recbole_mm.report([folder], tmp_path / "report.html", cases=0))
     assert sum(MARKUP in text for text, _ in page.texts) >= 8
 
 
@@ -351,7 +346,7 @@ def test_names_in_a_folder_from_anybody_are_text(copies, tmp_path):
 def test_a_result_of_another_shape_is_left_out(copies, tmp_path, key, value):
     folder = copies["Pop"]
     write_json(folder / "result.json", {**read_json(folder / "result.json"), key: value})
-    page_of(write_report([folder], tmp_path / "report.html", count=0))
+    page_of(recbole_mm.report([folder], tmp_path / "report.html", cases=0))
 
 
 def test_figures_escape_what_they_draw():
@@ -418,7 +413,7 @@ def test_a_single_run_shows_users_from_the_best_to_the_worst(runs, tmp_path):
     assert ranks == sorted(ranks)
     assert (ranks[0], ranks[-1]) == (min(run.ranks.values()), max(run.ranks.values()))
     assert [one.user for one in choose([run], 3, ["u4"])] == ["u4"]
-    page = page_of(write_report([runs["SASRec"]], tmp_path / "report.html", users=["u4"]))
+    page = page_of(recbole_mm.report([runs["SASRec"]], tmp_path / "report.html", users=["u4"]))
     assert [page.text(page.inside(at, "h3")[0]) for at in page.places("article")] == ["User u4"]
     assert "Differences" not in [page.text(at) for at in page.places("h2")]
 
@@ -427,7 +422,7 @@ def test_a_table_of_compare_has_its_differences(runs, tmp_path, capsys):
     folder = tmp_path / "table"
     given = ["compare", "--runs", *map(str, runs.values()), "--slices", "all", "--out", str(folder)]
     assert main(given) == 0
-    page = page_of(write_report([folder], tmp_path / "report.html"))
+    page = page_of(recbole_mm.report([folder], tmp_path / "report.html"))
     (row,) = [row for row in page.rows("SASRec minus each other row, ndcg@10, with 95% intervals")[1:]]
     assert row[0] == "Pop"
     assert float(row[2]) <= float(row[1]) <= float(row[3])
@@ -436,7 +431,7 @@ def test_a_table_of_compare_has_its_differences(runs, tmp_path, capsys):
     assert sum(map(int, row[1:])) >= 1
     (folder / "table.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"table.csv has no column 'row'"):
-        write_report([folder], tmp_path / "report.html")
+        recbole_mm.report([folder], tmp_path / "report.html")
 
 
 def test_a_search_has_its_trials_the_best_first(tmp_path):
@@ -449,7 +444,7 @@ def test_a_search_has_its_trials_the_best_first(tmp_path):
         scores = [[1, score / 2], [2, score]]
         write_record(folder, Record(number, {"learning_rate": rate}, settings, DONE, scores, 3.0, 1))
     write_record(folder, Record(4, {"learning_rate": 1.0}, {"learning_rate": 1.0}, FAILED, reason=MARKUP))
-    page = page_of(write_report([folder], tmp_path / "report.html"))
+    page = page_of(recbole_mm.report([folder], tmp_path / "report.html"))
     rows = page.rows("Trials, the best first")
     assert [row[0] for row in rows[1:]] == ["2 (best)", "3", "1", "4"]
     assert [row[1] for row in rows[1:]] == ["0.3000", "0.2000", "0.1000", ""]
@@ -466,11 +461,13 @@ def test_images_and_data_that_have_gone_are_notes(copies, runs, tmp_path):
     data = Path(shutil.copytree(read_yaml(folder / "config.yaml")["data_path"], tmp_path / "moved"))
     shutil.rmtree(data / "toy" / "images")
     root = {"data_path": str(data)}
-    page = page_of(write_report([folder], tmp_path / "report.html", changed=root))
+    page = page_of(recbole_mm.report([folder], tmp_path / "report.html", changed=root))
     assert page.places("img") == []
     assert page.places("article")
     assert any("no pictures: image folder" in text for text, _ in page.texts)
-    page = page_of(write_report([folder], tmp_path / "gone.html", changed={"data_path": str(tmp_path / "nowhere")}))
+    page = page_of(
+        recbole_mm.report([folder], tmp_path / "gone.html", changed={"data_path": str(tmp_path / "nowhere")})
+    )
     assert page.places("article") == []
     assert any("SASRec cannot be opened, so its lists are not shown" in text for text, _ in page.texts)
     assert page.rows("Test metrics, with 95% intervals")
@@ -480,7 +477,7 @@ def test_a_broken_image_is_left_out_and_told(runs, tmp_path):
     folder = runs["SASRec"]
     lines = Path(read_yaml(folder / "config.yaml")["data_path"], "toy", "toy.inter").read_text().splitlines()
     users = [line.split("\t")[0] for line in lines if line.split("\t")[1] == "i3"]
-    page = page_of(write_report([folder], tmp_path / "report.html", users=users))
+    page = page_of(recbole_mm.report([folder], tmp_path / "report.html", users=users))
     assert any("no picture of item i3" in text for text, _ in page.texts)
 
 
@@ -488,7 +485,7 @@ def test_missing_tables_and_checkpoints_are_notes(copies, tmp_path):
     folder = copies["SASRec"]
     (folder / "per_user.parquet").unlink()
     (folder / "checkpoint.safetensors").write_bytes(b"damaged")
-    page = page_of(write_report([folder], tmp_path / "report.html"))
+    page = page_of(recbole_mm.report([folder], tmp_path / "report.html"))
     said = " ".join(text for text, _ in page.texts)
     assert "no per_user.parquet, so no intervals and no users" in said
     assert "no learning curve" in said
@@ -498,7 +495,7 @@ def test_missing_tables_and_checkpoints_are_notes(copies, tmp_path):
 def test_runs_that_cannot_be_compared_are_told(copies, tmp_path):
     config = read_yaml(copies["Pop"] / "config.yaml")
     write_text(copies["Pop"] / "config.yaml", f"{SEAL_LINE}{write_yaml({**config, 'mask_history': False})}")
-    page = page_of(write_report(list(copies.values()), tmp_path / "report.html", count=0))
+    page = page_of(recbole_mm.report(list(copies.values()), tmp_path / "report.html", cases=0))
     assert any("cannot be tested against each other" in text and "mask_history" in text for text, _ in page.texts)
 
 
@@ -515,22 +512,22 @@ def test_runs_that_cannot_be_compared_are_told(copies, tmp_path):
 def test_a_folder_that_is_no_finished_run_is_refused(copies, tmp_path, change, message):
     change(copies["SASRec"])
     with pytest.raises(CheckpointError, match=message):
-        write_report([copies["SASRec"]], tmp_path / "report.html")
+        recbole_mm.report([copies["SASRec"]], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
 
 def test_malformed_arguments_are_refused(runs, tmp_path, capsys):
     folder, out = str(runs["Pop"]), tmp_path / "report.html"
     for given, message in [
-        ({"folders": [folder, folder]}, "is given twice"),
-        ({"folders": []}, "no folder is given"),
+        ({"runs": [folder, folder]}, "is given twice"),
+        ({"runs": []}, "no folder is given"),
         ({"out": tmp_path / "report.pdf"}, "ends in .html"),
-        ({"count": -1}, "--cases=-1"),
+        ({"cases": -1}, "--cases=-1"),
         ({"users": ["u"] * 51}, "a report shows 50 at most"),
         ({"changed": {"data_pth": "x"}}, "--data_pth is no setting of these runs; did you mean 'data_path'?"),
     ]:
         with pytest.raises(ConfigError, match=re.escape(message)):
-            write_report(**{"folders": [folder], "out": out, **given})
+            recbole_mm.report(**{"runs": [folder], "out": out, **given})
     assert main(["report", str(tmp_path / "nothing")]) == 2
     assert "no such folder" in capsys.readouterr().err
     assert main(["report", folder, "--users", "u999", "--out", str(out)]) == 2
@@ -547,38 +544,22 @@ def test_the_command_writes_the_file_and_prints_its_name(runs, tmp_path, capsys)
     assert page.text(page.places("title")[0]) == "SASRec, Pop on toy"
 
 
-def chromium(options: list[str], *arguments: str) -> bytes:
-    """What headless Chromium prints."""
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", *options]
-    return subprocess.run([*command, *arguments], check=True, timeout=120, capture_output=True).stdout
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@needs_chromium
 def test_chromium_draws_it_in_light_and_dark(runs, tmp_path):
-    path = write_report(list(runs.values()), tmp_path / "report.html")
+    path = recbole_mm.report(list(runs.values()), tmp_path / "report.html")
     pictures = {}
-    for name, options in SCHEMES.items():
-        shot = tmp_path / f"{name}.png"
-        chromium(options, "--window-size=1000,3000", f"--screenshot={shot}", path.as_uri())
-        with Image.open(shot) as picture:
-            pictures[name] = np.asarray(picture.convert("L"), dtype=np.float64)
+    for scheme in SCHEMES:
+        with Image.open(screenshot(path.as_uri(), tmp_path / f"{scheme}.png", scheme)) as picture:
+            pictures[scheme] = np.asarray(picture.convert("L"), dtype=np.float64)
     assert pictures["light"].mean() > 200
     assert pictures["dark"].mean() < 80
     assert all(picture.std() > 5 for picture in pictures.values()), "there is something on them"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None or AXE is None, reason="no Chromium, or no axe-playwright-python, is installed")
+@needs_axe
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_axe_finds_nothing(runs, tmp_path, scheme):
-    path = write_report(list(runs.values()), tmp_path / "report.html")
-    shutil.copy(Path(AXE.submodule_search_locations[0], "axe.min.js"), tmp_path / "axe.js")
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", path.read_text(encoding="utf-8"))
-    listed = "found.violations.map(one => [one.id, one.impact, one.nodes.map(node => node.html)])"
-    asked = f"axe.run().then(found => {{ document.body.textContent = JSON.stringify({listed}); }})"
-    checked = tmp_path / "checked.html"
-    checked.write_text(f'{text}<script src="axe.js"></script><script>{asked}</script>', encoding="utf-8")
-    dump = chromium(SCHEMES[scheme], "--virtual-time-budget=60000", "--dump-dom", checked.as_uri())
-    page = Page(dump.decode("utf-8"))
-    assert page.text(page.places("body")[0]) == "[]"
+    path = recbole_mm.report(list(runs.values()), tmp_path / "report.html")
+    assert violations(path.read_text(encoding="utf-8"), tmp_path, scheme) == []

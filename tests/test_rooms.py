@@ -18,7 +18,7 @@ TOP_LEVEL = frozenset({"__init__", "__main__", "registry", "errors", "compat"})
 ROOMS = (
     ("recbole_mm",),  # the package itself, which offers `run` and `load`
     ("cli",),
-    ("report", "serving"),
+    ("reporting", "serving"),
     ("experiments",),
     ("recommending",),
     ("runs",),

@@ -49,8 +49,8 @@ def main(arguments: Sequence[str]) -> int:
     changed = settings_of(others)
     users = split_names(parsed.users)
     quiet()
-    from recbole_mm.report.command import write_report  # imports torch
+    from recbole_mm.reporting.command import report  # imports torch
 
-    path = write_report(parsed.runs, parsed.out, count=parsed.cases, users=users, changed=changed)
+    path = report(parsed.runs, parsed.out, cases=parsed.cases, users=users, changed=changed)
     print(one_line(str(path)))
     return 0

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from recbole_mm.report.blocks import Section
+from recbole_mm.reporting.blocks import Section
 from recbole_mm.utils.escaping import one_line
 
 TEMPLATE = "page.html"
@@ -28,7 +28,7 @@ def to_html(title: str, sections: Sequence[Section], footer: str = "") -> str:
         footer: plain text below all.
 
     Example:
-        >>> from recbole_mm.report.blocks import Paragraph
+        >>> from recbole_mm.reporting.blocks import Paragraph
         >>> page = to_html("Runs", [Section("Notes", [Paragraph("<script>alert(1)</script>")])])
         >>> "<script" in page, "&lt;script&gt;" in page
         (False, True)

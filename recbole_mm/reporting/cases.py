@@ -21,9 +21,9 @@ from recbole_mm.models.base import RerankingModel
 from recbole_mm.recommending.opening import open_run
 from recbole_mm.recommending.reasons import item_texts_of, reasons_of
 from recbole_mm.recommending.recommender import Recommender
-from recbole_mm.report.blocks import Case, Cell, Grid, Item, Paragraph, Ranking, Section
-from recbole_mm.report.figures import share_figure
-from recbole_mm.report.runs import RunFacts
+from recbole_mm.reporting.blocks import Case, Cell, Grid, Item, Paragraph, Ranking, Section
+from recbole_mm.reporting.figures import share_figure
+from recbole_mm.reporting.runs import RunFacts
 
 LISTED = 10
 SHOWN_OF_HISTORY = 12

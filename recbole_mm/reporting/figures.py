@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from recbole_mm.report.blocks import Cell, Figure, Grid
+from recbole_mm.reporting.blocks import Cell, Figure, Grid
 from recbole_mm.utils.escaping import one_line
 
 WIDTH = 720

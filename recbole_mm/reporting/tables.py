@@ -13,9 +13,9 @@ from recbole_mm.errors import DataError
 from recbole_mm.experiments.compare.summary import SIGNIFICANT
 from recbole_mm.experiments.tune.command import SEARCH
 from recbole_mm.experiments.tune.records import TRIALS, Record, best_of, read_records
-from recbole_mm.report.blocks import Cell, Figure, Grid, Paragraph, Section
-from recbole_mm.report.figures import Interval, interval_figure, line_figure, share_figure
-from recbole_mm.report.runs import is_bigger_better
+from recbole_mm.reporting.blocks import Cell, Figure, Grid, Paragraph, Section
+from recbole_mm.reporting.figures import Interval, interval_figure, line_figure, share_figure
+from recbole_mm.reporting.runs import is_bigger_better
 
 TABLE, SLICES = "table.csv", "slices.csv"
 CURVES = 6

@@ -16,9 +16,9 @@ from recbole_mm.experiments.compare.command import compare_finished
 from recbole_mm.experiments.compare.slices import slice_tables
 from recbole_mm.experiments.compare.summary import Table
 from recbole_mm.experiments.compare.table import notes, test_cells
-from recbole_mm.report.blocks import Cell, Figure, Grid, Paragraph, Section
-from recbole_mm.report.figures import Interval, bar_figure, interval_figure, line_figure, share_figure
-from recbole_mm.report.runs import RunFacts, is_bigger_better, numbers
+from recbole_mm.reporting.blocks import Cell, Figure, Grid, Paragraph, Section
+from recbole_mm.reporting.figures import Interval, bar_figure, interval_figure, line_figure, share_figure
+from recbole_mm.reporting.runs import RunFacts, is_bigger_better, numbers
 from recbole_mm.utils.tables import SEES_HELD_OUT
 
 CUTS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 100_000, 1_000_000)
