@@ -270,6 +270,8 @@ def test_a_shared_setting_is_left_out_where_it_means_nothing(experiment, where):
     alone = load_experiment(experiment(rows=rows, settings=settings)).select(["Pop"])
     (pop,) = plan_rows(alone, "toy", [1], command_line=where)
     assert "hidden_size" not in pop.settings, "it is for a row that was left out"
+    (pop,) = plan_rows(alone, "toy", [1], command_line={**where, "num_layers": "3"})
+    assert "num_layers" not in pop.settings, "so does the command line: the same serves for a part of the rows"
     assert (gru.settings["hidden_size"], gru.settings["num_layers"]) == (8, 2)
 
 

@@ -82,7 +82,7 @@ class Experiment:
         settings: shared by all rows.
         rows: in the table's order.
         published: dataset -> row -> metric -> the paper's figure.
-        whole: whether these are all rows of the file; with some left out, shared settings may be for those.
+        models: of all rows of the file; with some rows left out, shared settings may be for those.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Experiment:
     settings: dict[str, Any]
     rows: list[Row]
     published: dict[str, dict[str, dict[str, float]]]
-    whole: bool = True
+    models: frozenset[str]
 
     def select(self, names: Iterable[str]) -> Experiment:
         """The same with these rows only, in the table's order; the first one is the reference if the reference goes.
@@ -112,7 +112,7 @@ class Experiment:
         if not rows:
             raise ConfigError("--rows names no row; leave it out for all of them")
         reference = self.reference if self.reference in names else rows[0].name
-        return replace(self, rows=rows, reference=reference, whole=len(rows) == len(self.rows))
+        return replace(self, rows=rows, reference=reference)
 
     def against(self, reference: str) -> Experiment:
         """The same with another reference row.
@@ -192,6 +192,7 @@ class _Reader:
             settings=self._settings(self.content.get("settings"), "settings"),
             rows=rows,
             published=self._published(metrics, names),
+            models=frozenset(row.model for row in rows),
         )
 
     # ---- rows ----

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,7 @@ def plan_rows(
         for key in set(layer) & set(NOT_IN_AN_EXPERIMENT):
             raise ConfigError(f"{where} holds {key}; {NOT_IN_AN_EXPERIMENT[key]}")
     planned = [_plan_row(row, dataset, shared, files, typed) for row in experiment.rows]
-    if not experiment.whole:
-        del layers[f"{experiment.name}: settings"]  # some may be for a row that was left out
-    _refuse_without_effect(layers, planned)
+    _refuse_without_effect(layers, planned, experiment.models)
     configs = [[entry.config(trial, seeds[0]) for trial in range(len(entry.row.trials))] for entry in planned]
     _check_alike([entry.row for entry in planned], [trials[0] for trials in configs])
     _check_metrics(metrics or experiment.metrics, configs[0][0])
@@ -132,9 +130,13 @@ def _plan_row(
     return PlannedRow(row, dataset, merge(*below, own))
 
 
-def _refuse_without_effect(layers: Mapping[str, Mapping[str, Any]], planned: Sequence[PlannedRow]) -> None:
-    """A shared key that no row takes would be a typo, or a wish that silently comes to nothing."""
-    known = set().union(*(known_keys(Config(entry.row.model, entry.dataset)) for entry in planned))
+def _refuse_without_effect(
+    layers: Mapping[str, Mapping[str, Any]], planned: Sequence[PlannedRow], models: Iterable[str]
+) -> None:
+    """A shared key that no row takes would be a typo, or a wish that silently comes to nothing. One that is for a row
+    that was left out is none: the same command line serves for a part of the rows.
+    """
+    known = set().union(*(known_keys(Config(model, planned[0].dataset)) for model in models))
     for where, layer in layers.items():
         for key in layer:
             if key not in known:
