@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
 
-.PHONY: help run test coverage lint bench clean
+.PHONY: help run test coverage lint docs dist bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,12 @@ lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY)  ## Build the documentation into build/site; a dead link is an error
+	$(BIN)/mkdocs build --strict --quiet
+
+dist: $(READY)  ## Build the wheel and the source distribution into dist/
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 bench: $(READY)  ## Measure every figure of benchmarks/RESULTS.md (tens of minutes)
 	$(BIN)/python benchmarks/run_all.py $(ARGS)

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "recbole_mm" / "__init__.py").read_text(encoding="utf-8"))[1]
 
 # RecBole itself is not listed: its metadata pins a ray that no longer imports, so it is installed with --no-deps
-# (see README.md). What it truly needs is listed here.
+# (see docs/installation.md). What it truly needs is listed here.
 RECBOLE_NEEDS = [
     "numpy>=2.0,<3",
     "scipy>=1.13,<2",
@@ -72,12 +72,16 @@ setup(
         "timm": ["timm>=1.0"],
         "tune": ["optuna>=4.0"],
         "wandb": ["wandb>=0.18"],
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.28"],
         "dev": [
+            "build>=1.2",
             "faiss-cpu>=1.8",
             "fastapi>=0.160",
             "gguf>=0.10",
             "hypothesis>=6.100",
             "ir-measures>=0.3.7",  # holds our metrics to trec_eval's
+            "mkdocs-material>=9.6",
+            "mkdocstrings[python]>=0.28",
             "optuna>=4.0",
             "prometheus-client>=0.22",
             "pytest>=8.2",
@@ -85,6 +89,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "ruff>=0.8",
+            "setuptools>=69",
             "mypy>=1.13",
             "types-PyYAML",
             "uvicorn>=0.50",

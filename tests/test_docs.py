@@ -1,0 +1,77 @@
+"""The documentation's links lead somewhere, its pages are in the site's navigation, and its commands and snippets run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
+OUTSIDE = {"index.md": "README.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md"}
+OUTSIDE["benchmarks/RESULTS.md"] = "benchmarks/RESULTS.md"
+"""Pages of the site that are not in docs/, by their place on the site."""
+
+
+def prose(page: Path) -> str:
+    """The page without blocks and spans of code."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return re.sub(r"`[^`\n]+`", "`code`", re.sub(r"^ {4}.*$", "", text, flags=re.M))
+
+
+def anchors(page: Path) -> set[str]:
+    """The page's headings as parts of an address."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#{1,6} +(.+?)\s*$", text, flags=re.M)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
+def entries(nav: list | dict | str) -> Iterator[str]:
+    """The files that a navigation names, in order."""
+    if isinstance(nav, str):
+        yield nav
+        return
+    for entry in nav.values() if isinstance(nav, dict) else nav:
+        yield from entries(entry)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_files_and_headings(page):
+    dead = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"https?://|mailto:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.is_file() or (anchor and anchor not in anchors(target)):
+            dead.append(link)
+    assert dead == []
+
+
+def test_the_navigation_names_every_page_once():
+    listed = list(entries(SITE["nav"]))
+    assert len(listed) == len(set(listed))
+    inside = {name for name in listed if name not in OUTSIDE}
+    assert inside == {page.name for page in ROOT.glob("docs/*.md")}
+    assert {OUTSIDE[name] for name in listed if name in OUTSIDE} == set(OUTSIDE.values())
+    assert all((ROOT / name).is_file() for name in OUTSIDE.values())
+
+
+def test_the_site_is_built_strictly():
+    assert SITE["strict"] is True
+    assert "mkdocs build --strict" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "make docs" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_reference_names_what_there_is():
+    from importlib import import_module
+
+    named = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), flags=re.M)
+    assert len(named) > 20
+    for name in named:
+        module, _, member = name.rpartition(".")
+        assert getattr(import_module(module), member).__doc__, name
