@@ -1,4 +1,4 @@
-"""The documentation's links lead somewhere, its pages are in the site's navigation, and its commands and snippets run."""
+"""The documentation: links lead somewhere, pages are in the navigation, the reference is of what there is."""
 
 from __future__ import annotations
 
