@@ -4,7 +4,7 @@ import sys
 from importlib.util import find_spec
 
 if find_spec("recbole") is None:
-    sys.exit("error: this Python has no RecBole: `. .venv/bin/activate` after `make run`, or install as README.md says")
+    sys.exit("error: this Python has no RecBole: `. .venv/bin/activate` after `make run`, or see docs/installation.md")
 
 from recbole_mm.cli import main
 

@@ -75,3 +75,24 @@ def test_the_reference_names_what_there_is():
     for name in named:
         module, _, member = name.rpartition(".")
         assert getattr(import_module(module), member).__doc__, name
+
+
+def test_the_readme_is_one_screen():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 40
+
+
+def test_errors_of_the_troubleshooting_page_are_said_by_the_sources():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    files = [*ROOT.glob("recbole_mm/**/*.py"), ROOT / "run_recbole_mm.py", ROOT / "Makefile"]
+    sources = "".join(path.read_text(encoding="utf-8") for path in files)
+    sources = re.sub(r'"\s*\n\s*f?"', "", sources)  # texts that go on in the next line
+    said = [text for text in re.findall(r"^\| `([^`]+)` \|", page, flags=re.M) if not text.startswith("pip ")]
+    assert len(said) > 15
+    assert [text for text in said if text not in sources] == []
+
+
+def test_the_examples_page_names_every_example():
+    page = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
+    there = {path.name for path in (ROOT / "examples").iterdir() if path.is_file()}
+    assert set(re.findall(r"\]\(\.\./examples/([^)]+)\)", page)) == there
