@@ -41,7 +41,7 @@ lint: $(READY)  ## Check style and types
 	$(BIN)/mypy
 
 docs: $(READY)  ## Build the documentation into build/site; a dead link is an error
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 dist: $(READY)  ## Build the wheel and the source distribution into dist/
 	$(BIN)/python -m build --no-isolation --outdir dist

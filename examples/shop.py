@@ -25,7 +25,8 @@ def tables(folder: str = "downloads/shop", customers: int = 200, products: int =
         csv.writer(file).writerow(["item_id", "title", "kind", "price"])
         for number, kind in enumerate(kinds):
             csv.writer(file).writerow([f"p{number}", f"The {kind} number {number}", kind, 5 + number % 17])
-            Image.new("RGB", (48, 48), KINDS[kind]).save(root / "images" / f"p{number}.png")
+            shade = tuple(int(part) for part in np.add(KINDS[kind], rng.integers(-30, 30, 3)))
+            Image.new("RGB", (48, 48), shade).save(root / "images" / f"p{number}.png")
     with (root / "orders.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerow(["user_id", "item_id", "timestamp"])
         for customer in range(customers):

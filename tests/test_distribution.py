@@ -36,7 +36,7 @@ def python(*arguments: str, program: str = sys.executable, **given) -> subproces
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
     """A folder with the source distribution and the wheel made of it."""
-    pytest.importorskip("build")
+    pytest.importorskip("build.env")
     out = tmp_path_factory.mktemp("dist")
     python("-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT), cwd=out)
     return out

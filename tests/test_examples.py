@@ -22,12 +22,12 @@ SAID = {
     "own_dataset": rf"SASRec +NDCG@10 {METRIC} +Recall@10 {METRIC}\nMolar +NDCG.*\nPop +NDCG",
     "new_model": r"\| MeanVector +\|.*\n\| SASRec ",
     "features_from_files": rf"SASRecContent +NDCG@10 {METRIC}\nVBPR +NDCG@10 {METRIC}",
-    "search": rf"ndcg@10 on validation: {METRIC} with \{{.*learning_rate.*\}}\ntest NDCG@10: {METRIC}",
+    "search": rf"(?i)ndcg@10 on validation: {METRIC} with \{{.*learning_rate.*\}}\ntest NDCG@10: {METRIC}",
     "cluster": rf"96 item vectors; largest difference 0\.0e\+00\nNDCG@10 {METRIC}",
     "recommend": r"Users of the data:\n[\s\S]*Items alike to p4:[\s\S]*top\.parquet\nexport/items\.npy: ",
     "cold_start": rf"SASRec of ids +NDCG@3 {METRIC}\nSASRec of content +NDCG@3 {METRIC}",
     "slices": rf"item\.kind +shirt +\d+ users +NDCG@10 {METRIC}\n[\s\S]*users of even number: NDCG@10 {METRIC}",
-    "llm_server": rf"(?m)^item_description: 96 to do[\s\S]*no LLM +Recall@20 {METRIC}[\s\S]*likes shirts",
+    "llm_server": rf"(?m)^item descriptions: 96 to do[\s\S]*no LLM +Recall@20 {METRIC}[\s\S]*likes shirts",
 }
 """What each script prints; `mean_vector.py` is the model of `new_model.py`."""
 pytestmark = pytest.mark.slow
