@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import pkgutil
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+
+from recbole_mm.cli import COMMANDS
+from recbole_mm.cli.arguments import run_arguments
+from recbole_mm.config.resolved import Config
+from recbole_mm.datasets import CONVERTERS
+from recbole_mm.experiments.compare import experiment_names
 
 ROOT = Path(__file__).parents[1]
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
@@ -94,3 +102,31 @@ def test_the_examples_page_names_every_example():
     page = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
     there = {path.name for path in (ROOT / "examples").iterdir() if path.is_file()}
     assert set(re.findall(r"\]\(\.\./examples/([^)]+)\)", page)) == there
+
+
+def commands() -> list[list[str]]:
+    """The words of every command in the indented blocks of docs/, once; those of the guides are run elsewhere."""
+    found: dict[str, list[str]] = {}
+    for page in sorted(ROOT.glob("docs/*.md")):
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(r"^ {4,}((?:recbole-mm|python run_recbole_mm\.py) .*)$", text, flags=re.M):
+            words = [word for word in shlex.split(line, comments=True) if word != "..."]
+            words = ["run", *words[2:]] if words[0] == "python" else words[1:]
+            found[" ".join(words)] = words
+    return list(found.values())
+
+
+@pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words)[:60])
+def test_commands_name_models_settings_experiments_and_sources_that_there_are(words, toy_path, caplog, monkeypatch):
+    command, *arguments = words
+    assert command in COMMANDS
+    monkeypatch.chdir(ROOT)
+    if command in ("run", "plan") and "--help" not in arguments:
+        given = {**run_arguments(arguments), "dataset": "toy"}
+        with caplog.at_level(logging.WARNING):
+            Config(**given, config_dict={"data_path": str(toy_path)})
+        assert "unknown" not in caplog.text
+    if "--experiment" in arguments:
+        assert arguments[arguments.index("--experiment") + 1] in experiment_names()
+    if command == "prepare":
+        assert arguments[0] in {*CONVERTERS, "SOURCE"}
