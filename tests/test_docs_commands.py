@@ -35,6 +35,7 @@ SMALL = {
     "--mllm_dtype=bfloat16": "--mllm_dtype=float32",
     "Qwen/Qwen2-VL-2B-Instruct": "tiny",
     "molar-smollm2.yaml": "molar-smollm2.yaml --mllm=tiny --mllm_layers=1",
+    "--experiment molar-id": "--experiment molar-id --mllm=tiny",
     "--seeds 1,2,3": "--seeds 1 --trials 1",
     "--users 1,2": "--users c1,c2",
     "ml-100k": "shop",
