@@ -50,6 +50,7 @@ setup(
         "sentence-transformers>=6.0",
         "tokenizers>=0.21",
         "filelock>=4.2",
+        "huggingface_hub>=1.0",
         "jinja2>=3.1",
         "markupsafe>=2.1",
         "matplotlib>=3.9",

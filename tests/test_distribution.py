@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ import sysconfig
 import tarfile
 import venv
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -55,7 +57,8 @@ def test_the_wheel_holds_the_package_and_its_properties_alone(wheel):
     assert len(packaged) == len(names), "something beside the package"
     properties = {f"properties/{name}" for name in tree("properties", "*.yaml")}
     assert len(properties) > 50
-    assert packaged == tree("recbole_mm", "*.py") | properties | {"py.typed"}
+    pages = tree("recbole_mm", "*.html")
+    assert packaged == tree("recbole_mm", "*.py") | pages | properties | {"py.typed"}
 
 
 def test_the_source_distribution_builds_the_wheel_and_reads_on_its_own(built):
@@ -67,6 +70,31 @@ def test_the_source_distribution_builds_the_wheel_and_reads_on_its_own(built):
     wanted |= {f"examples/{name}" for name in tree("examples", "*.py")}
     assert wanted - names == set()
     assert not [name for name in names if name.startswith((".venv", "saved", "dataset", "build"))]
+
+
+def canonical(name: str) -> str:
+    """A package's name as pip compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_wheel_requires_what_its_modules_import(wheel):
+    """Each package from which a module imports is required, or belongs to an extra. RecBole is installed apart."""
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        required = set(re.findall(r"^Requires-Dist: ([\w.-]+)", archive.read(metadata).decode(), flags=re.M))
+        sources = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".py")]
+    imported = set()
+    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
+        if isinstance(node, ast.Import):
+            imported |= {name.name.partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            imported.add(node.module.partition(".")[0])
+    brought_by = {**packages_distributions(), "mlflow": ["mlflow-skinny"]}
+    required = {canonical(name) for name in required}
+    third_party = imported - set(sys.stdlib_module_names) - {"recbole", "recbole_mm"}
+    assert len(third_party) > 15
+    missing = {name for name in third_party if not required & set(map(canonical, brought_by.get(name, [name])))}
+    assert missing == set()
 
 
 def test_the_version_stands_in_one_place(wheel):

@@ -88,6 +88,16 @@ def test_the_readme_is_one_screen():
     assert len(lines) <= 40
 
 
+def test_figures_of_the_readme_are_those_of_the_results():
+    """Numbers of the table `measured`, such as .0674, 30,999 and 43 times, stand in RESULTS.md."""
+    readme, results = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "benchmarks/RESULTS.md"))
+    table = readme.split("| measured")[1].split("\n\n")[0]
+    figures = re.findall(r"(?<![\w3489-])\d*[.,]\d+|\d+ times|\+\d+\.\d", table.split("---|\n", 1)[1])
+    assert len(figures) >= 15
+    measured = results.replace("x |", " times |").replace("x,", " times,")
+    assert [figure for figure in figures if figure.lstrip("+") not in measured] == []
+
+
 def test_errors_of_the_troubleshooting_page_are_said_by_the_sources():
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     files = [*ROOT.glob("recbole_mm/**/*.py"), ROOT / "run_recbole_mm.py", ROOT / "Makefile"]

@@ -25,7 +25,8 @@ from tests.encoders import write_sentence_encoder
 from tests.test_texts_openai import FakeServer, completion
 
 ROOT = Path(__file__).parents[1]
-GUIDES = ("README", "quickstart", "which-model", *sorted(path.stem for path in ROOT.glob("docs/tutorial-*.md")))
+TUTORIALS = sorted(path.stem for path in ROOT.glob("docs/tutorial-*.md"))
+GUIDES = ("README", "quickstart", "which-model", *TUTORIALS, "recommend", "slices", "cold-start")
 OURS = ("recbole-mm", "python")
 OF_THE_SHELL = ("cat", "head")
 NOT_OURS = ("make", "ollama", "OLLAMA_CONTEXT_LENGTH=8192")
@@ -38,8 +39,12 @@ SMALL = {
     "--experiment molar-id": "--experiment molar-id --mllm=tiny",
     "--seeds 1,2,3": "--seeds 1 --trials 1",
     "--users 1,2": "--users c1,c2",
+    "--slices all": "--slices all --rows Molar,SASRec --seeds 1 --trials 1",
+    "cold-start --dataset": "cold-start --rows SASRec,SASRec-content --dataset",
     "ml-100k": "shop",
 }
+TRAINED = {"recommend": ("SASRec", "Molar")}
+"""Models whose runs a page takes for granted."""
 TRAINING = ("run", "tune", "compare --experiment")
 
 
@@ -90,7 +95,7 @@ class Place:
 
     def stand_ins(self, command: str) -> str:
         """The command with what is at hand here."""
-        command = re.sub(PLACEHOLDER, lambda found: str(self.run_folder(found[0])), command)
+        command = self.with_runs(command)
         for large, small in SMALL.items():
             command = command.replace(large, small)
         command = command.replace("sentence-transformers/all-MiniLM-L6-v2", self.encoder)
@@ -100,6 +105,10 @@ class Place:
         if command.startswith(tuple(f"recbole-mm {name}" for name in TRAINING)) or "run_recbole_mm.py" in command:
             command = re.sub(r" --epochs=\d+", "", command) + " --epochs=1 --show_progress=False"
         return command
+
+    def with_runs(self, text: str) -> str:
+        """The text with the folders of runs that were made here."""
+        return re.sub(PLACEHOLDER, lambda found: str(self.run_folder(found[0])), text)
 
     def run_folder(self, placeholder: str) -> Path:
         """The run that a page means by an id: of the ids of a model, in their order, those of its runs, in time."""
@@ -144,6 +153,17 @@ def write_mmrec(folder: Path) -> None:
         np.save(folder / f"{kind}_feat.npy", rng.normal(size=(60, 6)).astype(np.float32))
 
 
+def write_new_items(shop: Path, folder: Path) -> None:
+    """Two items that came after training, with pictures, described as the shop's own are."""
+    header, first = (shop / "shop.item").read_text(encoding="utf-8").splitlines()[:2]
+    (folder / "images").mkdir(parents=True)
+    lines = [header]
+    for name in ("new1", "new2"):
+        lines.append("\t".join([name, *first.split("\t")[1:]]))
+        shutil.copy(shop / "images" / "p0.png", folder / "images" / f"{name}.png")
+    (folder / "spring.item").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 @pytest.fixture
 def place(request, tmp_path, monkeypatch) -> Iterator[Place]:
     """Where the page of the test is followed: a dataset `shop`, unless the page makes it, and a server of texts."""
@@ -163,6 +183,11 @@ def place(request, tmp_path, monkeypatch) -> Iterator[Place]:
         return whole(*arguments, config_dict={**(config_dict or {}), "epochs": 1, "show_progress": False}, **given)
 
     monkeypatch.setattr(recbole_mm, "run", short)
+    for model in TRAINED.get(page, ()):
+        recbole_mm.run(model, "shop", config_dict={"full_sequence": True})
+    if page == "recommend":
+        write_new_items(Path("dataset/shop"), Path("spring"))
+        Path("sold-out.txt").write_text("p0\np3\n")
     yield Place(page, tmp_path, server.url)
     server.close()
     for name in ("shop", "features_from_files"):
@@ -175,7 +200,7 @@ def test_the_page_can_be_followed(page, place, capsys):
     names: dict = {"__name__": "__main__"}
     for language, block in blocks(page):
         if language == "python":
-            snippet = block.replace('"ml-100k"', '"shop"').replace('users=["1"]', 'users=["c1"]')
+            snippet = place.with_runs(block).replace('"ml-100k"', '"shop"').replace('users=["1"]', 'users=["c1"]')
             exec(compile(snippet, f"docs/{page}.md", "exec"), names)
         elif language == "bash":
             for command in commands(block):
