@@ -1,6 +1,6 @@
 """The Dockerfile: its steps, followed as an ordinary user in a folder that holds what they copy and nothing else.
 
-No image is built. A stand-in for Python says what it was called with; what it is to install in editable mode is looked at afterwards.
+No image is built. A stand-in for Python says what it was called with; what it is to install is looked at afterwards.
 """
 
 from __future__ import annotations
