@@ -26,7 +26,7 @@ from tests.test_texts_openai import FakeServer, completion
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = sorted(path.stem for path in ROOT.glob("docs/tutorial-*.md"))
-GUIDES = ("README", "quickstart", "which-model", *TUTORIALS, "recommend", "slices", "cold-start")
+GUIDES = ("README", "quickstart", "which-model", *TUTORIALS, "recommend", "slices", "cold-start", "report")
 OURS = ("recbole-mm", "python")
 OF_THE_SHELL = ("cat", "head")
 NOT_OURS = ("make", "ollama", "OLLAMA_CONTEXT_LENGTH=8192")
@@ -43,8 +43,8 @@ SMALL = {
     "cold-start --dataset": "cold-start --rows SASRec,SASRec-content --dataset",
     "ml-100k": "shop",
 }
-TRAINED = {"recommend": ("SASRec", "Molar")}
-"""Models whose runs a page takes for granted."""
+TRAINED = {"recommend": ("SASRec", "Molar"), "report": ("Molar", "SASRec"), "serve": ("Molar", "SASRec", "SASRec")}
+"""Models whose runs a page takes for granted; one that is named twice has two runs."""
 TRAINING = ("run", "tune", "compare --experiment")
 
 
@@ -164,6 +164,33 @@ def write_new_items(shop: Path, folder: Path) -> None:
     (folder / "spring.item").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def prepare(page: str) -> None:
+    """Make what a page takes for granted."""
+    for count, model in enumerate(TRAINED.get(page, ())):
+        recbole_mm.run(model, "shop", config_dict={"full_sequence": True, "learning_rate": 1e-3 * (1 + count)})
+    if page == "recommend":
+        write_new_items(Path("dataset/shop"), Path("spring"))
+        Path("sold-out.txt").write_text("p0\np3\n")
+    if page == "report":
+        Path("space.yaml").write_text("learning_rate: {choice: [1e-3, 1e-2]}\n")
+        runs = map(str, sorted(path.parent for path in Path("saved").glob("*/result.json")))
+        assert main(["compare", "--runs", *runs, "--out", "saved/compare-molar-id-shop"]) == 0
+        search = [
+            "tune",
+            "--model",
+            "SASRec",
+            "--dataset",
+            "shop",
+            "--space",
+            "space.yaml",
+            "--trials",
+            "1",
+            "--jobs",
+            "1",
+        ]
+        assert main([*search, "--epochs=1", "--show_progress=False"]) == 0
+
+
 @pytest.fixture
 def place(request, tmp_path, monkeypatch) -> Iterator[Place]:
     """Where the page of the test is followed: a dataset `shop`, unless the page makes it, and a server of texts."""
@@ -183,11 +210,7 @@ def place(request, tmp_path, monkeypatch) -> Iterator[Place]:
         return whole(*arguments, config_dict={**(config_dict or {}), "epochs": 1, "show_progress": False}, **given)
 
     monkeypatch.setattr(recbole_mm, "run", short)
-    for model in TRAINED.get(page, ()):
-        recbole_mm.run(model, "shop", config_dict={"full_sequence": True})
-    if page == "recommend":
-        write_new_items(Path("dataset/shop"), Path("spring"))
-        Path("sold-out.txt").write_text("p0\np3\n")
+    prepare(page)
     yield Place(page, tmp_path, server.url)
     server.close()
     for name in ("shop", "features_from_files"):
