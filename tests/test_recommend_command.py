@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -255,15 +256,15 @@ def test_the_commands(folder, tmp_path, capsys):
 def test_the_page_s_commands_run(folder, tmp_path, monkeypatch, capsys):
     pytest.importorskip("faiss")
     page = (Path(__file__).parents[1] / "docs" / "recommend.md").read_text(encoding="utf-8")
-    commands = [line.split()[1:] for line in page.splitlines() if line.startswith("    recbole-mm ")]
+    commands = [line.split()[1:] for line in page.splitlines() if line.startswith("recbole-mm ")]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sold-out.txt").write_text("i1\ni2\n")
     done = set()
     for command in commands:
         if "--new_items" in command:
             continue  # for models of content, in test_new_items
-        words = [str(folder) if word.startswith("saved/") else word for word in command]
-        words = ["u1,u2" if word == "ann,bob" else word for word in words]
+        words = [re.sub(r"\bc(?=\d)", "u", re.sub(r"\bp(?=\d)", "i", word)) for word in command]  # ids of toy
+        words = [str(folder) if word.startswith("saved/") else word for word in words]
         assert main(words) == 0, (words, capsys.readouterr().err)
         done.add(command[0])
     assert done == {"recommend", "similar", "export"}
