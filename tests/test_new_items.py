@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from recbole.model import sequential_recommender  # noqa: F401  (see `without_anomaly_detection`)
 
 import recbole_mm
 from recbole_mm.artifacts.store import Store
 from recbole_mm.cli import main
+from recbole_mm.data.content_source import ContentSource
+from recbole_mm.data.title_cards import HEIGHT, WIDTH
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.inputs.context import artifact_dir
 from recbole_mm.recommending.command import opened, recommend
@@ -98,6 +101,38 @@ def test_the_id_half_of_a_new_item_is_that_of_a_mean_item(finished, spring):
     ids = recommender.item_vectors()[1:, width:]
     assert ids.shape[1] > 0
     np.testing.assert_allclose(extended.item_vectors()[-2:, width:], ids.mean(0).expand(2, -1), atol=1e-6)
+
+
+def test_new_items_are_worded_as_the_runs_own_are(finished, spring):
+    """The columns of the new file, their order and those that the run has not, change nothing."""
+    recommender = finished("Molar")
+    expected = with_new_items(recommender, spring).item_vectors()[-2:]
+    rows = [line.split("\t") for line in spring.read_text(encoding="utf-8").splitlines()]
+    shuffled = [[item, kind, "notes:token_seq" if not place else "a gift", title]
+                for place, (item, title, kind) in enumerate(rows)]  # fmt: skip
+    spring.write_text("".join("\t".join(row) + "\n" for row in shuffled), encoding="utf-8")
+    assert torch.equal(with_new_items(recommender, spring).item_vectors()[-2:], expected)
+    spring.write_text("".join("\t".join(row[:2]) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(DataError, match=r"spring\.item: the text of known items needs the column 'class'$"):
+        with_new_items(recommender, spring)
+
+
+def test_a_new_item_has_a_title_card_where_the_runs_own_have(tmp_path, toy_config):
+    lines = "item_id:token\tmovie_title:token_seq\n1\tAlien\n"
+    for name in ("ml-100k", "spring"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.item").write_text(lines.replace("1", name[0]), encoding="utf-8")
+    config = toy_config("SASRec", image_dir=None)
+    config["dataset"], config["data_path"] = "ml-100k", str(tmp_path / "ml-100k")
+    source = ContentSource.from_config(config)
+    new = source.of_other_items(config, tmp_path / "spring" / "spring.item")
+    assert new.image("s").size == source.image("m").size == (WIDTH, HEIGHT)
+    config["dataset"], config["data_path"] = "spring", str(tmp_path / "spring")
+    other = ContentSource.from_config(config)
+    assert other.of_other_items(config, tmp_path / "ml-100k" / "ml-100k.item").image("m") is None
+    (tmp_path / "spring" / "spring.item").write_text(lines.replace("movie_", ""), encoding="utf-8")
+    with pytest.raises(DataError, match="needs the column 'movie_title'"):
+        source.of_other_items(config, tmp_path / "spring" / "spring.item")
 
 
 def test_a_new_item_is_encoded_once(finished, spring):

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 MODALITIES = ("image", "text")
 POLICIES = ("mask", "drop", "error")
 CHECKED_AT_ONCE = 1024
+CARD_TITLE = "movie_title"
+"""Column of ml-100k that title cards are drawn of."""
 
 
 class ContentSource:
@@ -90,10 +92,7 @@ class ContentSource:
         """
         root = Path(config["data_path"])
         path = root / f"{config['dataset']}.item"
-        table = None
-        if path.is_file():
-            separator = config["field_separator"] or "\t"
-            table = ItemTable.read(path, config["ITEM_ID_FIELD"] or "item_id", separator, config["encoding"])
+        table = _table_from(config, path) if path.is_file() else None
         if modalities is None:
             modalities = MODALITIES if config["modalities"] is None else config["modalities"]
         modalities = checked_modalities(modalities)
@@ -106,6 +105,33 @@ class ContentSource:
             config["max_image_pixels"] or DEFAULT_MAX_PIXELS,
             root,
             config["show_progress"] is not False,
+        )
+
+    def of_other_items(self, config: Config, path: Path) -> ContentSource:
+        """Return the content of another `.item` file's items, read as those of this one: the same columns make the
+        text, and images come from the same kind of place, in the folder of the file.
+
+        Args:
+            config: that this source was built from.
+            path: the file.
+
+        Raises:
+            DataError: the file is malformed, or lacks a column, folder or file that is read of the items of this one.
+        """
+        table = _table_from(config, path)
+        for column in () if self.layout is None else self.layout.columns:
+            table.require(column, "the text of known items", "needs")
+        if isinstance(self.images, TitleCards):
+            table.require(CARD_TITLE, "the picture of known items", "needs")
+        return ContentSource(
+            table,
+            self.layout,
+            _images_from(config, table, path.parent) if "image" in self.modalities else None,
+            self.modalities,
+            self.missing_modality,
+            self.max_image_pixels,
+            path.parent,
+            self.show_progress,
         )
 
     def fields(self, item_id: str) -> dict[str, str]:
@@ -215,6 +241,11 @@ def checked_modalities(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in MODALITIES if name in given)
 
 
+def _table_from(config: Config, path: Path) -> ItemTable:
+    separator = config["field_separator"] or "\t"
+    return ItemTable.read(path, config["ITEM_ID_FIELD"] or "item_id", separator, config["encoding"])
+
+
 def _layout_from(config: Config, table: ItemTable | None, modalities: tuple[str, ...]) -> TextLayout | None:
     """How text is composed, from `text_template`, `text_fields` or, with neither, all columns that hold words."""
     if table is None:
@@ -257,12 +288,12 @@ def _images_from(config: Config, table: ItemTable | None, root: Path) -> ImageSo
     if folder:
         path = dataset_path(root, folder, "image_dir")
         return FolderImages(path, within=None if Path(folder).is_absolute() else root)
-    if config["dataset"] == "ml-100k" and table is not None and "movie_title" in table.kinds:
+    if config["dataset"] == "ml-100k" and table is not None and CARD_TITLE in table.kinds:
         logger.warning(
             "ml-100k ships no posters: each image is a DRAWN TITLE CARD, not a poster. "
             "Set image_dir to a folder of posters named <item id>.jpg for real ones."
         )
-        return TitleCards(table.column("movie_title"))
+        return TitleCards(table.column(CARD_TITLE))
     logger.warning("%s: no image_dir, image_zip or image_field is set: every image is missing", config["dataset"])
     return None
 

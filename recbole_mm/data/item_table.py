@@ -82,11 +82,16 @@ class ItemTable:
         place = self._place[name]
         return {item_id: row[place] for item_id, row in self._rows.items()}
 
-    def require(self, column: str, setting: str) -> None:
-        """Check that `column`, named by `setting`, is there.
+    def require(self, column: str, by: str, verb: str = "names") -> None:
+        """Check that a column is there.
+
+        Args:
+            column: its name.
+            by: what asks for it, such as a setting.
+            verb: what that does with it.
 
         Raises:
             DataError: it is not; the message names the nearest column.
         """
         if column not in self.kinds:
-            raise DataError(f"{self.path}: {setting} names the column {column!r}{did_you_mean(column, self.kinds)}")
+            raise DataError(f"{self.path}: {by} {verb} the column {column!r}{did_you_mean(column, self.kinds)}")

@@ -1,8 +1,8 @@
 """Items that came after training, shown beside the trained ones by what their content says.
 
-They are given as a dataset is: an `.item` file with the columns that the run's items have, and images where the run's
-settings look for them, in the folder of the file. Vectors are computed as those of the run's items were, through the
-same artifact store, so that an item is encoded once.
+They are given as a dataset is: an `.item` file with the columns that the run reads of its own items, and images where
+the run's settings look for them, in the folder of the file. Vectors are computed as those of the run's items were,
+through the same artifact store, so that an item is encoded once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from recbole_mm.data.content import ItemContent
-from recbole_mm.data.content_source import ContentSource
 from recbole_mm.data.dataset import create_dataset
 from recbole_mm.data.inputs import ModelInputs
 from recbole_mm.data.item_text import clean_text
@@ -30,13 +29,6 @@ VIEWS = {"item_vectors": None, "item_text_vectors": "text"}
 """Inputs of the MLLM's vectors -> the modality that they are of; None for those of the run."""
 
 
-class _Elsewhere(dict[str, Any]):
-    """A run's settings for items in another folder; None for what is not set, as in a run's own."""
-
-    def __missing__(self, name: str) -> None:
-        return None
-
-
 def with_new_items(recommender: Recommender, path: str | os.PathLike[str]) -> Recommender:
     """Return a recommender that ranks new items beside the run's own.
 
@@ -46,7 +38,8 @@ def with_new_items(recommender: Recommender, path: str | os.PathLike[str]) -> Re
 
     Raises:
         ConfigError: the model knows items by their ids, or by something that cannot be computed of new ones.
-        DataError: the file is missing or malformed, holds no item, or one that the run has.
+        DataError: the file is missing or malformed, lacks a column that the run's texts are made of, holds no item, or
+            one that the run has.
     """
     hooks, config = hooks_of(type(recommender.model)), recommender.config
     if "new_item_vectors" not in vars(hooks):
@@ -74,8 +67,7 @@ def with_new_items(recommender: Recommender, path: str | os.PathLike[str]) -> Re
 def _read(recommender: Recommender, path: Path) -> ItemContent:
     if path.suffix != ".item" or not path.is_file():
         raise DataError(f"{path}: no such file; new items are given as an .item file, as the run's own are")
-    settings = {**recommender.config.final_config_dict, "data_path": str(path.parent), "dataset": path.stem}
-    source = ContentSource.from_config(_Elsewhere(settings))  # type: ignore[arg-type]
+    source = recommender.dataset.content_source.of_other_items(recommender.config, path)
     assert source.table is not None
     tokens = source.table.ids
     if not tokens:
