@@ -123,6 +123,20 @@ def test_ties_are_the_evaluations(finished):
     np.testing.assert_array_equal(top.items, items)
 
 
+def test_a_reranker_asks_about_the_best_that_are_allowed(finished):
+    recommender = finished("TALLRec")
+    users, allow = np.arange(1, 20), np.arange(3, 40, 2)
+    top = recommender.top_k(10, users=users, allow=allow, mask_history=False)
+    assert ((top.scores >= 0).sum(1) == 4).all()  # its probabilities; rerank_k is 4
+    with torch.no_grad():
+        first = recommender.model.first_scores(
+            recommender._sequential_cases(users, recommender.histories_of(users), True, "all")[np.arange(19)].to("cpu")
+        )
+    best = allow[first[:, torch.from_numpy(allow)].argsort(1, descending=True)[:, :4].numpy()]
+    assert np.array_equal(np.sort(top.items[:, :4], axis=1), np.sort(best, axis=1))
+    assert recommender.model._choosable is None
+
+
 @pytest.mark.parametrize("model", ["SASRec", "Molar", "SASRecContent", "TALLRec"])
 def test_a_history_is_read_as_that_of_a_user(finished, model):
     recommender = finished(model)

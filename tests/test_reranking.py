@@ -20,6 +20,7 @@ class Fake(RerankingRecommender):
 
     def __init__(self, config, dataset) -> None:
         super().__init__(config, dataset)
+        self.settings_of_the_test = config
         self.llm = nn.Linear(2, 2)
         self.own = nn.Parameter(torch.zeros(3))
         self.asked_now = True
@@ -113,6 +114,19 @@ def test_the_best_that_can_be_recommended_are_asked_about(built):
 def test_without_masking_the_history_is_asked_about_too(built):
     model, phases = built(mask_history=False, rerank_k=None)
     assert ((model.full_sort_predict(cases(phases)) >= 0).sum(1) == model.n_items - 1).all()
+
+
+def test_where_some_items_are_ranked_the_best_of_those_are_asked_about(built):
+    model, phases = built(mask_history=False)
+    users, barred = phases.test.users, np.arange(1, model.n_items, 3)
+    users.history, users.barred = None, barred
+    phases.test.rank(model, model.settings_of_the_test)
+    ranked = np.setdiff1d(np.arange(1, model.n_items), barred)
+    for user, case in zip(users.user_ids.tolist(), range(len(users)), strict=True):
+        plain = model.first_scores(cases(phases, len(users)))[case]
+        best = sorted(ranked.tolist(), key=lambda item: -float(plain[item]))[:4]
+        assert sorted(item for asked, item in model.questions if asked == user) == sorted(best)
+    assert model._choosable is None
 
 
 def test_nothing_is_asked_before_the_time_has_come(built):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +28,7 @@ from recbole_mm.evaluation.collector import RankingCollector, TrainCounts
 from recbole_mm.evaluation.csr import CSR
 from recbole_mm.evaluation.sampled import SampledCandidates
 from recbole_mm.evaluation.scoring import Scorer
+from recbole_mm.models.base import RerankingModel
 from recbole_mm.utils.process_group import current_workers
 from recbole_mm.utils.progress import progress
 
@@ -144,7 +146,7 @@ def rank_users(
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _choosing(model, eval_users.barred, item_num):
             scorer = Scorer(
                 model,
                 eval_users.interaction,
@@ -163,6 +165,13 @@ def rank_users(
     if (workers := current_workers()) is not None:
         collector.put_together(workers.sum)
     return collector.result()
+
+
+def _choosing(model: nn.Module, barred: np.ndarray | None, item_num: int) -> AbstractContextManager[None]:
+    """Have a reranker choose the items that it asks about among those that are ranked."""
+    if barred is None or not isinstance(model, RerankingModel):
+        return nullcontext()
+    return model.choosing_from(np.setdiff1d(np.arange(1, item_num), barred))
 
 
 def _own(batches: Sequence[T]) -> Sequence[T]:

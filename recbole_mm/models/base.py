@@ -17,9 +17,12 @@ value of another kind, is refused there.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+import torch
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import GeneralRecommender, SequentialRecommender
 from torch import Tensor
@@ -170,6 +173,21 @@ class RerankingModel(SequentialModel, ABC):
     reads_users: ClassVar[bool] = True
     """What it asks rests on more than the history: on something that was trained or written for the user's id. False:
     it can be asked for users that no training knows, if its first stage can."""
+
+    _choosable: Tensor | None = None
+    """bool (n_items,), the items of which `rerank_k` are chosen; None: all. `choosing_from` sets it."""
+
+    @contextmanager
+    def choosing_from(self, items: np.ndarray | None) -> Iterator[None]:
+        """Choose the items that are asked about among these ids (m,), where no others are ranked; None: among all."""
+        before = self._choosable
+        if items is not None:
+            self._choosable = torch.zeros(self.n_items, dtype=torch.bool)
+            self._choosable[torch.from_numpy(items)] = True
+        try:
+            yield
+        finally:
+            self._choosable = before
 
     @abstractmethod
     def first_scores(self, cases: Interaction) -> Tensor:

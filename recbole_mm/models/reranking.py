@@ -1,10 +1,12 @@
 """Base of expensive models that rerank the best items of a cheap one: the choice of the items, and one scale for all.
 
-The cheap model scores every item of a case. The `rerank_k` best of those that can be recommended at all are asked
-about, and their scores are the expensive model's probabilities; every other item's score is below 0, in the cheap
-model's order.
+The cheap model scores every item of a case. The `rerank_k` best of those that can be recommended at all, or of those
+that are ranked where these are fewer, are asked about, and their scores are the expensive model's probabilities; every
+other item's score is below 0, in the cheap model's order.
 With a `fusion_weight` w below 1 their scores are w * probability + (1 - w) * what the cheap model says of them,
-scaled to 0 to 1 over the items that are asked about: 0 leaves the cheap model's order as it is.
+scaled to 0 to 1 over the `rerank_k` items that a full ranking asks about: 0 leaves the cheap model's order as it is.
+Sampled candidates that are asked about without being among them (`answers_any`) are on the same scale, so that a pair's
+score does not depend on what was drawn beside it; a candidate that the cheap model ranks lower is below 0 on it.
 """
 
 from __future__ import annotations
@@ -150,9 +152,14 @@ class RerankingRecommender(RerankingModel):
         return scores, first_of_each_row(scores, self._candidates(cases), self.rerank_k)
 
     def _candidates(self, cases: Interaction) -> Tensor:
-        """Return a mask (B, n_items) of the items that can be recommended; with `mask_history` those of the history
-        cannot, including a held-out item in it: only the evaluation knows that it is held out."""
+        """Return a mask (B, n_items) of the items that can be recommended, among those that `choosing_from` leaves.
+
+        With `mask_history` those of the history cannot, including a held-out item in it: only the evaluation knows that
+        it is held out.
+        """
         allowed = torch.ones(len(cases), self.n_items, dtype=torch.bool, device=self.known_items.device)
+        if self._choosable is not None:
+            allowed &= self._choosable.to(allowed.device)
         allowed[:, 0] = False
         if self.mask_history:
             users = cases[self.USER_ID]

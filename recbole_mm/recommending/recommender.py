@@ -250,7 +250,7 @@ class Recommender:
         if allow is None and known == "test" and self.config["candidates"] == "cold":
             allow = np.flatnonzero(self.dataset.item_phases == TEST)
         allowed = self._allowed(allow, exclude)
-        with torch.no_grad(), self._reranking_of(masks):
+        with torch.no_grad(), self._reranking_of(masks, allowed):
             blocks = self._blocks(users, history, given is None, known)
             return self._collect(blocks, k, history.distinct(self.n_items) if masks else None, allowed, len(history))
 
@@ -295,16 +295,20 @@ class Recommender:
         return np.flatnonzero(allowed)
 
     @contextmanager
-    def _reranking_of(self, masks: bool) -> Iterator[None]:
-        """Have a model that asks about a few items ask about those of the history, or not."""
-        if not isinstance(self.model, RerankingModel) or "mask_history" not in vars(self.model):
+    def _reranking_of(self, masks: bool, allowed: np.ndarray | None) -> Iterator[None]:
+        """Have a model that asks about a few items ask about those of the history, or not, and about allowed ones."""
+        if not isinstance(self.model, RerankingModel):
             yield
             return
-        before, self.model.mask_history = self.model.mask_history, bool(masks)
+        before = vars(self.model).get("mask_history")
+        if before is not None:
+            self.model.mask_history = bool(masks)
         try:
-            yield
+            with self.model.choosing_from(allowed):
+                yield
         finally:
-            self.model.mask_history = before
+            if before is not None:
+                self.model.mask_history = before
 
     # ------------------------------------------------------------------------------------------------------- vectors
 
