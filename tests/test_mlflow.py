@@ -6,13 +6,18 @@ from __future__ import annotations
 import logging
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
 import recbole_mm
 from recbole_mm.errors import ConfigError
+from recbole_mm.experiments.tune.trial import Job, run_trial
+from recbole_mm.registry import find_model
 from recbole_mm.training import tracking
+from recbole_mm.training.trainer import TrainerMixin
+from tests.conftest import TOY_FEATURES
 
 METRIC = "ndcg_at_10"
 
@@ -28,6 +33,7 @@ class Server:
         self.metrics, self.params, self.tags, self.ended, self.experiments = [], {}, {}, [], {}
         self.fails: set[str] = set()
         self.active = None
+        self.given, self.made = {}, 0
 
     def client(self, uri):
         self.uri = uri
@@ -47,7 +53,14 @@ class Server:
 
     def create_run(self, experiment, run_name, tags):
         self.tags = {**tags, "name": run_name, "experiment": experiment}
+        self.made += 1
         return SimpleNamespace(info=SimpleNamespace(run_id="made here"))
+
+    def get_run(self, run_id):
+        return SimpleNamespace(data=SimpleNamespace(tags=dict(self.given.get(run_id, {}))))
+
+    def set_tag(self, run_id, key, value):
+        self.given.setdefault(run_id, {})[key] = value
 
     def log_batch(self, run_id, params):
         assert len(params) <= 100
@@ -58,8 +71,8 @@ class Server:
         assert set(key) <= set("abcdefghijklmnopqrstuvwxyz0123456789_/")
         self.metrics.append((run_id, key, value, step))
 
-    def set_terminated(self, run_id):
-        self.ended.append(run_id)
+    def set_terminated(self, run_id, status):
+        self.ended.append((run_id, status))
 
 
 @pytest.fixture
@@ -98,14 +111,47 @@ def test_a_run_is_written_with_recboles_names(server, toy_settings):
     assert [step for step, _ in by_key[f"valid/{METRIC}"]] == [0, 1]
     assert max(value for _, value in by_key[f"valid/{METRIC}"]) == found.best_valid_result["ndcg@10"]
     assert [value for _, value in by_key[f"eval/{METRIC}"]] == [found.test_result["ndcg@10"]]
-    assert server.ended == ["made here"]
+    assert server.ended == [("made here", "FINISHED")]
 
 
 def test_a_run_that_is_active_is_used_and_left_open(server, toy_settings):
-    server.active = SimpleNamespace(info=SimpleNamespace(run_id="begun before"))
-    trained(toy_settings)
+    server.active = SimpleNamespace(info=SimpleNamespace(run_id="begun before", experiment_id="7"))
+    first = trained(toy_settings)
     assert {run_id for run_id, *_ in server.metrics} == {"begun before"}
     assert (server.ended, server.experiments) == ([], {})
+    assert server.given["begun before"]["run_dir"] == str(first.run_dir)
+    server.metrics.clear()
+    second = trained(toy_settings, embedding_size=8)
+    assert {run_id for run_id, *_ in server.metrics} == {"made here"}, "whose parameters are others"
+    assert server.tags["mlflow.parentRunId"] == "begun before"
+    assert (server.tags["experiment"], server.tags["name"]) == ("7", second.run_dir.name)
+    assert server.ended == [("made here", "FINISHED")]
+
+
+@pytest.mark.parametrize(("raised", "status"), [(ConfigError("no"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
+def test_a_run_that_ends_early_does_not_stay_open(server, toy_settings, monkeypatch, raised, status):
+    def stop(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(TrainerMixin, "_validate", stop)
+    with pytest.raises(type(raised)):
+        trained(toy_settings)
+    assert server.ended == [("made here", status)]
+
+
+def test_trials_end_and_what_is_chosen_is_written(server, toy_settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a trial sets it
+    shared = {**toy_settings, "log_mlflow": True, "epochs": 1}
+    choice = {"dueg": "sasrec", "hidden_size": 16, "item_sources": ["text"], "item_features": TOY_FEATURES}
+    choice |= {"rec_loss": "ce", "fusion_weight": "valid"}
+    job = Job(find_model("Molar"), "toy", {**shared, **choice}, str(Path.cwd()), 1, 0)
+    run_trial(job, {}, tmp_path / "trial", tmp_path, lambda *_: None)
+    assert server.ended == [("made here", "FINISHED")]
+    assert server.given["made here"]["chosen_on_validation"].startswith("fusion_weight: ")
+    assert not any(key.startswith("eval/") for _, key, *_ in server.metrics)
+    with pytest.raises(ConfigError, match="gradient_accumulation_steps"):
+        run_trial(job, {"gradient_accumulation_steps": 0}, tmp_path / "other", tmp_path, lambda *_: None)
+    assert server.made == 1, "nothing was begun"
 
 
 def test_a_server_that_fails_ends_the_run_at_its_start_and_is_warned_of_later(server, toy_settings, caplog):

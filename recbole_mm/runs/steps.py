@@ -127,14 +127,16 @@ def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -
     kinds = slice_kinds(config, assembled.dataset, test) if isinstance(test, RankingData) else []
     trainer = make_trainer(config, assembled.model, run_dir)
     splits, show_progress = assembled.splits, config["show_progress"]
-    with stages("training"), one_line_errors(config["model"]):
-        _, best_valid_result = trainer.fit(splits.train, splits.valid, show_progress=show_progress, resume=resume)
-    with stages("test"), one_line_errors(config["model"]):
-        test_result = trainer.evaluate(splits.test, config["load_best_model"], show_progress=show_progress)
+    with trainer.mlflow, one_line_errors(config["model"]):
+        with stages("training"):
+            _, best_valid_result = trainer.fit(splits.train, splits.valid, show_progress=show_progress, resume=resume)
+        trainer.mlflow.log_choice(trainer.chosen)
+        with stages("test"):
+            test_result = trainer.evaluate(splits.test, config["load_best_model"], show_progress=show_progress)
+        trainer.mlflow.log_metrics(test_result or {}, "eval", max(trainer.best_epoch, 0))
     assembled.test_result = dict(test_result or {})
     assembled.best_valid_result = dict(best_valid_result or {})
     assembled.chosen = trainer.chosen
-    trainer.mlflow.log_test(assembled.test_result, trainer.best_epoch)
     if isinstance(splits.test, RankingData) and config["model"] != "Pop" and not trainer.hooks.has_first_stage:
         assembled.beside["Pop"] = trainer.evaluate_pop(splits.test)
     if workers is not None and not workers.is_first:

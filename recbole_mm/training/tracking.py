@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.tensorboard import SummaryWriter
@@ -124,6 +125,8 @@ def check_trackers(config: Config) -> None:
         )
 
 
+PARENT = "mlflow.parentRunId"
+"""Tag by which MLflow shows a run below another one."""
 LONGEST_PARAMETER, PARAMETERS_AT_ONCE = 500, 100
 """What every MLflow server takes."""
 
@@ -131,48 +134,81 @@ LONGEST_PARAMETER, PARAMETERS_AT_ONCE = 500, 100
 class Mlflow:
     """A run of MLflow, with the names that RecBole gives to W&B's: `train/train_loss`, `valid/ndcg_at_10`, `eval/...`.
 
-    MLflow takes no `@` in a name. The run is the active one, if the program has begun one; or else a new one of the
-    experiment `mlflow_experiment`, named like the run's folder, which ends with the test.
+    MLflow takes no `@` in a name. The first run of this package in an active run that the program has begun is that
+    run, and later ones are its children. Without an active run it is a new one of the experiment `mlflow_experiment`. A
+    run that is made here is named like the run's folder.
+
+    As a context manager it begins the run, and ends one that was made here: as `FAILED` on an exception, as `KILLED`
+    where that is no error, such as Ctrl-C. Outside of it nothing is written.
+
+        with trainer.mlflow:
+            trainer.fit(...)
 
     Args:
         config: the run's settings, which become the parameters. Nothing is done without `log_mlflow: True`.
         run_dir: the run's folder.
-
-    Raises:
-        ConfigError: the server cannot be reached, or refuses.
     """
 
     def __init__(self, config: Config, run_dir: Path) -> None:
-        self.is_on = bool(config["log_mlflow"])
-        if not self.is_on:
-            return
+        self.config, self.run_dir, self.is_on = config, run_dir, False
+
+    def __enter__(self) -> Mlflow:
+        """Begin the run.
+
+        Raises:
+            ConfigError: the server cannot be reached, or refuses.
+        """
+        if not self.config["log_mlflow"]:
+            return self
         import mlflow
 
         self._errors = mlflow.exceptions.MlflowException
-        active = mlflow.active_run()
-        self._begun = active is None
-        uri = config["mlflow_tracking_uri"]
+        uri = self.config["mlflow_tracking_uri"]
         try:
             self._client = mlflow.MlflowClient(uri)
-            self._run_id = active.info.run_id if active is not None else self._create(config, run_dir)
-            self._log_parameters(config)
+            self._run_id, self._is_ours = self._begin(mlflow.active_run())
+            self.is_on = True
+            self._log_parameters()
         except self._errors as error:
+            self._end("FAILED")
             raise ConfigError(
                 f"log_mlflow: {uri or 'the default tracking server'}: {one_line(str(error))}; mend "
                 "mlflow_tracking_uri, or set log_mlflow: False"
             ) from error
+        return self
 
-    def _create(self, config: Config, run_dir: Path) -> str:
-        name = config["mlflow_experiment"]
-        experiment = self._client.get_experiment_by_name(name)
-        identity = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
-        tags = {"model": str(config["model"]), "dataset": str(config["dataset"]), "run_dir": str(run_dir)}
-        return self._client.create_run(identity, run_name=run_dir.name, tags=tags).info.run_id
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._end("FINISHED" if error is None else "FAILED" if isinstance(error, Exception) else "KILLED")
 
-    def _log_parameters(self, config: Config) -> None:
+    def _begin(self, active: Any) -> tuple[str, bool]:
+        """Return the id of the run, and whether it was made here."""
+        config, name = self.config, self.config["mlflow_experiment"]
+        tags = {"model": str(config["model"]), "dataset": str(config["dataset"]), "run_dir": str(self.run_dir)}
+        if active is None:
+            experiment = self._client.get_experiment_by_name(name)
+            identity = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
+        elif "run_dir" in self._client.get_run(active.info.run_id).data.tags:  # an earlier run's, with other parameters
+            identity, tags = active.info.experiment_id, {**tags, PARENT: active.info.run_id}
+        else:
+            for key, value in tags.items():
+                self._client.set_tag(active.info.run_id, key, value)
+            return active.info.run_id, False
+        return self._client.create_run(identity, run_name=self.run_dir.name, tags=tags).info.run_id, True
+
+    def _end(self, status: str) -> None:
+        """End a run that was made here; what the server then says is a warning."""
+        was_on, self.is_on = self.is_on, False
+        if not was_on or not self._is_ours:
+            return
+        try:
+            self._client.set_terminated(self._run_id, status)
+        except self._errors as error:
+            logger.warning("log_mlflow: %s; the run stays open there", one_line(str(error)))
+
+    def _log_parameters(self) -> None:
         from mlflow.entities import Param
 
-        given = {key: value for key, value in config.as_dict().items() if key != "mlflow_tracking_uri"}
+        given = {key: value for key, value in self.config.as_dict().items() if key != "mlflow_tracking_uri"}
         values = [Param(key, str(value)[:LONGEST_PARAMETER]) for key, value in given.items()]
         for start in range(0, len(values), PARAMETERS_AT_ONCE):
             self._client.log_batch(self._run_id, params=values[start : start + PARAMETERS_AT_ONCE])
@@ -196,11 +232,17 @@ class Mlflow:
             for key, number in numbers.items():
                 self._client.log_metric(self._run_id, key, number, step=step)
         except self._errors as error:
-            logger.warning("log_mlflow: %s; nothing more is written there", one_line(str(error)))
-            self.is_on = False
+            self._give_up(error)
 
-    def log_test(self, metrics: Mapping[str, float], step: int) -> None:
-        """Write the metrics of the test at the best epoch, and end the run if it was begun here."""
-        self.log_metrics(metrics, "eval", max(step, 0))
-        if self.is_on and self._begun:
-            self._client.set_terminated(self._run_id)
+    def log_choice(self, chosen: str) -> None:
+        """Write what the model took on validation, in words, as the tag `chosen_on_validation`; "" for nothing."""
+        if not self.is_on or not chosen:
+            return
+        try:
+            self._client.set_tag(self._run_id, "chosen_on_validation", chosen)
+        except self._errors as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        logger.warning("log_mlflow: %s; nothing more is written there", one_line(str(error)))
+        self._end("FAILED")

@@ -110,7 +110,9 @@ def _train(config: Config, folder: Path, search_dir: Path, report: Report) -> No
         reported = True
         report(epoch + 1, float(score), float(trainer.best_valid_score), _seconds(trainer.timings))
 
-    trainer.fit(assembled.splits.train, assembled.splits.valid, callback_fn=on_validation, resume=True)
+    with trainer.mlflow:
+        trainer.fit(assembled.splits.train, assembled.splits.valid, callback_fn=on_validation, resume=True)
+        trainer.mlflow.log_choice(trainer.chosen)
     scores = [
         [record["epoch"] + 1, float(record["valid_score"])] for record in trainer.history if "valid_score" in record
     ]
