@@ -22,7 +22,7 @@ from recbole.evaluator.collector import DataStruct
 from recbole.evaluator.register import Register
 
 from recbole_mm.errors import ConfigError, RecboleMMError
-from recbole_mm.evaluation.csr import CSR
+from recbole_mm.evaluation.csr import CSR, offsets_of
 from recbole_mm.evaluation.rank_counting import count_above, count_at_least, rows_with_nan, scratch_for, top_columns
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ RANKS = "rec.ranks"
 """Key of our own in the `DataStruct`: (nnz,) int64 rank of every positive, in the order of `EvalUsers.positives`."""
 
 RANKINGS = "rec.rankings"
-"""Another one, where it is asked for: (n, d) int64 best items of each row by score, lower ids first in ties, 0 where
-nothing is left; d is the longest of `topk` and the most positives of a row together."""
+"""Another one, where it is asked for: a `CSR` of the best items of each row by score, lower ids first in ties, 0 where
+nothing is left: as many as the longest of `topk` and the row's own positives together."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class RankingCollector:
         self._at_least = np.zeros(len(positives.items), dtype=np.int64)
         self._above = np.zeros_like(self._at_least)
         self._scores = np.zeros(len(positives.items), dtype=np.float64)
-        depth = min(width, self.max_k + int(positives.lengths.max(initial=0)))
-        self._best = np.zeros((len(positives) if self.rankings else 0, depth), dtype=np.int64)
+        depths = np.minimum(width, self.max_k + positives.lengths) * self.rankings
+        self._best = CSR(offsets_of(depths), np.zeros(depths.sum(), dtype=np.int64))
         self._items = np.zeros((len(positives) if self.needs.need("rec.items") else 0, self.max_k), dtype=np.int64)
         if len(self._items) and self.max_k > (fewest := width - int(masked.max())):
             raise ConfigError(
@@ -152,9 +152,12 @@ class RankingCollector:
             best = top_columns(scores, self.max_k).cpu().numpy()
             self._items[rows] = best if items is None else np.take_along_axis(items, best, axis=1)
         if self.rankings:
-            best = top_columns(scores, self._best.shape[1]).cpu().numpy()
-            left = np.arange(best.shape[1]) < (self._width - self._masked[rows])[:, None]
-            self._best[rows] = np.where(left, best if items is None else np.take_along_axis(items, best, axis=1), 0)
+            depths = self._best.lengths_of(rows)[:, None]
+            best = top_columns(scores, int(depths.max())).cpu().numpy()
+            place = np.arange(best.shape[1])
+            left = place < (self._width - self._masked[rows])[:, None]
+            found = np.where(left, best if items is None else np.take_along_axis(items, best, axis=1), 0)
+            self._best.items[self._best.positions(rows)] = found[place < depths]
 
     def put_together(self, total: Callable[[np.ndarray], np.ndarray]) -> None:
         """Add the rows that other processes have collected.
@@ -169,7 +172,7 @@ class RankingCollector:
         if self.needs.need("rec.items"):
             self._items = total(self._items)
         if self.rankings:
-            self._best = total(self._best)
+            self._best = CSR(self._best.offsets, total(self._best.items))
 
     def result(self) -> DataStruct:
         """What RecBole's `Evaluator` wants, and the rank of every positive under `RANKS`."""
@@ -185,7 +188,7 @@ class RankingCollector:
         if self.needs.need("rec.items"):
             struct.set("rec.items", torch.from_numpy(self._items))
         if self.rankings:
-            struct.set(RANKINGS, torch.from_numpy(self._best))
+            struct.set(RANKINGS, self._best)
         return struct
 
     def _at_minus_infinity(self, counts: np.ndarray) -> np.ndarray:

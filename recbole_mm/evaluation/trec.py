@@ -45,13 +45,14 @@ def ranked_lists(users: EvalUsers, struct: DataStruct, k: int) -> CSR:
         struct: the result of `rank_users` by a collector of rankings.
         k: length of a list.
     """
-    best = struct.get(RANKINGS).numpy()
+    best = struct.get(RANKINGS)
     positives, ranks = users.positives, struct.get(RANKS).numpy()
     lists = []
     for row in range(len(users)):
         mine = slice(positives.offsets[row], positives.offsets[row + 1])
         held_out, places = positives.items[mine], ranks[mine]
-        others = best[row][(best[row] > 0) & ~np.isin(best[row], held_out)]
+        ranked = best.items[best.offsets[row] : best.offsets[row + 1]]
+        others = ranked[(ranked > 0) & ~np.isin(ranked, held_out)]
         listed = places <= k
         length = min(k, len(others) + int(listed.sum()))
         items = np.zeros(max(length, int(places[listed].max(initial=0))), dtype=np.int64)
