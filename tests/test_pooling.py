@@ -78,6 +78,8 @@ def test_settings_come_before_what_the_checkpoint_says(tmp_path):
         ({"modules": (TRANSFORMER, {**POOLING, "path": "../x"})}, r"modules.json names '../x', outside of its folder"),
         ({"modules": (3,)}, "its part 3 is not known"),
         ({"pooling": [1]}, "config.json is not a dict"),
+        ({"settings": {"prompts": 5}}, "the prompts of its config_sentence_transformers.json are not texts by name"),
+        ({"settings": {"prompts": {"passage": ["P"]}}}, "are not texts by name; give mllm_instruction"),
         ({"settings": 5}, "config_sentence_transformers.json is not a dict"),
     ],
 )
@@ -92,6 +94,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     write(tmp_path)
     (tmp_path / "1_Pooling" / "config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
+        read_pooling(tmp_path, "a model")
+    (tmp_path / "1_Pooling" / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read: it is nested too deep"):
         read_pooling(tmp_path, "a model")
     (tmp_path / "1_Pooling" / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"config\.json cannot be read"):

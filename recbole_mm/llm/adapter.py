@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel
 
 from recbole_mm.errors import ModelLoadError
 from recbole_mm.llm.pretrained import ADAPTER_CONFIG, Pretrained
+from recbole_mm.utils.files import parse_json
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 OUTER = "base_model.model."
@@ -63,7 +63,7 @@ def read_adapter(source: Pretrained) -> Adapter:
     """
     name, folder = source.name, source.folder
     try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        config = parse_json((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         base, revision = config["base_model_name_or_path"], config.get("revision")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelLoadError(f"{name}: its {ADAPTER_CONFIG} cannot be read or names no base model") from error

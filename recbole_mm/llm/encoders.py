@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from recbole_mm.llm.pretrained import (
     open_pretrained,
     published,
 )
+from recbole_mm.utils.files import parse_json
 
 POOLINGS = ("auto", "pooler", "cls", "mean")
 WEIGHTS_MISSING_SHOWN = 3
@@ -246,7 +246,7 @@ def _trust(parameters: Mapping[str, Any]) -> dict[str, bool]:
 def _described(found: Pretrained) -> dict[str, Any]:
     """A model's config.json; {} where it cannot be read, which is an error when the model is loaded."""
     try:
-        described = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
+        described = parse_json((found.folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return described if isinstance(described, dict) else {}
@@ -318,7 +318,7 @@ class TimmEncoder:
 
 def _open_timm_model(timm: ModuleType, found: Pretrained) -> tuple[Any, Any]:
     """Model in evaluation mode and its transform from an RGB image to a (3, height, width) tensor."""
-    described = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
+    described = parse_json((found.folder / "config.json").read_text(encoding="utf-8"))
     architecture, given = described["architecture"], described.get("pretrained_cfg", {})
     if not re.fullmatch(r"[\w.]+", architecture):  # timm would take hf-hub:... and local-dir:... for other places
         raise ValueError(f"its config.json names no architecture of timm: {architecture!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from recbole_mm.llm.family import Family
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.pretrained import LLM_HINT, Pretrained, find_llm, first_line, load_errors, open_pretrained
 from recbole_mm.llm.prompts import CUR_ITEM
+from recbole_mm.utils.files import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -245,7 +245,7 @@ def supported_family(name: str, folder: Path) -> type[Family]:
         ModelLoadError: another family, or no config.json that can be read.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = parse_json((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelLoadError(f"{name}: no model there, its folder holds no config.json; {LLM_HINT}") from error
     except (OSError, ValueError) as error:

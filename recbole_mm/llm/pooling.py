@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recbole_mm.errors import ConfigError
 from recbole_mm.llm.model import MLLM
+from recbole_mm.utils.files import parse_json
 
 CUR_ITEM, LAST, MEAN, CHECKPOINT = "cur_item", "last", "mean", "checkpoint"
 
@@ -125,8 +125,10 @@ def _own_instruction(folder: Path, where: str) -> str:
         return ""
     said = _read(folder / SETTINGS, dict, where)
     prompts = said.get("prompts") or {}
-    usual = next((word for word in OF_ITEMS if word in prompts), said.get("default_prompt_name"))
-    return str(prompts.get(usual) or "") if isinstance(prompts, dict) else ""
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise ConfigError(f"{where}: the prompts of its {SETTINGS} are not texts by name; give mllm_instruction")
+    usual = next((word for word in OF_ITEMS if word in prompts), str(said.get("default_prompt_name")))
+    return prompts.get(usual) or ""
 
 
 def _inside(folder: Path, module: dict[str, Any], where: str) -> Path:
@@ -140,7 +142,7 @@ def _inside(folder: Path, module: dict[str, Any], where: str) -> Path:
 
 def _read(path: Path, kind: type, where: str) -> Any:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{where}: {path.name} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(found, kind):

@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 
 from recbole_mm.errors import ModelLoadError
-from recbole_mm.utils.files import CHECKSUMS, file_digest, listed_checksums
+from recbole_mm.utils.files import CHECKSUMS, file_digest, listed_checksums, parse_json
 from recbole_mm.utils.seal import CHANGED, ChecksumError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -270,7 +270,12 @@ def _settings_digest(path: Path) -> bytes | None:
     """SHA-256 of an adapter's settings without the place of its base, which has an identity of its own."""
     if path.name != ADAPTER_CONFIG:
         return None
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        settings = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # an error when the adapter is loaded
+        return None
+    if not isinstance(settings, dict):
+        return None
     settings.pop("base_model_name_or_path", None)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()
 
@@ -356,6 +361,6 @@ def _pickles(folder: Path) -> Iterator[tuple[Path, str]]:
 def _shards(index: Path) -> list[str]:
     """Files that an index names, sorted; none of one that cannot be read, which fails when it is loaded."""
     try:
-        return sorted(set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
+        return sorted(set(map(str, parse_json(index.read_text(encoding="utf-8"))["weight_map"].values())))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return []

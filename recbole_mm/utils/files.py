@@ -230,6 +230,18 @@ def write_json(path: Path, content: Mapping[str, Any], **options: Any) -> None:
     write_text(path, json.dumps({CHECKSUM: UNSEALED, **content}, **{"indent": 1, **options}) + "\n")
 
 
+def parse_json(text: str) -> Any:
+    """Read JSON that anybody may have written.
+
+    Raises:
+        ValueError: it is none, or nested too deep.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read what `write_json` wrote.
 
@@ -238,7 +250,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: it is no JSON object, or damaged.
     """
     check_seal(path)
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = parse_json(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError("it is no JSON object")
     content.pop(CHECKSUM, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from recbole_mm.llm.loading import DTYPES, _read_model, require_words
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.pretrained import Pretrained, load_errors, open_pretrained
 from recbole_mm.llm.texts.chat import Chat
+from recbole_mm.utils.files import parse_json
 
 
 @dataclass
@@ -172,7 +172,7 @@ def check_writes(name: str, folder: Path) -> bool:
         ModelLoadError: neither, or no config.json that can be read.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = parse_json((folder / "config.json").read_text(encoding="utf-8"))
         kind = config["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelLoadError(f"{name}: no model there: its config.json cannot be read") from error
