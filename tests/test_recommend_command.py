@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from recbole_mm.cli import main
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.recommending import output, requests
 from recbole_mm.recommending.command import Asked, _made_of, opened, recommend, similar
+from recbole_mm.recommending.export import export
 from recbole_mm.recommending.recommender import Recommender
 from tests.conftest import TOY_SETTINGS, write_toy
 
@@ -81,6 +83,10 @@ def test_histories_are_read_alike_from_everywhere(recommender, tmp_path):
         ('{"history": []}', "line 1: the history is empty"),
         ('{"history": ["i3", "i99"]}', "line 1: item 'i99' is not in the data"),
         ('{"history": "i3"}', 'no list "history"'),
+        ('{"history": [true]}', 'no list "history"'),
+        ('{"user": null, "history": ["i3"]}', 'line 1: "user" is no id'),
+        ('{"user": ["ann"], "history": ["i3"]}', 'line 1: "user" is no id'),
+        ("[" * 100_000, "line 1: no JSON"),
     ],
 )
 def test_a_bad_line_is_named(recommender, tmp_path, line, said):
@@ -90,6 +96,24 @@ def test_a_bad_line_is_named(recommender, tmp_path, line, said):
         recommend(recommender, 4, histories=path)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("user_id,item_id\nann,i3\nbob\n", "row 2: no item_id"),
+        ("user_id,item_id\nann,i3\n,i4\n", "row 2: no user_id"),
+        ("user_id,item_id,timestamp\nann,i3,\n", "row 1: timestamp is no number"),
+    ],
+)
+def test_a_row_that_lacks_something_is_named(recommender, tmp_path, text, said):
+    (tmp_path / "short.csv").write_text(text)
+    with pytest.raises(DataError, match=said):
+        recommend(recommender, 4, histories=tmp_path / "short.csv")
+    if "bob" in text:
+        pd.DataFrame({"user_id": [1, 2], "item_id": ["i3", None]}).to_parquet(tmp_path / "short.parquet")
+        with pytest.raises(DataError, match=said):
+            recommend(recommender, 4, histories=tmp_path / "short.parquet")
 
 
 def test_unknown_items_of_histories_can_be_passed_over(recommender):
@@ -188,6 +212,13 @@ def test_parts_of_other_arguments_are_begun_anew(recommender, tmp_path):
     before = _made_of(recommender, one)
     masked = opened(recommender.run.run_dir, changed={"mask_history": not recommender.config["mask_history"]})
     assert _made_of(masked, one) == {**before, "settings": _made_of(masked, one)["settings"]} != before
+    output._begin(parts, {"k": 3})
+    (parts / "0000000.csv").write_text("another command's\n")
+    for refused in ({"users": "u99"}, {"users": "u1", "known": "none"}, {"histories": [["i3", "i99"]]}):
+        with pytest.raises((ConfigError, DataError)):
+            recommend(recommender, 3, **refused, out=path)
+    assert (parts / "0000000.csv").read_text() == "another command's\n"
+    shutil.rmtree(parts)
     parts.mkdir()
     (parts / "mine.txt").write_text("keep")
     with pytest.raises(ConfigError, match="was not made here"):
@@ -228,6 +259,25 @@ def test_similar_items_are_those_of_the_vectors(recommender):
     np.testing.assert_allclose(table["score"], np.sort(cosines)[::-1][:5], rtol=1e-5)
     assert table["item"].tolist() == recommender.item_tokens[np.argsort(-cosines)[:5]].tolist()
     assert set(similar(recommender, ["i4"], 3, allow="i5,i6")["item"]) == {"i5", "i6"}
+
+
+def test_what_cannot_be_written_is_said_before_the_run_is_opened(tmp_path):
+    with pytest.raises(ConfigError, match=r"written as \.csv"):
+        similar(tmp_path / "no-run", "i4", out="top.txt")
+    for given, said in (({"kind": "csv"}, "--format=csv"), ({"index": "ivf"}, "--index=ivf is not accepted")):
+        with pytest.raises(ConfigError, match=said):
+            export(tmp_path / "no-run", tmp_path / "export", **given)
+    assert not (tmp_path / "export").exists()
+
+
+def test_progress_is_said_where_there_is_no_terminal(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("recbole_mm.utils.progress.LOG_PERIOD", 0.0)
+    assert main(["recommend", str(folder), "--users=all", f"--out={tmp_path / 'all.csv'}"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "Recommending: 1 batch" in line]
+    assert all("Recommending: 1 batch" in line for line in said)
+    assert main(["similar", str(folder), "--items=all", f"--out={tmp_path / 'similar.csv'}"]) == 0
+    assert "Recommending: 1 batch" in capsys.readouterr().err
 
 
 def test_the_commands(folder, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,10 +92,13 @@ def settings_of(others: Sequence[str]) -> dict[str, Any]:
 
 
 def quiet() -> None:
-    """Have the log say what went wrong alone."""
+    """Have the log say nothing but what went wrong and, where there is no terminal, how far it has come."""
+    from recbole_mm.utils import progress
     from recbole_mm.utils.log import init_logging
 
-    init_logging(None, "WARNING")
+    init_logging(None, "INFO")
+    logging.getLogger().setLevel(logging.WARNING)
+    progress.logger.setLevel(logging.INFO)
 
 
 def print_found(found: pd.DataFrame | Path) -> None:

@@ -41,7 +41,14 @@ def main(arguments: Sequence[str]) -> int:
     from recbole_mm.recommending.command import similar  # imports torch
 
     found = similar(
-        parsed.run, parsed.items, parsed.k, allow=parsed.allow, exclude=parsed.exclude, out=parsed.out, changed=changed
+        parsed.run,
+        parsed.items,
+        parsed.k,
+        allow=parsed.allow,
+        exclude=parsed.exclude,
+        out=parsed.out,
+        changed=changed,
+        show_progress=True,
     )
     print_found(found)
     return 0

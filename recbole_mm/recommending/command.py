@@ -156,11 +156,12 @@ def similar(
     out: str | os.PathLike[str] | None = None,
     model: type | None = None,
     changed: Mapping[str, Any] | None = None,
+    show_progress: bool = False,
 ) -> pd.DataFrame | Path:
     """Find the items most alike to a finished run's model.
 
     Args:
-        run, k, allow, exclude, out, model, changed: as for `recommend`.
+        run, k, allow, exclude, out, model, changed, show_progress: as for `recommend`.
         items: ids of items, or `all`.
 
     Returns:
@@ -169,7 +170,10 @@ def similar(
     Raises:
         RecboleMMError: one line that says what is wrong.
     """
+    if out is not None:
+        check_output(Path(expanded(os.fspath(out))))
     recommender = opened(run, model, changed)
+    recommender.check_k(k)
     ids = np.arange(1, recommender.n_items) if _is_all(items) else recommender.item_ids(listed(items) or [])
     asked = Asked(k, allow=allow, exclude=exclude)
     limits = _limits(recommender, asked)
@@ -182,7 +186,7 @@ def similar(
         Batch([str(token) for token in recommender.item_tokens[part]], part)
         for part in np.split(ids, range(4096, len(ids), 4096))
     )
-    return _given_out(recommender, out, batches, make, asked, False, first="of", items=ids.tolist())
+    return _given_out(recommender, out, batches, make, asked, show_progress, first="of", items=ids.tolist())
 
 
 def _row_maker(recommender: Recommender, asked: Asked) -> Callable[[Batch], list[Row]]:

@@ -24,7 +24,7 @@ import numpy as np
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.recommending.card import model_card
 from recbole_mm.recommending.command import Source, opened
-from recbole_mm.recommending.index import Recall, build_index
+from recbole_mm.recommending.index import Recall, build_index, check_index
 from recbole_mm.recommending.recommender import Recommender
 from recbole_mm.recommending.requests import ROWS_AT_ONCE
 from recbole_mm.utils.files import atomic_write, make_folder, write_text
@@ -76,9 +76,11 @@ def export(
         ConfigError: the model scores by no vectors, another `kind` or `index`, or FAISS is not installed.
         DiskError: something cannot be written.
     """
-    recommender, folder = opened(run, model, changed), Path(expanded(os.fspath(out)))
     if kind not in WRITERS:
         raise ConfigError(f"--format={kind} is not accepted; give {', '.join(WRITERS)}")
+    if index is not None:
+        check_index(index)
+    recommender, folder = opened(run, model, changed), Path(expanded(os.fspath(out)))
     vectors = recommender.item_vectors()
     if vectors is None:
         raise ConfigError(

@@ -51,6 +51,20 @@ class Recall:
         )
 
 
+def check_index(kind: str) -> None:
+    """Make sure that an index can be built.
+
+    Raises:
+        ConfigError: another kind than `KINDS`, or FAISS is not installed.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"--index={kind} is not accepted; give {' or '.join(KINDS)}")
+    try:
+        import faiss  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("--index needs FAISS: pip install 'recbole_mm[index]', or pip install faiss-cpu") from error
+
+
 def build_index(kind: str, items: np.ndarray, some_users: Callable[[int], np.ndarray], path: Path) -> Recall:
     """Build a FAISS index of items for inner products, write it, and compare it with exact search.
 
@@ -61,15 +75,12 @@ def build_index(kind: str, items: np.ndarray, some_users: Callable[[int], np.nda
         path: of the index.
 
     Raises:
-        ConfigError: another kind, or FAISS is not installed.
+        ConfigError: see `check_index`.
         DiskError: it cannot be written.
     """
-    if kind not in KINDS:
-        raise ConfigError(f"--index={kind} is not accepted; give {' or '.join(KINDS)}")
-    try:
-        import faiss
-    except ImportError as error:
-        raise ConfigError("--index needs FAISS: pip install 'recbole_mm[index]', or pip install faiss-cpu") from error
+    check_index(kind)
+    import faiss
+
     index: Any
     if kind == "flat":
         index = faiss.IndexFlatIP(items.shape[1])

@@ -7,6 +7,7 @@ command goes on with it, and another one begins anew. At the end the chunks are 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import logging
 import shutil
@@ -130,9 +131,14 @@ def write_chunks(
     check_output(path)
     write, join = WRITERS[path.suffix]
     parts, folder = [], path.with_name(f"{path.name}.parts")
+    wanted, waiting = json.loads(json.dumps({**made_of, "fields": list(fields)})), iter(chunks)
     with locked(folder, "writing"):
-        _begin(folder, {**made_of, "fields": list(fields)})
-        for number, chunk in enumerate(chunks):
+        if not _goes_on(folder, wanted):
+            # What is refused with the first rows must not cost another command its parts.
+            rows_of_first = [chunk() for chunk in itertools.islice(waiting, 1)]
+            waiting = itertools.chain([lambda: rows_of_first.pop()] if rows_of_first else [], waiting)
+            _begin(folder, wanted)
+        for number, chunk in enumerate(waiting):
             part = folder / f"{number:07d}{path.suffix}"
             if not part.is_file():
                 rows = chunk()
@@ -151,17 +157,20 @@ def write_chunks(
     return path
 
 
-def _begin(folder: Path, made_of: Mapping[str, Any]) -> None:
-    """Keep the parts of a folder that was begun with the same values, or begin an empty one."""
-    wanted = json.loads(json.dumps(made_of))
+def _goes_on(folder: Path, wanted: Mapping[str, Any]) -> bool:
+    """Return whether a folder was begun with the same values."""
     try:
         begun = read_json(folder / STATE)
     except (OSError, ValueError):
-        begun = None
-    if begun == wanted:
-        done = len([part for part in folder.iterdir() if part.stem.isdigit()])
-        logger.info("%s: going on after %d parts", folder, done)
-        return
+        return False
+    if begun != wanted:
+        return False
+    logger.info("%s: going on after %d parts", folder, len([part for part in folder.iterdir() if part.stem.isdigit()]))
+    return True
+
+
+def _begin(folder: Path, wanted: Mapping[str, Any]) -> None:
+    """Begin an empty folder, in the place of one that was begun with other values."""
     with disk_errors(folder):
         if folder.exists():
             if any(folder.iterdir()) and not (folder / STATE).is_file():

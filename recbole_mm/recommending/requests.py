@@ -125,9 +125,16 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Sequence[str], str]]:
         except (ValueError, RecursionError) as error:
             raise DataError(f'{where}: no JSON ({error}); a line is {{"user": "ann", "history": ["i7"]}}') from error
         history = record.get("history") if isinstance(record, dict) else None
-        if not isinstance(history, list) or not all(isinstance(item, (str, int)) for item in history):
+        if not isinstance(history, list) or not all(map(_is_id, history)):
             raise DataError(f'{where}: no list "history" of item ids, as in {{"user": "ann", "history": ["i7"]}}')
-        yield str(record.get("user", number)), [str(item) for item in history], where
+        user = record.get("user", number)
+        if not _is_id(user):
+            raise DataError(f'{where}: "user" is no id, as in {{"user": "ann", "history": ["i7"]}}; or leave it out')
+        yield str(user), [str(item) for item in history], where
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (str, int)) and not isinstance(value, bool)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -150,6 +157,9 @@ def _table(path: Path) -> Iterator[tuple[str, Sequence[str], str]]:
     lacking = [name for name in ("user_id", "item_id") if name not in table]
     if lacking:
         raise DataError(f"{path}: no column {lacking[0]!r}; it has {', '.join(map(str, table.columns))}")
+    for name in ("user_id", "item_id"):
+        if (empty := table[name].isna() | (table[name] == "")).any():
+            raise DataError(f"{path}, row {int(np.flatnonzero(empty)[0]) + 1}: no {name}")
     if "timestamp" in table:
         times = pd.to_numeric(table["timestamp"], errors="coerce")
         if times.isna().any():
@@ -164,7 +174,8 @@ def _read_table(path: Path) -> pd.DataFrame:
     try:
         if path.suffix == ".parquet":
             table = pd.read_parquet(path)
-            table = table.astype({name: str for name in ("user_id", "item_id") if name in table})
+            for name in {"user_id", "item_id"} & set(table):
+                table[name] = table[name].map(str, na_action="ignore")
         else:
             separator = SEPARATORS[path.suffix]
             # As everywhere, nothing is quoted in RecBole's own files.
