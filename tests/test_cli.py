@@ -196,6 +196,7 @@ def test_compare_tells_its_own_options_from_settings(compared, capsys):
         "jobs": 2,
         "gpus": ["0", "1"],
         "out": Path("here"),
+        "slices": [],
         "config_files": ["a.yaml", "b.yaml"],
         "command_line": {"mllm": "tiny", "checkpoint_dir": "saved", "topk": "[5,10]"},
     }

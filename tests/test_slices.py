@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 import shutil
 from collections import Counter
 
@@ -18,7 +19,7 @@ import recbole_mm
 from recbole_mm.cli import main
 from recbole_mm.config.resolved import Config
 from recbole_mm.config.yaml_settings import read_yaml, write_yaml
-from recbole_mm.errors import ConfigError, DataError
+from recbole_mm.errors import CheckpointError, ConfigError, DataError
 from recbole_mm.evaluation import slice_kinds as kinds_module
 from recbole_mm.evaluation.collector import RankingCollector
 from recbole_mm.evaluation.per_user import per_user_table, read_per_user
@@ -28,7 +29,7 @@ from recbole_mm.evaluation.slices import Slices, Targets, slice_results
 from recbole_mm.experiments.compare.command import compare_finished
 from recbole_mm.experiments.compare.slices import slice_tables, write_slices
 from recbole_mm.runs.folder import CONFIG, first_run_dir, read_result
-from recbole_mm.utils.files import write_json, write_text
+from recbole_mm.utils.files import write_json, write_parquet, write_text
 from recbole_mm.utils.seal import CHECKSUM
 from tests.conftest import TOY_SETTINGS, write_toy
 from tests.two_workers import ran, together
@@ -213,6 +214,11 @@ def test_values_of_a_column_are_bounded_and_numbers_are_cut_at_values():
     assert kinds_module._by_value(["", "x" * 90, "x" * 99])[0] == ["x" * 80, "(other)", "(none)"]
     few, of_few = kinds_module._by_value(["", "b", "a", "b", ""])
     assert (few, of_few.tolist()) == (["b", "a", "(other)", "(none)"], [3, 0, 1, 0, 3])
+    texts = ["", *["(other)"] * 3, "(none)", *(f"w{place % 20}" for place in range(60)), ""]
+    same, of_same = kinds_module._by_value(texts)
+    assert same.count("(other)") == same.count("(none)") == 1
+    assert [same[code] for code in of_same[[1, 4, -1]]] == ["((other))", "(other)", "(none)"]
+    assert {same[code] for code in of_same[5:-1]} == {"w0", "w1", *(f"w{place}" for place in range(10, 16)), "(other)"}
     names, cut = kinds_module._by_number(["", "1", "1", "1", "2", "9", ""], "x", [""] * 7)
     assert names == ["to 1", "above 1 to 2", "above 2", "(none)"]
     assert cut[1:].tolist() == [0, 0, 0, 1, 2, 3]
@@ -289,13 +295,77 @@ def test_runs_without_slices_are_named(compared, tmp_path):
     shutil.copytree(compared[2], old)
     result = json.loads((old / "result.json").read_text())
     write_json(old / "result.json", {key: value for key, value in result.items() if key not in ("slices", CHECKSUM)})
+    config = read_yaml(old / CONFIG)
+    write_text(old / CONFIG, write_yaml({**config, "data_path": str(tmp_path / "gone")}))
     table = compare_finished([*compared[:2], old], metrics=["NDCG@10"])
     (found,) = slice_tables(table, ["history"])
-    assert found.notes == ["SASRec: no slices by history in its result.json; run it again to have them"]
+    (note,) = found.notes
+    assert re.fullmatch(r"SASRec: no slices by history: .*: toy\.\w+ has changed since, or is gone", note)
     assert {line.row for line in found.lines} == {"Pop"}
     alone = compare_finished([old], metrics=["NDCG@10"])
-    with pytest.raises(ConfigError, match=r"--slices: SASRec has none in its result\.json; run it again"):
+    with pytest.raises(ConfigError, match=r"--slices: SASRec has no slices by popularity: .*gone"):
         slice_tables(alone, ["all"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("slices", ["popularity"]),
+        ("slices", {"popularity": {"1-4": {"users": "many", "targets": 3}}}),
+        ("slices", {"popularity": {"1-4": {"users": 3, "targets": 3, "ndcg@10": "high"}}}),
+        ("slices", {"popularity": {"1-4": {"ndcg@10": 0.5}}}),
+        ("test_result", {"ndcg@10": "0.5"}),
+        ("test_result", 0.5),
+        ("best_valid_result", None),
+        ("timings", {"epochs": "4"}),
+        ("stages", {"training": {}}),
+        ("sees_held_out", "nothing"),
+        ("beside", {"Pop": 3}),
+    ],
+)
+def test_results_of_others_are_of_the_kinds_that_a_run_writes(compared, tmp_path, name, value):
+    shutil.copytree(compared[0], tmp_path / "theirs")
+    result = read_result(compared[0])
+    write_json(tmp_path / "theirs" / "result.json", {**result, name: value})
+    with pytest.raises(CheckpointError, match=rf"result\.json cannot be read \(its {name} is not what a run writes\)"):
+        slice_tables(compare_finished([compared[0], tmp_path / "theirs"]), ["popularity"])
+
+
+def test_slices_that_a_folder_lacks_are_cut_from_its_results(compared, data, tmp_path):
+    """They are those that the run would have had, to the last digit, tests included."""
+    plain = [tmp_path / folder.name for folder in compared]
+    for old, folder in zip(plain, compared, strict=True):
+        shutil.copytree(folder, old)
+        result = json.loads((old / "result.json").read_text())
+        plain_result = {name: value for name, value in result.items() if name not in ("slices", CHECKSUM)}
+        write_json(old / "result.json", plain_result)
+        per_user = read_per_user(old)
+        kept = [name for name in per_user.column_names if not name.startswith("slice:")]
+        write_parquet(old / "per_user.parquet", per_user.select(kept))
+    wanted = slice_tables(compare_finished(compared, metrics=["NDCG@10"]), ["all"])
+    table = compare_finished(plain, metrics=["NDCG@10"])
+    assert slice_tables(table, ["all"]) == wanted
+    (by_class,) = slice_tables(table, ["class"])
+    assert by_class == next(found for found in wanted if found.name == "item.class")
+    assert not read_result(plain[0]).get("slices"), "the folder of a finished run stays as it is"
+
+
+def test_runs_of_an_experiment_have_the_slices_that_are_named(data, tmp_path, capsys):
+    write_text(tmp_path / "settings.yaml", write_yaml(settings_on(data, tmp_path, slices=[], metrics=["NDCG"])))
+    rows = [{"name": model, "model": model} for model in ("Pop", "ItemKNN")]
+    two = {"title": "Two", "metrics": ["NDCG@10"], "reference": "Pop", "rows": rows}
+    write_text(tmp_path / "two.yaml", write_yaml(two))
+    arguments = ["compare", f"--experiment={tmp_path / 'two.yaml'}", "--dataset=toy", "--seeds=1"]
+    arguments.append(f"--config_files={tmp_path / 'settings.yaml'}")
+    assert main([*arguments, "--slices=popularty"]) == 2
+    assert "slices: 'popularty' is none of popularity" in capsys.readouterr().err
+    assert not (tmp_path / "saved").exists(), "nothing was run"
+    assert main([*arguments, "--slices=item.class"]) == 0
+    assert "## By item.class" in capsys.readouterr().out
+    for folder in (tmp_path / "saved").glob("*-toy-*"):
+        assert list(read_result(folder)["slices"]) == ["item.class"]
+    assert main([*arguments, "--slices=popularity"]) == 0
+    assert "## By popularity" in capsys.readouterr().out, "of finished runs, which are not run again"
 
 
 def test_runs_of_others_on_other_data_or_by_another_protocol_are_refused(compared, data, tmp_path):

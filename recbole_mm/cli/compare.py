@@ -75,6 +75,7 @@ def main(arguments: Sequence[str]) -> int:
             jobs=parsed.jobs,
             gpus=split_names(parsed.gpus) or (),
             out=parsed.out,
+            slices=[name for name in slices or () if name != "all"],
             config_files=split_paths(settings.pop("config_files", "")),
             command_line=settings,
         )

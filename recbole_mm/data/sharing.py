@@ -29,14 +29,14 @@ class Datasets:
     is read from `.item` later, by the config of each.
 
     Args:
-        last: the config that comes last, after which nothing is kept in memory.
+        last: the config that comes last, after which nothing is kept in memory; None: all is kept.
 
     Example:
         >>> datasets = Datasets(last=config)                                  # doctest: +SKIP
         >>> first, own = datasets.of(first_stage_config), datasets.of(config)  # doctest: +SKIP
     """
 
-    def __init__(self, last: Config) -> None:
+    def __init__(self, last: Config | None = None) -> None:
         self._last = last
         self._loaded: dict[str, Dataset] = {}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ QUANTILES = 4
 LONGEST = 80
 """Letters of a value that count; longer ones that begin alike are one part."""
 
+_LIKE_THE_REST = re.compile(r"\(+(other|none)\)+")
 _SUFFIXES = {"float": FeatureType.FLOAT, "token": FeatureType.TOKEN}
 
 
@@ -72,9 +74,9 @@ def check_slices(config: Config) -> None:
     columns_of(config)
 
 
-def columns_of(config: Config) -> list[Column]:
-    """The columns that `slices` names; raises as `check_slices`."""
-    wanted = [entry for entry in config["slices"] or () if entry not in KINDS]
+def columns_of(config: Config, entries: Sequence[str] | None = None) -> list[Column]:
+    """The columns that entries of `slices` name, by default all of them; raises as `check_slices`."""
+    wanted = [entry for entry in (config["slices"] or () if entries is None else entries) if entry not in KINDS]
     if not wanted:
         return []
     files = {source: _file(config, source) for source in ("item", "user")}
@@ -88,6 +90,33 @@ def columns_of(config: Config) -> list[Column]:
         if name not in ids
     }
     return list(dict.fromkeys(_column(entry, there, config["dataset"]) for entry in wanted))
+
+
+def entry_of(kind: str) -> str:
+    """Return the entry of `slices` that brings a kind of slices.
+
+    Example:
+        >>> entry_of("image"), entry_of("history"), entry_of("item.class")
+        ('modality', 'history', 'item.class')
+    """
+    return "modality" if kind in MODALITIES else kind
+
+
+def kinds_of(config: Config, entry: str) -> list[str]:
+    """Return the names of the kinds that an entry of `slices` brings, where the run has them.
+
+    Args:
+        config: the run's settings.
+        entry: of `slices`, or the name of a kind.
+
+    Raises:
+        ConfigError, DataError: see `check_slices`.
+    """
+    if entry == "modality":
+        return list(MODALITIES)
+    if entry in KINDS or entry in MODALITIES:
+        return [entry]
+    return [f"{column.source}.{column.name}" for column in columns_of(config, [entry])]
 
 
 def _file(config: Config, source: str) -> Path:
@@ -113,20 +142,24 @@ def _column(entry: str, there: dict[tuple[str, str], FeatureType], dataset: str)
     return Column(*key, kind == FeatureType.FLOAT)
 
 
-def slice_kinds(config: Config, dataset: MultimodalDataset, data: RankingData) -> list[Slices]:
+def slice_kinds(
+    config: Config, dataset: MultimodalDataset, data: RankingData, entries: Sequence[str] | None = None
+) -> list[Slices]:
     """The kinds of slices of one phase's cases, in the order of `slices`.
 
     Args:
         config: the run's settings.
         dataset: the whole dataset.
         data: the cases.
+        entries: in place of those of `slices`.
 
     Raises:
         ConfigError: see `check_slices`.
         DataError: a column that is taken for numbers holds something else; names the user or item.
     """
     found: list[Slices] = []
-    for entry in config["slices"] or ():
+    entries = config["slices"] or () if entries is None else entries
+    for entry in entries:
         if entry == "popularity" and data.train_counts is not None:
             counts = data.train_counts.items
             found.append(Slices(entry, list(POPULARITY), of_items=_cut(counts, POPULARITY)))
@@ -134,7 +167,7 @@ def slice_kinds(config: Config, dataset: MultimodalDataset, data: RankingData) -
             found.append(Slices(entry, list(HISTORY), of_cases=_cut(data.users.known, HISTORY)))
         elif entry == "modality":
             found += _modalities(config, dataset)
-    return found + [_of_column(config, dataset, data, column) for column in columns_of(config)]
+    return found + [_of_column(config, dataset, data, column) for column in columns_of(config, entries)]
 
 
 def _cut(numbers: np.ndarray, parts: dict[str, int]) -> np.ndarray:
@@ -188,10 +221,20 @@ def _by_value(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
     values, counts = np.unique([text for text in texts[1:] if text] or np.empty(0, str), return_counts=True)
     order = np.argsort(-counts, kind="stable")
     kept = values[order[: MOST_VALUES if len(values) <= MOST_VALUES else MOST_VALUES - 1]].tolist()
-    parts = [*kept, OTHER, NONE]
+    parts = [*map(name_of_value, kept), OTHER, NONE]
     place = {value: number for number, value in enumerate(kept)}
     codes = [place.get(text, len(kept)) if text else len(kept) + 1 for text in texts]
     return parts, np.asarray(codes, dtype=np.int64)
+
+
+def name_of_value(value: str) -> str:
+    """Return the name of a value's part, which is never that of the rest: `(other)` in the data is `((other))`.
+
+    Example:
+        >>> name_of_value("drama"), name_of_value("(other)"), name_of_value("((other))")
+        ('drama', '((other))', '(((other)))')
+    """
+    return f"({value})" if _LIKE_THE_REST.fullmatch(value) else value
 
 
 def _by_number(texts: Sequence[str], where: str, tokens: Sequence[str]) -> tuple[list[str], np.ndarray]:

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -204,17 +204,52 @@ def changed_files(config: Config) -> list[str]:
 
 
 def read_result(run_dir: Path) -> dict[str, Any]:
-    """`result.json` of a run.
+    """`result.json` of a run, which anybody may have written.
 
     Raises:
-        CheckpointError: it is not there, damaged or cannot be read.
+        CheckpointError: it is not there, damaged, cannot be read, or holds other kinds of values than a run writes.
     """
     try:
-        return read_json(run_dir / RESULT)
+        result = {"test_result": {}, "best_valid_result": {}, "timings": {}, **read_json(run_dir / RESULT)}
+        for name, is_right in _KINDS_OF_VALUES.items():
+            if name in result and not is_right(result[name]):
+                raise ValueError(f"its {name} is not what a run writes")
+        return result
     except FileNotFoundError as error:
         raise CheckpointError(f"{run_dir}: no {RESULT}; give the folder of a finished run") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{run_dir / RESULT} cannot be read ({error}); run the model again") from error
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _maps_to(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(is_right, value.values()))
+
+
+def _is_part(value: Any) -> bool:
+    """Whether a value is a part of slices: whole numbers of users and targets, and metrics that may have no value."""
+    if not _maps_to(lambda number: number is None or _is_number(number))(value):
+        return False
+    return all(isinstance(value.get(name), int) for name in ("users", "targets"))
+
+
+_are_numbers = _maps_to(_is_number)
+_KINDS_OF_VALUES: Mapping[str, Callable[[Any], bool]] = {
+    "test_result": _are_numbers,
+    "best_valid_result": _are_numbers,
+    "beside": _maps_to(_are_numbers),
+    "slices": _maps_to(lambda parts: bool(parts) and _maps_to(_is_part)(parts)),
+    "genericness": _maps_to(_are_numbers),
+    "sees_held_out": lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
+    "chosen_on_validation": lambda value: isinstance(value, str),
+    "stages": _maps_to(lambda said: _are_numbers(said) and {"seconds", "peak_memory_mb"} <= set(said)),
+    "timings": _are_numbers,
+    "versions": _maps_to(lambda version: isinstance(version, str)),
+}
+"""Name in `result.json` -> whether a value is of the kind that `write_result` writes there."""
 
 
 def write_result(finished: Run, stages: Mapping[str, Any], timings: Mapping[str, Any]) -> None:

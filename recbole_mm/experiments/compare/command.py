@@ -11,6 +11,7 @@ from typing import Any
 from recbole_mm.config.kinds import abridged
 from recbole_mm.config.yaml_settings import read_yaml
 from recbole_mm.errors import ConfigError
+from recbole_mm.evaluation.slice_kinds import check_slices, entry_of
 from recbole_mm.experiments.compare.experiment import load_experiment
 from recbole_mm.experiments.compare.grid import DONE, Grid, Outcome
 from recbole_mm.experiments.compare.plan import PlannedRow, plan_rows
@@ -39,6 +40,7 @@ def compare_experiment(
     jobs: int = 1,
     gpus: Sequence[str] = (),
     out: Path | None = None,
+    slices: Sequence[str] = (),
     config_files: Sequence[str | Path] = (),
     command_line: Mapping[str, Any] | None = None,
 ) -> tuple[Table, Path]:
@@ -56,6 +58,7 @@ def compare_experiment(
         jobs: runs at the same time; 0 makes the table of what is finished.
         gpus: CUDA_VISIBLE_DEVICES of the runs at the same time.
         out: folder of the table; by default `<checkpoint_dir>/compare-<experiment>-<dataset>`.
+        slices: kinds of slices that the runs have, besides those of their setting `slices`.
         config_files, command_line: settings for every row.
 
     Returns:
@@ -75,6 +78,9 @@ def compare_experiment(
     experiment = experiment if reference is None else experiment.against(reference)
     experiment = experiment if trials is None else experiment.tuned_by(trials)
     planned = plan_rows(experiment, dataset, seeds, config_files, command_line, metrics)
+    if slices:
+        planned = [entry.sliced_by([entry_of(name) for name in slices]) for entry in planned]
+        check_slices(planned[0].config(0, seeds[0]))
     checkpoint_dir = Path(planned[0].config(0, seeds[0])["checkpoint_dir"])
     out = out or checkpoint_dir / f"compare-{experiment.name}-{dataset}"
     if not is_path(str(out)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,11 @@ class PlannedRow:
     def run_settings(self, trial: int, seed: int) -> dict[str, Any]:
         """What the run of a trial (its place in `row.trials`) and a seed is given over the defaults."""
         return merge(self.settings, self.row.trials[trial], {"seed": seed})
+
+    def sliced_by(self, entries: Sequence[str]) -> PlannedRow:
+        """The row with further entries of `slices`, which change no result and name no other run."""
+        given = [*(self.config(0, 0)["slices"] or ()), *entries]
+        return replace(self, settings=merge(self.settings, {"slices": list(dict.fromkeys(given))}))
 
     def config(self, trial: int, seed: int) -> Config:
         """The run's whole configuration: the one that the run itself will come to."""

@@ -12,20 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from recbole_mm.errors import ConfigError, DataError
-from recbole_mm.evaluation.per_user import read_per_user
+from recbole_mm.data.sharing import Datasets
+from recbole_mm.errors import ConfigError, DataError, RecboleMMError
 from recbole_mm.evaluation.significance import both_have, compare, holm
-from recbole_mm.evaluation.slices import PREFIX, Targets, parts_of, users_of_part
+from recbole_mm.evaluation.slice_kinds import kinds_of
+from recbole_mm.evaluation.slices import Targets, parts_of, users_of_part
 from recbole_mm.experiments.compare.grid import DONE
 from recbole_mm.experiments.compare.summary import SIGNIFICANT, Cell, Line, Table
 from recbole_mm.experiments.compare.table import markdown_grid, test_cells
-from recbole_mm.runs import folder as run_folder
+from recbole_mm.runs.slicing import RunSlices
 from recbole_mm.utils.escaping import csv_cell, markdown
 from recbole_mm.utils.files import make_folder, write_text
 from recbole_mm.utils.spelling import did_you_mean
 
 ALL = "all"
-"""Every kind of slices that the reference's runs have."""
+"""Every kind of slices that the reference's runs have, or would have by their settings."""
 
 COLUMNS = (
     *("slice", "part", "row", "metric", "users", "targets", "mean", "sd", "reference", "difference", "relative"),
@@ -75,50 +76,67 @@ class SliceTable:
 def slice_tables(table: Table, wanted: Sequence[str]) -> list[SliceTable]:
     """The tables of some kinds of slices, in the order in which they are named.
 
+    What a run's folder lacks is cut from its results per user and its data.
+
     Args:
         table: computed.
-        wanted: kinds as in `result.json`; `all` stands for those of the reference row.
+        wanted: kinds as in `result.json`, or entries of `slices`; `all` stands for those of the reference row.
 
     Raises:
-        ConfigError: there is no such kind.
+        ConfigError: there is no such kind, or the reference row cannot be cut by it.
         CheckpointError, DataError: a run cannot be read.
     """
     done = [line for line in table.lines if line.row.status == DONE and line.comparable]
     base = next((line for line in done if line.row.name == table.reference), done[0] if done else None)
     if base is None:
         return []
-    known = list(_results(base)[0])
-    names = list(dict.fromkeys(name for entry in wanted for name in (known if entry == ALL else [entry])))
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"--slices: {base.row.name} has no slices {name!r}{did_you_mean(name, [*known, ALL])}")
-    if not names:
-        raise ConfigError(f"--slices: {base.row.name} has none in its result.json; run it again")
-    return [_slice_table(name, table, base, done) for name in names]
+    datasets = Datasets()
+    runs = {line.row.name: [RunSlices(folder, datasets) for folder in line.row.runs.values()] for line in done}
+    names = _kinds(base.row.name, runs[base.row.name][0], wanted)
+    return [_slice_table(name, table, base, done, runs) for name in names]
 
 
-def _results(line: Line) -> list[dict[str, Any]]:
-    """`slices` of each run of a line."""
-    return [run_folder.read_result(folder).get("slices", {}) for folder in line.row.runs.values()]
-
-
-def _slice_table(name: str, table: Table, base: Line, done: Sequence[Line]) -> SliceTable:
-    found = SliceTable(name, [], base.row.name)
-    results = {line.row.name: [run.get(name, {}) for run in _results(line)] for line in done}
-    lines = []
-    for line in done:
-        if all(results[line.row.name]):
-            lines.append(line)
+def _kinds(row: str, run: RunSlices, wanted: Sequence[str]) -> list[str]:
+    """The kinds of slices that are named, by the reference's first run."""
+    names: list[str] = []
+    for entry in wanted:
+        if entry == ALL:
+            own = [kind for each in run.config["slices"] or () for kind in kinds_of(run.config, each)]
+            if not run.results and not own:
+                raise ConfigError(f"--slices: {row} has none, and its setting slices names none; name some")
+            names += list(run.results) or own
+        elif entry in run.results:
+            names.append(entry)
         else:
-            found.notes.append(f"{line.row.name}: no slices by {name} in its result.json; run it again to have them")
+            try:
+                names += kinds_of(run.config, entry)
+            except RecboleMMError as error:
+                known = did_you_mean(entry, [*run.results, ALL])
+                raise ConfigError(f"--slices: {row} has no slices {entry!r}{known}") from error
+    return list(dict.fromkeys(names))
+
+
+def _slice_table(
+    name: str, table: Table, base: Line, done: Sequence[Line], runs: Mapping[str, Sequence[RunSlices]]
+) -> SliceTable:
+    found = SliceTable(name, [], base.row.name)
+    results, lines = {}, []
+    for line in done:
+        try:
+            results[line.row.name] = [run.of(name) for run in runs[line.row.name]]
+            lines.append(line)
+        except RecboleMMError as error:
+            if line is base:
+                raise ConfigError(f"--slices: {line.row.name} has no slices by {name}: {error}") from error
+            found.notes.append(f"{line.row.name}: no slices by {name}: {error}")
     parts = list(dict.fromkeys(part for line in lines for run in results[line.row.name] for part in run))
     first = next(iter(results[base.row.name][0].values()))
     found.metrics = [metric for metric in table.metrics if metric.lower() in first]
     for part in parts:
         for line in lines:
-            if runs := [run[part] for run in results[line.row.name] if part in run]:
-                found.lines.append(_part_line(line.row.name, part, runs, found.metrics))
-    _test(found, base, lines, parts)
+            if there := [run[part] for run in results[line.row.name] if part in run]:
+                found.lines.append(_part_line(line.row.name, part, there, found.metrics))
+    _test(found, base, lines, parts, runs)
     return found
 
 
@@ -131,15 +149,21 @@ def _part_line(row: str, part: str, runs: Sequence[Mapping[str, Any]], metrics: 
     return PartLine(row, part, runs[0]["users"], runs[0]["targets"], cells)
 
 
-def _test(found: SliceTable, base: Line, lines: Sequence[Line], parts: Sequence[str]) -> None:
+def _test(
+    found: SliceTable,
+    base: Line,
+    lines: Sequence[Line],
+    parts: Sequence[str],
+    runs: Mapping[str, Sequence[RunSlices]],
+) -> None:
     """Test the reference against every other row in every part; Holm's correction is over all of them, by metric."""
     values = {}
     for line in lines:
         try:
             if line.untested:
                 raise DataError(line.untested)
-            values[line.row.name] = _values(line, found.name, parts, found.metrics)
-        except DataError as error:
+            values[line.row.name] = _values(runs[line.row.name], found.name, parts, found.metrics)
+        except RecboleMMError as error:
             found.notes.append(f"{line.row.name}: no test: {error}")
     ours = values.pop(base.row.name, None)
     if ours is None:
@@ -159,18 +183,16 @@ def _test(found: SliceTable, base: Line, lines: Sequence[Line], parts: Sequence[
             cell.p_holm = p_value
 
 
-def _values(line: Line, name: str, parts: Sequence[str], metrics: Sequence[str]) -> dict[str, Values]:
-    """Part -> its users and each one's values, the mean over the line's runs.
+def _values(runs: Sequence[RunSlices], name: str, parts: Sequence[str], metrics: Sequence[str]) -> dict[str, Values]:
+    """Part -> its users and each one's values, the mean over a line's runs.
 
     Raises:
-        DataError: a run has no table per user or none of these slices, or its users in a part are not those of the
+        RecboleMMError: a run has no table per user or none of these slices, or its users in a part are not those of the
             other runs.
     """
     total: dict[str, Values] = {}
-    for number, folder in enumerate(line.row.runs.values()):
-        per_user = read_per_user(folder)
-        if PREFIX + name not in per_user.column_names:
-            raise DataError(f"{folder}: per_user.parquet has no slices by {name}; run it again")
+    for number, run in enumerate(runs):
+        per_user = run.per_user(name)
         lower = [metric.lower() for metric in metrics]
         targets, of_targets = Targets.of(per_user, lower), parts_of(per_user, name)
         for part in parts:
@@ -179,9 +201,9 @@ def _values(line: Line, name: str, parts: Sequence[str], metrics: Sequence[str])
                 raise DataError(f"its runs have other users in the part {part}, as their splits differ by the seed")
             before = total[part][1] if number else dict.fromkeys(lower, np.zeros(len(users)))
             total[part] = users, {metric: before[metric] + values[metric] for metric in lower}
-    runs = len(line.row.runs)
     return {
-        part: (users, {key: sums / runs for key, sums in values.items()}) for part, (users, values) in total.items()
+        part: (users, {key: sums / len(runs) for key, sums in values.items()})
+        for part, (users, values) in total.items()
     }
 
 
