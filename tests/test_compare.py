@@ -575,6 +575,7 @@ def as_arguments(settings: dict[str, str]) -> list[str]:
 
 # ---- numbers ----
 
+TEXT_FEATURES = {"item_features": {"text": TOY_FEATURES["text"]}}
 USERS = [f"u{n}" for n in range(40)]
 
 
@@ -667,6 +668,10 @@ def test_an_untrained_mllm_is_told(tmp_path):
         TableRow(name, "", model, "done", runs={1: write_run(tmp_path / name, model, mllm=mllm)})
         for name, model, mllm in (("A", "SASRec", "tiny"), ("B", "Molar", "tiny"), ("C", "Molar", "Qwen/Qwen2-VL"))
     ]
+    features = {"item_features": {"text": {"encoder": "mllm"}}}
+    plain = write_run(tmp_path / "D", "Molar", mllm="tiny", dueg="sasrec", item_sources=["text"], **TEXT_FEATURES)
+    unread = write_run(tmp_path / "E", "SASRec", mllm="tiny", **features)
+    rows += [TableRow("D", "", "Molar", "done", runs={1: plain}), TableRow("E", "", "SASRec", "done", runs={1: unread})]
     assert "UNTRAINED multimodal LLM (mllm: tiny): B. " in to_markdown(summarize(rows, ["NDCG@10"], "A", [1]))
 
 

@@ -55,7 +55,7 @@ def test_the_matrix_product_is_recboles_sum(pooling, features, toy_config):
 
 
 def test_features_are_aligned_and_asked_by_name(features, toy_config):
-    config = toy_config("SASRec", item_features=features)
+    config = toy_config("SASRecContent", item_features=features, content_features=["visual"])
     dataset = create_dataset(config)
     provide(config, dataset, ModelHooks)
     matrix = dataset.item_feature("visual")

@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import pytest
+from recbole.model.sequential_recommender import SASRec
 from recbole.utils import InputType
 
 from recbole_mm.data.dataset import create_dataset
@@ -15,10 +16,12 @@ from recbole_mm.data.inputs import BRINGS, ModelInputs
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.splits import split
 from recbole_mm.inputs.model_inputs import NEEDS, provide
+from recbole_mm.inputs.needs import read_features, reads_mllm, unread_settings
 from recbole_mm.models.base import SequentialModel
 from recbole_mm.models.hooks import hooks_of
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.runs.run import assemble
+from recbole_mm.runs.summary import model_line
 from tests.conftest import TOY_FEATURES
 
 
@@ -66,7 +69,7 @@ def test_a_model_that_reads_what_it_did_not_ask_for_is_named(toy_config, tmp_pat
         assemble(toy_config(Greedy), tmp_path, Stages())
 
 
-@pytest.mark.parametrize(("model", "order"), [("SASRec", "TO"), ("LightGCN", "TO"), ("LightGCN", "RO")])
+@pytest.mark.parametrize(("model", "order"), [("SASRecContent", "TO"), ("VBPR", "TO"), ("VBPR", "RO")])
 def test_every_part_of_the_split_has_them(model, order, toy_config):
     config = toy_config(model, item_features=TOY_FEATURES, eval_args={"order": order})
     dataset = create_dataset(config)
@@ -75,3 +78,37 @@ def test_every_part_of_the_split_has_them(model, order, toy_config):
     assert phases.train_dataset.inputs is dataset.inputs
     assert dataset.inputs.model == model
     np.testing.assert_array_equal(phases.train_dataset.item_feature("text"), dataset.inputs.item_features["text"])
+
+
+class Reader(SASRec):
+    """A class of somebody else."""
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "read"),
+    [
+        ("SASRec", {}, []),
+        ("SASRecF", {"selected_features": ["image"]}, ["image"]),
+        ("SASRecContent", {"content_features": ["text"]}, ["text"]),
+        ("VBPR", {}, ["image", "text"]),
+        ("Molar", {"item_sources": ["text"], "dueg": "sasrec"}, ["text"]),
+        ("Molar", {}, []),
+        (Reader, {}, ["image", "text"]),
+    ],
+)
+def test_the_features_of_a_run_are_those_that_its_model_reads(model, changes, read, toy_config):
+    config = toy_config(model, item_features=dict(TOY_FEATURES), **changes)
+    assert sorted(read_features(config)) == read
+    hooks = hooks_of(config.model_class)
+    assert reads_mllm(config, hooks) == (model == "Molar" and not changes)
+    config["item_features"]["ours"] = {"encoder": "mllm"}
+    assert reads_mllm(config, hooks) == (model == Reader or (model == "Molar" and not changes))
+    assert ("mllm" in unread_settings(config, hooks)) != reads_mllm(config, hooks)
+    assert ("text_fields" in unread_settings(config, hooks)) == (model == "SASRec")
+
+
+def test_a_plain_models_features_are_not_computed(toy_config, tmp_path):
+    config = toy_config("SASRec", item_features={"text": {"encoder": str(tmp_path / "no-such-encoder"), "on": "text"}})
+    found = assemble(config, tmp_path, Stages())
+    assert found.dataset.inputs.item_features == {}
+    assert "inputs: interactions; device" in model_line(found.model, config)

@@ -26,7 +26,7 @@ from recbole_mm.llm import loading
 from recbole_mm.llm.texts import writers
 from recbole_mm.llm.texts.generator import TemplateGenerator
 from recbole_mm.models.hooks import hooks_of, reads_content
-from recbole_mm.registry import list_models
+from recbole_mm.registry import find_model, list_models
 from recbole_mm.runs.plan import Plan, plan
 from tests.conftest import TOY_FEATURES
 from tests.encoders import write_sentence_encoder
@@ -62,7 +62,7 @@ def stages(planned: Plan) -> dict[str, PlannedStage]:
     return {stage.name: stage for stage in planned.stages}
 
 
-def fill(settings: dict, model: str = "MLLMRec", **changed):
+def fill(settings: dict, model: str | type = "MLLMRec", **changed):
     """Compute what a run computes before it trains; -> config and dataset."""
     config = Config(model, "toy", config_dict={**settings, **changed})
     dataset = create_dataset(config)
@@ -176,9 +176,11 @@ def test_item_vectors_of_an_mllm_are_counted(settings, no_weights, monkeypatch):
 
 def test_features_are_counted(settings, encoder):
     given = {**settings, "item_features": {**TOY_FEATURES, "words": {"encoder": encoder, "on": "text"}}}
-    assert stages(plan("BPR", "toy", config_dict=given))["feature words"].to_do == 40
-    fill(given, "BPR")
-    after = stages(plan("BPR", "toy", config_dict=given))
+    assert stages(plan("BPR", "toy", config_dict=given)) == {}, "which reads none of them"
+    given["content_features"] = ["words", "image"]
+    assert stages(plan("VBPR", "toy", config_dict=given))["feature words"].to_do == 40
+    fill(given, "VBPR")
+    after = stages(plan("VBPR", "toy", config_dict=given))
     assert (after["feature words"].done, after["feature words"].to_do) == (40, 0)
     assert set(after) == {"feature words"}, "features in files are there"
 
@@ -233,7 +235,8 @@ ASKING = sorted(
 def test_a_plan_counts_what_is_computed(settings, encoder, model, features):
     """N to do before, N values computed, nothing to do afterwards; what stages have in common counts once."""
     given = {**settings, "sft_tuning": "none"}
-    if features:
+    if features:  # of which a class of somebody else may read all
+        model = type(model, (find_model(model).load(),), {"__module__": __name__})
         told, words = ({"encoder": encoder, "on": kind} for kind in ("summary", "text"))
         given["item_features"] = {"both": {"encoder": "mllm"}, "told": told, "words": words, "again": words}
     planned = plan(model, "toy", config_dict=given)
@@ -345,6 +348,7 @@ def test_without_preferences_only_items_are_described(settings):
 
 def test_features_of_summaries_are_counted(settings, encoder):
     given = {**settings, "item_features": {"told": {"encoder": encoder, "on": "summary"}}, "item_text": "image"}
+    given["selected_features"] = ["told"]
     before = stages(plan("GRU4RecF", "toy", config_dict=given))
     assert set(before) == {"item descriptions", "feature told"}
     assert before["feature told"].to_do == 40

@@ -243,7 +243,8 @@ def settings_of(small: Path, folder: Path, features: Mapping[str, Any], **change
 
 def provided(settings: Mapping[str, Any]) -> tuple[Any, Path]:
     """A dataset with all that the stages give it, and the file of the store."""
-    config = Config("SASRec", "toy", config_dict=settings)
+    read = {"content_features": list(settings["item_features"])}
+    config = Config("SASRecContent", "toy", config_dict={**settings, **read})
     dataset = create_dataset(config)
     provide(config, dataset, hooks_of(config.model_class), open_executor=partial(open_executor, config))
     return dataset, Path(settings["checkpoint_dir"]) / "artifacts" / "artifacts.sqlite"
@@ -344,9 +345,9 @@ def test_what_cannot_work_is_told_before_anything_is_spent(toy_settings, tmp_pat
     monkeypatch.setattr("recbole_mm.distributed.cluster.cores", lambda: 4)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     settings = {**toy_settings, "ray_address": "local", "ray_cpus_per_worker": 1, **changes}
-    features = {"both": {"encoder": "mllm"}}
+    settings |= {"item_features": {"both": {"encoder": "mllm"}}, "content_features": ["both"]}
     with pytest.raises(ConfigError) as caught:
-        pipeline.run("SASRec", "toy", config_dict={**settings, "item_features": features})
+        pipeline.run("SASRecContent", "toy", config_dict=settings)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "saved").exists()

@@ -392,3 +392,19 @@ def test_where_a_run_was_made_makes_no_row_of_its_own(compared, tmp_path):
         write_text(tmp_path / f"{place}" / CONFIG, write_yaml({**config, **changes}))
     table = compare_finished([tmp_path / "0", tmp_path / "1"])
     assert [sorted(line.row.runs) for line in table.lines] == [[1, 2]]
+
+
+def test_rows_are_told_apart_by_what_plays_a_part(compared, tmp_path):
+    for place, changes in enumerate((
+        {"mllm": "a/model", "text_model": "another", "item_features": {"text": {"file": "text.npy"}}},
+        {"seed": 2, "mllm": "tiny"},
+        {"seed": 3, "train_neg_sample_args": {"distribution": "none", "alpha": 0.25}},
+    )):  # fmt: skip
+        shutil.copytree(compared[2], tmp_path / f"{place}")
+        config = read_yaml(tmp_path / f"{place}" / CONFIG)
+        write_text(tmp_path / f"{place}" / CONFIG, write_yaml({**config, **changes}))
+    table = compare_finished([tmp_path / "0", tmp_path / "1", tmp_path / "2"], metrics=["NDCG@10"])
+    assert [sorted(line.row.runs) for line in table.lines] == [[1, 2], [3]]
+    assert "train_neg_sample_args.alpha=0.25" in table.lines[1].row.name
+    assert "mllm" not in table.lines[0].row.name
+    assert "{" not in "".join(line.row.name for line in table.lines)

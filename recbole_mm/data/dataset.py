@@ -321,7 +321,8 @@ class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
         """
         features = self.inputs.item_features
         if name not in features:
-            raise ConfigError(f"no item feature {name!r}; item_features has {sorted(features) or 'none'}")
+            known = sorted(self.config["item_features"] or ()) or "none"
+            raise ConfigError(f"no item feature {name!r}; item_features has {known}")
         return features[name]
 
     def item_tokens(self) -> Sequence[str]:

@@ -56,8 +56,8 @@ class ModelInputs:
     """The model's name, for errors."""
 
     item_features: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """The features of the setting `item_features` by name, float32 (n_items, d); `dataset.item_feature(name)` gives
-    one."""
+    """The features of the setting `item_features` that the model reads, by name, float32 (n_items, d);
+    `dataset.item_feature(name)` gives one."""
 
     mllm: Any = NOT_ASKED
     """The multimodal LLM (`llm.model.MLLM`): `mllm` without its language-model head, `mllm_with_head` with it,

@@ -1,4 +1,5 @@
-"""The features of the setting `item_features`: vectors of files, of pretrained encoders and of the multimodal LLM."""
+"""The features of the setting `item_features` that a model reads: vectors of files, of pretrained encoders and of the
+multimodal LLM."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from recbole_mm.data.features import MLLM, SUMMARY, FeatureSpec
 from recbole_mm.inputs.context import Need, PlannedStage
 from recbole_mm.inputs.item_vectors import MLLMVectors
 from recbole_mm.inputs.mllm import RunMLLM
+from recbole_mm.inputs.needs import read_features
 from recbole_mm.inputs.reasoning.items import ItemTexts
 from recbole_mm.inputs.reasoning.vectors import SentenceVectors, local_encoder
 from recbole_mm.llm.encoders import possible_parameters
@@ -26,7 +28,7 @@ class ItemFeatures(Need):
 
     def plan(self) -> list[PlannedStage]:
         """Returns a stage for each feature that an encoder makes; those of a file need none."""
-        specs = self.context.config["item_features"] or {}
+        specs = read_features(self.context.config)
         parsed = [FeatureSpec.parse(name, settings) for name, settings in specs.items()]
         return [self._plan(spec) for spec in parsed if spec.file is None]
 
@@ -65,7 +67,7 @@ class ItemFeatures(Need):
         context.release(SentenceVectors)
         show, executor = config["show_progress"], context.executor
         compute = partial(vectors_through_store, context.store, show_progress=show, executor=executor)
-        trust, specs = bool(config["trust_remote_code"]), config["item_features"] or {}
+        trust, specs = bool(config["trust_remote_code"]), read_features(config)
 
         def with_mllm(items: ItemContent) -> np.ndarray:
             try:

@@ -26,7 +26,7 @@ from recbole_mm.inputs.context import Context, Need, NoStore, PlannedStage, arti
 from recbole_mm.inputs.features import ItemFeatures
 from recbole_mm.inputs.item_vectors import ItemTextVectors, ItemTokens, ItemVectors
 from recbole_mm.inputs.mllm import AnsweringMLLM, LoadedMLLM
-from recbole_mm.inputs.needs import Asks, needed
+from recbole_mm.inputs.needs import Asks, needed, read_features
 from recbole_mm.inputs.reasoning.failures import LeftOut
 from recbole_mm.inputs.reasoning.items import ItemTexts
 from recbole_mm.inputs.reasoning.preferences import UserPreferences
@@ -109,7 +109,7 @@ def provide(
     open_executor: Callable[[], AbstractContextManager[Executor | None]] = nullcontext,
     **given: Any,
 ) -> dict[str, dict[str, float]]:
-    """Sets `dataset.inputs` to what a model needs, and the features of `item_features`.
+    """Sets `dataset.inputs` to what a model needs, and the features of `item_features` that it reads.
 
     Features that a RecBole feature model selects (`selected_features`) also become fields of its item table.
 
@@ -127,7 +127,9 @@ def provide(
     Raises:
         ConfigError: the model requires something unknown here.
     """
-    needs, specs = _needs(config, hooks), config["item_features"] or {}
+    needs, specs = _needs(config, hooks), read_features(config)
+    if unread := [name for name in config["item_features"] or {} if name not in specs]:
+        logger.info("item_features: %s is not read by %s, and not computed", ", ".join(unread), config["model"])
     provided: dict[str, Any] = {"model": hooks.__name__, **given}
     if not needs and not specs:
         dataset.inputs = ModelInputs(**provided)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from recbole_mm.config.resolved import Config
-from recbole_mm.data.features import reads_summaries
+from recbole_mm.data.features import MLLM, reads_summaries
+
+NAMING_FEATURES = ("selected_features", "content_features", "item_sources")
+"""Settings of models that name entries of `item_features`."""
 
 
 class Asks(Protocol):
@@ -23,11 +27,56 @@ class Asks(Protocol):
 def needed(config: Config, hooks: type[Asks]) -> tuple[str, ...]:
     """Returns what a model requires, and the item texts where a feature of `item_features` is made of them."""
     needs = tuple(hooks.requirements(config))
-    if reads_summaries(config["item_features"] or {}) and "item_texts" not in needs:
+    if reads_summaries(read_features(config)) and "item_texts" not in needs:
         return (*needs, "item_texts")
     return needs
 
 
+def read_features(config: Config) -> dict[str, Any]:
+    """Returns the entries of `item_features` that the run's model may read.
+
+    RecBole's models and ours read what a setting of theirs names. Which ones a class of somebody else reads is not
+    known, so it may be any.
+    """
+    given = config["item_features"] or {}
+    if config.model_class.__module__.partition(".")[0] not in ("recbole", "recbole_mm"):
+        return dict(given)
+    names = {name for setting in NAMING_FEATURES for name in config[setting] or ()}
+    return {name: settings for name, settings in given.items() if name in names}
+
+
+MLLM_INPUTS = frozenset(
+    {"item_vectors", "item_text_vectors", "item_tokens", "mllm", "mllm_with_head", "answering_mllm", "answer_writer"}
+)
+"""Inputs that the run's LLM makes, or is."""
+
+
+def reads_mllm(config: Config, hooks: type[Asks]) -> bool:
+    """Returns whether a run reads its LLM, `mllm`."""
+    return bool(MLLM_INPUTS & set(hooks.requirements(config))) or any(
+        isinstance(settings, Mapping) and settings.get("encoder") == MLLM for settings in read_features(config).values()
+    )
+
+
+TEXT_INPUTS = frozenset({"item_texts", "item_text_features", "user_profiles", "user_preferences", "answer_writer"})
+"""Inputs that an LLM writes, or that are made of such texts."""
+
+
+def unread_settings(config: Config, hooks: type[Asks]) -> frozenset[str]:
+    """Returns the settings that play no part in a run, whatever their values.
+
+    They are those of an LLM that is not read, of texts that are not written, and of what items look like where nothing
+    looks at them.
+    """
+    groups = set() if reads_mllm(config, hooks) else {"mllm"}
+    if not TEXT_INPUTS & set(needed(config, hooks)):
+        groups.add("texts")
+    if not asks_for_inputs(config, hooks) and config["missing_modality"] != "drop":
+        groups.add("content")
+    unread = {name for name, setting in config.settings.items() if setting.group in groups and not setting.ranks}
+    return frozenset(unread if read_features(config) else {*unread, "item_features", "feature_files"})
+
+
 def asks_for_inputs(config: Config, hooks: type[Asks]) -> bool:
     """Returns whether a run needs more than interactions: inputs of its model, or features of items."""
-    return bool(needed(config, hooks) or config["item_features"])
+    return bool(needed(config, hooks) or read_features(config))

@@ -13,7 +13,7 @@ from recbole_mm.config.settings import BEFORE, PROTOCOL
 from recbole_mm.config.yaml_settings import canonical, read_yaml
 from recbole_mm.data.splits import TEST, TRAIN, VALID, Rows
 from recbole_mm.errors import RecboleMMError
-from recbole_mm.inputs.needs import needed
+from recbole_mm.inputs.needs import needed, read_features
 from recbole_mm.models.hooks import hooks_of
 from recbole_mm.runs.folder import CONFIG, is_finished, read_result
 
@@ -48,7 +48,7 @@ def model_line(model: nn.Module, config: Config) -> str:
     for parameter in model.parameters():
         sizes[parameter.requires_grad] += parameter.numel()
     frozen = f" and {sizes[False]:,} frozen" if sizes[False] else ""
-    inputs = ["interactions", *needed(config, hooks_of(type(model))), *(config["item_features"] or ())]
+    inputs = ["interactions", *needed(config, hooks_of(type(model))), *read_features(config)]
     return (
         f"{config['model']}: {sizes[True]:,} trainable{frozen} parameters; "
         f"inputs: {', '.join(dict.fromkeys(inputs))}; device: {config['device']}"

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from recbole_mm.config.kinds import abridged
+from recbole_mm.config.resolved import Config
+from recbole_mm.config.settings import NOT_FROM_A_RUN
 from recbole_mm.config.yaml_settings import read_yaml
-from recbole_mm.errors import ConfigError
+from recbole_mm.errors import ConfigError, RecboleMMError
 from recbole_mm.evaluation.slice_kinds import check_slices, entry_of
 from recbole_mm.experiments.compare.experiment import load_experiment
 from recbole_mm.experiments.compare.grid import DONE, Grid, Outcome
 from recbole_mm.experiments.compare.plan import PlannedRow, plan_rows
 from recbole_mm.experiments.compare.summary import Table, TableRow, summarize
 from recbole_mm.experiments.compare.table import write_table
+from recbole_mm.inputs.needs import unread_settings
+from recbole_mm.models.hooks import hooks_of
 from recbole_mm.runs import folder as run_folder
 from recbole_mm.utils.files import make_folder
 from recbole_mm.utils.paths import is_path
@@ -139,7 +143,8 @@ def _rows_of_runs(run_dirs: Sequence[Path]) -> list[TableRow]:
         run_folder.read_result(folder)
         config = read_yaml(folder / run_folder.CONFIG)
         deciding = run_folder.result_settings(config)
-        deciding = {key: value for key, value in deciding.items() if key not in run_folder.MAY_CHANGE}
+        passed_over = run_folder.MAY_CHANGE | _unread(folder)
+        deciding = {key: value for key, value in deciding.items() if key not in passed_over}
         seed = deciding.pop("seed", 0)
         key = json.dumps(deciding, sort_keys=True, default=str)
         same = groups.setdefault(key, {})
@@ -157,11 +162,31 @@ def _rows_of_runs(run_dirs: Sequence[Path]) -> list[TableRow]:
     ]
 
 
+def _unread(folder: Path) -> frozenset[str]:
+    """Settings that play no part in a run; none where its model is not known here."""
+    try:
+        config = Config.load(folder / run_folder.CONFIG, None, NOT_FROM_A_RUN)
+        return unread_settings(config, hooks_of(config.model_class))
+    except RecboleMMError:
+        logger.debug("%s: its settings cannot be read here", folder, exc_info=True)
+        return frozenset()
+
+
+def _flat(settings: Mapping[str, Any], front: str = "") -> dict[str, Any]:
+    """Settings with those inside of others by their whole names, such as `eval_args.order`."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        inside = isinstance(value, Mapping) and value
+        found |= _flat(value, f"{front}{name}.") if inside else {f"{front}{name}": value}
+    return found
+
+
 def _names(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """A name for each group: its model, and what tells it from the other groups of that model."""
     names = {}
-    for key, mine in settings.items():
-        same = [other for other in settings.values() if other["model"] == mine["model"]]
+    flat = {key: _flat(mine) for key, mine in settings.items()}
+    for key, mine in flat.items():
+        same = [other for other in flat.values() if other["model"] == mine["model"]]
         differing = sorted(name for name in mine if any(other.get(name) != mine[name] for other in same))
         given = ", ".join(f"{name}={mine[name]}" for name in differing)
         names[key] = f"{mine['model']} ({given})" if given else str(mine["model"])
