@@ -32,8 +32,9 @@ from transformers import AutoTokenizer, PreTrainedModel, Qwen2VLForConditionalGe
 
 from recbole_mm.artifacts.store import Store
 from recbole_mm.data.content import ContentSource, ItemContent
-from recbole_mm.llm.encode import PARTS_PER_CORE, ItemEncoder, encode_items
+from recbole_mm.llm.encode import PARTS_PER_CORE, ItemEncoder
 from recbole_mm.llm.family import PreparedInput
+from recbole_mm.llm.item_vectors import encode_items
 from recbole_mm.llm.loading import add_cur_item, load_mllm
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.prompts import CUR_ITEM

@@ -25,12 +25,12 @@ from common import PeakMemory, markdown_table, quiet_config
 from recbole_mm.data.content import ContentSource, ItemContent
 from recbole_mm.inputs.mllm import local_llm
 from recbole_mm.llm.encode import PARTS_PER_CORE, ItemEncoder
-from recbole_mm.llm.family import pad_ids
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.texts.generator import Request, Writing
 from recbole_mm.llm.texts.hf import HfGenerator
 from recbole_mm.llm.texts.writers import multimodal_writer
+from recbole_mm.llm.tokens import pad_ids
 
 ASKED = "Describe this movie in two sentences: "
 PIXELS = 1  # no picture is read

@@ -30,11 +30,12 @@ from PIL import Image
 from transformers import Qwen2VLForConditionalGeneration
 from transformers.utils import logging as hub_logging
 
-from recbole_mm.llm.answer import AnswerReader, Block, ask, batches_of_like_length
+from recbole_mm.llm.answer import AnswerReader, Block
 from recbole_mm.llm.families.qwen2_vl import Qwen2VL
 from recbole_mm.llm.family import Part
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.questions import ask, batches_of_like_length
 from recbole_mm.llm.tiny import build_tiny
 from recbole_mm.models.answering.asking import PromptBlocks
 

@@ -10,19 +10,10 @@ import torch
 from PIL import Image
 
 from recbole_mm.errors import ConfigError, ModelLoadError
-from recbole_mm.llm.answer import (
-    AnswerReader,
-    Block,
-    Questions,
-    answer_contrast,
-    ask,
-    batches_of_like_length,
-    fill_placeholders,
-    padded,
-    resolve_yes_no,
-)
+from recbole_mm.llm.answer import AnswerReader, Block, answer_contrast, fill_placeholders, padded, resolve_yes_no
 from recbole_mm.llm.families import FAMILIES
 from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.questions import Questions, ask, batches_of_like_length
 from recbole_mm.llm.tiny import build_tiny
 
 TAIL = "Answer:\n"

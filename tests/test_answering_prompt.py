@@ -12,11 +12,12 @@ from PIL import Image
 
 from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.answering.prompt import cut_to_tokens
-from recbole_mm.llm.answer import AnswerReader, Block, ask, resolve_yes_no
+from recbole_mm.llm.answer import AnswerReader, Block, resolve_yes_no
 from recbole_mm.llm.families import FAMILIES
 from recbole_mm.llm.family import CutImage
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.questions import ask
 from recbole_mm.llm.tiny import build_tiny
 from recbole_mm.models.answering.asking import PromptBlocks
 from recbole_mm.models.answering.prompts import PreferencePrompt, TitlesPrompt

@@ -18,13 +18,14 @@ from recbole_mm.inputs.answering.examples import PromptedQuestions
 from recbole_mm.inputs.answering.tuning import SftSettings, training_questions
 from recbole_mm.inputs.mllm import tiny_mllm
 from recbole_mm.inputs.model_inputs import provide
-from recbole_mm.llm.answer import AnswerReader, ask, resolve_yes_no
+from recbole_mm.llm.answer import AnswerReader, resolve_yes_no
 from recbole_mm.llm.finetuning import examples as sft_module
 from recbole_mm.llm.finetuning import finetune as finetune_module
 from recbole_mm.llm.finetuning.examples import AnswerLoss, LengthGroupedBatches, words_to_learn
 from recbole_mm.llm.finetuning.finetune import Tuning
 from recbole_mm.llm.finetuning.trainer import AnswerTrainer
 from recbole_mm.llm.loading import load_mllm
+from recbole_mm.llm.questions import ask
 from recbole_mm.models.answering.asking import PromptBlocks
 from recbole_mm.models.answering.prompts import PreferencePrompt
 from recbole_mm.models.base import ModelHooks

@@ -19,7 +19,8 @@ from PIL import Image
 
 from recbole_mm.artifacts.store import Store
 from recbole_mm.errors import ConfigError, DataError
-from recbole_mm.llm.encode import STAGE, ItemEncoder, encode_items
+from recbole_mm.llm.encode import STAGE, ItemEncoder
+from recbole_mm.llm.item_vectors import encode_items
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.pooling import Pooling
@@ -262,6 +263,18 @@ def test_pooled_vectors_do_not_depend_on_their_batch_and_read_images(mllm: MLLM,
     assert np.linalg.norm(pictures[:, None] - pictures[None], axis=-1)[~np.eye(3, dtype=bool)].min() > 1e-3
 
 
+def test_an_image_that_leaves_no_room_is_named(mllm: MLLM, monkeypatch) -> None:
+    encoder = ItemEncoder(mllm, image_pixels=PIXELS, max_text_tokens=20)
+    text = sentence(1, 30)
+    lengths = {bool(image): len(encoder.prepare(Record("a", text, image)).ids) for image in (None, picture(1))}
+    assert lengths[True] > lengths[False]
+    monkeypatch.setattr(type(mllm), "context", property(lambda self: lengths[True] - 1))
+    encoder = ItemEncoder(mllm, image_pixels=PIXELS, max_text_tokens=20)
+    assert encoder.encode([Record("a", text, None)]).any()
+    with pytest.raises(ConfigError, match=rf"item i7: its image and text are {lengths[True]} tokens, and .* can read"):
+        encoder.encode([Record("i7", text, picture(1))])
+
+
 def test_the_first_layers_alone_are_those_of_the_whole_model(mllm: MLLM) -> None:
     """The state after one layer and the final norm, by transformers' own `output_hidden_states`."""
     record = Record("a", sentence(1, 12), None)
@@ -272,6 +285,8 @@ def test_the_first_layers_alone_are_those_of_the_whole_model(mllm: MLLM) -> None
         expected = mllm.family.decoder(mllm.model).norm(inner)
     close(first.encode([record])[0], expected.numpy())
     assert len(mllm.family.decoder(mllm.model).layers) == 2, "the model that it was cut from is left as it is"
+    counts = (mllm.model.config.get_text_config(), first.mllm.model.config.get_text_config())
+    assert [config.num_hidden_layers for config in counts] == [2, 1]
     close(ItemEncoder(mllm, image_pixels=PIXELS, layers=2).encode([record]), whole.encode([record]))
     weights = {weight.data_ptr() for weight in mllm.model.parameters()}
     assert all(weight.data_ptr() in weights for weight in first.mllm.model.parameters()), "nothing is copied"

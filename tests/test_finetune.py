@@ -126,6 +126,25 @@ def test_the_loss_of_every_kind_falls_and_the_saved_model_is_the_tuned_one(tiny,
     assert [path.name for path in tmp_path.iterdir() if path.name not in ("scratch", "tuned")] == []
 
 
+@pytest.mark.parametrize(("method", "targets"), [("full", ()), ("lora", ()), ("lora", ("q_proj", "v_proj"))])
+def test_the_first_layers_alone_are_tuned_and_read_again(tiny, tmp_path, method, targets):
+    base = load_mllm(tiny)
+    before = base.family.decoder(base.model).layers
+    tuning = replace(TUNING, method=method, epochs=1, layers=1, lora=Lora(targets=targets), learning_rate=1e-2)
+    again = load_mllm(tuned(tiny, tmp_path / "tuned", tuning))
+    after = again.family.decoder(again.model).layers
+    assert (len(before), len(after)) == (2, 1 if method == "full" else 2)
+    assert not torch.equal(after[0].self_attn.q_proj.weight, before[0].self_attn.q_proj.weight)
+    if method == "lora":
+        for name, weight in after[1].state_dict().items():
+            assert torch.equal(weight, before[1].state_dict()[name]), name
+    learner = load_mllm(tiny, with_head=True)
+    tuning = replace(tuning, layers=None)
+    finetune(learner, Colours(learner), tuning, tmp_path / "whole", show_progress=False)
+    first = [vector(model.first_layers(1, "mllm_layers")) for model in (again, load_mllm(tmp_path / "whole"))]
+    assert (first[0] - first[1]).abs().max() > 1e-4, "it was tuned to answer after the layer that is read"
+
+
 def test_lora_trains_the_decoder_and_the_row_of_cur_item_alone(mllm):
     before = {name: value.clone() for name, value in mllm.model.named_parameters()}
     names = {name for name, value in add_lora(mllm, Lora()).named_parameters() if value.requires_grad}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 import recbole_mm
 from recbole_mm.config.resolved import Config
@@ -26,6 +27,7 @@ from recbole_mm.llm.finetuning import finetune as finetune_module
 from recbole_mm.llm.finetuning.examples import AnswerLoss, LengthGroupedBatches, bottleneck_mask
 from recbole_mm.llm.finetuning.finetune import Tuning
 from recbole_mm.llm.finetuning.trainer import AnswerTrainer
+from recbole_mm.llm.finetuning.tuned_model import tuning_of
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.tiny import build_tiny
 from recbole_mm.runs.profiling import Stages
@@ -430,6 +432,32 @@ def test_a_run_encodes_with_the_tuned_model_and_tunes_once(described, tmp_path, 
     by_path, _ = vectors(mllm=str(folder), mllm_image_pixels=PIXELS)
     np.testing.assert_array_equal(again, tuned)
     np.testing.assert_array_equal(by_path, tuned)
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers"),
+    [
+        ({"mllm_layers": 1, "dueg": "sasrec"}, 1),
+        ({"mllm_layers": 1}, None),
+        ({"mllm_layers": 1, "dueg_layers": 2}, 2),
+        ({"mllm_layers": 2, "dueg_layers": 1}, 2),
+        ({"dueg_layers": 1}, None),
+    ],
+)
+def test_the_layers_that_are_read_are_tuned(described, tmp_path, settings, layers):
+    config = config_of(described, tmp_path, **settings)
+    assert MirmSettings.of(config).layers == layers
+    assert tuning_of(MirmSettings.of(config), PIXELS).layers == layers
+
+
+def test_the_layers_that_encode_are_tuned_alone(described, tmp_path):
+    settings = {**QUICK, "mirm_tuning": "lora", "mllm_layers": 1, "dueg": "sasrec", "hidden_size": 16}
+    assembled = assemble(config_of(described, tmp_path, **settings), tmp_path, Stages())
+    assert assembled.dataset.inputs.item_vectors[1:].any()
+    (folder,) = (tmp_path / "artifacts").glob("mirm-*")
+    adapter = load_file(folder / "adapter_model.safetensors")
+    assert not any(".layers.1." in name for name in adapter)
+    assert any(".layers.0." in name for name in adapter)
 
 
 def test_a_tiny_model_of_another_family(described, tmp_path):

@@ -23,7 +23,7 @@ import recbole_mm
 from recbole_mm.artifacts.executor import Failure
 from recbole_mm.cli import main
 from recbole_mm.errors import ConfigError, ModelLoadError
-from recbole_mm.llm.answer import AnswerReader, Block, Questions, ask, resolve_yes_no
+from recbole_mm.llm.answer import AnswerReader, Block, resolve_yes_no
 from recbole_mm.llm.encode import ItemEncoder
 from recbole_mm.llm.families import is_text_llm
 from recbole_mm.llm.family import PreparedInput
@@ -32,6 +32,7 @@ from recbole_mm.llm.finetuning.finetune import Lora, add_lora
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.prompts import CUR_ITEM
+from recbole_mm.llm.questions import Questions, ask
 from recbole_mm.llm.texts.generator import Request, Writing
 from recbole_mm.llm.texts.hf import HfGenerator
 from recbole_mm.llm.texts.writers import multimodal_writer
@@ -359,6 +360,13 @@ def test_models_that_count_their_tokens_themselves_encode_and_nothing_more(
         with pytest.raises(ModelLoadError, match=f"models of type {kind} count their tokens themselves") as error:
             use()
         assert "\n" not in str(error.value)
+
+
+def test_a_run_that_needs_attention_is_refused_before_anything_is_encoded(tmp_path, toy_settings, monkeypatch) -> None:
+    folder = write_text_llm("bloom", tmp_path / "model")
+    monkeypatch.setattr(ItemEncoder, "compute", lambda *_: pytest.fail("encoded"))
+    with pytest.raises(ModelLoadError, match="models of type bloom count their tokens themselves"):
+        recbole_mm.run("Molar", "toy", config_dict={**toy_settings, "mllm": str(folder), "modalities": ["text"]})
 
 
 def test_what_is_a_text_llm() -> None:

@@ -17,7 +17,6 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from recbole_mm.artifacts.executor import Failure
 from recbole_mm.artifacts.store import Store
 from recbole_mm.errors import ImageError, ModelLoadError
-from recbole_mm.llm.family import plain_token_ids
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.prompts import CUR_ITEM
@@ -29,6 +28,7 @@ from recbole_mm.llm.texts.stage import texts_through_store
 from recbole_mm.llm.texts.writers import Writer, multimodal_writer
 from recbole_mm.llm.tiny import build_tiny
 from recbole_mm.llm.tiny_tokenizers import deepseek_tokenizer
+from recbole_mm.llm.tokens import plain_token_ids
 
 CORPUS = [
     f"The {kind} film number {number} is about love and war." for kind in ("action", "drama") for number in range(9)

@@ -10,9 +10,10 @@ import numpy as np
 from recbole_mm.data.content import ItemContent
 from recbole_mm.inputs.context import Context, Need, PlannedStage
 from recbole_mm.inputs.mllm import RunMLLM
-from recbole_mm.llm.encode import DEFAULT_TEXT_TOKENS, ItemEncoder, encode_items, item_keys
+from recbole_mm.llm.encode import DEFAULT_TEXT_TOKENS, ItemEncoder
 from recbole_mm.llm.encode_remote import carried_encoding
 from recbole_mm.llm.item_tokens import tokenize_items
+from recbole_mm.llm.item_vectors import encode_items, item_keys
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.pooling import pooling_of
 

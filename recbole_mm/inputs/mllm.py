@@ -84,6 +84,15 @@ class RunMLLM:
             name = local_llm(name, self.config)
         return name, self._load
 
+    def require_attention(self) -> None:
+        """Refuses a model whose tokens do not obey a mask, before anything is computed with it.
+
+        Raises:
+            ModelLoadError: see `MLLM.require_attention`, or the model cannot be found.
+        """
+        name, load = self.base()
+        load(name, dtype=self.dtype, without_weights=True).require_attention()
+
     @property
     def _load(self) -> Callable[..., MLLM]:
         trust = bool(self.config["trust_remote_code"])
@@ -208,6 +217,10 @@ def local_llm(name: str, config: Config, make: bool = True) -> str:
 class LoadedMLLM(Need):
     """`mllm` and `mllm_with_head`: the run's multimodal LLM, loaded."""
 
+    def check(self) -> None:
+        """Refuses an LLM that cannot be run under a mask, as all who ask for it do."""
+        self.context.share(RunMLLM).require_attention()
+
     def compute(self) -> dict[str, Any]:
         """Returns `mllm`."""
         return {"mllm": self.context.share(RunMLLM).loaded}
@@ -220,8 +233,9 @@ class AnsweringMLLM(Need):
     reads_inputs = True
 
     def check(self) -> None:
-        """Refuses settings of the fine-tuning."""
+        """Refuses settings of the fine-tuning, and an LLM that cannot be run under a mask."""
         SftSettings.of(self.context.config)
+        self.context.share(RunMLLM).require_attention()
 
     def plan(self) -> list[PlannedStage]:
         """Returns no stage: fine-tuning is noted, not estimated."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,18 +15,15 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from recbole_mm.artifacts.executor import Executor, RemoteWork
-from recbole_mm.artifacts.fill import fill, require_finite
-from recbole_mm.artifacts.store import Store, artifact_key
+from recbole_mm.artifacts.store import artifact_key
 from recbole_mm.errors import ConfigError
-from recbole_mm.llm.family import Part, PreparedInput, closing_tokens
+from recbole_mm.llm.family import Part, PreparedInput
 from recbole_mm.llm.loading import has_bfloat16
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.pooling import CUR_ITEM, MEAN, Pooling
 from recbole_mm.llm.prompts import ItemPrompt
+from recbole_mm.llm.tokens import closing_tokens
 from recbole_mm.utils.prefetch import prefetch
-
-logger = logging.getLogger(__name__)
 
 STAGE = "item_vector"
 RECIPE = 1
@@ -42,8 +38,6 @@ LOOKAHEAD = 4
 PARTS_PER_UNIT = 32
 """A GPU's batches end with a unit of so many times the items that fit into one whatever their size. Who gets a unit can
 cut its batches without knowing the others: on another machine as here."""
-SHOWN_IDS = 5
-
 SPECIAL_TOKENS = 2
 """What opens a prompt, and `[Cur_Item]`."""
 
@@ -62,19 +56,6 @@ class Record(Protocol):
     def text(self) -> str | None: ...
     @property
     def image(self) -> Image.Image | None: ...
-
-
-class Content(Protocol):
-    """Items aligned to RecBole's ids; index 0 is padding. Its methods are called from several threads."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Record: ...
-    def text(self, index: int, /) -> str | None: ...
-    def fingerprint(self, index: int, /) -> str: ...
-
-
-Carry = Callable[[Any, "ItemEncoder"], RemoteWork]
-"""Items and an encoder -> the work of encoding them, to be sent to another process."""
 
 
 def runs_in_bfloat16(dtype: torch.dtype, device: torch.device) -> bool:
@@ -137,6 +118,7 @@ class ItemEncoder:
         }
         self._instruction = mllm.token_ids(self.pooling.instruction) if self.pooling.instruction else []
         self._closing = closing_tokens(mllm.tokenizer) if self.pooling.kind != CUR_ITEM else []
+        self._context = mllm.context
         self._check_context()
         self.texts_cut = 0
         """Texts that were longer than `max_text_tokens` and so were cut."""
@@ -147,7 +129,7 @@ class ItemEncoder:
     def _check_context(self) -> None:
         asking = self._instructions.values() if self.pooling.kind == CUR_ITEM else [self._closing]
         around = len(self._instruction) + max(map(len, asking)) + SPECIAL_TOKENS
-        context = self.mllm.context
+        context = self._context
         if context is not None and around >= context:
             raise ConfigError(
                 f"{self.mllm.name} can read {context} tokens, and the {around} around a text leave none for it; give a "
@@ -184,7 +166,11 @@ class ItemEncoder:
     # --- one batch ---------------------------------------------------------------------------------------------------
 
     def prepare(self, record: Record) -> PreparedInput | None:
-        """Tokenize an item and cut its image into patches; None for an item with neither. Safe to call from threads."""
+        """Tokenize an item and cut its image into patches; None for an item with neither. Safe to call from threads.
+
+        Raises:
+            ConfigError: with its image it has more tokens than the model can read.
+        """
         text = (record.text or "").strip()
         if record.image is None and not text:
             return None
@@ -197,7 +183,13 @@ class ItemEncoder:
         if self.pooling.kind == CUR_ITEM:
             words = [*words, *self._instructions[record.image is not None, bool(text)], self.mllm.cur_item_id]
         words = [*words, *self._closing]
-        return self.mllm.family.prepare([*parts, words] if words else parts, self.image_pixels)
+        found = self.mllm.family.prepare([*parts, words] if words else parts, self.image_pixels)
+        if self._context is not None and len(found.ids) > self._context:  # of a text alone that was checked before
+            raise ConfigError(
+                f"item {record.item_id}: its image and text are {len(found.ids)} tokens, and {self.mllm.name} can read "
+                f"{self._context}; lower mllm_image_pixels or max_text_tokens"
+            )
+        return found
 
     def _words(self, text: str, before: int) -> list[int]:
         """Token ids of a text, cut where it is longer than `max_text_tokens` and the tokens `before` it."""
@@ -357,86 +349,3 @@ class ItemEncoder:
         for batch in self.batches(lambda row: load(records[row]) if load else records[row], lengths):
             vectors[list(batch)] = self.compute(list(batch.values()))
         return vectors
-
-
-def encode_items(
-    content: Content,
-    encoder: ItemEncoder,
-    store: Store,
-    show_progress: bool = True,
-    executor: Executor | None = None,
-    carry: Carry | None = None,
-) -> np.ndarray:
-    """Encode every item through the artifact store: each distinct content once, ever; resumable at any point.
-
-    Args:
-        content: the items; index 0 is padding.
-        encoder: the model and its settings.
-        store: what was computed before is taken from it, every finished batch is added at once.
-        show_progress: show a progress display.
-        executor: encodes in other processes; None encodes in this one.
-        carry: how the work is sent there (`encode_remote.carried_encoding`).
-
-    Returns:
-        (items, hidden) float32: row 0 and the rows of items with neither image nor text are zeros.
-
-    Raises:
-        StoreError: the store cannot be read or written.
-        DataError: a vector holds NaN or infinity.
-    """
-    keys: list[str | None] = [None, *item_keys(content, encoder)]
-    indexes: dict[str, int] = {}
-    for index, key in enumerate(keys):
-        if key is not None:
-            indexes.setdefault(key, index)
-
-    def batches(missing: Mapping[str, int]) -> Iterator[Mapping[str, Pending]]:
-        lengths = {key: len(content.text(index) or "") for key, index in missing.items()}
-        return encoder.batches(lambda key: content[missing[key]], lengths)
-
-    cut = encoder.texts_cut
-    remote_work = None if carry is None else carry(content, encoder)
-    report = fill(
-        *(store, STAGE, indexes, encoder.compute, batches, show_progress, "Encoding items"),
-        executor=executor,
-        remote_work=remote_work,
-    )
-    mllm = f"the multimodal LLM {encoder.mllm.name}"
-    require_finite(report, mllm, lambda key: f"item {content[indexes[key]].item_id!r}")
-    keys = [None if key in report.reasons else key for key in keys]
-    matrix = store.get_matrix(keys)
-    if matrix.shape[1] == 0:
-        matrix = np.zeros((len(content), encoder.mllm.hidden_size), dtype=np.float32)
-    logger.info(
-        "Item vectors: %d items, %d distinct, %d computed in %.1f s, %d texts cut to %d tokens",
-        *(
-            len(content) - 1,
-            len(indexes),
-            report.computed,
-            report.seconds,
-            encoder.texts_cut - cut,
-            encoder.max_text_tokens,
-        ),
-    )
-    empty = [index for index, key in enumerate(keys) if key is not None and not matrix[index].any()]
-    if empty:
-        shown = ", ".join(content[index].item_id for index in empty[:SHOWN_IDS])
-        more = ", ..." if len(empty) > SHOWN_IDS else ""
-        logger.warning("%d items have neither image nor text: their vectors are zeros (%s%s)", len(empty), shown, more)
-    return matrix
-
-
-def item_keys(content: Content, encoder: ItemEncoder) -> list[str]:
-    """Returns the artifact keys of items 1, 2, ...; the model of the encoder needs no weights for it."""
-    return [encoder.key(fingerprint) for fingerprint in fingerprints(content, encoder.threads)]
-
-
-def fingerprints(content: Content, threads: int, per_task: int = 256) -> Iterator[str]:
-    """Yields the fingerprints of items 1, 2, ...; reads their images' bytes in threads."""
-    starts = range(1, len(content), per_task)
-
-    def some(start: int) -> list[str]:
-        return [content.fingerprint(index) for index in range(start, min(start + per_task, len(content)))]
-
-    for part in prefetch(some, starts, threads, 2 * threads):
-        yield from part

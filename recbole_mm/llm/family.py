@@ -7,23 +7,20 @@ anybody may have written. Here a prompt is a list of parts, token ids and pictur
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from recbole_mm.errors import ConfigError, ModelLoadError
-
-Side = Literal["right", "left"]
+from recbole_mm.errors import ConfigError
+from recbole_mm.llm.decoder import as_attention_wants, logits_after
+from recbole_mm.llm.tokens import Side, opening_token, pad_ids
 
 
 @dataclass(frozen=True)
@@ -304,9 +301,8 @@ class Family(ABC):
         Returns:
             (T, words).
         """
-        headed: Any = next(module for module in model.modules() if isinstance(module, self.generation_class))
-        after = _AfterBase(headed, self.base(headed), states[None])
-        return type(headed).forward(after, inputs_embeds=states[None], use_cache=False, return_dict=True).logits[0]
+        headed = next(module for module in model.modules() if isinstance(module, self.generation_class))
+        return logits_after(headed, self.base(headed), states)
 
     def layers_for_images(self, decoder: PreTrainedModel) -> list[nn.Module]:
         """Decoder layers that a prompt without images never enters; a stack for vectors can do without them."""
@@ -319,186 +315,6 @@ class Family(ABC):
     def resize(cls, model: PreTrainedModel, rows: int) -> None:
         """Give the word embeddings (and the head, if there is one) this many rows. New rows are unset."""
         model.resize_token_embeddings(rows, mean_resizing=False)
-
-
-class _States(BaseModelOutputWithPast):
-    """The output of a base model that has nothing but states."""
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-
-class _Ran:
-    """Stands for a base model, or a part of it, that has already run; called, it gives these states."""
-
-    def __init__(self, states: torch.Tensor) -> None:
-        self._states = states
-
-    def __getattr__(self, name: str) -> _Ran:
-        return self
-
-    def __call__(self, *_: Any, **__: Any) -> _States:
-        return _States(last_hidden_state=self._states)
-
-
-class _AfterBase:
-    """Stands for a model with a head whose base model has already run.
-
-    Args:
-        model: with a head.
-        base: its base model.
-        states: (B, L, hidden) that the base model gave.
-    """
-
-    def __init__(self, model: nn.Module, base: nn.Module, states: torch.Tensor) -> None:
-        self._model, self._base, self._ran = model, base, _Ran(states)
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._model, name)
-        return self._ran if found is self._base else found
-
-
-LAYERS = ("layers", "h", "blocks")
-"""What decoders call the list of their layers."""
-
-
-def layers_of(decoder: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The layers of a decoder, and what it calls them.
-
-    Raises:
-        ModelLoadError: it does not keep them in a list of its own.
-    """
-    for name in LAYERS:
-        found = getattr(decoder, name, None)
-        if isinstance(found, nn.ModuleList):
-            return name, found
-    raise ModelLoadError(f"{type(decoder).__name__}: its layers cannot be told apart, so none of them can be left out")
-
-
-def context_of(model: Any) -> int | None:
-    """Tokens of the longest prompt that a model was made for, if its configuration says so."""
-    return longest_of(model.config)
-
-
-def longest_of(config: Any) -> int | None:
-    """The same, of a Hugging Face configuration."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return None if limit is None else int(limit)
-
-
-def sliding_window(config: Any) -> int | None:
-    """Tokens that some layer looks back at, itself included; None where all layers see the whole prompt.
-
-    Args:
-        config: the decoder's. With `layer_types`, its attention takes a mask for each kind of layer, by those names.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> kinds = ["sliding_attention", "full_attention"]
-        >>> sliding_window(SimpleNamespace(layer_types=kinds, sliding_window=512))
-        512
-    """
-    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
-    return None if window is None or (kinds and "sliding_attention" not in kinds) else int(window)
-
-
-def layer_masks(
-    config: Any, seen: torch.Tensor, apart: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor | dict[str, torch.Tensor]:
-    """What a decoder takes as its attention mask: one for all layers, or one for each kind of layer.
-
-    Args:
-        config: the decoder's.
-        seen: bool (B, 1, rows, columns), True where a row sees a column in layers that see the whole prompt.
-        apart: (B, rows, columns) by how many tokens a column lies before a row.
-        dtype: of the attention scores.
-    """
-    window, implementation = sliding_window(config), config._attn_implementation
-    full = as_attention_wants(seen, dtype, implementation)
-    if window is None:
-        return full
-    near = as_attention_wants(seen & (apart < window)[:, None], dtype, implementation)
-    return {"full_attention": full, "sliding_attention": near} if getattr(config, "layer_types", None) else near
-
-
-def as_attention_wants(mask: torch.Tensor, dtype: torch.dtype, implementation: str | None) -> torch.Tensor:
-    """SDPA takes bool masks as they are; eager attention adds the mask, so it has to be numbers.
-
-    Args:
-        mask: bool, True where a row sees a column.
-        dtype: of the attention scores.
-        implementation: transformers' name of it, such as sdpa or eager.
-    """
-    if implementation == "sdpa":
-        return mask
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-
-
-def pad_ids(
-    rows: Sequence[np.ndarray], fill: int, device: torch.device | str, side: Side = "right"
-) -> dict[str, torch.Tensor]:
-    """Token ids of B rows as one table, L = the longest row.
-
-    Args:
-        rows: ids of each.
-        fill: stands in the columns that a row does not fill.
-        device: where the tensors go.
-        side: of the padding.
-
-    Returns:
-        input_ids and attention_mask (1 at a row's own tokens), int64 (B, L).
-
-    Example:
-        >>> pad_ids([np.array([5, 6]), np.array([7])], 0, "cpu", "left")["input_ids"].tolist()
-        [[5, 6], [0, 7]]
-    """
-    lengths = np.fromiter(map(len, rows), np.int64, len(rows))[:, None]
-    columns = np.arange(lengths.max())
-    real = columns < lengths if side == "right" else columns >= lengths.max() - lengths
-    ids = np.full(real.shape, fill, dtype=np.int64)
-    ids[real] = np.concatenate(rows)
-    batch = {"input_ids": ids, "attention_mask": real.astype(np.int64)}
-    return {name: torch.from_numpy(values).to(device, non_blocking=True) for name, values in batch.items()}
-
-
-def plain_token_ids(tokenizer: Any, reserved: Container[int] | None = None) -> Callable[[str], list[int]]:
-    """Returns what turns plain text into token ids, none of them special whatever the text spells. Safe for threads.
-
-    It works on a copy, which neither depends on nor changes the settings of the tokenizer: nothing is cut or padded.
-
-    Args:
-        tokenizer: a fast one.
-        reserved: ids of added tokens that count as special though the tokenizer does not call them so, as some do not
-            the token of an image; None: all added tokens.
-    """
-    settings = json.loads(tokenizer.backend_tokenizer.to_str())
-    for token in settings["added_tokens"]:
-        token["special"] = token["special"] or reserved is None or token["id"] in reserved
-    plain = Tokenizer.from_str(json.dumps(settings))
-    plain.encode_special_tokens = True
-    plain.no_truncation()
-    plain.no_padding()
-
-    def token_ids(text: str) -> list[int]:
-        # A lone surrogate (a broken file's bytes read as text) has no UTF-8 form, which the tokenizer needs.
-        return plain.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
-
-    return token_ids
-
-
-def closing_tokens(tokenizer: Any) -> list[int]:
-    """The special tokens that the tokenizer closes a text with, as those of embedding models do."""
-    ids, special = tokenizer("a")["input_ids"], set(tokenizer.all_special_ids)
-    words = [place for place, token in enumerate(ids) if token not in special]
-    return [int(token) for token in ids[words[-1] + 1 :]] if words else []
-
-
-def opening_token(tokenizer: Any) -> int | None:
-    """The BOS token, if the tokenizer opens a text with it."""
-    bos = tokenizer.bos_token_id
-    opened = tokenizer("a")["input_ids"]
-    return int(bos) if bos is not None and opened[:1] == [bos] else None
 
 
 def _colour_scale(image_processor: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recbole_mm.errors import ConfigError
-from recbole_mm.llm.encode import Content
+from recbole_mm.llm.item_vectors import Content
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.prompts import ItemPrompt
 

@@ -16,15 +16,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from recbole_mm.errors import ConfigError, ModelLoadError
-from recbole_mm.llm.family import (
-    Family,
-    PreparedInput,
-    context_of,
-    layer_masks,
-    layers_of,
-    plain_token_ids,
-    sliding_window,
-)
+from recbole_mm.llm.decoder import context_of, layer_masks, layers_of, sliding_window
+from recbole_mm.llm.family import Family, PreparedInput
+from recbole_mm.llm.tokens import plain_token_ids
 
 
 @dataclass
@@ -100,7 +94,8 @@ class MLLM:
     def first_layers(self, count: int, setting: str) -> MLLM:
         """Return the same model with the first layers of its decoder alone, and the final norm after them.
 
-        Weights are shared with this one, which is left as it is.
+        Weights are shared with this one, which is left as it is. The configuration says what is left, so that it can be
+        saved.
 
         Args:
             count: number of layers.
@@ -116,6 +111,7 @@ class MLLM:
         model = copy.deepcopy(self.model, shared)
         decoder = self.family.decoder(model)
         setattr(decoder, name, getattr(decoder, name)[:count])
+        _shorten(decoder.config, count, len(layers))
         return replace(self, model=model)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -162,6 +158,15 @@ class MLLM:
         if layers is not None:
             check_layers(setting, layers, len(layers_of(decoder)[1]))
         return TextStack(decoder, self.family.layers_for_images(decoder), layers)
+
+
+def _shorten(config: Any, count: int, before: int) -> None:
+    """Have the configuration of a decoder say that it has fewer layers, in its lists of layers, too."""
+    if getattr(config, "num_hidden_layers", None) == before:
+        config.num_hidden_layers = count
+    for name, value in list(vars(config).items()):
+        if "layer" in name and isinstance(value, list) and len(value) == before:
+            setattr(config, name, value[:count])
 
 
 def _counts_places(config: Any) -> bool:

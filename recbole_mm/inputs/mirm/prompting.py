@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from recbole_mm.inputs.mirm.objectives import Example, ShownItem
-from recbole_mm.llm.encode import SPECIAL_TOKENS, Content
+from recbole_mm.llm.encode import SPECIAL_TOKENS
 from recbole_mm.llm.family import Part
 from recbole_mm.llm.finetuning import examples as sft
+from recbole_mm.llm.item_vectors import Content
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.prompts import ItemPrompt
 

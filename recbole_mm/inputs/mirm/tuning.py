@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ class MirmSettings(TuningSettings):
     weights: Mapping[str, float] = field(default_factory=dict)
     description_field: str | None = None
     history: int = 10
+    layers: int | None = None
     answer_tokens: int = 128
     bottleneck: bool = False
 
@@ -51,12 +52,21 @@ class MirmSettings(TuningSettings):
         Raises:
             ConfigError: there is no objective to tune for.
         """
-        settings = read_settings(cls, config, "mirm_{}".format)
+        settings = read_settings(cls, config, lambda name: "mllm_layers" if name == "layers" else f"mirm_{name}")
+        settings = replace(settings, layers=_layers(config))
         if settings.tuning != "none" and not settings.objectives:
             raise ConfigError(
                 f"mirm_objectives is empty: name some of {', '.join(OBJECTIVES)}, or set mirm_tuning: none"
             )
         return settings
+
+
+def _layers(config: Config) -> int | None:
+    """How many of its layers the MIRM is tuned with: those that encode items, or more where the DUEG has more of them;
+    None: all."""
+    if config["dueg"] != "mllm" or config["mllm_layers"] is None:
+        return config["mllm_layers"]
+    return None if config["dueg_layers"] is None else max(config["mllm_layers"], config["dueg_layers"])
 
 
 def tuned_mirm(

@@ -12,8 +12,9 @@ from torch.nn import functional
 from transformers import Gemma3ForConditionalGeneration, Gemma3Model
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
+from recbole_mm.llm.decoder import as_attention_wants, sliding_window
 from recbole_mm.llm.families.tiles import TiledFamily, one_side, split_tiles
-from recbole_mm.llm.family import CutImage, PreparedInput, as_attention_wants, sliding_window
+from recbole_mm.llm.family import CutImage, PreparedInput
 
 
 class Gemma3(TiledFamily):

@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.trainer_callback import TrainerState
 
 from recbole_mm.errors import ConfigError
+from recbole_mm.llm.decoder import layers_of
 from recbole_mm.llm.finetuning.examples import AnswerLoss, Examples, LengthGroupedBatches
 from recbole_mm.llm.finetuning.trainer import AnswerTrainer, check_checkpoint
 from recbole_mm.llm.loading import has_bfloat16
@@ -81,6 +82,7 @@ class Tuning:
         load_in_4bit: the frozen linear layers are held in 4 bits, as `load_mllm` does on demand (lora only).
         checkpoint_steps: optimizer steps between checkpoints.
         seed: of batches, adapter and dropout.
+        layers: keep and train the first so many of the decoder's layers alone; None: all.
     """
 
     method: str = "lora"
@@ -96,6 +98,7 @@ class Tuning:
     load_in_4bit: bool = False
     checkpoint_steps: int = 200
     seed: int = 0
+    layers: int | None = None
 
 
 def is_finetuned(folder: Path) -> bool:
@@ -165,6 +168,8 @@ def finetune(
         >>> load_mllm("tuned")                                            # doctest: +SKIP
     """
     check_tuning(tuning, mllm)
+    if tuning.layers is not None:
+        mllm = mllm.first_layers(tuning.layers, "mllm_layers")
     scratch = folder.with_name(f".{folder.name}")
     make_folder(scratch)
     arguments = _arguments(tuning, mllm, scratch)
@@ -192,7 +197,7 @@ def _train(mllm: MLLM, examples: Examples, tuning: Tuning, arguments: TrainingAr
             f"{mllm.name}: an example to learn has {longest} tokens, more than the {context} that the LLM can read"
         )
     if tuning.method == "lora":
-        mllm.model = add_lora(mllm, tuning.lora)
+        mllm.model = add_lora(mllm, tuning.lora, tuning.layers)
     else:
         mllm.model.requires_grad_(True)
     if tuning.gradient_checkpointing:
@@ -284,8 +289,13 @@ def _save(mllm: MLLM, folder: Path, notes: Mapping[str, str]) -> None:
 # --- what is trained -------------------------------------------------------------------------------------------------
 
 
-def add_lora(mllm: MLLM, lora: Lora) -> Any:
+def add_lora(mllm: MLLM, lora: Lora, layers: int | None = None) -> Any:
     """Put adapters around a model's linear layers; the embedding of `[Cur_Item]` is trained along.
+
+    Args:
+        mllm: the model; it is changed.
+        lora: the adapters.
+        layers: of a longer base model that it has; None: all.
 
     Raises:
         ConfigError: a target names no layer.
@@ -293,16 +303,19 @@ def add_lora(mllm: MLLM, lora: Lora) -> Any:
     decoder = mllm.family.decoder(mllm.model)
     targets: str | list[str] = list(lora.targets)
     if not targets:
-        prefix = next(name for name, module in mllm.model.named_modules() if module is decoder)
+        prefix = re.escape(next(name for name, module in mllm.model.named_modules() if module is decoder))
+        if layers is not None:  # those that the base model has besides are not in the adapter
+            prefix += rf"\.{layers_of(decoder)[0]}\.({'|'.join(map(str, range(layers)))})"
         matrices = (name for name, module in decoder.named_modules() if isinstance(module, nn.Linear | Conv1D))
         linear = {name.rsplit(".")[-1] for name in matrices}
-        targets = rf"{re.escape(prefix)}\..*\.({'|'.join(sorted(linear))})"
+        targets = rf"{prefix}\..*\.({'|'.join(sorted(linear))})"
     name, revision = published(mllm.name, mllm.identity)
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=targets,
+        layers_to_transform=list(range(layers)) if layers is not None and isinstance(targets, list) else None,
         trainable_token_indices=[mllm.cur_item_id],
         task_type="CAUSAL_LM",
         revision=revision,

@@ -138,7 +138,11 @@ class TunedModel:
             **parts,
             "model": find_llm(self.base, None, supported_family).identity,
             "precision": [config["device"].type, self.dtype(config)],
-            "tuning": {name: value for name, value in asdict(self.tuning).items() if name not in NO_EFFECT},
+            "tuning": {
+                name: value
+                for name, value in asdict(self.tuning).items()
+                if name not in NO_EFFECT and (name, value) != ("layers", None)
+            },
         }
 
     def _folder(self, parts: Mapping[str, Any]) -> Path:

@@ -86,12 +86,12 @@ def _open_hf(
     find: Callable[..., Pretrained] | None,
 ) -> HfGenerator:
     """The generator of `text_backend: hf`: `text_model`, or the run's own multimodal LLM; see `open_generator`."""
-    from recbole_mm.llm.family import plain_token_ids
     from recbole_mm.llm.loading import load_mllm, weights_dtype
     from recbole_mm.llm.pretrained import find_llm
     from recbole_mm.llm.texts.hf import IMAGE_PIXELS, HfGenerator, Outline
     from recbole_mm.llm.texts.hf_remote import RemoteHfGenerator
     from recbole_mm.llm.texts.writers import check_writes, multimodal_writer, read_context, read_tokenizer, text_writer
+    from recbole_mm.llm.tokens import plain_token_ids
 
     model, trust, device = config["text_model"], bool(config["trust_remote_code"]), torch.device(config["device"])
     pixels = int(config["mllm_image_pixels"] or IMAGE_PIXELS)

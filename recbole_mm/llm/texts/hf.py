@@ -17,7 +17,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from recbole_mm.artifacts.executor import Failure
 from recbole_mm.errors import ImageError
-from recbole_mm.llm.family import PreparedInput, context_of
+from recbole_mm.llm.decoder import context_of
+from recbole_mm.llm.family import PreparedInput
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.texts.cleaning import clean_answer
 from recbole_mm.llm.texts.generator import NO_PICTURE, Request, StreamingGenerator, Writing

@@ -14,12 +14,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from recbole_mm.errors import ModelLoadError
+from recbole_mm.llm.decoder import context_of, longest_of
 from recbole_mm.llm.families import FAMILIES, is_multimodal
-from recbole_mm.llm.family import Part, PreparedInput, context_of, longest_of, opening_token, pad_ids, plain_token_ids
+from recbole_mm.llm.family import Part, PreparedInput
 from recbole_mm.llm.loading import DTYPES, _read_model, require_words
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.pretrained import Pretrained, load_errors, open_pretrained
 from recbole_mm.llm.texts.chat import Chat
+from recbole_mm.llm.tokens import opening_token, pad_ids, plain_token_ids
 from recbole_mm.utils.files import parse_json
 
 

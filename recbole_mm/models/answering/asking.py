@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from recbole_mm.inputs.answering.prompt import WordedPrompt
-from recbole_mm.llm.answer import Block, Questions
+from recbole_mm.llm.answer import Block
 from recbole_mm.llm.family import PreparedInput
 from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.questions import Questions
 from recbole_mm.utils.cache import ByteCache
 
 KEPT_BYTES = 1 << 29

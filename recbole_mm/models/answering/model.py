@@ -16,8 +16,9 @@ from torch import Tensor
 
 from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.answering.prompt import CUE, WordedPrompt
-from recbole_mm.llm.answer import AnswerReader, ask
+from recbole_mm.llm.answer import AnswerReader
 from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.questions import ask
 from recbole_mm.llm.texts.generator import Request
 from recbole_mm.llm.texts.yes_no import parse_yes_no
 from recbole_mm.models.answering.asking import PromptBlocks
