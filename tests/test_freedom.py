@@ -47,6 +47,13 @@ def expected_vectors(run, matrix: np.ndarray, graph: np.ndarray) -> tuple[np.nda
     return users, items + power @ model.item_embedding.weight.detach().numpy()
 
 
+def test_one_feature_has_the_whole_graph(built):
+    run = built(content_features=["text"])
+    run.model.start_epoch(0)
+    users, items = expected_vectors(run, training_matrix(run), own_graph(run, weights=(1.0,)))
+    np.testing.assert_allclose(scores_of(run), users[1:] @ items.T, atol=1e-5)
+
+
 @pytest.mark.parametrize("layers", [(2, 1), (0, 2), (3, 1)])
 def test_evaluation_uses_both_whole_graphs(built, layers):
     run = built(n_ui_layers=layers[0], n_mm_layers=layers[1])
@@ -198,7 +205,6 @@ def test_the_graph_shows_what_content_tells(toy_settings):
         ({"dropout": 80}, "dropout: 80 is not accepted; give a number from 0 to below 1"),
         ({"modality_weights": [1.0]}, r"modality_weights must list 2 numbers, one for each of content_features"),
         ({"modality_weights": [0.5, 0.9]}, "modality_weights: .* whose sum is 1"),
-        ({"content_features": ["text"]}, "modality_weights must list 1 numbers"),
         ({"item_graph": "learnt"}, "item_graph: 'learnt' is not accepted; give one of own, refined"),
         (
             {"item_graph": "refined", "refined_similar_k": 0},

@@ -13,7 +13,7 @@ from recbole_mm.inputs.mllm import RunMLLM
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.tiny import build_tiny
 from recbole_mm.models.layers import standardise
-from recbole_mm.models.molar import Molar
+from recbole_mm.models.molar import Molar, dueg_baselines
 from recbole_mm.models.molar.dueg import TextStackDUEG, slot_layout
 from recbole_mm.models.molar.dueg_baselines import DEFAULTS, MarkovDUEG, RecurrentDUEG, TransformerDUEG
 from recbole_mm.runs.pretrained_run import config_of_finished_run
@@ -92,6 +92,17 @@ def built(toy_config, tmp_path):
         return assemble(config, tmp_path, Stages(), open_needed(config, tmp_path))
 
     return build
+
+
+def test_a_large_decoder_on_a_cpu_is_warned_of(built, monkeypatch, caplog):
+    monkeypatch.setattr(dueg_baselines, "LARGE", 1000)
+    built(use_gpu=False)
+    (line,) = [line for line in caplog.messages if line.startswith("dueg: mllm")]
+    assert "M weights" in line
+    assert "--dueg=sasrec" in line
+    caplog.clear()
+    built(use_gpu=False, dueg="sasrec")
+    assert not [line for line in caplog.messages if line.startswith("dueg: mllm")]
 
 
 def test_loss_has_the_terms_of_equation_5(built):

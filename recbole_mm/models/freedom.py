@@ -54,8 +54,8 @@ SETTINGS = (
             "paper; l2: length 1, which leaves the graph of items as it is; standard: zero mean, unit spread over "
             "items, divided by the root of the width.")),
     *section("The graph of items, frozen",
-        Setting("modality_weights", _WEIGHTS, [0.1, 0.9], "Share of each of content_features in it, of sum 1. Paper: "
-            "0.1 for images, 0.9 for text."),
+        Setting("modality_weights", _WEIGHTS, [0.1, 0.9], "Share of each of content_features in it, of sum 1; one "
+            "feature has all. Paper: 0.1 for images, 0.9 for text."),
         Setting("knn_k", size(1), 10, "Neighbours of each item in each modality, itself among them. Paper: 10."),
         Setting("n_mm_layers", layers(1), 1, "Steps over it. Paper: 1."),
         Setting("item_graph", choice("own", "refined"), "own", "own: as above; refined: MLLMRec's of the same features "
@@ -114,7 +114,7 @@ class FREEDOM(MultimodalRecommender):
 
     def _mixed_item_graph(self, config: Config, order: TokenOrder) -> csr_array:
         k = config["knn_k"]
-        weights = config["modality_weights"]
+        weights = [1.0] if self.feature_count == 1 else config["modality_weights"]
         if len(weights) != self.feature_count:
             raise ConfigError(
                 f"modality_weights must list {self.feature_count} numbers, one for each of content_features, "

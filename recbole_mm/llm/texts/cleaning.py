@@ -85,6 +85,8 @@ _TASKS = (
     r"(?:help|assist|provide|comply|fulfil|describe|create|generate|see|view|access|do that|answer|write|fulfill)\b"
 )
 
+_PRAISE = r"(?:(?:helpful|friendly|knowledgeable|intelligent|smart|virtual|digital|advanced|large|text-based) )*"
+
 REFUSAL = re.compile(
     rf"(?:(?:i['’]?m|i am) (?:really |very |so |truly )?sorry\b.{{0,80}}\b{_CANNOT}"
     rf"|(?:sorry|apologies|unfortunately)\s*,\s*(?:but )?(?:i|as an ai)\b.{{0,60}}\b{_CANNOT}"
@@ -92,6 +94,9 @@ REFUSAL = re.compile(
     rf"|i(?:['’]?m| am) (?:unable|not able) to {_TASKS}"
     r"|as an? (?:ai|artificial intelligence|large language|language|text-based)\b.{0,60}"
     rf"\b(?:{_CANNOT}|do not\b|don['’]?t\b)"
+    rf"|(?:i['’]?m|i am|you are|(?:the|this) (?:user|customer|person|assistant) is) an? {_PRAISE}"
+    r"(?:ai|artificial intelligence|language model|chatbot)(?: (?:language )?(?:model|assistant|chatbot))?"
+    r"(?=\s*(?:[.,!?;\n]|(?:named|called|trained|created|developed|designed|that|who|which)\b|\Z))"
     r"|(?:对不起|抱歉|很抱歉).{0,20}(?:无法|不能)|申し訳.{0,30}(?:できません|ません)"
     r"|lo siento.{0,30}no puedo|je suis désolée?.{0,40}ne (?:peux|puis)|es tut mir leid.{0,40}nicht"
     r"|(?:извините|к сожалению).{0,30}не могу)",

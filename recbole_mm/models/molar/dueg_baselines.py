@@ -10,6 +10,7 @@ and one that reads who the user is, `reads_users`, takes user ids (B,) as a last
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -23,11 +24,15 @@ from recbole_mm.models.hyper import ENCODERS, check_encoder, read_map
 from recbole_mm.models.lora import with_lora
 from recbole_mm.models.molar.dueg import TextStackDUEG
 
+logger = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import MultimodalDataset
 
 DEFAULTS = {**ENCODERS, "hidden_dropout_prob": 0.2, "attn_dropout_prob": 0.2}
+LARGE = 20_000_000
+"""Weights of a decoder from which an epoch on a CPU takes long."""
 LORA_DEFAULTS = {"r": 16, "alpha": 32, "dropout": 0.05, "targets": None}
 
 
@@ -158,7 +163,23 @@ def decoder_dueg(config: Config, mllm: Any, hidden_size: int) -> TextStackDUEG:
     stack = mllm.text_stack(config["dueg_layers"], "dueg_layers")
     if tuning == "lora":
         stack.decoder = with_lora(stack.decoder, lora["r"], lora["alpha"], lora["dropout"], lora["targets"])
-    return TextStackDUEG(stack, hidden_size, tuning)
+    dueg = TextStackDUEG(stack, hidden_size, tuning)
+    _warn_of_size(dueg, config)
+    return dueg
+
+
+def _warn_of_size(dueg: nn.Module, config: Config) -> None:
+    """Say what a user model of hundreds of millions of weights means where there is no GPU."""
+    size = sum(value.numel() for value in dueg.parameters())
+    if size < LARGE or config["device"].type != "cpu":
+        return
+    trained = sum(value.numel() for value in dueg.parameters() if value.requires_grad)
+    logger.warning(
+        "dueg: mllm: the decoder that reads histories has %.0f M weights, of which %.0f M are trained, and there is no "
+        "GPU: an epoch may take hours; --dueg=sasrec reads them with a small transformer, --dueg_layers=2 with the "
+        "first layers of the decoder",
+        *(size / 1e6, trained / 1e6),
+    )
 
 
 def build_dueg(config: Config, dataset: MultimodalDataset, hidden_size: int) -> nn.Module:
