@@ -16,10 +16,12 @@ import recbole_mm
 from recbole_mm.cli import main
 from recbole_mm.config.yaml_settings import read_yaml
 from recbole_mm.errors import ConfigError
+from recbole_mm.recommending import card as cards
 from recbole_mm.recommending import index
 from recbole_mm.recommending.command import opened
 from recbole_mm.recommending.export import export
 from recbole_mm.recommending.recommender import Recommender
+from recbole_mm.runs.folder import read_result
 from tests.conftest import TOY_SETTINGS
 
 
@@ -109,9 +111,20 @@ def test_the_card_says_what_the_run_was(sasrec, tmp_path):
     assert "# SASRec on toy" in body
     assert "60 users, 40 items" in body
     assert f"| ndcg@10 | {result['test_result']['ndcg@10']:.4f} |" in body
-    assert "No interaction that is held out for validation or test was part of it." in body
+    assert "No interaction that is held out for validation or test was part of its training." in body
     assert "toy.inter" in body
     assert "| items.safetensors | 40 items x 64, float32 |" in body
+
+
+def test_the_card_says_what_validation_chose_and_what_is_not_known(sasrec, monkeypatch):
+    result = read_result(sasrec.run.run_dir)
+    monkeypatch.setattr(cards, "read_result", lambda _: {**result, "chosen_on_validation": "fusion_weight: 0.3"})
+    assert "Chosen on validation: fusion_weight: 0.3." in cards.model_card(sasrec, {}).replace("\\", "")
+    old = {name: value for name, value in result.items() if name != "sees_held_out"}
+    monkeypatch.setattr(cards, "read_result", lambda _: old)
+    said = cards.model_card(sasrec, {})
+    assert "an older version, which did not say whether training saw" in said
+    assert "No interaction that is held out" not in said
 
 
 def test_a_class_that_was_never_registered_has_a_card(sasrec, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from recbole_mm.data.content_source import ContentSource
 from recbole_mm.data.title_cards import HEIGHT, WIDTH
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.inputs.context import artifact_dir
-from recbole_mm.recommending.command import opened, recommend
+from recbole_mm.recommending.command import Request, _identity_of, opened, recommend
 from recbole_mm.recommending.new_items import with_new_items
 from recbole_mm.recommending.recommender import Recommender
 from tests.conftest import TOY_FEATURES, TOY_SETTINGS, write_toy
@@ -133,6 +133,16 @@ def test_a_new_item_has_a_title_card_where_the_runs_own_have(tmp_path, toy_confi
     (tmp_path / "spring" / "spring.item").write_text(lines.replace("movie_", ""), encoding="utf-8")
     with pytest.raises(DataError, match="needs the column 'movie_title'"):
         source.of_other_items(config, tmp_path / "spring" / "spring.item")
+
+
+def test_a_file_that_goes_on_depends_on_what_new_items_look_like(finished, spring):
+    recommender, request = finished("SASRecContent"), Request(users="u1", new_items=spring)
+    before = _identity_of(with_new_items(recommender, spring), request)
+    assert _identity_of(with_new_items(recommender, spring), request) == before
+    vectors = np.load(spring.with_name("text.npy"))
+    np.save(spring.with_name("text.npy"), vectors[::-1])
+    after = _identity_of(with_new_items(recommender, spring), request)
+    assert {name for name in before if before[name] != after[name]} == {"new_item_vectors"}
 
 
 def test_a_new_item_is_encoded_once(finished, spring):

@@ -17,7 +17,7 @@ import recbole_mm
 from recbole_mm.cli import main
 from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.recommending import output, requests
-from recbole_mm.recommending.command import Asked, _made_of, opened, recommend, similar
+from recbole_mm.recommending.command import Request, _identity_of, opened, recommend, similar
 from recbole_mm.recommending.export import export
 from recbole_mm.recommending.recommender import Recommender
 from tests.conftest import TOY_SETTINGS, write_toy
@@ -207,11 +207,11 @@ def test_parts_of_other_arguments_are_begun_anew(recommender, tmp_path):
     output._begin(parts, {"k": 3})
     (parts / "0000000.csv").write_text("nonsense\n")
     assert "nonsense" not in recommend(recommender, 3, users="u1", out=path).read_text()
-    one, other = (Asked(histories=[np.arange(3000) == place]) for place in (1000, 2000))
-    assert _made_of(recommender, one)["histories"] != _made_of(recommender, other)["histories"]
-    before = _made_of(recommender, one)
+    one, other = (Request(histories=[np.arange(3000) == place]) for place in (1000, 2000))
+    assert _identity_of(recommender, one)["histories"] != _identity_of(recommender, other)["histories"]
+    before = _identity_of(recommender, one)
     masked = opened(recommender.run.run_dir, changed={"mask_history": not recommender.config["mask_history"]})
-    assert _made_of(masked, one) == {**before, "settings": _made_of(masked, one)["settings"]} != before
+    assert _identity_of(masked, one) == {**before, "settings": _identity_of(masked, one)["settings"]} != before
     output._begin(parts, {"k": 3})
     (parts / "0000000.csv").write_text("another command's\n")
     for refused in ({"users": "u99"}, {"users": "u1", "known": "none"}, {"histories": [["i3", "i99"]]}):

@@ -98,8 +98,8 @@ def test_held_out_items_are_ranked_as_the_evaluation_does(toy_path, tmp_path, ca
     }
     recommender = Recommender(assemble(Config("SASRecContent", "toy", config_dict=given), tmp_path, Stages()))
     users, items = evaluated(recommender)
-    histories, cases = recommender.histories_of(users, "test"), recommender.run.splits.test.users.interaction
-    ours = recommender._sequential_cases(users, histories, True, "test")
+    cases = recommender.run.splits.test.users.interaction
+    ours = recommender._scores.inputs(users, None, "test")
     same = (ours["item_id_list"] == cases["item_id_list"]).all(1).numpy()  # the others are asked for at an earlier time
     assert same.sum() > 10
     np.testing.assert_array_equal(recommender.top_k(4, users=users[same], known="test").items, items[same])
@@ -129,9 +129,7 @@ def test_a_reranker_asks_about_the_best_that_are_allowed(finished):
     top = recommender.top_k(10, users=users, allow=allow, mask_history=False)
     assert ((top.scores >= 0).sum(1) == 4).all()  # its probabilities; rerank_k is 4
     with torch.no_grad():
-        first = recommender.model.first_scores(
-            recommender._sequential_cases(users, recommender.histories_of(users), True, "all")[np.arange(19)].to("cpu")
-        )
+        first = recommender.model.first_scores(recommender._scores.inputs(users, None)[np.arange(19)].to("cpu"))
     best = allow[first[:, torch.from_numpy(allow)].argsort(1, descending=True)[:, :4].numpy()]
     assert np.array_equal(np.sort(top.items[:, :4], axis=1), np.sort(best, axis=1))
     assert recommender.model._choosable is None
@@ -224,6 +222,8 @@ def test_only_the_end_of_a_long_history_is_read_and_all_of_it_masked(finished):
         ({"k": 5, "users": [999]}, "user ids are 1 to "),
         ({"k": 5, "histories": [[1, 0]]}, "item ids are 1 to 40 here, and 0 to 1 are given"),
         ({"k": 5, "histories": [[999]]}, "item ids are 1 to 40 here, and 999 to 999 are given"),
+        ({"k": 5, "users": [1], "allow": [3, 999]}, "item ids are 1 to 40 here, and 3 to 999 are given"),
+        ({"k": 5, "users": [1], "exclude": [-1]}, "item ids are 1 to 40 here, and -1 to -1 are given"),
         ({"k": 5, "users": [1], "known": "nothing"}, "known: 'nothing' is not accepted; give all or test"),
     ],
 )

@@ -92,7 +92,7 @@ class ContentSource:
         """
         root = Path(config["data_path"])
         path = root / f"{config['dataset']}.item"
-        table = _table_from(config, path) if path.is_file() else None
+        table = read_item_table(config, path) if path.is_file() else None
         if modalities is None:
             modalities = MODALITIES if config["modalities"] is None else config["modalities"]
         modalities = checked_modalities(modalities)
@@ -118,7 +118,7 @@ class ContentSource:
         Raises:
             DataError: the file is malformed, or lacks a column, folder or file that is read of the items of this one.
         """
-        table = _table_from(config, path)
+        table = read_item_table(config, path)
         for column in () if self.layout is None else self.layout.columns:
             table.require(column, "the text of known items", "needs")
         if isinstance(self.images, TitleCards):
@@ -241,7 +241,8 @@ def checked_modalities(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in MODALITIES if name in given)
 
 
-def _table_from(config: Config, path: Path) -> ItemTable:
+def read_item_table(config: Config, path: Path) -> ItemTable:
+    """Read an `.item` file as the settings of a run say; see `ItemTable.read` for errors."""
     separator = config["field_separator"] or "\t"
     return ItemTable.read(path, config["ITEM_ID_FIELD"] or "item_id", separator, config["encoding"])
 

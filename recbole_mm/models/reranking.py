@@ -22,6 +22,7 @@ from torch import Tensor
 from recbole_mm.config.kinds import or_null, size
 from recbole_mm.config.schema import Setting
 from recbole_mm.data.splits import TRAIN
+from recbole_mm.inputs.answering.first_stage import SCORES_AT_ONCE
 from recbole_mm.models.base import RerankingModel
 from recbole_mm.models.fusion import Fusion, check_fusion
 from recbole_mm.models.settings import FUSION_WEIGHT
@@ -29,9 +30,6 @@ from recbole_mm.models.settings import FUSION_WEIGHT
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import MultimodalDataset
-
-SCORES_AT_ONCE = 1 << 23
-"""Scores of the cheap model that are held at once: 64 MB."""
 
 LARGEST = 1e30
 

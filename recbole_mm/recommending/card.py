@@ -8,7 +8,7 @@ from typing import Any
 import recbole_mm
 from recbole_mm.config.yaml_settings import plain, write_yaml
 from recbole_mm.errors import ConfigError
-from recbole_mm.inputs.needs import needed
+from recbole_mm.inputs.needs import needed, read_features, reads_mllm
 from recbole_mm.models.hooks import hooks_of
 from recbole_mm.recommending.recommender import Recommender
 from recbole_mm.registry import find_model
@@ -90,18 +90,22 @@ def _settings(recommender: Recommender, names: Sequence[str]) -> str:
 
 def _seen(recommender: Recommender, result: Mapping[str, Any]) -> str:
     """What training read, and whether anything that is held out was part of it."""
-    inputs = ["interactions", *needed(recommender.config, hooks_of(type(recommender.model)))]
-    inputs += list(recommender.config["item_features"] or ())
+    hooks = hooks_of(type(recommender.model))
+    inputs = ["interactions", *needed(recommender.config, hooks), *read_features(recommender.config)]
     lines = [f"Inputs: {', '.join(map(markdown, dict.fromkeys(inputs)))}."]
-    if recommender.config["mllm"] and {"item_vectors", "mllm", "answering_mllm", "mllm_with_head"} & set(inputs):
+    if recommender.config["mllm"] and reads_mllm(recommender.config, hooks):
         lines.append(f"Its LLM is {markdown(str(recommender.config['mllm']))}.")
     if {"user_profiles", "user_preferences", "item_texts", "item_text_features"} & set(inputs):
         writer = recommender.config["text_model"] or recommender.config["text_backend"]
         lines.append(f"Texts were written by {markdown(str(writer))}.")
     seen = result.get("sees_held_out") or []
     lines += [f"**{SEES_HELD_OUT}**: {markdown(text)}." for text in seen]
-    if not seen:
-        lines.append("No interaction that is held out for validation or test was part of it.")
+    if "sees_held_out" not in result:
+        lines.append("Its result is of an older version, which did not say whether training saw held-out interactions.")
+    elif not seen:
+        lines.append("No interaction that is held out for validation or test was part of its training.")
+    if chosen := result.get("chosen_on_validation"):
+        lines.append(f"Chosen on validation: {markdown(chosen)}.")
     return " ".join(lines)
 
 

@@ -24,8 +24,8 @@ KNOWN = ("all", "test")
 """What is known of a user of the data: every interaction, or those before the test items, which the evaluation knew."""
 
 
-class KnownRows:
-    """Rows of a dataset by user: where each user's lie that are known.
+class UserInteractions:
+    """What is known of the users of a dataset: which of its rows are theirs.
 
     Args:
         dataset: of a run, split.
@@ -67,7 +67,7 @@ def flat_columns(dataset: MultimodalDataset) -> dict[str, torch.Tensor]:
     return {dataset.iid_field: torch.from_numpy(dataset.rows.items)}
 
 
-def sequential_cases(
+def sequence_inputs(
     dataset: MultimodalDataset, columns: dict[str, torch.Tensor], rows: CSR, users: np.ndarray | None
 ) -> SequenceSamples:
     """Build the input of a sequential model from histories.
@@ -109,13 +109,13 @@ def _with_padding(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return values[places.clamp(min=0)] * there.to(values.dtype)
 
 
-def general_cases(dataset: MultimodalDataset, users: np.ndarray) -> Interaction:
+def user_inputs(dataset: MultimodalDataset, users: np.ndarray) -> Interaction:
     """Build the input of a model of users and items, with the features of users."""
     return dataset.join(Interaction({dataset.uid_field: torch.from_numpy(np.asarray(users, dtype=np.int64))}))
 
 
-class HistoryRows:
-    """Stands for the input of a general model that scores by histories alone: a batch is 0 and 1 for every item.
+class MultiHotHistories:
+    """Histories as the input of a general model that scores by them alone: 0 and 1 for every item.
 
     Args:
         histories: item ids of each row.
@@ -129,8 +129,8 @@ class HistoryRows:
     def __len__(self) -> int:
         return len(self.histories)
 
-    def chosen(self, rows: np.ndarray) -> torch.Tensor:
-        """Return (B, N) float32 of 0 and 1."""
+    def __getitem__(self, rows: np.ndarray) -> torch.Tensor:
+        """Return some rows, (B, N) float32 of 0 and 1."""
         taken = self.histories.take(rows)
         table = torch.zeros(len(rows), self.item_num)
         table[torch.from_numpy(taken.rows), torch.from_numpy(taken.items)] = 1

@@ -33,7 +33,7 @@ Source = str | os.PathLike[str] | Run | Recommender
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """What is recommended, and to whom.
 
     Attributes:
@@ -118,7 +118,7 @@ def recommend(
 
     Args:
         run: its folder, what `recbole_mm.run` or `load` returned, or a `Recommender`.
-        k, users, histories, allow, exclude, mask_history, known, reasons, skip_unknown, new_items: see `Asked`.
+        k, users, histories, allow, exclude, mask_history, known, reasons, skip_unknown, new_items: see `Request`.
         out: a file, `.csv`, `.jsonl` or `.parquet`, written a chunk at a time; an interrupted one goes on.
         model: the model's class, where it was never registered.
         changed: settings of the run with other values, such as `data_path`.
@@ -135,15 +135,15 @@ def recommend(
         >>> recbole_mm.recommend("saved/SASRec-shop-1a2b3c4d", users=["ann"])             # doctest: +SKIP
         >>> recbole_mm.recommend("saved/SASRec-shop-1a2b3c4d", histories=[["i7", "i9"]])  # doctest: +SKIP
     """
-    asked = Asked(k, users, histories, allow, exclude, mask_history, known, reasons, skip_unknown, new_items)
+    request = Request(k, users, histories, allow, exclude, mask_history, known, reasons, skip_unknown, new_items)
     if out is not None:
         check_output(Path(expanded(os.fspath(out))))
     recommender = opened(run, model, changed)
     if new_items is not None:
         recommender = with_new_items(recommender, new_items)
-    make = _row_maker(recommender, asked)
-    batches = asked.batches(recommender)
-    return _given_out(recommender, out, batches, make, asked, show_progress)
+    make = _row_maker(recommender, request)
+    batches = request.batches(recommender)
+    return _output(recommender, out, batches, make, request, show_progress)
 
 
 def similar(
@@ -175,35 +175,35 @@ def similar(
     recommender = opened(run, model, changed)
     recommender.check_k(k)
     ids = np.arange(1, recommender.n_items) if _is_all(items) else recommender.item_ids(listed(items) or [])
-    asked = Asked(k, allow=allow, exclude=exclude)
-    limits = _limits(recommender, asked)
+    request = Request(k, allow=allow, exclude=exclude)
+    limits = _limits(recommender, request)
 
     def make(batch: Batch) -> list[Row]:
-        assert batch.users is not None
-        return _rows(recommender, "of", batch.names, recommender.similar(batch.users, k, **limits))
+        assert batch.ids is not None
+        return _rows(recommender, "of", batch.names, recommender.similar(batch.ids, k, **limits))
 
     batches = (
         Batch([str(token) for token in recommender.item_tokens[part]], part)
         for part in np.split(ids, range(4096, len(ids), 4096))
     )
-    return _given_out(recommender, out, batches, make, asked, show_progress, first="of", items=ids.tolist())
+    return _output(recommender, out, batches, make, request, show_progress, first="of", items=ids.tolist())
 
 
-def _row_maker(recommender: Recommender, asked: Asked) -> Callable[[Batch], list[Row]]:
-    limits, why = _limits(recommender, asked), reasons_of(recommender) if asked.reasons else None
+def _row_maker(recommender: Recommender, request: Request) -> Callable[[Batch], list[Row]]:
+    limits, why = _limits(recommender, request), reasons_of(recommender) if request.reasons else None
 
     def make(batch: Batch) -> list[Row]:
         top = recommender.top_k(
-            asked.k,
-            users=batch.users,
+            request.k,
+            users=batch.ids,
             histories=batch.histories,
-            mask_history=asked.mask_history,
-            known=asked.known,
+            mask_history=request.mask_history,
+            known=request.known,
             **limits,
         )
-        return _rows(recommender, "user", batch.names, top, _reasons(recommender, why, batch, asked.known))
+        return _rows(recommender, "user", batch.names, top, _reasons(recommender, why, batch, request.known))
 
-    recommender.check_k(asked.k)
+    recommender.check_k(request.k)
     return make
 
 
@@ -211,14 +211,14 @@ def _reasons(recommender: Recommender, why: Reasons | None, batch: Batch, known:
     if why is None:
         return None
     if batch.histories is not None:
-        return why(batch.users, batch.histories)
-    assert batch.users is not None
-    return why(batch.users, recommender.histories_of(batch.users, known))
+        return why(batch.ids, batch.histories)
+    assert batch.ids is not None
+    return why(batch.ids, recommender.histories_of(batch.ids, known))
 
 
-def _limits(recommender: Recommender, asked: Asked) -> dict[str, np.ndarray | None]:
+def _limits(recommender: Recommender, request: Request) -> dict[str, np.ndarray | None]:
     """Return the items that are allowed and excluded as RecBole's ids."""
-    given = {"allow": listed(asked.allow), "exclude": listed(asked.exclude)}
+    given = {"allow": listed(request.allow), "exclude": listed(request.exclude)}
     return {name: None if tokens is None else recommender.item_ids(tokens) for name, tokens in given.items()}
 
 
@@ -245,22 +245,22 @@ def _rows(
     return found
 
 
-def _given_out(
+def _output(
     recommender: Recommender,
     out: str | os.PathLike[str] | None,
     batches: Iterable[Batch],
     make: Callable[[Batch], list[Row]],
-    asked: Asked,
+    request: Request,
     show_progress: bool,
     first: str = "user",
-    **made_of: Any,
+    **identity: Any,
 ) -> pd.DataFrame | Path:
     titles = ["title"] if recommender.title_field is not None else []
-    columns = [first, "rank", "item", "score", *titles, *(["reason"] if asked.reasons else [])]
+    columns = [first, "rank", "item", "score", *titles, *(["reason"] if request.reasons else [])]
     if out is not None:
         chunks = progress((partial(make, batch) for batch in batches), "Recommending", unit="batch", show=show_progress)
         return write_chunks(
-            Path(expanded(os.fspath(out))), chunks, columns, {**_made_of(recommender, asked), **made_of}
+            Path(expanded(os.fspath(out))), chunks, columns, {**_identity_of(recommender, request), **identity}
         )
     table: dict[str, list[Any]] = {name: [] for name in columns}
     for batch in batches:
@@ -272,17 +272,20 @@ def _given_out(
     return pd.DataFrame(table)
 
 
-def _made_of(recommender: Recommender, asked: Asked) -> dict[str, Any]:
-    """Return what the rows of a file depend on: the run's settings, weights and data, what is asked, and what its files
+def _identity_of(recommender: Recommender, request: Request) -> dict[str, Any]:
+    """Return what the rows of a file depend on: the run's settings, weights and data, the request, and what its files
     hold."""
     inputs, runs = recommender.dataset.inputs, [recommender.run.run_dir]
     if "first_stage" in inputs.given() and inputs.first_stage is not None:
         runs.append(inputs.first_stage.folder)
+    vectors = None if request.new_items is None else recommender.item_vectors()
+    new = None if vectors is None else vectors[recommender.dataset.item_num :].cpu().numpy().tobytes()
     return {
         "settings": _content_of(recommender.config.as_dict()),
+        "new_item_vectors": None if new is None else hashlib.sha256(new).hexdigest(),
         "weights": [file_digest(folder / WEIGHTS).hex() for folder in runs],
         "data": recommender.config.current_files(),
-        **{field.name: _content_of(getattr(asked, field.name)) for field in fields(Asked)},
+        **{field.name: _content_of(getattr(request, field.name)) for field in fields(Request)},
     }
 
 

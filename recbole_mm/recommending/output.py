@@ -112,7 +112,7 @@ def write_chunks(
     path: Path,
     chunks: Iterable[Callable[[], Sequence[Row]]],
     fields: Sequence[str],
-    made_of: Mapping[str, Any],
+    identity: Mapping[str, Any],
     report: Callable[[int], None] = lambda done: None,
 ) -> Path:
     """Write rows to a file, chunk by chunk, and go on where an interrupted process of the same arguments ended.
@@ -121,7 +121,7 @@ def write_chunks(
         path: the file; its end tells the kind.
         chunks: each makes its rows when it is called; those that are written already are passed over.
         fields: names of the columns.
-        made_of: what the rows depend on; a folder of parts that was begun with other values is thrown away.
+        identity: what the rows depend on; a folder of parts that was begun with other values is thrown away.
         report: called with the number of chunks that are done.
 
     Raises:
@@ -131,7 +131,7 @@ def write_chunks(
     check_output(path)
     write, join = WRITERS[path.suffix]
     parts, folder = [], path.with_name(f"{path.name}.parts")
-    wanted, waiting = json.loads(json.dumps({**made_of, "fields": list(fields)})), iter(chunks)
+    wanted, waiting = json.loads(json.dumps({**identity, "fields": list(fields)})), iter(chunks)
     with locked(folder, "writing"):
         if not _goes_on(folder, wanted):
             # What is refused with the first rows must not cost another command its parts.

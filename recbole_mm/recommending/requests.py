@@ -41,12 +41,12 @@ class Batch:
 
     Attributes:
         names: of each, as it is written to the result.
-        users: (n,) RecBole's ids; None for new users.
+        ids: (n,) RecBole's ids of users of the data, or of items; None for new users.
         histories: (n) RecBole's item ids; None for what is known of the users.
     """
 
     names: Sequence[str]
-    users: np.ndarray | None = None
+    ids: np.ndarray | None = None
     histories: CSR | None = None
 
 

@@ -13,7 +13,7 @@ from recbole_mm.errors import RecboleMMError
 
 logger = logging.getLogger(__name__)
 
-Asked = TypeVar("Asked")
+Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
 
@@ -21,7 +21,7 @@ class BusyError(RecboleMMError):
     """More is asked than can be answered."""
 
 
-class Batcher(Generic[Asked, Answer]):
+class Batcher(Generic[Question, Answer]):
     """Passes questions on in batches, in the order in which they came, to a function that runs in one thread.
 
     Nothing waits for a batch to fill: a question that comes alone is answered alone.
@@ -35,7 +35,7 @@ class Batcher(Generic[Asked, Answer]):
 
     def __init__(
         self,
-        answer: Callable[[Sequence[Asked]], Sequence[Answer | Exception]],
+        answer: Callable[[Sequence[Question]], Sequence[Answer | Exception]],
         most_at_once: int = 64,
         most_waiting: int = 256,
         told: Callable[[int], None] = lambda size: None,
@@ -43,14 +43,14 @@ class Batcher(Generic[Asked, Answer]):
         self._answer = answer
         self._most_at_once, self._most_waiting = most_at_once, most_waiting
         self._told = told
-        self._waiting: deque[tuple[Asked, asyncio.Future[Answer]]] = deque()
+        self._waiting: deque[tuple[Question, asyncio.Future[Answer]]] = deque()
         self._there = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoring")
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    async def ask(self, question: Asked) -> Answer:
+    async def ask(self, question: Question) -> Answer:
         """Return the answer. Who is cancelled meanwhile is not answered.
 
         Raises:
@@ -76,15 +76,15 @@ class Batcher(Generic[Asked, Answer]):
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _next(self) -> list[tuple[Asked, asyncio.Future[Answer]]]:
-        batch: list[tuple[Asked, asyncio.Future[Answer]]] = []
+    def _next(self) -> list[tuple[Question, asyncio.Future[Answer]]]:
+        batch: list[tuple[Question, asyncio.Future[Answer]]] = []
         while self._waiting and len(batch) < self._most_at_once:
             question, future = self._waiting.popleft()
             if not future.done():
                 batch.append((question, future))
         return batch
 
-    async def _answered(self, batch: Sequence[tuple[Asked, asyncio.Future[Answer]]]) -> None:
+    async def _answered(self, batch: Sequence[tuple[Question, asyncio.Future[Answer]]]) -> None:
         questions = [question for question, _ in batch]
         self._told(len(batch))
         answers: Sequence[Answer | Exception]

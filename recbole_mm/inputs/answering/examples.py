@@ -37,7 +37,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """One question with its answer.
 
     Attributes:
@@ -85,7 +85,7 @@ def draw_examples(
     negatives: int,
     seed: int,
     pools: Sequence[np.ndarray] | None = None,
-) -> list[Asked]:
+) -> list[Question]:
     """Questions about each target and about items drawn for it, which its user has nowhere in the training data.
 
     Negatives are drawn uniformly, without repetition for one target, from the items of all training interactions, or
@@ -106,16 +106,16 @@ def draw_examples(
         Each target's question, followed by those of its negatives.
     """
     population = np.array(sorted(set(items.tolist()), key=lambda item: item_tokens[item]), dtype=np.int64)
-    examples: list[Asked] = []
+    examples: list[Question] = []
     for index, target in enumerate(targets):
         start, end = offsets[target.place], offsets[target.place + 1]
         own = items[start:end]
         user, history = int(users[target.place]), tuple(own[: target.position].tolist())
-        examples.append(Asked(user, history, int(own[target.position]), True))
+        examples.append(Question(user, history, int(own[target.position]), True))
         rng = np.random.default_rng([seed, 1, target.place, target.position])
         pool, known = (population, set(own.tolist())) if pools is None else (pools[index], set[int]())
         for item in _draw_others(pool, known, negatives, rng):
-            examples.append(Asked(user, history, item, False))
+            examples.append(Question(user, history, item, False))
     return examples
 
 
@@ -148,7 +148,7 @@ class PromptedQuestions:
         DataError: there is none.
     """
 
-    def __init__(self, asked: Sequence[Asked], prompt: WordedPrompt, yes: int, no: int, whole: bool = False) -> None:
+    def __init__(self, asked: Sequence[Question], prompt: WordedPrompt, yes: int, no: int, whole: bool = False) -> None:
         if not asked:
             raise DataError("fine-tuning needs a user with at least two training interactions: there is none")
         self.asked = asked
@@ -169,7 +169,7 @@ class PromptedQuestions:
         return sft.Example(parts, [self.answers[one.answer]], kind, learns_prompt=self.whole)
 
 
-def questions_digest(asked: Sequence[Asked], prompt: WordedPrompt) -> str:
+def questions_digest(asked: Sequence[Question], prompt: WordedPrompt) -> str:
     """sha256 in hex over everything that the questions show and ask for, whatever RecBole numbers it."""
     digest = hashlib.sha256()
     items = sorted({one.item for one in asked})

@@ -12,8 +12,8 @@ from recbole_mm.errors import DataError
 from recbole_mm.inputs.answering.examples import (
     NO_KIND,
     YES_KIND,
-    Asked,
     PromptedQuestions,
+    Question,
     draw_examples,
     questions_digest,
     training_targets,
@@ -70,7 +70,7 @@ def sft_key(name: str) -> str:
     return OWN_KEYS.get(name, f"sft_{name}")
 
 
-def training_questions(dataset: MultimodalDataset, settings: SftSettings) -> list[Asked]:
+def training_questions(dataset: MultimodalDataset, settings: SftSettings) -> list[Question]:
     """The questions that the model is fine-tuned on, drawn from training interactions alone.
 
     Args:

@@ -180,7 +180,7 @@ class HLLM(SequentialModel):
         if not isinstance(self.items, ContentItems):
             raise NotImplementedError
         sources = [torch.as_tensor(each.item_text_vectors, dtype=torch.float32) for each in (new, known)]
-        return F.normalize(self.items.of_others(sources[:1], sources[1:])[1:].float(), dim=-1)
+        return F.normalize(self.items.map_new(sources[:1], sources[1:])[1:].float(), dim=-1)
 
     def user_vectors(self, interaction: Interaction) -> Tensor:
         """Return the state after each history's last item (B, h), of length `scale`."""

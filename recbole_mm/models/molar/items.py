@@ -86,7 +86,7 @@ class ContentItems(nn.Module):
         sources = sources_of(item_sources(config), dataset.inputs)
         return cls(sources, width, config["item_projection"], config["item_normalization"])
 
-    def of_others(self, sources: Sequence[Tensor], known: Sequence[Tensor]) -> Tensor:
+    def map_new(self, sources: Sequence[Tensor], known: Sequence[Tensor]) -> Tensor:
         """Return the vectors (m, h) of other items than the module's own.
 
         Args:

@@ -232,7 +232,7 @@ class Molar(SequentialModel):
         knows nothing of them, the mean of its items."""
         if self.score == "id":
             raise NotImplementedError
-        mapped = self.items.of_others(sources_of(self.sources, new), sources_of(self.sources, known))[1:]
+        mapped = self.items.map_new(sources_of(self.sources, new), sources_of(self.sources, known))[1:]
         content = F.normalize(mapped, dim=-1) if self.similarity == "cosine" else mapped
         if self.score == "content":
             return self._weighed(content, None)
