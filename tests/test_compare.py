@@ -24,6 +24,7 @@ import yaml
 
 from recbole_mm.cli import main
 from recbole_mm.cli.compare import parse_seeds
+from recbole_mm.config.yaml_settings import read_yaml
 from recbole_mm.errors import CheckpointError, ConfigError, DataError
 from recbole_mm.evaluation.per_user import write_per_user
 from recbole_mm.evaluation.significance import compare
@@ -32,7 +33,7 @@ from recbole_mm.experiments.compare import grid as grid_module
 from recbole_mm.experiments.compare.command import compare_experiment, compare_finished
 from recbole_mm.experiments.compare.experiment import experiment_names, load_experiment
 from recbole_mm.experiments.compare.plan import plan_rows
-from recbole_mm.experiments.compare.summary import TableRow, summarize
+from recbole_mm.experiments.compare.summary import TableRow, _has_untrained_mllm, summarize
 from recbole_mm.experiments.compare.table import to_csv, to_latex, to_markdown
 from recbole_mm.experiments.processes import alone_in, failure
 from recbole_mm.runs import folder as run_folder
@@ -575,7 +576,6 @@ def as_arguments(settings: dict[str, str]) -> list[str]:
 
 # ---- numbers ----
 
-TEXT_FEATURES = {"item_features": {"text": TOY_FEATURES["text"]}}
 USERS = [f"u{n}" for n in range(40)]
 
 
@@ -668,11 +668,22 @@ def test_an_untrained_mllm_is_told(tmp_path):
         TableRow(name, "", model, "done", runs={1: write_run(tmp_path / name, model, mllm=mllm)})
         for name, model, mllm in (("A", "SASRec", "tiny"), ("B", "Molar", "tiny"), ("C", "Molar", "Qwen/Qwen2-VL"))
     ]
-    features = {"item_features": {"text": {"encoder": "mllm"}}}
-    plain = write_run(tmp_path / "D", "Molar", mllm="tiny", dueg="sasrec", item_sources=["text"], **TEXT_FEATURES)
-    unread = write_run(tmp_path / "E", "SASRec", mllm="tiny", **features)
-    rows += [TableRow("D", "", "Molar", "done", runs={1: plain}), TableRow("E", "", "SASRec", "done", runs={1: unread})]
     assert "UNTRAINED multimodal LLM (mllm: tiny): B. " in to_markdown(summarize(rows, ["NDCG@10"], "A", [1]))
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "untrained"),
+    [
+        ("Molar", {}, True),
+        ("Molar", {"dueg": "sasrec", "item_sources": ["text"], "item_features": TOY_FEATURES}, False),
+        ("SASRec", {"item_features": {"both": {"encoder": "mllm"}}}, False),
+        ("SASRecContent", {"item_features": {"both": {"encoder": "mllm"}}, "content_features": ["both"]}, True),
+        ("SASRecContent", {"item_features": TOY_FEATURES}, False),
+    ],
+)
+def test_an_mllm_that_a_run_does_not_read_is_not_told(tmp_path, toy_config, model, settings, untrained):
+    toy_config(model, mllm="tiny", **settings).save(tmp_path / "config.yaml")
+    assert _has_untrained_mllm(tmp_path, read_yaml(tmp_path / "config.yaml")) == untrained
 
 
 def test_rows_that_ranked_other_users_are_not_tested(tmp_path, values):

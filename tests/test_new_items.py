@@ -113,24 +113,28 @@ def test_new_items_are_worded_as_the_runs_own_are(finished, spring):
     spring.write_text("".join("\t".join(row) + "\n" for row in shuffled), encoding="utf-8")
     assert torch.equal(with_new_items(recommender, spring).item_vectors()[-2:], expected)
     spring.write_text("".join("\t".join(row[:2]) + "\n" for row in rows), encoding="utf-8")
-    with pytest.raises(DataError, match=r"spring\.item: the text of known items needs the column 'class'$"):
+    with pytest.raises(
+        DataError, match=r"spring\.item: the text of known items needs the column 'class'; there are: title$"
+    ):
         with_new_items(recommender, spring)
 
 
 def test_a_new_item_has_a_title_card_where_the_runs_own_have(tmp_path, toy_config):
-    lines = "item_id:token\tmovie_title:token_seq\n1\tAlien\n"
-    for name in ("ml-100k", "spring"):
+    lines = "item_id:token\tmovie_title:token_seq\nm\tAlien\n"
+    more = "item_id:token\tnotes:token_seq\tmovie_title:token_seq\ns\tnew\tAlien\n"
+    for name, text in (("ml-100k", lines), ("spring", more)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / f"{name}.item").write_text(lines.replace("1", name[0]), encoding="utf-8")
-    config = toy_config("SASRec", image_dir=None)
+        (tmp_path / name / f"{name}.item").write_text(text, encoding="utf-8")
+    config = toy_config("SASRec", image_dir=None, text_fields=None)
     config["dataset"], config["data_path"] = "ml-100k", str(tmp_path / "ml-100k")
     source = ContentSource.from_config(config)
     new = source.of_other_items(config, tmp_path / "spring" / "spring.item")
     assert new.image("s").size == source.image("m").size == (WIDTH, HEIGHT)
+    assert new.text("s") == source.text("m") == "Title: Alien", "though no setting says what a text is made of"
     config["dataset"], config["data_path"] = "spring", str(tmp_path / "spring")
-    other = ContentSource.from_config(config)
+    other = ContentSource.from_config(config, ["image"])
     assert other.of_other_items(config, tmp_path / "ml-100k" / "ml-100k.item").image("m") is None
-    (tmp_path / "spring" / "spring.item").write_text(lines.replace("movie_", ""), encoding="utf-8")
+    (tmp_path / "spring" / "spring.item").write_text(lines.replace("movie_title", "title"), encoding="utf-8")
     with pytest.raises(DataError, match="needs the column 'movie_title'"):
         source.of_other_items(config, tmp_path / "spring" / "spring.item")
 

@@ -119,13 +119,17 @@ class ContentSource:
             DataError: the file is malformed, or lacks a column, folder or file that is read of the items of this one.
         """
         table = read_item_table(config, path)
-        for column in () if self.layout is None else self.layout.columns:
-            table.require(column, "the text of known items", "needs")
+        layout = self.layout
+        if layout is not None and "text" in self.modalities:
+            for column in layout.columns:
+                table.require(column, "the text of known items", "needs")
+        elif layout is not None and not set(layout.columns) <= set(table.kinds):
+            layout = None  # nothing reads it
         if isinstance(self.images, TitleCards):
             table.require(CARD_TITLE, "the picture of known items", "needs")
         return ContentSource(
             table,
-            self.layout,
+            layout,
             _images_from(config, table, path.parent) if "image" in self.modalities else None,
             self.modalities,
             self.missing_modality,
