@@ -20,8 +20,9 @@ from recbole_mm.recommending.new_items import with_new_items
 from recbole_mm.recommending.opening import open_run
 from recbole_mm.recommending.output import Row, check_output, write_chunks
 from recbole_mm.recommending.reasons import Reasons, reasons_of
-from recbole_mm.recommending.recommender import Recommender, TopK
+from recbole_mm.recommending.recommender import Recommender
 from recbole_mm.recommending.requests import Batch, listed, of_histories, of_users, read_histories
+from recbole_mm.recommending.top_k import TopK
 from recbole_mm.runs.folder import WEIGHTS, Run
 from recbole_mm.utils.files import file_digest
 from recbole_mm.utils.paths import expanded

@@ -24,7 +24,8 @@ from recbole_mm.errors import ConfigError, DataError, RecboleMMError
 from recbole_mm.evaluation.csr import CSR
 from recbole_mm.recommending.opening import open_run
 from recbole_mm.recommending.reasons import Reasons, reasons_of
-from recbole_mm.recommending.recommender import Recommender, TopK
+from recbole_mm.recommending.recommender import Recommender
+from recbole_mm.recommending.top_k import TopK
 from recbole_mm.serving.schema import Question, RecommendRequest
 from recbole_mm.utils.cache import ByteCache
 from recbole_mm.utils.spelling import nearest
