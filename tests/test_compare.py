@@ -32,8 +32,9 @@ from recbole_mm.experiments.compare import experiment as experiment_module
 from recbole_mm.experiments.compare import grid as grid_module
 from recbole_mm.experiments.compare.command import compare_experiment, compare_finished
 from recbole_mm.experiments.compare.experiment import experiment_names, load_experiment
+from recbole_mm.experiments.compare.inputs import has_untrained_mllm
 from recbole_mm.experiments.compare.plan import plan_rows
-from recbole_mm.experiments.compare.summary import TableRow, _has_untrained_mllm, summarize
+from recbole_mm.experiments.compare.summary import TableRow, summarize
 from recbole_mm.experiments.compare.table import to_csv, to_latex, to_markdown
 from recbole_mm.experiments.processes import alone_in, failure
 from recbole_mm.runs import folder as run_folder
@@ -683,7 +684,7 @@ def test_an_untrained_mllm_is_told(tmp_path):
 )
 def test_an_mllm_that_a_run_does_not_read_is_not_told(tmp_path, toy_config, model, settings, untrained):
     toy_config(model, mllm="tiny", **settings).save(tmp_path / "config.yaml")
-    assert _has_untrained_mllm(tmp_path, read_yaml(tmp_path / "config.yaml")) == untrained
+    assert has_untrained_mllm(tmp_path, read_yaml(tmp_path / "config.yaml")) == untrained
 
 
 def test_rows_that_ranked_other_users_are_not_tested(tmp_path, values):

@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from recbole_mm.config.kinds import abridged
-from recbole_mm.config.resolved import Config
-from recbole_mm.config.settings import NOT_FROM_A_RUN
 from recbole_mm.config.yaml_settings import read_yaml
-from recbole_mm.errors import ConfigError, RecboleMMError
+from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.slice_kinds import check_slices, entry_of
 from recbole_mm.experiments.compare.experiment import load_experiment
 from recbole_mm.experiments.compare.grid import DONE, Grid, Outcome
+from recbole_mm.experiments.compare.inputs import unread
 from recbole_mm.experiments.compare.plan import PlannedRow, plan_rows
 from recbole_mm.experiments.compare.summary import Table, TableRow, summarize
 from recbole_mm.experiments.compare.table import write_table
-from recbole_mm.inputs.needs import unread_settings
-from recbole_mm.models.hooks import hooks_of
 from recbole_mm.runs import folder as run_folder
 from recbole_mm.utils.files import make_folder
 from recbole_mm.utils.paths import is_path
@@ -143,7 +140,7 @@ def _rows_of_runs(run_dirs: Sequence[Path]) -> list[TableRow]:
         run_folder.read_result(folder)
         config = read_yaml(folder / run_folder.CONFIG)
         deciding = run_folder.result_settings(config)
-        passed_over = run_folder.MAY_CHANGE | _unread(folder)
+        passed_over = run_folder.MAY_CHANGE | unread(folder)
         deciding = {key: value for key, value in deciding.items() if key not in passed_over}
         seed = deciding.pop("seed", 0)
         key = json.dumps(deciding, sort_keys=True, default=str)
@@ -160,16 +157,6 @@ def _rows_of_runs(run_dirs: Sequence[Path]) -> list[TableRow]:
         TableRow(names[key], "", str(settings[key]["model"]), DONE, runs=dict(sorted(groups[key].items())))
         for key in groups
     ]
-
-
-def _unread(folder: Path) -> frozenset[str]:
-    """Settings that play no part in a run; none where its model is not known here."""
-    try:
-        config = Config.load(folder / run_folder.CONFIG, None, NOT_FROM_A_RUN)
-        return unread_settings(config, hooks_of(config.model_class))
-    except RecboleMMError:
-        logger.debug("%s: its settings cannot be read here", folder, exc_info=True)
-        return frozenset()
 
 
 def _flat(settings: Mapping[str, Any], front: str = "") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +11,9 @@ from typing import Any
 import numpy as np
 from recbole.evaluator.register import smaller_metrics
 
-from recbole_mm.config.layers import optional_yaml, properties_dir
-from recbole_mm.config.resolved import Config
-from recbole_mm.config.settings import BEFORE, NOT_FROM_A_RUN, PROTOCOL
+from recbole_mm.config.settings import BEFORE, PROTOCOL
 from recbole_mm.config.yaml_settings import canonical, read_yaml
-from recbole_mm.errors import ConfigError, DataError, RecboleMMError
+from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.evaluation.candidates import candidates_digest
 from recbole_mm.evaluation.per_user import FILE as PER_USER
 from recbole_mm.evaluation.per_user import read_per_user
@@ -32,12 +29,9 @@ from recbole_mm.evaluation.significance import (
 )
 from recbole_mm.experiments.compare.experiment import TRAINING
 from recbole_mm.experiments.compare.grid import DONE, FAILED
-from recbole_mm.inputs.needs import reads_mllm
-from recbole_mm.models.hooks import hooks_of
+from recbole_mm.experiments.compare.inputs import has_untrained_mllm
 from recbole_mm.runs import folder as run_folder
 from recbole_mm.utils.spelling import did_you_mean
-
-logger = logging.getLogger(__name__)
 
 SIGNIFICANT = 0.05
 
@@ -197,7 +191,7 @@ def summarize(
             _mark_differences(line, config, table.facts, base.row.name)
             if strict and not line.comparable:
                 raise DataError(_refusal(folder, config, table.facts, next(iter(base.row.runs.values()))))
-            line.untrained |= _has_untrained_mllm(folder, config)
+            line.untrained |= has_untrained_mllm(folder, config)
     values = _paired_values(base, done, metrics, strict)
     if base.row.name != reference:
         table.no_tests = f"{reference}, which the others are tested against, is not done"
@@ -261,23 +255,6 @@ def _refusal(folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any], 
         f"{folder} was ranked by another protocol than {other}: {key} is {config.get(key, BEFORE.get(key))}, not "
         f"{facts[key]}; compare runs of one"
     )
-
-
-def _has_untrained_mllm(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a run's model read a tiny multimodal LLM, of which nothing can be concluded about real ones.
-
-    Every config has an `mllm`; whether it is read is asked of the model's class or, where that is not here, told by its
-    property file.
-    """
-    if not str(config.get("mllm")).startswith("tiny"):
-        return False
-    try:
-        whole = Config.load(folder / run_folder.CONFIG, None, NOT_FROM_A_RUN)
-        return reads_mllm(whole, hooks_of(whole.model_class))
-    except RecboleMMError:
-        logger.debug("%s: its settings cannot be read here", folder, exc_info=True)
-    encoders = [spec.get("encoder") for spec in (config.get("item_features") or {}).values()]
-    return "mllm" in optional_yaml(properties_dir() / "model", str(config["model"])) or "mllm" in encoders
 
 
 def _paired_values(
