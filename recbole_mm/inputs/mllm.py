@@ -13,7 +13,7 @@ from transformers.utils import logging as hub_logging
 
 from recbole_mm import __version__
 from recbole_mm.config.resolved import Config
-from recbole_mm.errors import ModelLoadError
+from recbole_mm.errors import ConfigError, ModelLoadError
 from recbole_mm.inputs.answering.tuning import SftSettings, tuned_answerer
 from recbole_mm.inputs.context import Context, Need, PlannedStage, artifact_dir
 from recbole_mm.inputs.mirm.tuning import MirmSettings, tuned_mirm
@@ -188,6 +188,20 @@ def small_source(name: str, config: Config, notes: list[str]) -> Pretrained | No
 def is_gguf_model(name: str) -> bool:
     """Returns whether a model's name is that of a GGUF file, or of a model that comes as one."""
     return not Path(name).is_dir() and (is_gguf(name) or name == SMOLLM2)
+
+
+def check_mllm(config: Config) -> None:
+    """Refuses what `mllm` tells by its name alone, before anything is computed or converted.
+
+    Raises:
+        ConfigError: it is a GGUF file, which holds a text LLM, and images are to be read.
+    """
+    name, shown = str(config["mllm"]), config["modalities"]
+    if is_gguf_model(name) and (shown is None or "image" in shown):
+        raise ConfigError(
+            f"mllm: {name}: a text LLM, which reads no images: set modalities: [text]; pictures come in through "
+            "item_features and item_sources"
+        )
 
 
 def local_llm(name: str, config: Config, make: bool = True) -> str:

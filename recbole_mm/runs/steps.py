@@ -19,7 +19,7 @@ from recbole_mm.evaluation.slice_kinds import slice_kinds
 from recbole_mm.evaluation.slices import slice_results
 from recbole_mm.evaluation.splits import check_split, split
 from recbole_mm.evaluation.trec import write_trec
-from recbole_mm.inputs.needs import asks_for_inputs
+from recbole_mm.inputs.needs import asks_for_inputs, reads_mllm
 from recbole_mm.models.base import ModelHooks
 from recbole_mm.models.hooks import full_sequence_class, hooks_of
 from recbole_mm.runs.folder import WEIGHTS, Run, write_result
@@ -50,6 +50,10 @@ def check(config: Config) -> None:
     """
     check_dataset(config)
     hooks = hooks_of(config.model_class)
+    if reads_mllm(config, hooks):
+        from recbole_mm.inputs.mllm import check_mllm  # imports transformers
+
+        check_mllm(config)
     if config["ray_address"] and asks_for_inputs(config, hooks):
         from recbole_mm.distributed.stages import check_stages
 
