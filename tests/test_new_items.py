@@ -125,7 +125,7 @@ def test_a_new_item_has_a_title_card_where_the_runs_own_have(tmp_path, toy_confi
     for name, text in (("ml-100k", lines), ("spring", more)):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.item").write_text(text, encoding="utf-8")
-    config = toy_config("SASRec", image_dir=None, text_fields=None)
+    config = toy_config("SASRec", image_dir=None, text_fields=[])
     config["dataset"], config["data_path"] = "ml-100k", str(tmp_path / "ml-100k")
     source = ContentSource.from_config(config)
     new = source.of_other_items(config, tmp_path / "spring" / "spring.item")

@@ -303,7 +303,7 @@ def test_runs_without_slices_are_named(compared, tmp_path):
     assert re.fullmatch(r"SASRec: no slices by history: .*: toy\.\w+ has changed since, or is gone", note)
     assert {line.row for line in found.lines} == {"Pop"}
     alone = compare_finished([old], metrics=["NDCG@10"])
-    with pytest.raises(ConfigError, match=r"--slices: SASRec has no slices by popularity: .*gone"):
+    with pytest.raises(ConfigError, match=r"--slices: SASRec has none, and its settings cannot be read here: "):
         slice_tables(alone, ["all"])
 
 
@@ -319,16 +319,28 @@ def test_runs_without_slices_are_named(compared, tmp_path):
         ("best_valid_result", None),
         ("timings", {"epochs": "4"}),
         ("stages", {"training": {}}),
-        ("sees_held_out", "nothing"),
         ("beside", {"Pop": 3}),
     ],
 )
-def test_results_of_others_are_of_the_kinds_that_a_run_writes(compared, tmp_path, name, value):
+def test_of_results_of_others_is_read_what_a_run_writes(compared, tmp_path, caplog, name, value):
+    theirs = tmp_path / "theirs"
+    shutil.copytree(compared[1], theirs)
+    result = read_result(compared[1])
+    write_json(theirs / "result.json", {**result, name: value})
+    read = read_result(theirs)
+    assert not read.get(name)
+    assert {key: read[key] for key in result if key != name} == {key: result[key] for key in result if key != name}
+    assert caplog.messages == [f"{theirs / 'result.json'}: {name}: not what a run writes; left out"]
+    if name == "slices":
+        tables = [slice_tables(compare_finished([compared[0], one]), ["popularity"]) for one in (theirs, compared[1])]
+        assert tables[0] == tables[1], "cut from its results per user"
+
+
+def test_results_that_do_not_say_what_training_saw_are_refused(compared, tmp_path):
     shutil.copytree(compared[0], tmp_path / "theirs")
-    result = read_result(compared[0])
-    write_json(tmp_path / "theirs" / "result.json", {**result, name: value})
-    with pytest.raises(CheckpointError, match=rf"result\.json cannot be read \(its {name} is not what a run writes\)"):
-        slice_tables(compare_finished([compared[0], tmp_path / "theirs"]), ["popularity"])
+    write_json(tmp_path / "theirs" / "result.json", {**read_result(compared[0]), "sees_held_out": "nothing"})
+    with pytest.raises(CheckpointError, match=r"cannot be read \(its sees_held_out is not what a run writes\)"):
+        read_result(tmp_path / "theirs")
 
 
 def test_slices_that_a_folder_lacks_are_cut_from_its_results(compared, data, tmp_path):

@@ -101,10 +101,7 @@ def _kinds(row: str, run: RunSlices, wanted: Sequence[str]) -> list[str]:
     names: list[str] = []
     for entry in wanted:
         if entry == ALL:
-            own = [kind for each in run.config["slices"] or () for kind in kinds_of(run.config, each)]
-            if not run.results and not own:
-                raise ConfigError(f"--slices: {row} has none, and its setting slices names none; name some")
-            names += list(run.results) or own
+            names += list(run.results) or _kinds_of_settings(row, run)
         elif entry in run.results:
             names.append(entry)
         else:
@@ -114,6 +111,17 @@ def _kinds(row: str, run: RunSlices, wanted: Sequence[str]) -> list[str]:
                 known = did_you_mean(entry, [*run.results, ALL])
                 raise ConfigError(f"--slices: {row} has no slices {entry!r}{known}") from error
     return list(dict.fromkeys(names))
+
+
+def _kinds_of_settings(row: str, run: RunSlices) -> list[str]:
+    """The kinds that a run without slices would have by its settings."""
+    try:
+        found = [kind for entry in run.config["slices"] or () for kind in kinds_of(run.config, entry)]
+    except RecboleMMError as error:
+        raise ConfigError(f"--slices: {row} has none, and its settings cannot be read here: {error}") from error
+    if not found:
+        raise ConfigError(f"--slices: {row} has none, and its setting slices names none; name some")
+    return found
 
 
 def _slice_table(
