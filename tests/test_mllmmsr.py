@@ -250,7 +250,7 @@ def test_written_answers_see_the_image(built, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"answers": "guessed"}, "answers: 'guessed' is not accepted; give one of scored, written"),
+        ({"answers": "guessed"}, "answers: 'guessed' is not accepted; give one of scored, listed, written"),
         ({"answers": "written"}, "answers: written needs an LLM that writes: set text_backend to hf or openai"),
         ({"mllm_image_pixels": 100}, "mllm_image_pixels: 100 is less"),
         ({"modalities": []}, "modalities is empty; name image, text or both"),

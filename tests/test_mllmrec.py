@@ -489,6 +489,8 @@ def same_tensors(one: dict, two: dict) -> bool:
         {},
         {"llm": False},
         {"llm": False, "gcn_ui": True},
+        {"profile_decay": "days", "text_wording": "seller"},
+        {"llm": False, "user_residual": "items", "item_residual": True},
         {"reasoning": False, "item_text": "image"},
         {"llm": False, "item_text": "text", "denoise": False, "drop_identical": True},
     ],

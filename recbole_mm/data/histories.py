@@ -13,6 +13,27 @@ from recbole_mm.config.resolved import Config
 from recbole_mm.data.splits import TRAIN, group_offsets
 from recbole_mm.errors import ConfigError
 
+EARLIEST = 1e8
+"""Unix seconds of March 1973: a column that ends before holds positions, not times."""
+MILLISECONDS = 1e11
+"""Unix seconds of the year 5138: a column that goes beyond counts in milliseconds."""
+
+
+def ticks_per_second(times: np.ndarray) -> int | None:
+    """Return the unit of a time column: 1 for seconds, 1000 for milliseconds, None where it holds positions.
+
+    Args:
+        times: (M,) of training rows.
+
+    Example:
+        >>> ticks_per_second(np.array([1.6e9])), ticks_per_second(np.array([1.6e12])), ticks_per_second(np.array([7.0]))
+        (1, 1000, None)
+    """
+    latest = times.max(initial=0.0)
+    if latest < EARLIEST:
+        return None
+    return 1000 if latest > MILLISECONDS else 1
+
 
 @dataclass(frozen=True)
 class Timelines:
@@ -68,13 +89,24 @@ class HistoriesMixin(Dataset):
         Raises:
             ConfigError: the files hold samples, or interactions labelled 0.
         """
+        rows, offsets = self._history_rows(held_out)
+        users, items = self._ids(rows)
+        return users[offsets[:-1]], items, offsets
+
+    def user_history_times(self, held_out: bool = False) -> np.ndarray | None:
+        """The times of the rows of `user_histories`: float64 (M,); None where no time column is loaded."""
+        if self.time_field not in self.inter_feat:
+            return None
+        rows, _ = self._history_rows(held_out)
+        return self.inter_feat[self.time_field].to_numpy()[rows].astype(np.float64)
+
+    def _history_rows(self, held_out: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Rows in the order of users' tokens and of time, and where each user's begin."""
         order = self._rows_in_order()
         rows = order if held_out else order[self._phases_of(order) == TRAIN]
         place = self._places(rows)
         by_token = np.argsort(place, kind="stable")
-        offsets = group_offsets(place[by_token])
-        users, items = self._ids(rows[by_token])
-        return users[offsets[:-1]], items, offsets
+        return rows[by_token], group_offsets(place[by_token])
 
     def user_timelines(self) -> Timelines:
         """Every user's rows with the phase and the time of each. To be called before `build`, as `user_histories` is,

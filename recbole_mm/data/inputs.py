@@ -32,6 +32,7 @@ BRINGS: Mapping[str, tuple[str, ...]] = {
     "id_model_run": ("id_model_run",),
     "item_text_features": ("fused_vectors",),
     "user_profiles": ("profile_vectors",),
+    "user_states": ("profile_vectors",),
     "item_texts": ("item_texts",),
     "user_preferences": ("preferences",),
 }
@@ -86,7 +87,8 @@ class ModelInputs:
     """(n_items, d) float32, sentence vectors of the items' texts (MLLMRec)."""
 
     profile_vectors: np.ndarray = NOT_ASKED
-    """(n_users, d) float32, sentence vectors of users' preference profiles (MLLMRec)."""
+    """(n_users, d) float32, sentence vectors of users' preference profiles, or for `user_states` an LLM's hidden states
+    after their histories (MLLMRec)."""
 
     item_texts: Sequence[str | None] = NOT_ASKED
     """A text of each item; None where there is none (MLLM-MSR)."""

@@ -118,6 +118,7 @@ class Context:
     Attributes:
         notes: what a reader of the plan must know.
         genericness: figures of the texts about users (`inputs/reasoning/genericness.py`), by what they are.
+        tokens: what an LLM reads and writes about a user, in tokens, on average over users, by what it is.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class Context:
         self.is_plan = is_plan
         self.notes: list[str] = []
         self.genericness: dict[str, dict[str, float]] = {}
+        self.tokens: dict[str, float] = {}
         self._shared: dict[type, Any] = {}
         self._counted: set[str] = set()
 

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from recbole_mm.inputs.reasoning.failures import LeftOut
 from recbole_mm.inputs.reasoning.items import ItemTexts
 from recbole_mm.inputs.reasoning.preferences import UserPreferences
 from recbole_mm.inputs.reasoning.profiles import UserProfiles
+from recbole_mm.inputs.reasoning.states import UserStates
 from recbole_mm.inputs.reasoning.vectors import ItemTextFeatures
 from recbole_mm.inputs.reasoning.writing import AnswerWriter, TextNeed, write_texts
 
@@ -58,11 +59,24 @@ NEEDS: Mapping[str, type[Need]] = {
     "item_texts": ItemTexts,
     "item_text_features": ItemTextFeatures,
     "user_profiles": UserProfiles,
+    "user_states": UserStates,
     "user_preferences": UserPreferences,
     "answering_mllm": AnsweringMLLM,
     "answer_writer": AnswerWriter,
 }
 """What a model can require, in the order in which it is computed; `data.inputs.BRINGS` says what each gives."""
+
+
+class TextFigures(NamedTuple):
+    """Figures of the texts about users that a run reads.
+
+    Attributes:
+        genericness: what the texts are -> how generic they are.
+        tokens: what an LLM reads and writes -> tokens per user.
+    """
+
+    genericness: dict[str, dict[str, float]]
+    tokens: dict[str, float]
 
 
 def shared_needs(context: Context) -> list[Need]:
@@ -108,7 +122,7 @@ def provide(
     run_dir: Path | None = None,
     open_executor: Callable[[], AbstractContextManager[Executor | None]] = nullcontext,
     **given: Any,
-) -> dict[str, dict[str, float]]:
+) -> TextFigures:
     """Sets `dataset.inputs` to what a model needs, and the features of `item_features` that it reads.
 
     Features that a RecBole feature model selects (`selected_features`) also become fields of its item table.
@@ -122,7 +136,7 @@ def provide(
         given: inputs that exist already: `first_stage` and `id_model_run`.
 
     Returns:
-        How generic the texts about users are: what they are -> figures; empty where none are read.
+        Figures of the texts about users; empty where none are read.
 
     Raises:
         ConfigError: the model requires something unknown here.
@@ -133,7 +147,7 @@ def provide(
     provided: dict[str, Any] = {"model": hooks.__name__, **given}
     if not needs and not specs:
         dataset.inputs = ModelInputs(**provided)
-        return {}
+        return TextFigures({}, {})
     counts = np.bincount(dataset.inter_feat[dataset.iid_field], minlength=dataset.item_num)
     logger.info("%s", dataset.content.coverage(counts))
     to_compute = tuple(name for name in needs if name not in given)
@@ -149,7 +163,7 @@ def provide(
     for name in set(specs) & set(config["selected_features"] or ()):
         dataset.declare_feature_field(name, torch.from_numpy(dataset.item_feature(name)))
     dataset.content.report_problems()
-    return context.genericness
+    return TextFigures(context.genericness, context.tokens)
 
 
 def _first_inputs(context: Context) -> dict[str, Any]:

@@ -46,7 +46,10 @@ def read_features(config: Config) -> dict[str, Any]:
 
 
 MLLM_INPUTS = frozenset(
-    {"item_vectors", "item_text_vectors", "item_tokens", "mllm", "mllm_with_head", "answering_mllm", "answer_writer"}
+    {
+        *("item_vectors", "item_text_vectors", "item_tokens", "user_states"),
+        *("mllm", "mllm_with_head", "answering_mllm", "answer_writer"),
+    }
 )
 """Inputs that the run's LLM makes, or is."""
 

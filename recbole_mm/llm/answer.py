@@ -30,40 +30,52 @@ CROSS_ATTENTION = "cross_attention_mask"
 """Input of a model that keeps images out of the sequence of tokens."""
 
 
-def resolve_yes_no(mllm: MLLM, prompt_tail: str) -> tuple[int, int]:
-    """The token with which the model would begin to answer "Yes", and the one for "No".
+def resolve_answers(mllm: MLLM, prompt_tail: str, words: Sequence[str]) -> list[int]:
+    """The tokens with which the model would begin to answer each of these words.
 
     Tokenizers differ in what they make of a word: it may be cut in pieces, or be another token after a space than
-    after a line break. So both words are encoded where they will stand, after the end of the prompt.
+    after a line break. So all words are encoded where they will stand, after the end of the prompt.
 
     Args:
         mllm: whose tokenizer decides.
         prompt_tail: the last words of every prompt, best ended by a line break. A blank at its end is the answer's:
             it is no part of the prompt, and the word takes it into its token.
+        words: the answers.
 
     Returns:
-        (id of yes, id of no).
+        An id for each word.
 
     Raises:
-        ConfigError: an answer does not begin a token of its own after this tail, or both begin with the same one.
+        ConfigError: an answer does not begin a token of its own after this tail, or two begin with the same one.
     """
     stem = prompt_tail.removesuffix(" ")
     tail = mllm.token_ids(stem)
-    found = []
-    for word in (YES, NO):
+    found: dict[int, str] = {}
+    for word in words:
         ids = mllm.token_ids(prompt_tail + word)
         if ids[: len(tail)] != tail or len(ids) == len(tail):
             raise ConfigError(
                 f"{mllm.name}: after {prompt_tail!r} the answer {word!r} is no token of its own; "
                 "let the prompt end in a line break"
             )
-        found.append(ids[len(tail)])
-    if found[0] == found[1]:
-        raise ConfigError(
-            f"{mllm.name}: after {prompt_tail!r} {YES!r} and {NO!r} begin with the same token {found[0]}; "
-            "let the prompt end differently"
-        )
-    return found[0], found[1]
+        first = ids[len(tail)]
+        if first in found:
+            raise ConfigError(
+                f"{mllm.name}: after {prompt_tail!r} {found[first]!r} and {word!r} begin with the same token {first}; "
+                "let the prompt end differently"
+            )
+        found[first] = word
+    return list(found)
+
+
+def resolve_yes_no(mllm: MLLM, prompt_tail: str) -> tuple[int, int]:
+    """The token with which the model would begin to answer "Yes", and the one for "No" (`resolve_answers`).
+
+    Raises:
+        ConfigError: an answer does not begin a token of its own after this tail, or both begin with the same one.
+    """
+    yes, no = resolve_answers(mllm, prompt_tail, (YES, NO))
+    return yes, no
 
 
 def answer_contrast(mllm: MLLM, yes: int, no: int) -> Tensor:
@@ -97,6 +109,11 @@ def _judged(mllm: MLLM, yes: int, no: int, states: Tensor) -> Tensor:
     """(B, hidden) -> (B,) float32 logit(yes) - logit(no), as the model itself computes them."""
     logits = mllm.family.logits(mllm.model, states).float()
     return logits[:, yes] - logits[:, no]
+
+
+def _logits_of(mllm: MLLM, ids: Sequence[int], states: Tensor) -> Tensor:
+    """(B, hidden) -> (B, number of ids) float32, as the model itself computes them."""
+    return mllm.family.logits(mllm.model, states).float()[:, list(ids)]
 
 
 @dataclass(frozen=True)
@@ -242,6 +259,23 @@ class AnswerReader(nn.Module):
         contrast = answer_contrast(mllm, yes, no)
         judge = None if multiplies_alone(mllm, yes, no) else partial(_judged, mllm, yes, no)
         return cls(mllm.family.base(mllm.model) if model is None else model, contrast, judge)
+
+    @classmethod
+    def of_words(cls, mllm: MLLM, prompt_tail: str, words: Sequence[str]) -> AnswerReader:
+        """A reader of the logits of these words in place of Yes against No: its answers are (B, number of words).
+
+        Args:
+            mllm: loaded with its head.
+            prompt_tail: see `resolve_answers`.
+            words: the answers, in the order of the columns.
+
+        Raises:
+            ConfigError, ModelLoadError: see `resolve_answers`, `answer_contrast` and `MLLM.require_attention`.
+        """
+        mllm.require_attention()
+        ids = resolve_answers(mllm, prompt_tail, words)
+        columns = torch.stack([answer_contrast(mllm, one, one) for one in ids], dim=1)  # of their shape and device
+        return cls(mllm.family.base(mllm.model), columns, partial(_logits_of, mllm, ids))
 
     def read(self, prompts: Block) -> Tensor:
         """Answers of B whole prompts: (B,) float32."""

@@ -39,6 +39,7 @@ def encode_items(
     show_progress: bool = True,
     executor: Executor | None = None,
     carry: Carry | None = None,
+    what: str = "item",
 ) -> np.ndarray:
     """Encode every item through the artifact store: each distinct content once, ever; resumable at any point.
 
@@ -49,6 +50,7 @@ def encode_items(
         show_progress: show a progress display.
         executor: encodes in other processes; None encodes in this one.
         carry: how the work is sent there (`encode_remote.carried_encoding`).
+        what: one of them is called in messages.
 
     Returns:
         (items, hidden) float32: row 0 and the rows of items with neither image nor text are zeros.
@@ -70,20 +72,22 @@ def encode_items(
     cut = encoder.texts_cut
     remote_work = None if carry is None else carry(content, encoder)
     report = fill(
-        *(store, STAGE, indexes, encoder.compute, batches, show_progress, "Encoding items"),
+        *(store, STAGE, indexes, encoder.compute, batches, show_progress, f"Encoding {what}s"),
         executor=executor,
         remote_work=remote_work,
     )
     mllm = f"the multimodal LLM {encoder.mllm.name}"
-    require_finite(report, mllm, lambda key: f"item {content[indexes[key]].item_id!r}")
+    require_finite(report, mllm, lambda key: f"{what} {content[indexes[key]].item_id!r}")
     keys = [None if key in report.reasons else key for key in keys]
     matrix = store.get_matrix(keys)
     if matrix.shape[1] == 0:
         matrix = np.zeros((len(content), encoder.mllm.hidden_size), dtype=np.float32)
     logger.info(
-        "Item vectors: %d items, %d distinct, %d computed in %.1f s, %d texts cut to %d tokens",
+        "%s vectors: %d %ss, %d distinct, %d computed in %.1f s, %d texts cut to %d tokens",
         *(
+            what.capitalize(),
             len(content) - 1,
+            what,
             len(indexes),
             report.computed,
             report.seconds,
@@ -95,7 +99,8 @@ def encode_items(
     if empty:
         shown = ", ".join(content[index].item_id for index in empty[:SHOWN_IDS])
         more = ", ..." if len(empty) > SHOWN_IDS else ""
-        logger.warning("%d items have neither image nor text: their vectors are zeros (%s%s)", len(empty), shown, more)
+        told = (len(empty), what, shown, more)
+        logger.warning("%d %ss have neither image nor text: their vectors are zeros (%s%s)", *told)
     return matrix
 
 

@@ -40,6 +40,12 @@ class Questions:
         """Tokens of the longest prompt."""
         return int((self.prefix_lengths[self.owners] + self.suffix_lengths).max(initial=0))
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that are read to answer all of them, padding not counted: each user's prefix once if it is shared."""
+        asking = self.owners if self.whole is not None else np.unique(self.owners)
+        return int(self.prefix_lengths[asking].sum() + self.suffix_lengths.sum())
+
 
 def ask(reader: AnswerReader, questions: Questions, tokens_per_batch: int) -> Tensor:
     """Answer all candidates: every prefix once, or prompts as a whole; those of like length together.
@@ -51,13 +57,13 @@ def ask(reader: AnswerReader, questions: Questions, tokens_per_batch: int) -> Te
             prefixes in work, and as many again for the candidates that are read against them.
 
     Returns:
-        (n,) float32 logit(yes) - logit(no).
+        (n,) float32 logit(yes) - logit(no); of a reader of words (n, number of words), their logits.
 
     Raises:
         ConfigError: a prompt is longer than the model can read.
     """
     check_length(reader.model, questions.longest)
-    answers = torch.zeros(len(questions.owners), device=reader.contrast.device)
+    answers = torch.zeros(len(questions.owners), *reader.contrast.shape[1:], device=reader.contrast.device)
     if questions.whole is not None:
         lengths = questions.prefix_lengths[questions.owners] + questions.suffix_lengths
         for batch in batches_of_like_length(lengths, tokens_per_batch):

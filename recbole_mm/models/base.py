@@ -167,7 +167,7 @@ class RerankingModel(SequentialModel, ABC):
     """Base of models that put the `rerank_k` best items of a cheap model in order; `RerankingRecommender` is built on
     it."""
 
-    answers_any: ClassVar[bool] = False
+    answers_any: bool = False
     """`predict` asks about every pair that it is given. False: it gives the numbers of `full_sort_predict`."""
 
     reads_users: ClassVar[bool] = True
@@ -197,6 +197,11 @@ class RerankingModel(SequentialModel, ABC):
     @abstractmethod
     def probabilities(self, cases: Interaction, owners: Tensor, items: Tensor) -> Tensor:
         """p(yes) of items (n,) for the cases `owners` (n,), as float64 in [0, 1]."""
+
+    def tokens_per_case(self) -> dict[str, float]:
+        """What the expensive model has read to answer about a case, in tokens, on average, by what for; empty where
+        that is not counted."""
+        return {}
 
     def asks_now(self) -> bool:
         """Whether any item is asked about at all; False leaves everything to the cheap model."""

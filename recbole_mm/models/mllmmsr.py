@@ -8,6 +8,7 @@ from recbole_mm.config.kinds import FLAG, SEED, SHARE, above_zero, choice, or_nu
 from recbole_mm.config.schema import Setting, section
 from recbole_mm.config.settings import SETTINGS as SHARED
 from recbole_mm.errors import ConfigError
+from recbole_mm.inputs.answering.lists import LISTED
 from recbole_mm.inputs.reasoning.settings import DEFAULT_DOMAIN, REASONING
 from recbole_mm.llm.encode import DEFAULT_TEXT_TOKENS
 from recbole_mm.llm.model import MLLM
@@ -51,7 +52,7 @@ SETTINGS = (
         Setting("sft_examples", or_null(size(1)), None, "At most so many of all users' together, drawn; null: all. Not "
             "stated."),
         Setting("sft_negatives", size(1), 1, "Items answered with No for each, drawn from those that the user did not "
-            "choose. Paper: 1."),
+            "choose; with answers: listed, rerank_k - 1. Paper: 1."),
         NEGATIVES_FROM,
         Setting("sft_epochs", size(1), 4, "Paper: 10, theirs: 4."),
         Setting("sft_learning_rate", above_zero(), 2e-5, "Of AdamW at its peak. Paper: 2e-5."),
@@ -89,6 +90,7 @@ class MLLMMSR(AnsweringRecommender):
     """
 
     settings = SETTINGS
+    lists_candidates = True
 
     @classmethod
     def prompt_inputs(cls, config: Config) -> tuple[str, ...]:
@@ -109,4 +111,5 @@ class MLLMMSR(AnsweringRecommender):
             image_pixels=config["mllm_image_pixels"],
             max_text_tokens=config["max_text_tokens"] or DEFAULT_TEXT_TOKENS,
             domain=config["item_domain"] or DEFAULT_DOMAIN,
+            lists=config["answers"] == LISTED,
         )

@@ -54,6 +54,7 @@ class Run:
         chosen: what the model took of its `validation_choices`, in words; empty where it has none.
         slices: kind -> part -> users, targets, weight and test metrics (docs/slices.md).
         genericness: figures of the texts about users that it reads, by what they are.
+        tokens_per_user: tokens that its LLM reads and writes for a user, on average, by what for.
     """
 
     config: Config
@@ -68,6 +69,7 @@ class Run:
     chosen: str = ""
     slices: dict[str, dict[str, Any]] = field(default_factory=dict)
     genericness: dict[str, dict[str, float]] = field(default_factory=dict)
+    tokens_per_user: dict[str, float] = field(default_factory=dict)
 
 
 def choose_run_dir(config: Config) -> tuple[Path, bool]:
@@ -281,6 +283,7 @@ def write_result(finished: Run, stages: Mapping[str, Any], timings: Mapping[str,
         **({"chosen_on_validation": finished.chosen} if finished.chosen else {}),
         **({"slices": finished.slices} if finished.slices else {}),
         **({"genericness": finished.genericness} if finished.genericness else {}),
+        **({"tokens_per_user": finished.tokens_per_user} if finished.tokens_per_user else {}),
         "protocol": {key: config[key] for key in (*RANKED, "valid_metric")},
         "stages": dict(stages),
         "timings": dict(timings),

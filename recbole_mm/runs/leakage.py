@@ -31,6 +31,7 @@ class Breach:
 
 BREACHES = (
     Breach("profiles_see", "all", "user_profiles", "user profiles were written from validation and test items, too"),
+    Breach("profiles_see", "all", "user_states", "user states were read from validation and test items, too"),
     Breach(
         *("positives", "popular", ""),
         "each user's items, the held-out ones among them, were chosen by their popularity in the whole file",

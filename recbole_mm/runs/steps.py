@@ -20,7 +20,7 @@ from recbole_mm.evaluation.slices import slice_results
 from recbole_mm.evaluation.splits import check_split, split
 from recbole_mm.evaluation.trec import write_trec
 from recbole_mm.inputs.needs import asks_for_inputs, reads_mllm
-from recbole_mm.models.base import ModelHooks
+from recbole_mm.models.base import ModelHooks, RerankingModel
 from recbole_mm.models.hooks import full_sequence_class, hooks_of
 from recbole_mm.runs.folder import WEIGHTS, Run, write_result
 from recbole_mm.runs.leakage import held_out_seen
@@ -38,6 +38,7 @@ from recbole_mm.utils.tables import result_table
 
 if TYPE_CHECKING:
     from recbole_mm.data.dataset import MultimodalDataset
+    from recbole_mm.inputs.model_inputs import TextFigures
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +94,10 @@ def assemble(
         hooks = hooks_of(model_class)
         with stages("artifacts"):
             opened.check_ids(dataset)
-            figures = {}
+            genericness: dict[str, dict[str, float]] = {}
+            tokens: dict[str, float] = {}
             if hooks.has_first_stage or asks_for_inputs(config, hooks):
-                figures = _provide_inputs(config, dataset, hooks, run_dir, opened)
+                genericness, tokens = _provide_inputs(config, dataset, hooks, run_dir, opened)
         with stages("split"):
             splits = split(config, dataset, model_class, run_dir)
         init_seed(config["seed"], config["reproducibility"])
@@ -105,12 +107,14 @@ def assemble(
         logger.info("%s", model_line(model, config), extra=COMPACT)
     seen = [*held_out_seen(config, config.model_class), *opened.sees_held_out]
     beside = dict(opened.beside)
-    return Run(config, dataset, model, splits, run_dir, sees_held_out=seen, beside=beside, genericness=figures)
+    assembled = Run(config, dataset, model, splits, run_dir, sees_held_out=seen, beside=beside)
+    assembled.genericness, assembled.tokens_per_user = genericness, tokens
+    return assembled
 
 
 def _provide_inputs(
     config: Config, dataset: MultimodalDataset, hooks: type[ModelHooks], run_dir: Path, opened: OpenedRuns
-) -> dict[str, dict[str, float]]:
+) -> TextFigures:
     """Compute what the model asks for, by modules of LLMs and Ray, which a run on interactions alone never imports."""
     from recbole_mm.distributed.stages import open_executor
     from recbole_mm.inputs.model_inputs import provide
@@ -141,6 +145,8 @@ def train_and_test(assembled: Run, stages: Stages, resume: bool | None = None) -
     assembled.test_result = dict(test_result or {})
     assembled.best_valid_result = dict(best_valid_result or {})
     assembled.chosen = trainer.chosen
+    if isinstance(assembled.model, RerankingModel):
+        assembled.tokens_per_user = {**assembled.tokens_per_user, **assembled.model.tokens_per_case()}
     if isinstance(splits.test, RankingData) and config["model"] != "Pop" and not trainer.hooks.has_first_stage:
         assembled.beside["Pop"] = trainer.evaluate_pop(splits.test)
     if workers is not None and not workers.is_first:

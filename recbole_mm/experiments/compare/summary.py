@@ -101,6 +101,7 @@ class Line:
         comparable: whether it ranked the same users by the same protocol; others get no place.
         untrained: whether its multimodal LLM is a tiny one that was never trained.
         sees_held_out: how its training saw held-out interactions, one text each; such a row gets no place.
+        tokens: what its LLM reads and writes for a user, in tokens, averaged over the runs, by what for.
         taken: what its runs' models took of what they left to the validation, such as a weight of two scores, by seed.
     """
 
@@ -114,6 +115,7 @@ class Line:
     untrained: bool = False
     sees_held_out: list[str] = field(default_factory=list)
     taken: dict[int, str] = field(default_factory=dict)
+    tokens: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -212,6 +214,9 @@ def _line(row: TableRow, metrics: Sequence[str], figures: Mapping[str, float]) -
     line.sees_held_out = list(dict.fromkeys(texts))
     found = {seed: results[folder].get("chosen_on_validation") for seed, folder in row.runs.items()}
     line.taken = {seed: text for seed, text in found.items() if text}
+    spent = [result.get("tokens_per_user", {}) for result in results.values()]
+    names = dict.fromkeys(name for each in spent for name in each)
+    line.tokens = {name: statistics.fmean(each.get(name, 0) for each in spent) for name in names}
     line.epochs = statistics.fmean(result["timings"].get("epochs", 0) for result in results.values())
     for metric, cell in line.cells.items():
         values = []

@@ -129,10 +129,18 @@ def notes(table: Table, second: str = "italic") -> list[str]:
         found.append(f"paper: figures of {table.paper or 'the paper'}, from its own copy and split of the data.")
     for line in done:
         found += [f"{SEES} {line.row.name} {SEES_HELD_OUT}: {text}." for text in line.sees_held_out]
+    if any(line.tokens for line in done):
+        found.append(f"Tokens of an LLM per user: {'; '.join(map(_tokens, done))}.")
     untrained = ", ".join(line.row.name for line in done if line.untrained)
     if untrained:
         found.append(f"UNTRAINED multimodal LLM (mllm: tiny): {untrained}. Such rows say nothing about trained ones.")
     return found + [note for line in table.lines for note in _notes_of(line, table)]
+
+
+def _tokens(line: Line) -> str:
+    """What a row's LLM reads and writes for a user."""
+    spent = ", ".join(f"{what} {tokens:,.0f}" for what, tokens in line.tokens.items())
+    return f"{line.row.name}: {spent or 'none'}"
 
 
 def _settings(table: Table, keys: Sequence[str]) -> str:

@@ -8,9 +8,10 @@ put, in the middle of the user's turn.
 from __future__ import annotations
 
 import json
+import string
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from recbole_mm.errors import ConfigError
@@ -25,6 +26,9 @@ TOKENIZED = 4096
 
 CUT_BYTES = 1 << 28
 """Of images that are kept as the vision tower reads them: fine-tuning shows an item again and again."""
+
+LABELS = tuple(string.ascii_uppercase)
+"""Letters of candidates that are shown in one list: each is a token of its own in every tokenizer."""
 
 CUE = "\nAnswer:\n"
 """Ends every prompt. The line break keeps "Yes" and "No" tokens of their own."""
@@ -112,6 +116,30 @@ class WordedPrompt(ABC):
             return [self._suffix_ids(item)]
         return [image, [*self._token_ids("\n"), *self._suffix_ids(item)]]
 
+    def list_suffix(self, items: Sequence[int]) -> list[Part]:
+        """Returns the part of several candidates, each behind its letter, as `suffix` does that of one.
+
+        Args:
+            items: at most as many as there are letters.
+        """
+        parts: list[Part] = []
+        words: list[int] = []
+        for label, item in zip(LABELS[: len(items)], items, strict=True):
+            words = [*words, *self._token_ids(f"{label}. ")]
+            image = self._cut_image(item) if self.has_image(item) else None
+            if image is not None:
+                parts += [words, image]
+                words = self._token_ids("\n")
+            words = [*words, *self.words_of(item), *self._token_ids("\n")]
+        return [*parts, [*words, *self._ending]]
+
+    def list_length(self, items: Sequence[int]) -> int:
+        """Returns at most so many tokens and image patches of `list_suffix`; no image is decoded."""
+        line = len(self._token_ids("\n"))
+        images = sum(self._image_cost + line for item in items if self.has_image(item))
+        words = sum(len(self._token_ids(f"{label}. ")) + line for label, _ in zip(LABELS, items))
+        return images + words + sum(len(self.words_of(item)) for item in items) + len(self._ending)
+
     def _cut_image(self, item: int) -> CutImage | None:
         """The item's image as the vision tower reads it; None where it cannot be decoded."""
         cut = self._cut.get(item)
@@ -133,8 +161,11 @@ class WordedPrompt(ABC):
         return [*self._frame.opening, *self._token_ids(self._frame.before + self.user_text(user, history))]
 
     def _suffix_ids(self, item: int) -> list[int]:
-        ending = self._token_ids(self._cue + self._frame.after)
-        return [*self.words_of(item), *ending, *self._frame.closing]
+        return [*self.words_of(item), *self._ending]
+
+    @cached_property
+    def _ending(self) -> list[int]:
+        return [*self._token_ids(self._cue + self._frame.after), *self._frame.closing]
 
 
 def _answerable(mllm: MLLM, tail: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,10 @@ from recbole_mm.inputs.answering.examples import (
     training_targets,
 )
 from recbole_mm.inputs.answering.first_stage import best_others
-from recbole_mm.inputs.answering.prompt import WordedPrompt
-from recbole_mm.llm.answer import resolve_yes_no
+from recbole_mm.inputs.answering.lists import LIST_KIND, LISTED, PromptedLists, lists_digest, lists_of
+from recbole_mm.inputs.answering.prompt import LABELS, WordedPrompt
+from recbole_mm.llm.answer import resolve_answers, resolve_yes_no
+from recbole_mm.llm.finetuning.examples import Examples
 from recbole_mm.llm.finetuning.tuned_model import (
     TunedModel,
     TuningSettings,
@@ -31,6 +34,8 @@ from recbole_mm.llm.model import MLLM
 
 if TYPE_CHECKING:
     from recbole_mm.data.dataset import MultimodalDataset
+
+logger = logging.getLogger(__name__)
 
 RECIPE = 1
 """Part of every folder's name: raise it whenever the same examples and settings would give another model."""
@@ -87,11 +92,54 @@ def training_questions(dataset: MultimodalDataset, settings: SftSettings) -> lis
     if settings.negatives_from == FIRST_STAGE:
         first, config = dataset.inputs.first_stage, dataset.config
         pools = best_others(first, config, users, items, offsets, tokens, targets, config["rerank_k"])
-    asked = draw_examples(users, items, offsets, tokens, targets, settings.negatives, settings.seed, pools)
+    asked = draw_examples(users, items, offsets, tokens, targets, _negatives(dataset, settings), settings.seed, pools)
     if not targets or all(one.answer for one in asked):
         lacking = "an item that some user has not chosen" if targets else "a user with two training interactions"
         raise DataError(f"fine-tuning to answer needs {lacking}, and there is none: set sft_tuning: none")
     return asked
+
+
+def _negatives(dataset: MultimodalDataset, settings: SftSettings) -> int:
+    """Items for each target: of a list, as many as ranking will show."""
+    config = dataset.config
+    return int(config["rerank_k"]) - 1 if config["answers"] == LISTED else settings.negatives
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learnt.
+
+    Attributes:
+        digest: of everything that examples show and ask for.
+        answers: ids of the tokens that may be answered.
+        counts: kind of examples -> how many.
+        examples: makes them.
+    """
+
+    digest: str
+    answers: list[int]
+    counts: dict[str, int]
+    examples: Callable[[], Examples]
+
+
+def lesson_of(asked: list[Question], listed: bool, prompt: WordedPrompt, mllm: MLLM, settings: SftSettings) -> Lesson:
+    """The lesson that questions make: Yes or No to each, or with `listed` the letter of the chosen one among them.
+
+    Raises:
+        ConfigError: two answers begin with the same token.
+    """
+    whole = settings.loss == FULL
+    if listed:
+        labels = resolve_answers(mllm, prompt.tail, LABELS)
+        lists = lists_of(asked, settings.seed)
+        counts = {LIST_KIND: len(lists)}
+        digest = lists_digest(lists, prompt)
+        return Lesson(digest, labels, counts, lambda: PromptedLists(lists, prompt, labels, whole))
+    yes, no = resolve_yes_no(mllm, prompt.tail)
+    positives = sum(one.answer for one in asked)
+    counts = {YES_KIND: positives, NO_KIND: len(asked) - positives}
+    digest = questions_digest(asked, prompt)
+    return Lesson(digest, [yes, no], counts, lambda: PromptedQuestions(asked, prompt, yes, no, whole))
 
 
 def tuned_answerer(
@@ -129,19 +177,20 @@ def tuned_answerer(
     tuned.check()
     outline = load(base, with_head=True, without_weights=True)  # a model that was tuned before needs no base
     prompt = prompt_of(outline)
-    yes, no = resolve_yes_no(outline, prompt.tail)
     asked = training_questions(dataset, settings)
+    lesson = lesson_of(asked, config["answers"] == LISTED, prompt, outline, settings)
     parts = {
         "recipe": RECIPE,
         "prompt": prompt.identity,
-        "answers": [yes, no],
+        "answers": lesson.answers,
         "loss": settings.loss,
-        "examples": questions_digest(asked, prompt),
+        "examples": lesson.digest,
     }
-    positives = sum(one.answer for one in asked)
-    counts = {YES_KIND: positives, NO_KIND: len(asked) - positives}
 
-    def examples(_: MLLM) -> PromptedQuestions:
-        return PromptedQuestions(asked, prompt, yes, no, settings.loss == FULL)
+    def examples(_: MLLM) -> Examples:
+        found = lesson.examples()
+        tokens = int(found.lengths.sum())
+        logger.info("answering: %d prompts of %d tokens in all are learnt from", len(found), tokens)
+        return found
 
-    return tuned.find_or_make(config, parts, {"examples_of": counts}, load, examples)
+    return tuned.find_or_make(config, parts, {"examples_of": lesson.counts}, load, examples)

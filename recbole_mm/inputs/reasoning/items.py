@@ -141,17 +141,17 @@ def description_requests(content: ItemContent, settings: ReasoningSettings, gene
     if generator.makes == "templates":
         said = {item: facts.description(item) for item in items} if "text" in content.modalities else {}
         return {item: Request("", cut_words(text, settings.description_words)) for item, text in said.items() if text}
-    domain, words = settings.item_domain, settings.description_words
+    domain, words, wording = settings.item_domain, settings.description_words, settings.wording
     if not generator.reads_images:
-        known = {item: facts.text(item) for item in items}
-        return {item: Request(facts_prompt(domain, text, words), None) for item, text in known.items() if text}
+        known = {item: text for item in items if (text := facts.text(item))}
+        return {item: Request(facts_prompt(domain, text, words, wording.facts), None) for item, text in known.items()}
     seen = [item for item in items if facts.has_image(item)]
     if not seen:
         return {}
     hashes = content.only("image").fingerprints(seen)
     return {
         item: Request(
-            description_prompt(domain, _title(facts, item), words),
+            description_prompt(domain, _title(facts, item), words, wording.description),
             None,
             ItemImage(content.source, content.tokens[item]),
             image_hash,

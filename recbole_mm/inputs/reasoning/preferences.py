@@ -20,7 +20,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from recbole_mm.artifacts.fill import OnDemand
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.content import ItemContent
-from recbole_mm.data.histories import Timelines
+from recbole_mm.data.histories import Timelines, ticks_per_second
 from recbole_mm.data.splits import TRAIN
 from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.answering.examples import training_targets
@@ -49,10 +49,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SECONDS_PER_HOUR = 3600
-EARLIEST = 1e8
-"""Unix seconds of March 1973: a column that ends before holds positions, not times."""
-MILLISECONDS = 1e11
-"""Unix seconds of the year 5138: a column that goes beyond counts in milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -132,13 +128,14 @@ class Cases:
             raise ConfigError(
                 "preference_blocks: gap needs times: name their column in load_col, or set preference_blocks: size"
             )
-        latest = times[self.timelines.phases == TRAIN].max(initial=0.0)
-        if latest < EARLIEST:
+        trained = times[self.timelines.phases == TRAIN]
+        ticks = ticks_per_second(trained)
+        if ticks is None:
             raise ConfigError(
-                f"preference_blocks: gap needs times in Unix seconds or milliseconds; these end at {latest:,.0f}, as "
-                "positions do: set preference_blocks: size"
+                "preference_blocks: gap needs times in Unix seconds or milliseconds; these end at "
+                f"{trained.max(initial=0.0):,.0f}, as positions do: set preference_blocks: size"
             )
-        return hours * SECONDS_PER_HOUR * (1000 if latest > MILLISECONDS else 1)
+        return hours * SECONDS_PER_HOUR * ticks
 
 
 def requests_at_once(
@@ -352,8 +349,10 @@ class UserPreferences(TextNeed):
         """A text for each case, none of which waits for another."""
         stage, cut = self.stage(items)
         _log_cut(cut, len(stage.requests))
-        words = self.writing.preference.preference_words
-        return {node: cut_words(text, words) for node, text in self.writing.write(stage).items()}
+        words, written = self.writing.preference.preference_words, self.writing.write(stage)
+        asked = stage.requests
+        self.writing.note_tokens(PREFERENCES, by_user(asked), lambda node: asked[node].prompt, written)
+        return {node: cut_words(text, words) for node, text in written.items()}
 
     def _chains(self, items: Texts) -> dict[Node, str]:
         """Texts block by block, of the cases and of what they are made of."""
@@ -366,6 +365,7 @@ class UserPreferences(TextNeed):
             work = TextWork(done.asked, done.prompt_tokens, 0, done.asked * config["text_max_new_tokens"])
             if done.computed:
                 writing.note_rate(PREFERENCES, work, done.seconds)
+        writing.note_tokens(PREFERENCES, by_user(writer.chains.starts), writer.prompt_of, made.texts)
         _log_cut(made.cut, len(writer.chains))
         writing.list_failed(PREFERENCES, {names[node]: why for node, why in made.failed.items()}, len(writer.chains))
         return made.texts
@@ -377,6 +377,19 @@ class UserPreferences(TextNeed):
     def compute(self) -> dict[str, Any]:
         """Returns `preferences`."""
         return {"preferences": self.texts}
+
+
+def by_user(nodes: Iterable[Node]) -> dict[int, list[Node]]:
+    """Each user's texts.
+
+    Example:
+        >>> by_user([(1, 3), (2, 3), (1, 6)])
+        {1: [(1, 3), (1, 6)], 2: [(2, 3)]}
+    """
+    found: dict[int, list[Node]] = {}
+    for node in nodes:
+        found.setdefault(node[0], []).append(node)
+    return found
 
 
 def _log_cut(cut: int, total: int) -> None:

@@ -12,7 +12,9 @@ import numpy as np
 
 from recbole_mm.artifacts.fill import OnDemand
 from recbole_mm.data.content import ItemContent
+from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.context import PlannedStage
+from recbole_mm.inputs.reasoning.decay import age_mark, ages_in_days
 from recbole_mm.inputs.reasoning.genericness import report
 from recbole_mm.inputs.reasoning.items import ItemTexts
 from recbole_mm.inputs.reasoning.prompts import MARKUP_TOKENS, Texts, history_line, newest_within, profile_prompt
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LONG_AGO = 10_000
+"""Days, for the length of the mark of an old choice."""
+
 
 @dataclass(frozen=True)
 class Histories:
@@ -37,25 +42,35 @@ class Histories:
         users: (U,) RecBole's ids, in the order of the users' tokens.
         items: (M,) item ids, users one after the other, in time order within a user.
         offsets: (U + 1,) start of each user's items, with M at the end.
+        ages: (M,) days before the user's latest choice, where older ones count less by time; else None.
     """
 
     users: np.ndarray
     items: np.ndarray
     offsets: np.ndarray
+    ages: np.ndarray | None = None
 
     @classmethod
     def of(cls, dataset: MultimodalDataset, settings: ReasoningSettings) -> Histories:
         """The histories that profiles may see; all of them, with a warning, for `profiles_see: all`.
 
         Raises:
-            ConfigError: the split is one whose training rows are not known yet.
+            ConfigError: the split is one whose training rows are not known yet, or `profile_decay: days` has no
+                times.
         """
         if settings.profiles_see == "all":
             logger.warning(
                 "profiles_see: all: user profiles are written from EVERY interaction, those held out for validation "
                 "and test included; results are not comparable with those of any other model"
             )
-        return cls(*dataset.user_histories(held_out=settings.profiles_see == "all"))
+        held_out = settings.profiles_see == "all"
+        users, items, offsets = dataset.user_histories(held_out)
+        if not settings.decay.by_time:
+            return cls(users, items, offsets)
+        times = dataset.user_history_times(held_out)
+        if times is None:
+            raise ConfigError("profile_decay: days needs times: name their column in load_col, or set it to list")
+        return cls(users, items, offsets, ages_in_days(times, offsets))
 
     def __len__(self) -> int:
         return len(self.users)
@@ -65,6 +80,10 @@ class Histories:
         if not 0 <= place < len(self):
             raise IndexError(f"history {place} of {len(self)}")
         return self.items[self.offsets[place] : self.offsets[place + 1]].tolist()
+
+    def ages_of(self, place: int) -> list[float] | None:
+        """Days before the latest choice, of each item of the user at this place; None where they do not count."""
+        return None if self.ages is None else self.ages[self.offsets[place] : self.offsets[place + 1]].tolist()
 
 
 @dataclass
@@ -136,8 +155,11 @@ class UserProfiles(TextNeed):
         made, settings = self.requests(self.context.share(ItemTexts).texts), self.writing.settings
         log_requests(made, settings.profile_history_tokens, self._tokens)
         found: Texts = [None] * len(self._tokens)
-        for user, text in self.writing.write(self.stage(made)).items():
+        written = self.writing.write(self.stage(made))
+        for user, text in written.items():
             found[user] = cut_words(text, settings.profile_words)
+        one_each = {user: [user] for user in made.requests}
+        self.writing.note_tokens(PROFILES, one_each, lambda user: made.requests[user].prompt, written)
         self._measure(found)
         return found
 
@@ -183,9 +205,9 @@ def profile_requests(
     made = ProfileRequests()
     place_of = {int(user): place for place, user in enumerate(histories.users)}
     if generator.makes == "templates":
-        summary, requests = HistorySummary(content, settings.profile_words), {}
+        summary, requests = HistorySummary(content, settings.profile_words, settings.decay), {}
         for user, place in place_of.items():
-            text = summary.of(histories[place])
+            text = summary.of(histories[place], histories.ages_of(place))
             if text is None:
                 made.without.append(user)
             else:
@@ -193,14 +215,20 @@ def profile_requests(
         made.requests, made.shown = requests, OnDemand(requests, lambda user: histories[place_of[user]])
         return made
     budget = _budget(settings, generator, context_tokens)
+    mark = "" if histories.ages is None else age_mark(LONG_AGO)
     costs = {
-        int(item): generator.count_tokens(history_line(100, texts[item] or "") + "\n")
+        int(item): generator.count_tokens(history_line(100, mark + (texts[item] or "")) + "\n")
         for item in sorted(np.unique(histories.items).tolist(), key=content.tokens.__getitem__)
         if texts[item] is not None
     }
 
     def known_of(user: int) -> list[int]:
         return [item for item in histories[place_of[user]] if item in costs]
+
+    def marks_of(user: int) -> list[str]:
+        place = place_of[user]
+        items, ages = histories[place], histories.ages_of(place)
+        return ["" if ages is None else age_mark(ages[row]) for row, item in enumerate(items) if item in costs]
 
     omitted: dict[int, int] = {}
     for user in place_of:
@@ -213,19 +241,25 @@ def profile_requests(
         return known_of(user)[omitted[user] :]
 
     def request_of(user: int) -> Request:
-        words = [texts[item] or "" for item in shown_of(user)]
-        return Request(profile_prompt(settings.item_domain, words, omitted[user], settings.profile_words), None)
+        marked = zip(marks_of(user)[omitted[user] :], shown_of(user))
+        words = [mark + (texts[item] or "") for mark, item in marked]
+        return Request(_prompt(settings, words, omitted[user]), None)
 
     made.cut = [user for user, count in omitted.items() if count]
     made.requests, made.shown = OnDemand(omitted, request_of), OnDemand(omitted, shown_of)
     return made
 
 
+def _prompt(settings: ReasoningSettings, texts: Sequence[str], left_out: int) -> str:
+    domain, words, wording = settings.item_domain, settings.profile_words, settings.wording.profile
+    return profile_prompt(domain, texts, left_out, words, settings.decay, wording)
+
+
 def _budget(settings: ReasoningSettings, generator: Generator, context_tokens: int | None) -> int:
     """Tokens for the items of a prompt."""
     if context_tokens is None:
         return settings.profile_history_tokens
-    frame = generator.count_tokens(profile_prompt(settings.item_domain, [], 1_000_000, settings.profile_words))
+    frame = generator.count_tokens(_prompt(settings, [], 1_000_000))
     return min(settings.profile_history_tokens, context_tokens - frame - MARKUP_TOKENS)
 
 

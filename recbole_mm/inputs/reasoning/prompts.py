@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from recbole_mm.inputs.reasoning.decay import Decay
 from recbole_mm.llm.texts.generator import Generator, Request
 
 Texts = list[str | None]
@@ -38,7 +39,7 @@ PROFILE = (
     "Each numbered line is one {domain} that the same person chose, the oldest first and the most recent last{cut}.\n\n"
     "{history}\n\n"
     "What does this person look for in a {domain}? Weigh what returns again and again above what occurs once, and "
-    "recent choices above old ones. Write a profile in plain sentences, at most {words} words: the kinds and "
+    "{weights}. Write a profile in plain sentences, at most {words} words: the kinds and "
     "attributes preferred, the needs or tastes behind them, and what has changed lately. Speak of preferences and do "
     "not list the choices; no introduction."
 )
@@ -67,26 +68,28 @@ PREFERENCE_AFTER = (
 )
 
 
-def description_prompt(domain: str, title: str, words: int) -> str:
+def description_prompt(domain: str, title: str, words: int, wording: str = DESCRIPTION) -> str:
     """The request for an image's description.
 
     Args:
         domain: what an item is called.
         title: the item's name; empty if it has none.
         words: at most so many are asked for.
+        wording: of the request.
     """
-    return DESCRIPTION.format(domain=domain, named=f" It is called: {title}." if title else "", words=words)
+    return wording.format(domain=domain, named=f" It is called: {title}." if title else "", words=words)
 
 
-def facts_prompt(domain: str, facts: str, words: int) -> str:
+def facts_prompt(domain: str, facts: str, words: int, wording: str = DESCRIPTION_OF_FACTS) -> str:
     """The request for a description by an LLM that sees no images.
 
     Args:
         domain: what an item is called.
         facts: the item's metadata.
         words: at most so many are asked for.
+        wording: of the request.
     """
-    return DESCRIPTION_OF_FACTS.format(domain=domain, facts=facts, words=words)
+    return wording.format(domain=domain, facts=facts, words=words)
 
 
 def history_line(number: int, text: str) -> str:
@@ -98,16 +101,26 @@ def history_line(number: int, text: str) -> str:
     return f"{number}. " + "; ".join(part.strip() for part in text.splitlines() if part.strip())
 
 
-def profile_prompt(domain: str, texts: Sequence[str], left_out: int, words: int) -> str:
+def profile_prompt(
+    domain: str,
+    texts: Sequence[str],
+    left_out: int,
+    words: int,
+    decay: Decay | None = None,
+    wording: str = PROFILE,
+) -> str:
     """The request for a user's profile.
 
     Args:
         domain: what an item is called.
-        texts: of the items, oldest first.
+        texts: of the items, oldest first, each with its age in front where that counts.
         left_out: how many older items are not shown.
         words: at most so many are asked for.
+        decay: how older choices count.
+        wording: of the request.
     """
-    return PROFILE.format(domain=domain, cut=_cut(left_out), history=_history(texts), words=words)
+    given = {"domain": domain, "cut": _cut(left_out), "history": _history(texts), "words": words}
+    return wording.format(**given, weights=(decay or Decay()).told())
 
 
 def preference_prompt(domain: str, texts: Sequence[str], left_out: int, words: int, before: str | None = None) -> str:

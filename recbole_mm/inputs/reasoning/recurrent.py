@@ -298,6 +298,11 @@ class ChainWriter:
         longest = -self._missing[0][0]
         return min(max(-(-left // longest), self.least), self.most)
 
+    def prompt_of(self, node: Node) -> str | None:
+        """The prompt of a text whose turn has come; None where nothing is asked."""
+        shown = self._shown(node)
+        return None if shown is None else shown.request.prompt
+
     def _shown(self, node: Node) -> Shown | None:
         user, end = node
         before = self.chains.before(node)

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from recbole_mm.config.kinds import MODEL, above_zero, choice, or_null, size
+from recbole_mm.config.kinds import MODEL, Kind, above_zero, choice, is_name, or_null, size
 from recbole_mm.config.resolved import Config
 from recbole_mm.config.schema import Setting
 from recbole_mm.config.settings import SETTINGS
 from recbole_mm.errors import ConfigError
+from recbole_mm.inputs.reasoning.decay import Decay
+from recbole_mm.inputs.reasoning.wordings import Wording
 
 DEFAULT_DOMAIN = "product"
+
+WORDING = Kind(
+    lambda value: is_name(value) or (isinstance(value, dict) and all(map(is_name, value))),
+    "a name, or a mapping such as {'profile': '{history}\\n\\nWhat does this person like?'}",
+    type="str or dict",
+)
+"""Of prompts; what a wording must hold is checked where it is read."""
 
 # fmt: off
 _DECLARED = (
@@ -22,6 +32,13 @@ _DECLARED = (
     Setting("profile_words", size(1), 100, "Longest profile. Paper: 100."),
     Setting("profile_history_tokens", size(1), 3000, "Most tokens of a user's item texts in the prompt; the newest "
         "are kept. Not stated."),
+    Setting("profile_decay", or_null(choice("list", "days", "none")), "list", "Older choices count less in a profile. "
+        "list: by their place; days: by their time; none: all count alike. Not stated."),
+    Setting("profile_half_life", or_null(above_zero()), None, "A choice so many places (list) or days (days) before "
+        "the latest counts half; null: 20 places, of which an LLM is told no number, or 30 days. Not stated."),
+    Setting("text_wording", or_null(WORDING), None, "Prompts of descriptions and profiles: a name of "
+        "properties/wordings, or a mapping of prompts in words of one's own; null: the package's own wording. Not "
+        "stated."),
     Setting("sentence_encoder", or_null(MODEL), "sentence-transformers/all-MiniLM-L6-v2", "A model of "
         "sentence-transformers, or a folder with one; frozen. Paper: this one."),
     Setting("preference", or_null(choice("recurrent", "direct", "none")), "recurrent", "recurrent: block after "
@@ -50,6 +67,8 @@ class ReasoningSettings:
         item_domain: what an item is called in prompts.
         description_words, profile_words: longer texts are cut.
         profile_history_tokens: tokens of a user's item texts in a prompt.
+        text_wording: of the prompts (`Wording`).
+        profile_decay, profile_half_life: how older choices count (`Decay`).
         sentence_encoder: hub id or folder.
     """
 
@@ -59,6 +78,9 @@ class ReasoningSettings:
     description_words: int = 100
     profile_words: int = 100
     profile_history_tokens: int = 3000
+    text_wording: str | Mapping[str, str] | None = None
+    profile_decay: str = "list"
+    profile_half_life: float | None = None
     sentence_encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
 
     @classmethod
@@ -71,7 +93,23 @@ class ReasoningSettings:
         given = {name: config[name] for name in cls.__dataclass_fields__}
         # Any model may read item texts (`item_features`, on: summary): these two are settings of all of them.
         given |= {"item_text": config["item_text"], "description_words": config["description_words"]}
-        return cls(**_read(config, given, cls(), ("description_words", "profile_words")))
+        found = cls(**_read(config, given, cls(), ("description_words", "profile_words")))
+        _ = found.wording  # refused before anything is written
+        return found
+
+    @cached_property
+    def wording(self) -> Wording:
+        """The prompts.
+
+        Raises:
+            ConfigError: `text_wording` is none.
+        """
+        return Wording.of(self.text_wording)
+
+    @property
+    def decay(self) -> Decay:
+        """How older choices count in a profile."""
+        return Decay(self.profile_decay, self.profile_half_life)
 
 
 @dataclass(frozen=True)

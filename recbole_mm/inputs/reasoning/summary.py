@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import chain
@@ -18,9 +18,8 @@ from recbole.utils import FeatureType
 from recbole_mm.data.content import ItemContent
 from recbole_mm.data.item_facts import LONG_VALUE, ItemFacts
 from recbole_mm.data.item_text import clean_text, label_of
+from recbole_mm.inputs.reasoning.decay import Decay
 
-HALF_LIFE = 20
-"""So many choices back, one counts half as much as the latest."""
 RARITY = 0.5
 """Exponent of a value's rarity: 0 ranks values by their number alone, 1 as tf-idf does."""
 VALUES = 3
@@ -109,33 +108,36 @@ class HistorySummary:
     Args:
         content: the items.
         words: at most so many.
+        decay: how older choices count.
 
     Example:
         >>> HistorySummary(dataset.content, 100).of([3, 17, 8])           # doctest: +SKIP
         'Likes class Drama, Crime; director Ang Lee. Chose lately: Seven (Crime); Lust, Caution (Drama).'
     """
 
-    def __init__(self, content: ItemContent, words: int) -> None:
+    def __init__(self, content: ItemContent, words: int, decay: Decay | None = None) -> None:
         self.facts = ItemFacts(content)
         self.words = words
+        self.decay = decay or Decay()
 
     @cached_property
     def attributes(self) -> Attributes:
         """The columns of attributes; counted on first use."""
         return Attributes(self.facts)
 
-    def of(self, items: Sequence[int]) -> str | None:
+    def of(self, items: Sequence[int], ages: Sequence[float] | None = None) -> str | None:
         """The profile of one user.
 
         Args:
             items: item ids in time order.
+            ages: days between each choice and the latest one, where older ones count less by time.
 
         Returns:
             None where the metadata of these items says nothing, or text is not among the modalities.
         """
         if "text" not in self.facts.content.modalities or not self.facts.columns:
             return None
-        liked = self._liked(items)
+        liked = self._liked(items, ages)
         titles = self._titles(items)
         for values in range(VALUES, 0, -1):  # fewer values of each column until the words suffice
             text = self._text({column: ranked[:values] for column, ranked in liked.items()}, titles)
@@ -152,13 +154,14 @@ class HistorySummary:
             text = self._text({column: liked[column][:1] for column in columns}, titles)
         return text
 
-    def _liked(self, items: Sequence[int]) -> dict[str, list[str]]:
+    def _liked(self, items: Sequence[int], ages: Sequence[float] | None = None) -> dict[str, list[str]]:
         """Column -> values, those first that occur often, lately, and not in every item's metadata."""
-        weights: dict[str, Counter[str]] = {column: Counter() for column in self.attributes.columns}
-        for back, item in enumerate(reversed(items)):
+        weights: dict[str, dict[str, float]] = {column: defaultdict(float) for column in self.attributes.columns}
+        counts = self.decay.weights(len(items), ages)
+        for item, count in zip(reversed(items), reversed(counts)):
             for column, values in self.attributes.of(item).items():
                 for value in values:
-                    weights[column][value] += 0.5 ** (back / HALF_LIFE) * self.attributes.rarity[column].get(value, 1)
+                    weights[column][value] += count * self.attributes.rarity[column].get(value, 1)
         return {
             column: [value for value, _ in sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))]
             for column, found in weights.items()

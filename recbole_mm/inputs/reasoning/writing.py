@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import cycle, islice
@@ -37,6 +37,8 @@ DESCRIPTIONS, PROFILES, PREFERENCES = "item_description", "user_profile", "user_
 """Names of the stages in the artifact store."""
 LABELS = {DESCRIPTIONS: "item descriptions", PROFILES: "user profiles", PREFERENCES: "user preferences"}
 TEMPLATE = "template"
+COUNTED_USERS = 200
+"""Users whose tokens are counted, evenly spread over all of them in the order of their tokens."""
 CHARACTERS_PER_TOKEN = 4
 STAND_IN = "A dark red cotton shirt with long sleeves, small round buttons and a loose fit, for warm days outside."
 """Words of about usual length, for a description that is not written yet."""
@@ -225,6 +227,32 @@ class Writing:
         """Keeps how fast an LLM worked, for plans."""
         if self.answers:
             note_rate(self.context.artifacts, self._rate_name(stage), work.units, seconds)
+
+    def note_tokens(
+        self,
+        stage: str,
+        users: Mapping[Any, Iterable[Key]],
+        asked: Callable[[Key], str | None],
+        texts: Mapping[Key, str],
+    ) -> None:
+        """Keeps how many tokens an LLM reads and writes about a user, whether it does so now or has done so before.
+
+        Args:
+            stage: its name.
+            users: user -> keys of that user's texts.
+            asked: key -> the prompt; None where nothing is asked.
+            texts: key -> what was written.
+        """
+        if not self.answers or not users:
+            return
+        some = list(users)[:: -(-len(users) // COUNTED_USERS)]
+        keys = [key for user in some for key in users[user]]
+        read = sum(self.generator.count_tokens(prompt) for key in keys if (prompt := asked(key)) is not None)
+        written = sum(self.generator.count_tokens(texts[key]) for key in keys if key in texts)
+        self.context.tokens |= {
+            f"{LABELS[stage]}, read": read / len(some),
+            f"{LABELS[stage]}, written": written / len(some),
+        }
 
     # --- planning ----------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from recbole_mm.inputs.answering.prompt import WordedPrompt
 from recbole_mm.llm.answer import Block
-from recbole_mm.llm.family import PreparedInput
+from recbole_mm.llm.family import Part, PreparedInput
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.questions import Questions
 from recbole_mm.utils.cache import ByteCache
@@ -67,7 +68,7 @@ class PromptBlocks:
         users: Sequence[int],
         histories: Sequence[Sequence[int] | np.ndarray],
         owners: np.ndarray,
-        items: Sequence[int] | np.ndarray,
+        items: Sequence[Any] | np.ndarray,
     ) -> Questions:
         """Return n questions about U users.
 
@@ -90,19 +91,16 @@ class PromptBlocks:
 
         def suffixes(rows: np.ndarray) -> Block:
             """Return the blocks of these questions' candidates."""
-            parts = self.item_parts([int(items[row]) for row in rows.tolist()])
-            seen = [part.seen for part in parts if part.seen is not None]
-            inputs = [part.input for part in parts]
-            return Block.of_seen(self.mllm.family, self.mllm.model, inputs, seen) if seen else self._block(inputs)
+            return self.suffix_block([items[row] for row in rows.tolist()])
 
         def whole(rows: np.ndarray) -> Block:
             """Return the blocks of these questions' whole prompts."""
-            asked = [(int(owners[row]), int(items[row])) for row in rows.tolist()]
+            asked = [(int(owners[row]), items[row]) for row in rows.tolist()]
             return self._block([self.whole(users[owner], before[owner], item) for owner, item in asked])
 
         return Questions(
             np.array(prefix_lengths, dtype=np.int64),
-            np.array([self.prompt.suffix_length(int(item)) for item in items], dtype=np.int64),
+            np.array([self.suffix_length(item) for item in items], dtype=np.int64),
             owners,
             prefixes,
             suffixes,
@@ -113,9 +111,24 @@ class PromptBlocks:
         """The user's part of a prompt."""
         return self.mllm.family.prepare(self.prompt.prefix(user, history), self.prompt.image_pixels)
 
-    def whole(self, user: int, history: Sequence[int], item: int) -> PreparedInput:
+    def suffix_length(self, item: Any) -> int:
+        """At most so many tokens and image patches of a candidate's part."""
+        return self.prompt.suffix_length(int(item))
+
+    def suffix_parts(self, item: Any) -> list[Part]:
+        """A candidate's part, laid out."""
+        return self.prompt.suffix(int(item))
+
+    def suffix_block(self, items: Sequence[Any]) -> Block:
+        """The candidates' parts as a block; images that were seen before are not seen again."""
+        parts = self.item_parts([int(item) for item in items])
+        seen = [part.seen for part in parts if part.seen is not None]
+        inputs = [part.input for part in parts]
+        return Block.of_seen(self.mllm.family, self.mllm.model, inputs, seen) if seen else self._block(inputs)
+
+    def whole(self, user: int, history: Sequence[int], item: Any) -> PreparedInput:
         """A whole prompt."""
-        parts = [*self.prompt.prefix(user, history), *self.prompt.suffix(item)]
+        parts = [*self.prompt.prefix(user, history), *self.suffix_parts(item)]
         return self.mllm.family.prepare(parts, self.prompt.image_pixels)
 
     def item_parts(self, items: Sequence[int]) -> list[ItemPart]:
@@ -144,3 +157,26 @@ class PromptBlocks:
 
     def _block(self, inputs: Sequence[PreparedInput]) -> Block:
         return Block.of_prepared(self.mllm.family, inputs, self.mllm.device)
+
+
+class ListBlocks(PromptBlocks):
+    """`PromptBlocks` whose candidates are lists of items, each list shown in one prompt; none of its images is kept.
+
+    Example:
+        >>> blocks = ListBlocks(mllm, prompt)                                                  # doctest: +SKIP
+        >>> ask(reader, blocks.questions([1], [[4]], np.array([0]), [(7, 3)]), 8192).shape     # doctest: +SKIP
+        torch.Size([1, 2])
+    """
+
+    def suffix_length(self, item: Any) -> int:
+        """At most so many tokens and image patches of a list."""
+        return self.prompt.list_length(item)
+
+    def suffix_parts(self, item: Any) -> list[Part]:
+        """A list, laid out."""
+        return self.prompt.list_suffix(item)
+
+    def suffix_block(self, items: Sequence[Any]) -> Block:
+        """Lists as a block."""
+        family, pixels = self.mllm.family, self.prompt.image_pixels
+        return self._block([family.prepare(self.suffix_parts(item), pixels, continued=True) for item in items])

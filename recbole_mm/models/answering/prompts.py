@@ -33,6 +33,7 @@ class PreferencePrompt(WordedPrompt):
         max_text_tokens: longer item texts are cut.
         max_preference_tokens: longer preferences are cut.
         domain: the word for an item.
+        lists: ask about several candidates at once, by their letters.
 
     Raises:
         ConfigError: a bound is below 1, or neither images nor texts are shown.
@@ -42,6 +43,10 @@ class PreferencePrompt(WordedPrompt):
     NO_PREFERENCE = "Nothing is known so far of one person's taste in a {domain}.\n\n"
     QUESTION = (
         "Below is a {domain} that the person has not chosen yet. Will it be next? Reply with Yes or No alone.\n\n"
+    )
+    LIST_QUESTION = (
+        "Each letter below stands for a {domain} that the person has not chosen yet. Which one will be next? Reply "
+        "with its letter alone.\n\n"
     )
     NOTHING_KNOWN = "(nothing is said of it)"
 
@@ -56,6 +61,7 @@ class PreferencePrompt(WordedPrompt):
         max_text_tokens: int = DEFAULT_TEXT_TOKENS,
         max_preference_tokens: int = PREFERENCE_TOKENS,
         domain: str = "product",
+        lists: bool = False,
     ) -> None:
         if max_text_tokens < 1 or max_preference_tokens < 1:
             raise ConfigError("max_text_tokens and the tokens of a preference must be at least 1")
@@ -67,7 +73,9 @@ class PreferencePrompt(WordedPrompt):
         self.domain = domain
         if item_texts is None and not self.shows_images:
             raise ConfigError("neither images nor texts of items are shown: keep one of them among the modalities")
-        wording = [self.PREFERENCE, self.NO_PREFERENCE, self.QUESTION, self.NOTHING_KNOWN]
+        asked = self.LIST_QUESTION if lists else self.QUESTION
+        self.question = asked.format(domain=domain)
+        wording = [self.PREFERENCE, self.NO_PREFERENCE, asked, self.NOTHING_KNOWN]
         bounds = [max_text_tokens, max_preference_tokens]
         super().__init__(mllm, image_pixels, {"preference": wording, "bounds": bounds, "domain": domain})
         self._pictures = content.only("image") if self.shows_images else None
@@ -80,11 +88,10 @@ class PreferencePrompt(WordedPrompt):
     def user_text(self, user: int, history: Sequence[int]) -> str:
         """Return the preference after this history, and the question."""
         written = None if self.preferences is None else self.preferences.of(user, history)
-        question = self.QUESTION.format(domain=self.domain)
         if not written or not written.strip():
-            return self.NO_PREFERENCE.format(domain=self.domain) + question
+            return self.NO_PREFERENCE.format(domain=self.domain) + self.question
         text = cut_to_tokens(written.strip(), self.max_preference_tokens, self.mllm.token_ids)
-        return self.PREFERENCE.format(domain=self.domain, preference=text) + question
+        return self.PREFERENCE.format(domain=self.domain, preference=text) + self.question
 
     def words_of(self, item: int) -> list[int]:
         """Return the token ids of the item's text, cut."""

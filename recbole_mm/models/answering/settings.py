@@ -15,8 +15,12 @@ NEGATIVES_FROM = Setting("sft_negatives_from", choice("uniform", "first_stage"),
 
 RANKING = (
     *section("Ranking",
-        Setting("answers", choice("scored", "written"), "scored", "scored: p(yes) / (p(yes) + p(no)). written: what an "
-            "LLM of text_backend writes, yes 1, no 0, unreadable 0.5."),
+        Setting("answers", choice("scored", "listed", "written"), "scored", "scored: p(yes) / (p(yes) + p(no)), a "
+            "prompt per item. listed: the rerank_k items, 2 to 26, in one prompt, and the probability of each one's "
+            "letter (MLLM-MSR alone; not in the paper). written: what an LLM of text_backend writes, yes 1, no 0, "
+            "unreadable 0.5."),
+        Setting("list_orders", size(1), 1, "listed: orders in which a list is shown, the first stage's and turned "
+            "ones, whose mean counts. Not in the paper."),
         Setting("answer_batch_tokens", size(1), 8192, "Prompt tokens, padding included, that are read at once while "
             "ranking. Bounds memory."),
         Setting("first_stage", or_null(WORDS), "SASRec", "Full ranking: whose best items are asked about; any model, "

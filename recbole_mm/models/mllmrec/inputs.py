@@ -62,3 +62,20 @@ def filled_in(profiles: np.ndarray, means: np.ndarray) -> tuple[np.ndarray, np.n
     """
     without = ~has_vector(profiles)
     return np.where(without[:, None], means, profiles).astype(np.float32), without
+
+
+def centred(vectors: np.ndarray) -> np.ndarray:
+    """Vectors without what all of them have in common, of length 1: hidden states of an LLM point almost the same way.
+
+    Args:
+        vectors: (n, d); rows of zeros stand for "none", count for nothing and stay zeros.
+
+    Returns:
+        float32 (n, d).
+    """
+    known = has_vector(vectors)
+    found = np.zeros(vectors.shape, dtype=np.float32)
+    if known.any():
+        apart = vectors[known].astype(np.float64) - vectors[known].mean(axis=0, dtype=np.float64)
+        found[known] = apart / np.maximum(np.linalg.norm(apart, axis=1, keepdims=True), 1e-12)
+    return found

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_mm.graph import TokenOrder, refined_graph
-from recbole_mm.models.mllmrec.inputs import filled_in, mean_of_items, propagated
+from recbole_mm.models.mllmrec.inputs import centred, filled_in, mean_of_items, propagated
+from recbole_mm.models.mllmrec.residual import Residuals
 from recbole_mm.models.mllmrec.settings import SETTINGS
 from recbole_mm.models.multimodal_graph import bpr_loss, light_propagation, training_pairs, user_item_adjacency
 from recbole_mm.models.propagating import PropagatingRecommender
@@ -27,14 +28,19 @@ logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 65536
 
+STATES = "states"
+"""`profile_form` of hidden states in place of a text's vector."""
+
 
 class MLLMRec(PropagatingRecommender):
     """Scores an item by the dot product of two towers: one reads the user's profile, one the item's text and its
-    neighbours' in a refined item graph. Both read frozen sentence vectors; there is no ID embedding.
+    neighbours' in a refined item graph. Both read frozen sentence vectors; there is no ID embedding unless
+    `user_residual` or `item_residual` ask for one.
 
     Needs from the dataset: `fused_vectors`, float32 (n_items, d); and with `reasoning` `profile_vectors`,
     float32 (n_users, d). A user without a profile is given the mean of its training items' vectors, as all users are
-    with `reasoning: False`; one without any training item with a text keeps zeros, so that all such users rank alike.
+    with `reasoning: False`; one without any training item with a text keeps zeros, so that all such users rank alike,
+    as do those without a state with `profile_form: states`.
 
     Example:
         >>> recbole_mm.run("MLLMRec", "my-data")  # doctest: +SKIP
@@ -55,15 +61,19 @@ class MLLMRec(PropagatingRecommender):
         self._register("user_inputs", self._user_inputs(config, dataset, fused, users, items))
         width = config["embedding_size"]
         self.user_tower, self.item_tower = tower(self.user_inputs.shape[1], width), tower(fused.shape[1], width)
+        pairs, shape = training_pairs(dataset), (self.n_users, self.n_items)
+        kinds = config["user_residual"], config["item_residual"]
+        self.residuals = Residuals(*kinds, pairs, shape, width, self.device)
         self.gcn_ui_layers: int = config["gcn_ui_layers"] if config["gcn_ui"] else 0
         if self.gcn_ui_layers:
-            pairs = training_pairs(dataset)
             self.user_item_graph = user_item_adjacency(*pairs, self.n_users, self.n_items, self.device)
 
     @classmethod
     def requirements(cls, config: Config) -> tuple[str, ...]:
         """What the dataset must bring; without reasoning nobody writes a profile."""
-        return ("item_text_features", "user_profiles") if config["reasoning"] else ("item_text_features",)
+        if not config["reasoning"]:
+            return ("item_text_features",)
+        return ("item_text_features", "user_states" if config["profile_form"] == STATES else "user_profiles")
 
     # ---- frozen inputs ----
 
@@ -90,7 +100,10 @@ class MLLMRec(PropagatingRecommender):
         means = mean_of_items(fused, users, items, self.n_users)
         if not config["reasoning"]:
             return means
-        vectors, without = filled_in(np.asarray(dataset.inputs.profile_vectors, dtype=np.float32), means)
+        profiles = np.asarray(dataset.inputs.profile_vectors, dtype=np.float32)
+        if config["profile_form"] == STATES:
+            return centred(profiles)  # of another space than the items' vectors: nothing can stand in for one
+        vectors, without = filled_in(profiles, means)
         if without[1:].any():
             logger.warning(
                 "%d of %d users have no profile; the mean of their training items' vectors stands in for it",
@@ -103,7 +116,8 @@ class MLLMRec(PropagatingRecommender):
 
     def propagate(self) -> tuple[Tensor, Tensor]:
         """h of every user (n_users, d) and every item (n_items, d), convolved over the user-item graph if asked."""
-        users, items = of_all(self.user_inputs, self.user_tower), of_all(self.item_inputs, self.item_tower)
+        users = self.residuals.to_users(of_all(self.user_inputs, self.user_tower))
+        items = self.residuals.to_items(of_all(self.item_inputs, self.item_tower))
         if self.gcn_ui_layers:
             both = convolved(torch.cat([users, items]), self.user_item_graph, self.gcn_ui_layers)
             users, items = both.split([self.n_users, self.n_items])
@@ -121,8 +135,8 @@ class MLLMRec(PropagatingRecommender):
             user_table, item_table = self.propagate()
             h_users, h_items = F.embedding(users, user_table), F.embedding(items, item_table)
         else:
-            h_users = vectors_of(users, self.user_inputs, self.user_tower)
-            h_items = vectors_of(items, self.item_inputs, self.item_tower)
+            h_users = self.residuals.to_users(vectors_of(users, self.user_inputs, self.user_tower), users)
+            h_items = self.residuals.to_items(vectors_of(items, self.item_inputs, self.item_tower), items)
         positive, negative = h_items.split(len(users))
         return bpr_loss((h_users * positive).sum(-1), (h_users * negative).sum(-1))
 
