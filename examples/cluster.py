@@ -18,7 +18,7 @@ def main(address: str = "local") -> None:
     """Encode on the cluster, and again in this process with a store of its own, and compare the vectors."""
     name = shop.dataset()
     settings = {"mllm": "tiny", "epochs": 3, "mllm_dtype": "float32"}
-    cluster = {"ray_address": address, "ray_workers": 2, "ray_cpus_per_worker": 1}
+    cluster = {"ray_address": address, "ray_workers": 2, "ray_cpus_per_worker": 0.5}
     there = recbole_mm.run("Molar", name, config_dict={**settings, **cluster})
     here = recbole_mm.run("Molar", name, config_dict={**settings, "artifact_dir": "artifacts-of-one-process"})
     vectors = (there.dataset.inputs.item_vectors, here.dataset.inputs.item_vectors)
