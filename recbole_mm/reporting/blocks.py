@@ -5,6 +5,7 @@ Texts are plain texts here; the page escapes all of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -15,6 +16,13 @@ Cell = str | int | float | None
 """A float is written with four decimal places, None as an empty cell."""
 
 
+_NUMBER = re.compile(r"[-+<]?[\d,]*\.?\d+%?")
+
+
+def _is_number(cell: Cell) -> bool:
+    return isinstance(cell, (int, float)) or (isinstance(cell, str) and _NUMBER.fullmatch(cell) is not None)
+
+
 @dataclass(frozen=True)
 class Paragraph:
     """A text; a warning stands out by its word, its border and its role."""
@@ -22,6 +30,14 @@ class Paragraph:
     text: str
     is_warning: bool = False
     kind: ClassVar[str] = "paragraph"
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Texts as a list."""
+
+    texts: Sequence[str]
+    kind: ClassVar[str] = "notes"
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,22 @@ class Grid:
     rows: Sequence[Sequence[Cell]]
     is_folded: bool = False
     kind: ClassVar[str] = "grid"
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether each column holds numbers, which stand to the right.
+
+        Example:
+            >>> Grid("x", ["run", "users"], [["Pop", "1,000"], ["SASRec", None]]).numeric
+            [False, True]
+        """
+        columns = [[row[place] for row in self.rows] for place in range(len(self.header))]
+        return [
+            place > 0
+            and any(map(_is_number, column))
+            and all(_is_number(cell) or cell in (None, "") for cell in column)
+            for place, column in enumerate(columns)
+        ]
 
 
 @dataclass(frozen=True)
@@ -83,13 +115,13 @@ class Ranking:
 
     Attributes:
         name: of the run.
-        rank: of the held-out item that is ranked first, as the evaluation counted it; None where that is not known.
+        rank: of the held-out item that is ranked first, as the evaluation counted it, in words.
         items: the best first.
         words: what an LLM wrote of the user.
     """
 
     name: str
-    rank: int | None
+    rank: str
     items: Sequence[Item]
     words: str = ""
 
@@ -105,6 +137,7 @@ class Case:
         earlier: how many items of the history came before these.
         targets: held-out items.
         rankings: by run.
+        shared: how many items the lists share, in words.
     """
 
     user: str
@@ -113,10 +146,17 @@ class Case:
     earlier: int
     targets: Sequence[Item]
     rankings: Sequence[Ranking]
+    shared: str = ""
     kind: ClassVar[str] = "case"
 
+    @property
+    def has_pictures(self) -> bool:
+        """Whether an item of the case has one, so that there is a place for those that have none."""
+        lists = [self.history, self.targets, *(ranking.items for ranking in self.rankings)]
+        return any(item.picture for items in lists for item in items)
 
-Block = Paragraph | Grid | Figure | Case
+
+Block = Paragraph | Notes | Grid | Figure | Case
 
 
 @dataclass

@@ -1,40 +1,28 @@
-"""What needs the data of a run: users with their histories and lists as pictures, and what is recommended to many."""
+"""Users with their histories and lists: which ones, what the runs say of them, and the section of a page."""
 
 from __future__ import annotations
 
-import base64
-import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from recbole_mm.config.resolved import Config
-from recbole_mm.data.content_source import ContentSource
-from recbole_mm.data.decode import decode_image
-from recbole_mm.data.splits import TEST, TRAIN
-from recbole_mm.errors import ConfigError, ImageError, RecboleMMError
-from recbole_mm.evaluation.slice_kinds import POPULARITY
+from recbole_mm.errors import ConfigError, RecboleMMError
 from recbole_mm.models.base import RerankingModel
 from recbole_mm.recommending.opening import open_run
 from recbole_mm.recommending.reasons import item_texts_of, reasons_of
 from recbole_mm.recommending.recommender import Recommender
-from recbole_mm.reporting.blocks import Case, Cell, Grid, Item, Paragraph, Ranking, Section
-from recbole_mm.reporting.figures import share_figure
+from recbole_mm.reporting.blocks import Case, Item, Paragraph, Ranking, Section
+from recbole_mm.reporting.breadth import LISTED, Breadth, breadth_of
+from recbole_mm.reporting.pictures import Pictures
 from recbole_mm.reporting.runs import RunFacts
 
-LISTED = 10
 SHOWN_OF_HISTORY = 12
-PICTURE_SIDE = 96
-PICTURE_QUALITY = 70
 LONGEST_TITLE, LONGEST_WORDS = 120, 1500
 NOTED = 3
 """Broken pictures that are named."""
-
-SAMPLE = 1000
-"""Users whose lists tell what is recommended in all."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +42,7 @@ class Opened:
         histories: user -> its items, and how many came before.
         lists: user -> rankings.
         targets: user -> held-out items.
-        breadth: run -> share of recommended items in each part of `POPULARITY`, and figures of the lists.
-        of_targets: share of held-out items in each part.
+        breadth: run -> what it recommends to many users.
         notes: what could not be opened or shown, and why.
         pictures: of the items, by the first run that could be opened.
     """
@@ -65,69 +52,16 @@ class Opened:
     lists: dict[str, list[Ranking]] = field(default_factory=dict)
     targets: dict[str, list[Item]] = field(default_factory=dict)
     breadth: dict[str, Breadth] = field(default_factory=dict)
-    of_targets: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     pictures: Pictures | None = None
 
 
-@dataclass(frozen=True)
-class Breadth:
-    """What a run recommends to many users.
-
-    Attributes:
-        users: how many.
-        parts: recommendations in each part of `POPULARITY`.
-        coverage: share of the items that are recommended to somebody.
-        gini: of how often items are recommended: 0 all alike, 1 a single one.
-        popularity: mean number of training interactions of what is recommended.
-    """
-
-    users: int
-    parts: list[int]
-    coverage: float
-    gini: float
-    popularity: float
-
-
-class Pictures:
-    """Pictures of items as `data:` URIs: decoded within limits, made small and encoded anew.
-
-    Args:
-        config: of a run, whose settings say where images are.
-
-    Attributes:
-        note: why there are none; "" where there may be some.
-        broken: item -> why its picture is left out.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self.note, self.broken = "", dict[str, str]()
-        self._source: ContentSource | None = None
-        try:
-            self._source = ContentSource.from_config(config, ["image"])
-        except RecboleMMError as error:
-            self.note = f"no pictures: {error}"
-
-    def of(self, token: str) -> str:
-        """Return the picture of an item; "" without one."""
-        source = self._source
-        if source is None or source.images is None or not source.images.has(token):
-            return ""
-        try:
-            picture = decode_image(
-                source.images.read(token), f"item {token}", source.max_image_pixels, max_side=PICTURE_SIDE
-            )
-        except ImageError as error:
-            self.broken[token] = str(error).removeprefix(f"item {token}: ")
-            return ""
-        written = io.BytesIO()
-        picture.save(written, "JPEG", quality=PICTURE_QUALITY)
-        return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode('ascii')}"
+# ---- which users ----
 
 
 def choose(runs: Sequence[RunFacts], count: int, users: Sequence[str] | None = None) -> list[Chosen]:
-    """Choose users for cases: those that are asked for, those on whom several runs disagree most, or, of a single run,
-    users from the best rank to the worst.
+    """Choose users for cases: those that are asked for; those on whom several runs disagree most, half of them with the
+    first run ahead of all others; or, of a single run, users from the best rank to the worst.
 
     Args:
         runs: of the page.
@@ -135,20 +69,49 @@ def choose(runs: Sequence[RunFacts], count: int, users: Sequence[str] | None = N
         users: that are asked for.
     """
     if users is not None:
-        return [Chosen(user, "asked for") for user in users]
-    ranks = [run.ranks for run in runs if run.ranks]
-    if not ranks or count < 1:
+        return [Chosen(user, "Asked for.") for user in users]
+    ranked = [run for run in runs if run.ranks.any()]
+    if not ranked or count < 1:
         return []
-    shared = sorted(set(ranks[0]).intersection(*ranks[1:]))
-    if len(ranks) > 1:
-        spread = {user: math.log(max(r[user] for r in ranks) / min(r[user] for r in ranks)) for user in shared}
-        most = sorted(shared, key=lambda user: (-spread[user], user))[:count]
-        return [Chosen(user, "one of the users on whom the models disagree most") for user in most]
-    order = sorted(shared, key=lambda user: (ranks[0][user], user))
-    places = sorted({round(place) for place in np.linspace(0, len(order) - 1, min(count, len(order))).tolist()})
+    shared, ranks = shared_ranks(ranked)
+    if len(ranked) > 1:
+        places = _disagreed(ranks, count)
+        said = [", ".join(f"{run.name} {rank:,}" for run, rank in zip(ranked, ranks[:, at])) for at in places]
+        return [
+            Chosen(str(shared[at]), f"The models disagree most on such users: the held-out item has the ranks {text}.")
+            for at, text in zip(places, said)
+        ]
+    order = np.argsort(ranks[0], kind="stable")
+    places = np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(np.int64)).tolist()
     return [
-        Chosen(order[at], f"number {at + 1} of {len(order)} users by the rank of the held-out item") for at in places
+        Chosen(str(shared[order[at]]), f"Number {at + 1:,} of {len(order):,} users by the rank of the held-out item.")
+        for at in places
     ]
+
+
+def shared_ranks(runs: Sequence[RunFacts]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the users (n,) that have a rank in all runs, sorted, and the ranks (runs, n)."""
+    known = [run.users[run.ranks > 0] for run in runs]
+    shared = known[0]
+    for users in known[1:]:
+        shared = shared if np.array_equal(shared, users) else np.intersect1d(shared, users, assume_unique=True)
+    return shared, np.stack([run.ranks[np.searchsorted(run.users, shared)] for run in runs])
+
+
+def _disagreed(ranks: np.ndarray, count: int) -> list[int]:
+    """Columns of (runs, n) with the largest ratio of ranks, half of them with the first run ahead where there are so
+    many."""
+    spread = np.log(ranks.max(axis=0) / ranks.min(axis=0))
+    order = np.argsort(-spread, kind="stable")
+    order = order[spread[order] > 0]
+    is_ahead = ranks[0, order] < ranks[1:, order].min(axis=0)
+    sides = order[is_ahead][:count].tolist(), order[~is_ahead][:count].tolist()
+    half = min(len(sides[1]), max(count // 2, count - len(sides[0])))
+    chosen = {*sides[0][: count - half], *sides[1][:half]}
+    return sorted(chosen, key=lambda at: (-spread[at], at))
+
+
+# ---- what the runs say ----
 
 
 def open_all(
@@ -191,7 +154,8 @@ def _add_run(found: Opened, run: RunFacts, changed: Mapping[str, Any] | None, is
         found.pictures = Pictures(recommender.config)
     try:
         _add_lists(found, run, recommender, found.pictures)
-        _add_breadth(found, run, recommender)
+        if (breadth := breadth_of(recommender)) is not None:
+            found.breadth[run.name] = breadth
     except RecboleMMError as error:
         found.notes.append(f"{run.name}: {error}")
 
@@ -201,23 +165,15 @@ def _add_lists(found: Opened, run: RunFacts, recommender: Recommender, pictures:
     if not tokens:
         return
     users = recommender.user_ids(tokens)
-    words = _words(recommender)
-
-    def item(token: str, held_out: Sequence[str] = ()) -> Item:
-        known = recommender.knows_item(token)
-        number = int(recommender.item_ids([token])[0]) if known else 0
-        title = recommender.title(number)[:LONGEST_TITLE] if known else ""
-        written = (words[number] or "") if number < len(words) and number else ""
-        return Item(token, title, pictures.of(token), written[:LONGEST_WORDS], token in held_out)
-
+    item = partial(_item, recommender, pictures, _words(found, run, recommender))
     histories = recommender.histories_of(users, "test")
     top = recommender.top_k(min(LISTED, recommender.n_items - 1), users=users, known="test")
-    reasons = _reasons(recommender, users, histories)
+    reasons = _reasons(found, run, recommender, users, histories)
     for place, user in enumerate(tokens):
-        held_out = run.held_out.get(user, [])
+        held_out = run.held_out(user)
         ranked = [item(str(recommender.item_tokens[number]), held_out) for number, _ in top.row(place)]
-        shown = Ranking(run.name, run.ranks.get(user), ranked, (reasons[place] or "")[:LONGEST_WORDS])
-        found.lists.setdefault(user, []).append(shown)
+        said = (reasons[place] or "")[:LONGEST_WORDS]
+        found.lists.setdefault(user, []).append(Ranking(run.name, _of_rank(run, user, recommender), ranked, said))
         if user not in found.histories:
             history = histories.items[histories.offsets[place] : histories.offsets[place + 1]]
             latest = [item(str(recommender.item_tokens[number])) for number in history[-SHOWN_OF_HISTORY:]]
@@ -225,83 +181,55 @@ def _add_lists(found: Opened, run: RunFacts, recommender: Recommender, pictures:
             found.targets[user] = [item(token) for token in held_out[:LISTED]]
 
 
-def _words(recommender: Recommender) -> Sequence[str | None]:
-    """What an LLM wrote of the items; a page without it is better than none."""
+def _item(
+    recommender: Recommender,
+    pictures: Pictures,
+    words: Sequence[str | None],
+    token: str,
+    held_out: Sequence[str] = (),
+) -> Item:
+    number = int(recommender.item_ids([token])[0]) if recommender.knows_item(token) else 0
+    title = recommender.title(number)[:LONGEST_TITLE] if number else ""
+    written = (words[number] or "") if 0 < number < len(words) else ""
+    return Item(token, title, pictures.of(token), written[:LONGEST_WORDS], token in held_out)
+
+
+def _of_rank(run: RunFacts, user: str, recommender: Recommender) -> str:
+    """The rank of a user's held-out item, and among what."""
+    rank, cases = run.rank_of(user), run.cases_of(user)
+    if rank is None:
+        return "the rank of the held-out item is not known"
+    text = f"the held-out item has rank {rank:,}"
+    if run.sampled:
+        text += f" among its sampled candidates ({run.sampled}), the list is of all"
+    elif not isinstance(recommender.model, RerankingModel):
+        text += f" of {recommender.n_items - 1:,} items"
+    return text if cases < 2 else f"{text} in the best of {cases} cases, the list is of one"
+
+
+def _words(found: Opened, run: RunFacts, recommender: Recommender) -> Sequence[str | None]:
+    """What an LLM wrote of the items."""
     try:
         return item_texts_of(recommender)
-    except RecboleMMError:
+    except RecboleMMError as error:
+        found.notes.append(f"{run.name}: what was written of items is not shown: {error}")
         return []
 
 
-def _reasons(recommender: Recommender, users: np.ndarray, histories: Any) -> Sequence[str | None]:
+def _reasons(
+    found: Opened, run: RunFacts, recommender: Recommender, users: np.ndarray, histories: Any
+) -> Sequence[str | None]:
     """What an LLM wrote of the users; nothing for the models that read no such texts."""
     try:
         return reasons_of(recommender)(users, histories)
     except ConfigError:
         return [None] * len(users)
+    except RecboleMMError as error:
+        found.notes.append(f"{run.name}: what was written of users is not shown: {error}")
+        return [None] * len(users)
 
 
-def _add_breadth(found: Opened, run: RunFacts, recommender: Recommender) -> None:
-    """Count what is recommended to a sample of users; a model that asks an LLM for each list is left out."""
-    if isinstance(recommender.model, RerankingModel):
-        return
-    rows = recommender.dataset.rows
-    counts = np.bincount(rows.items[rows.of_phase(TRAIN)], minlength=recommender.n_items)
-    if not found.of_targets:
-        found.of_targets = _by_popularity(counts[rows.items[rows.of_phase(TEST)]])
-    users = recommender.users_with_history("test")
-    if not len(users):
-        return
-    users = users[np.unique(np.linspace(0, len(users) - 1, min(SAMPLE, len(users))).astype(np.int64))]
-    top = recommender.top_k(min(LISTED, recommender.n_items - 1), users=users, known="test")
-    items = top.items[top.items > 0]
-    times = np.bincount(items, minlength=recommender.n_items)[1:]
-    found.breadth[run.name] = Breadth(
-        len(users),
-        _by_popularity(counts[items]),
-        float((times > 0).mean()),
-        gini(times),
-        float(counts[items].mean()) if len(items) else 0.0,
-    )
-
-
-def _by_popularity(counts: np.ndarray) -> list[int]:
-    parts = np.searchsorted(list(POPULARITY.values()), counts, side="right") - 1
-    return np.bincount(parts, minlength=len(POPULARITY)).tolist()
-
-
-def gini(counts: np.ndarray) -> float:
-    """Return the Gini index of counts (n,).
-
-    Example:
-        >>> gini(np.array([2, 2])), gini(np.array([0, 4]))
-        (0.0, 0.5)
-    """
-    if not counts.sum():
-        return 0.0
-    ordered = np.sort(counts).astype(np.float64)
-    places = np.arange(1, len(ordered) + 1)
-    return float((2 * places - len(ordered) - 1) @ ordered / (len(ordered) * ordered.sum()))
-
-
-# ---- sections ----
-
-
-def popularity(opened: Opened) -> Section:
-    """How popular what is recommended is, and how much of the catalogue it covers."""
-    section = Section("Popularity and coverage")
-    if not opened.breadth:
-        return section
-    rows = [("held-out items", opened.of_targets), *((name, it.parts) for name, it in opened.breadth.items())]
-    names = [f"{part} training interactions" for part in POPULARITY]
-    title = f"How popular the first {LISTED} items of users are, and what they took"
-    section.blocks.append(share_figure(title, names, rows))
-    cells: list[list[Cell]] = [
-        [name, it.users, it.coverage, it.gini, it.popularity] for name, it in opened.breadth.items()
-    ]
-    header = ["run", "users", "share of items recommended", "Gini index", "mean training interactions"]
-    section.blocks.append(Grid(f"What is recommended among the first {LISTED}", header, cells))
-    return section
+# ---- the section ----
 
 
 def cases(opened: Opened) -> Section:
@@ -314,5 +242,14 @@ def cases(opened: Opened) -> Section:
         history, earlier = opened.histories[chosen.user]
         rankings = opened.lists[chosen.user]
         targets = opened.targets[chosen.user]
-        section.blocks.append(Case(chosen.user, chosen.why, history, earlier, targets, rankings))
+        section.blocks.append(Case(chosen.user, chosen.why, history, earlier, targets, rankings, _shared(rankings)))
     return section
+
+
+def _shared(rankings: Sequence[Ranking]) -> str:
+    """How many items are in all lists of a user."""
+    if len(rankings) < 2:
+        return ""
+    lists = [{item.token for item in ranking.items} for ranking in rankings]
+    count = len(set.intersection(*lists))
+    return f"{'Both' if len(lists) == 2 else 'All'} lists have {count} of {max(map(len, lists))} items in common."

@@ -12,8 +12,10 @@ from recbole_mm.config.settings import SETTINGS
 from recbole_mm.errors import ConfigError
 from recbole_mm.recommending.requests import listed
 from recbole_mm.reporting import cases as case_sections
-from recbole_mm.reporting import sections
+from recbole_mm.reporting import results, sections
 from recbole_mm.reporting.blocks import Section
+from recbole_mm.reporting.breadth import popularity
+from recbole_mm.reporting.differences import differences
 from recbole_mm.reporting.page import to_html
 from recbole_mm.reporting.runs import RunFacts, read_runs
 from recbole_mm.reporting.tables import is_search, is_table, search_section, table_section
@@ -107,13 +109,13 @@ def _sections(
     if count and not chosen:
         opened.notes.append("no user is shown, since the runs have no ranks of the same users")
     return [
-        sections.results(runs),
-        sections.differences(runs),
-        sections.curves(runs),
+        results.results(runs),
+        differences(runs),
+        results.slices(runs),
         sections.users(runs),
-        sections.slices(runs),
-        case_sections.popularity(opened),
+        popularity(opened.breadth),
         case_sections.cases(opened),
+        sections.curves(runs),
         sections.cost(runs),
         sections.settings(runs),
     ]

@@ -4,25 +4,44 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recbole_mm.config.yaml_settings import read_yaml
 from recbole_mm.errors import DataError
+from recbole_mm.experiments.compare.grid import DONE
 from recbole_mm.experiments.compare.summary import SIGNIFICANT
 from recbole_mm.experiments.tune.command import SEARCH
 from recbole_mm.experiments.tune.records import TRIALS, Record, best_of, read_records
-from recbole_mm.reporting.blocks import Cell, Figure, Grid, Paragraph, Section
-from recbole_mm.reporting.figures import Interval, interval_figure, line_figure, share_figure
+from recbole_mm.reporting.blocks import Cell, Figure, Grid, Notes, Paragraph, Section
+from recbole_mm.reporting.figures import Interval, interval_figure, line_figure
+from recbole_mm.reporting.results import WORDS
 from recbole_mm.reporting.runs import is_bigger_better
+from recbole_mm.utils.tables import SEES_HELD_OUT
 
-TABLE, SLICES = "table.csv", "slices.csv"
+TABLE, SLICES, TEXT = "table.csv", "slices.csv", "table.md"
 CURVES = 6
 """Trials whose validations are drawn, the best first."""
 MOST_FIGURES = 8
 WIDE = 50
 """Ratio of values from which their axis is logarithmic."""
+
+ONE_TRIAL = "best validation of a trial"
+
+TESTS = ("difference", "ci_low", "ci_high", "relative", "p", "p_holm")
+NUMBERS = ("mean", "sd", "published", *TESTS)
+FACTS = ("group", "model", "status", "seeds", "users", "epochs", "trials", "chosen", "differs")
+HEADERS = {
+    **{"sd": "standard deviation", "published": "paper", "ci_low": "95% interval from", "ci_high": "to"},
+    **{"relative": "relative difference", "p_holm": "p (Holm)", "differs": "other settings"},
+}
+
+HOW_TO_READ = (
+    "Right of 0 the first-named row has the higher value. Tests pair users, each with the mean over the seeds. An "
+    "interval without 0 is a difference that is expected of other users, too; p (Holm) is corrected for the rows of a "
+    "metric."
+)
 
 Row = dict[str, str]
 
@@ -46,19 +65,53 @@ def table_section(folder: Path) -> Section:
     Raises:
         DataError: a file cannot be read, or is not one that `compare` writes.
     """
-    section, rows = Section(f"Table {folder.name}"), _read(folder / TABLE, ("row", "metric", "mean", "status"))
+    rows = _read(folder / TABLE, ("row", "metric", "mean", "status"))
+    title, shows, said = _words(folder)
+    section = Section(title)
+    section.blocks += [Paragraph(shows)] if shows else []
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    first = [row for row in rows if row["metric"] == metrics[0]]
+    seen = [row for row in first if row.get("sees_held_out")]
+    section.blocks += [
+        Paragraph(f"{row['row']} {SEES_HELD_OUT}: {row['sees_held_out']}", is_warning=True) for row in seen
+    ]
+    section.blocks += _values(first, metrics[0])
     for metric in metrics[:MOST_FIGURES]:
-        section.blocks += _forest([row for row in rows if row["metric"] == metric], metric, "row")
-    section.blocks.append(_grid("Values and tests", rows, ("row", "metric", "mean", "sd", "status", "sees_held_out")))
+        section.blocks += _forest([row for row in rows if row["metric"] == metric], metric, "row", "other row")
+    section.blocks.append(Paragraph(HOW_TO_READ))
+    section.blocks.append(_grid("Values and tests", rows, ("row", "metric", "mean", "sd", "published", *TESTS)))
+    section.blocks.append(_grid("Rows", first, ("row", *FACTS)))
     if (folder / SLICES).is_file():
         parts = _read(folder / SLICES, ("slice", "part", "row", "metric", "mean"))
         for kind in dict.fromkeys(row["slice"] for row in parts):
             mine = [row for row in parts if row["slice"] == kind]
             section.blocks += _slices(kind, mine, metrics)
-    failed = [row for row in rows if row["metric"] == metrics[0] and row.get("reason")]
+    failed = [row for row in first if row.get("reason") and row["status"] != DONE]
     section.blocks += [Paragraph(f"{row['row']}: {row['status']}: {row['reason']}", is_warning=True) for row in failed]
+    section.blocks += [Notes(said)] if said else []
     return section
+
+
+def _words(folder: Path) -> tuple[str, str, list[str]]:
+    """The title of a table, what it shows, and its notes, as `table.md` has them."""
+    path = folder / TEXT
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    title = lines[0].removeprefix("# ") if lines and lines[0].startswith("# ") else f"Table {folder.name}"
+    begins = next((place for place, line in enumerate(lines) if line.startswith("|")), 0)
+    said = [line.removeprefix("- ") for line in lines if line.startswith("- ") and "Bold is the best" not in line]
+    return title, " ".join(line for line in lines[1:begins] if line), said
+
+
+def _values(rows: Sequence[Row], metric: str) -> list[Figure]:
+    """The mean over the seeds of each row, and its standard deviation."""
+    shown = []
+    for row in rows:
+        mean, spread = _number(row.get("mean")), _number(row.get("sd"))
+        if mean is not None:
+            low, high = (None, None) if spread is None else (mean - spread, mean + spread)
+            shown.append(Interval(row["row"], mean, low, high, group=row.get("group", "")))
+    title = f"{metric} of each row, the mean over its seeds and one standard deviation to each side"
+    return [interval_figure(title, metric, shown, has_values=True)] if shown else []
 
 
 def _read(path: Path, needed: Sequence[str]) -> list[Row]:
@@ -81,60 +134,65 @@ def _number(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _forest(rows: Sequence[Row], metric: str, label: str) -> list[Figure]:
-    found, shown = [], []
+def _forest(rows: Sequence[Row], metric: str, label: str, others: str, group: str = "") -> list[Figure]:
+    shown = []
     for row in rows:
         value, low, high = (_number(row.get(name)) for name in ("difference", "ci_low", "ci_high"))
         if value is not None:
-            shown.append(Interval(row[label], value, low, high))
-    if shown:
-        reference = next(row["reference"] for row in rows if row.get("reference"))
-        title = f"{reference} minus each other row, {metric}, with 95% intervals"
-        found.append(interval_figure(title, f"difference in {metric}", shown, has_zero=True))
-    return found
+            shown.append(Interval(row[label], value, low, high, group=row.get(group, "") if group else ""))
+    if not shown:
+        return []
+    reference = next(row["reference"] for row in rows if row.get("reference"))
+    title = f"{reference} minus each {others}, {metric}, with 95% intervals"
+    return [interval_figure(title, f"difference in {metric}", shown, has_zero=True, has_values=True)]
 
 
 def _slices(kind: str, rows: Sequence[Row], metrics: Sequence[str]) -> list[Figure | Grid]:
     found: list[Figure | Grid] = []
     metric = next((name for name in metrics if any(row["metric"] == name for row in rows)), None)
-    if metric is None:
+    if metric is None or len({row["part"] for row in rows}) == 1:
         return found
-    mine = [{**row, "label": f"{row['part']}: {row['row']}"} for row in rows if row["metric"] == metric]
-    found += [
-        Figure(f"{figure.title}, by {kind}", figure.svg, figure.grid) for figure in _forest(mine, metric, "label")
+    mine = [{**row, "group": _part(row)} for row in rows if row["metric"] == metric]
+    found += _forest(mine, metric, "row", f"other row by {WORDS.get(kind, kind)}", "group")
+    names = list(dict.fromkeys(row["row"] for row in mine if _number(row.get("p_holm")) is not None))
+    if names:
+        reference = next(row["reference"] for row in mine if row.get("reference"))
+        verdicts = {(row["group"], row["row"]): _verdict(row, metric) for row in mine}
+        parts = dict.fromkeys(row["group"] for row in mine)
+        cells: list[list[Cell]] = [[part, *(verdicts.get((part, name), "") for name in names)] for part in parts]
+        cells.append(["wins, ties, losses", *(_counted(verdicts, name) for name in names)])
+        title = f"Whether {reference} is better by {metric}, by {kind}, p < {SIGNIFICANT} (Holm)"
+        found.append(Grid(title, [kind, *(f"against {name}" for name in names)], cells))
+    return [
+        *found,
+        _grid(f"Values by {kind}", rows, ("part", "row", "metric", "users", "targets", "mean", "sd", *TESTS)),
     ]
-    told = []
-    for name in dict.fromkeys(row["row"] for row in mine):
-        tested = [row for row in mine if row["row"] == name and _number(row.get("p_holm")) is not None]
-        if tested:
-            told.append((f"against {name}", _told_apart(tested, metric)))
-    if told:
-        title = f"Parts by {kind} in which the reference is better or worse by {metric}, p < {SIGNIFICANT} (Holm)"
-        found.append(share_figure(title, ["better", "not told apart", "worse"], told))
-    columns = ("part", "row", "metric", "users", "targets", "mean", "sd")
-    return [*found, _grid(f"Values by {kind}", rows, columns)]
 
 
-def _told_apart(rows: Sequence[Row], metric: str) -> list[int]:
-    """Count parts that are won, tied and lost."""
-    sign, counts = (1 if is_bigger_better(metric) else -1), [0, 0, 0]
-    for row in rows:
-        p_value, difference = _number(row["p_holm"]), _number(row.get("difference"))
-        if p_value is None or difference is None or p_value >= SIGNIFICANT:
-            counts[1] += 1
-        else:
-            counts[0 if sign * difference > 0 else 2] += 1
-    return counts
+def _part(row: Row) -> str:
+    return f"{row['part']} ({row['users']} users)" if row.get("users") else row["part"]
+
+
+def _verdict(row: Row, metric: str) -> str:
+    p_value, difference = _number(row.get("p_holm")), _number(row.get("difference"))
+    if p_value is None or difference is None:
+        return ""
+    if p_value >= SIGNIFICANT or difference == 0:
+        return "not told apart"
+    return "better" if (difference > 0) == is_bigger_better(metric) else "worse"
+
+
+def _counted(verdicts: Mapping[tuple[str, str], str], name: str) -> str:
+    mine = [verdict for (_, row), verdict in verdicts.items() if row == name]
+    return ", ".join(str(mine.count(verdict)) for verdict in ("better", "not told apart", "worse"))
 
 
 def _grid(caption: str, rows: Sequence[Row], columns: Sequence[str]) -> Grid:
-    tests = ("difference", "ci_low", "ci_high", "relative", "p", "p_holm")
-    there = [name for name in (*columns, *tests) if any(row.get(name) for row in rows)]
-    texts = {"row", "metric", "status", "part", "sees_held_out", "users", "targets"}
+    there = [name for name in columns if any(row.get(name) for row in rows)]
     cells: list[list[Cell]] = [
-        [row.get(name, "") if name in texts else _number(row.get(name)) for name in there] for row in rows
+        [_number(row.get(name)) if name in NUMBERS else row.get(name, "") for name in there] for row in rows
     ]
-    return Grid(caption, there, cells, is_folded=len(cells) > 20)
+    return Grid(caption, [HEADERS.get(name, name) for name in there], cells, is_folded=len(cells) > 20)
 
 
 # ---- tune ----
@@ -174,8 +232,8 @@ def _by_trial(scored: Sequence[tuple[Record, float]], metric: str, bigger: bool)
     for number, score in points:
         best = so_far[-1][1] if so_far else score
         so_far.append((number, max(best, score) if bigger else min(best, score)))
-    lines = {"the trial's best validation": points, "best so far": so_far}
-    return line_figure(f"Trials, {metric}", "trial", metric, lines)
+    lines = {ONE_TRIAL: points, "best so far": so_far}
+    return line_figure(f"Trials, {metric}", "trial", metric, lines, dotted={ONE_TRIAL}, stepped={"best so far"})
 
 
 def _by_setting(scored: Sequence[tuple[Record, float]], metric: str) -> list[Figure]:
@@ -188,7 +246,7 @@ def _by_setting(scored: Sequence[tuple[Record, float]], metric: str) -> list[Fig
         if len(set(values)) > 1:
             log_x = values[0] > 0 and values[-1] / values[0] >= WIDE
             title = f"{metric} by {key}"
-            found.append(line_figure(title, key, metric, {"a trial": points}, log_x=log_x, is_joined=False))
+            found.append(line_figure(title, key, metric, {ONE_TRIAL: points}, log_x=log_x, dotted={ONE_TRIAL}))
     return found[:MOST_FIGURES]
 
 
