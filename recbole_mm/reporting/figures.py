@@ -99,7 +99,7 @@ def line_figure(
         rings: name of a series -> its point with a ring around it.
 
     Example:
-        >>> line_figure("Loss", "epoch", "loss", {"<b>": [(1, 0.5), (2, 0.25)]}).svg.count("&lt;b&gt;")
+        >>> line_figure("Loss", "epoch", "loss", {"<b>": [(1, 0.5), (2, 0.25)], "c": [(1, 0.4)]}).svg.count("&lt;b&gt;")
         1
     """
     shown = {name: [point for point in points if all(map(math.isfinite, point))] for name, points in series.items()}

@@ -24,6 +24,9 @@ TABLE, SLICES, TEXT = "table.csv", "slices.csv", "table.md"
 CURVES = 6
 """Trials whose validations are drawn, the best first."""
 MOST_FIGURES = 8
+MOST_ROWS = 40
+"""Rows of a table that is open."""
+
 WIDE = 50
 """Ratio of values from which their axis is logarithmic."""
 
@@ -42,6 +45,9 @@ HOW_TO_READ = (
     "interval without 0 is a difference that is expected of other users, too; p (Holm) is corrected for the rows of a "
     "metric."
 )
+
+OF_MARKS = ("- Bold is the best", "- \\*: ", "- *: ")
+"""Begin the notes of `table.md` that tell of its typefaces and marks."""
 
 Row = dict[str, str]
 
@@ -95,10 +101,13 @@ def table_section(folder: Path) -> Section:
 def _words(folder: Path) -> tuple[str, str, list[str]]:
     """The title of a table, what it shows, and its notes, as `table.md` has them."""
     path = folder / TEXT
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error})") from error
     title = lines[0].removeprefix("# ") if lines and lines[0].startswith("# ") else f"Table {folder.name}"
     begins = next((place for place, line in enumerate(lines) if line.startswith("|")), 0)
-    said = [line.removeprefix("- ") for line in lines if line.startswith("- ") and "Bold is the best" not in line]
+    said = [line.removeprefix("- ") for line in lines if line.startswith("- ") and not line.startswith(OF_MARKS)]
     return title, " ".join(line for line in lines[1:begins] if line), said
 
 
@@ -192,7 +201,7 @@ def _grid(caption: str, rows: Sequence[Row], columns: Sequence[str]) -> Grid:
     cells: list[list[Cell]] = [
         [_number(row.get(name)) if name in NUMBERS else row.get(name, "") for name in there] for row in rows
     ]
-    return Grid(caption, [HEADERS.get(name, name) for name in there], cells, is_folded=len(cells) > 20)
+    return Grid(caption, [HEADERS.get(name, name) for name in there], cells, is_folded=len(cells) > MOST_ROWS)
 
 
 # ---- tune ----

@@ -42,9 +42,10 @@ def test_a_table_of_compare_has_its_differences(runs, tmp_path, capsys):
     (row,) = [row for row in page.rows("SASRec minus each other row, ndcg@10, with 95% intervals")[1:]]
     assert row[0] == "Pop"
     assert float(row[2]) <= float(row[1]) <= float(row[3])
-    assert page.text(page.places("h1")[0]) == "2 runs"
-    header, *parts, counted = page.rows("Whether SASRec is better by ndcg@10, by popularity, p < 0.05 (Holm)")
-    assert header == ["popularity", "against Pop"]
+    assert page.text(page.places("h1")[0]) == "Report of table"
+    assert page.text(page.places("h2")[0]) == "2 runs"
+    header, *parts, counted = page.rows("Whether SASRec is better by ndcg@5, by item.class, p < 0.05 (Holm)")
+    assert header == ["item.class", "against Pop"]
     verdicts = [row[1] for row in parts]
     assert set(verdicts) <= {"better", "not told apart", "worse", ""}
     assert counted[1] == ", ".join(str(verdicts.count(name)) for name in ("better", "not told apart", "worse"))

@@ -68,11 +68,25 @@ def test_wins_and_losses_are_those_of_users(page, runs):
     wins, losses = (sum(sign * ours[user] > sign * theirs[user] for user in ours) for sign in (1, -1))
     _, row = page.rows("Users for whom SASRec is better, equal or worse by ndcg@10")
     assert row == ["against Pop", str(wins), str(len(ours) - wins - losses), str(losses)]
-    title = "Users for whom SASRec is better, equal or worse by ndcg@10, by training interactions of the held-out item"
+    title = "Users for whom SASRec is better, equal or worse by ndcg@10, by item.class"
     parts = page.rows(title)[1:]
     assert [sum(int(row[at]) for row in parts) for at in (1, 2, 3)] == [wins, len(ours) - wins - losses, losses]
     for row in parts:
         assert int(re.search(r"\(([\d,]+) users\)", row[0])[1].replace(",", "")) == sum(map(int, row[1:]))
+
+
+def test_slices_have_intervals_and_a_kind_of_one_part_is_told(page, runs):
+    result = read_json(runs["SASRec"] / "result.json")["slices"]
+    rows = page.rows("ndcg@10 by item.class, with 95% intervals")[1:]
+    parts = {row[0].rpartition(" (")[0]: row for row in rows if row[1] == "SASRec"}
+    assert parts.keys() == result["item.class"].keys()
+    for part, row in parts.items():
+        value, low, high = (float(cell) for cell in row[2:])
+        assert value == pytest.approx(result["item.class"][part]["ndcg@10"], abs=1e-4)
+        assert low <= value <= high
+    said = "By training interactions of the held-out item: all held-out items are in one part, 5-19."
+    assert list(result["popularity"]) == ["5-19"]
+    assert any(said in text for text, _ in page.texts)
 
 
 def test_settings_that_differ_are_told(page):
