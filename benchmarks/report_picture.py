@@ -22,8 +22,7 @@ TOYS = [(color, shape, size) for color in COLORS for shape in SHAPES for size in
 USERS, LONGEST, SIDE = 800, 14, 160
 
 SHOWN = """<style>details, p, .scroll:has(table), section:not(:has(.case)):nth-of-type(n+3) { display: none; }
-figure:nth-of-type(n+2) { margin-top: 0; } section:nth-of-type(2) figure:nth-of-type(n+3) { display: none; }
-.case p { display: block; }</style>"""
+section:nth-of-type(2) figure:nth-of-type(n+2) { display: none; } .case p { display: block; }</style>"""
 """What the picture leaves out of the page."""
 
 
@@ -39,11 +38,9 @@ def main() -> None:
         page = report(Path(folder), arguments.html or Path(folder, "report.html"))
         cut = Path(folder, "cut.html")
         cut.write_text(page.read_text(encoding="utf-8") + SHOWN, encoding="utf-8")
-        shot = Path(folder, "shot.png")
-        options = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,1400")
-        subprocess.run([chromium, *options, f"--screenshot={shot}", cut.as_uri()], check=True, capture_output=True)
-        with Image.open(shot) as picture:
-            picture.convert("RGB").quantize(128).save(arguments.out, optimize=True)
+        options = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,1580")
+        shot = f"--screenshot={arguments.out.resolve()}"
+        subprocess.run([chromium, *options, shot, cut.as_uri()], check=True, capture_output=True)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1024:.0f} KiB")
 
 
