@@ -25,6 +25,8 @@ SHOWN = """<style>details, p, .scroll:has(table), section:not(:has(.case)):nth-o
 section:nth-of-type(2) figure:nth-of-type(n+2) { display: none; } .case p { display: block; }</style>"""
 """What the picture leaves out of the page."""
 
+SIZE = ("--window-size=1000,1560", "--force-device-scale-factor=0.7")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -38,7 +40,7 @@ def main() -> None:
         page = report(Path(folder), arguments.html or Path(folder, "report.html"))
         cut = Path(folder, "cut.html")
         cut.write_text(page.read_text(encoding="utf-8") + SHOWN, encoding="utf-8")
-        options = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,1580")
+        options = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *SIZE)
         shot = f"--screenshot={arguments.out.resolve()}"
         subprocess.run([chromium, *options, shot, cut.as_uri()], check=True, capture_output=True)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1024:.0f} KiB")
