@@ -8,6 +8,7 @@ import json
 import math
 import re
 import socket
+import xml.etree.ElementTree as ElementTree
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -46,6 +47,7 @@ from recbole_mm.experiments.tune.records import (
 from recbole_mm.experiments.tune.space import default_space, parse_space, read_space
 from recbole_mm.experiments.tune.table import write_tables
 from recbole_mm.experiments.tune.trial import Job, run_trial
+from recbole_mm.experiments.tune.triangle import triangle
 from recbole_mm.registry import OWN_MODELS, find_model, register_model
 from recbole_mm.runs import folder as run_folder
 
@@ -112,6 +114,18 @@ def test_no_setting_is_drawn_twice_and_a_small_space_is_used_up():
     assert space.size == 6
     points = space.points(1, 50)
     assert len(points) == 6 == len({json.dumps(point) for point in points})
+
+
+def test_a_mixture_is_a_choice_of_all_weights_that_add_up():
+    given = {"mirm_weights": {"mixture": {"names": ["IT", "SA", "UB"], "total": 3}}}
+    space = parse_space(given, "here")
+    assert space.as_dict() == given
+    assert space.size == 10
+    found = [space.settings(point)["mirm_weights"] for point in space.points(seed=1, count=50)]
+    assert len(found) == 10
+    assert all(list(one) == ["IT", "SA", "UB"] and sum(one.values()) == 3 for one in found)
+    assert {"IT": 1, "SA": 1, "UB": 1} in found
+    assert {"IT": 0, "SA": 3, "UB": 0} in found
 
 
 def test_the_text_format_of_recbole(tmp_path):
@@ -181,6 +195,12 @@ def test_malformed_lines_of_the_text_format(tmp_path, line, message):
         ({"loguniform": [0, 1]}, "must lie above 0"),
         ({"randint": [0.5, 2]}, "not whole numbers"),
         ({"randint": [True, 4]}, "give two numbers"),
+        ({"mixture": ["a", "b"]}, "give different names, at least two"),
+        ({"mixture": {"names": ["a"], "total": 3}}, "give different names, at least two"),
+        ({"mixture": {"names": ["a", "a"], "total": 3}}, "give different names, at least two"),
+        ({"mixture": {"names": ["a", "b"], "total": 0.5}}, "a whole number that their weights add up to"),
+        ({"mixture": {"names": ["a", "b"], "total": 3, "sum": 3}}, "as in {names: "),
+        ({"mixture": {"names": list("abcdefgh"), "total": 20}}, "of 888030 mixtures; give a smaller total"),
     ],
 )
 def test_a_malformed_range_is_named_with_its_file_and_setting(given, message):
@@ -641,6 +661,31 @@ def test_tables_and_the_picture(plan, tmp_path):
     assert yellow.any()
     assert purple.any()
     assert np.flatnonzero(yellow).mean() < np.flatnonzero(purple).mean(), "the best ends above the worst"
+
+
+def test_a_mixture_of_three_parts_is_drawn_as_a_triangle(plan, tmp_path):
+    space = {"mirm_weights": {"mixture": {"names": ["IT", "SA", "UB"], "total": 2}}, "alpha": {"choice": [0, 0.1]}}
+    search = plan(space, model="Molar", trials=12, out=tmp_path / "out")
+    search.out.mkdir()
+    weights = [(2, 0, 0), (2, 0, 0), (0, 1, 1), (0, 0, 2)]
+    scores = [0.1, 0.3, 0.4, 0.05]
+    records = []
+    for number, (found, score) in enumerate(zip(weights, scores, strict=True), start=1):
+        settings = {"mirm_weights": dict(zip(("IT", "SA", "UB"), found)), "alpha": 0.1}
+        point = {"mirm_weights": 0, "alpha": number % 2}
+        records.append(Record(number, point, settings, DONE, [[1, score]], 1.0, 1))
+    write_tables(search, records)
+    svg = ElementTree.parse(search.out / "mirm_weights.svg").getroot()
+    spots = [one for one in svg.iter() if one.tag.endswith("circle")]
+    told = {spot[0].text: (float(spot.get("cx")), float(spot.get("cy"))) for spot in spots}
+    assert set(told) == {"IT: 0.2000", "SA 50 %, UB 50 %: 0.4000", "UB: 0.0500"}, "the mean of equal mixtures"
+    top, between, right = (told[name] for name in ("IT: 0.2000", "SA 50 %, UB 50 %: 0.4000", "UB: 0.0500"))
+    assert top[1] < between[1] == right[1]
+    assert top[0] == between[0] < right[0]
+    dark = {spot[0].text: int(spot.get("fill")[1:3], 16) for spot in spots}
+    assert dark["SA 50 %, UB 50 %: 0.4000"] < dark["IT: 0.2000"] < dark["UB: 0.0500"]
+    assert "best: SA 50 %, UB 50 %" in "".join(svg.itertext())
+    assert "&lt;" in triangle("<b>", [({"a": 1, "b": 0, "c": 0}, 0.1)], "ndcg@10", True)
 
 
 def test_the_best_setting_is_a_config_file_of_what_was_given_and_drawn(plan, tmp_path):

@@ -28,6 +28,9 @@ from recbole_mm.errors import ConfigError
 from recbole_mm.utils.spelling import did_you_mean
 
 KINDS = ("choice", "uniform", "loguniform", "randint")
+MIXTURE = "mixture"
+"""In YAML: {names: [a, b, c], total: 3} is a choice of all whole weights of these names that add up to the total."""
+
 Point = dict[str, float | int]
 
 MOST_REDRAWS = 1000
@@ -47,6 +50,7 @@ class Range:
     Attributes:
         kind: one of `KINDS`.
         values: of a choice, or low and high of the others; a `randint` may be either of them.
+        names, total: of a mixture, which is a choice of mappings from these names to weights that add up to the total.
 
     Example:
         >>> Range("choice", ("sasrec", "fpmc")).setting(1)
@@ -55,6 +59,8 @@ class Range:
 
     kind: str
     values: tuple[Any, ...]
+    names: tuple[str, ...] = ()
+    total: int = 0
 
     @property
     def size(self) -> float:
@@ -77,6 +83,12 @@ class Range:
     def setting(self, drawn: float | int) -> Any:
         """The value that was drawn."""
         return self.values[int(drawn)] if self.kind == "choice" else drawn
+
+    def as_dict(self) -> dict[str, Any]:
+        """The range as one would write it in YAML."""
+        if self.names:
+            return {MIXTURE: {"names": list(self.names), "total": self.total}}
+        return {self.kind: list(self.values)}
 
     def extremes(self) -> tuple[Any, ...]:
         """Every choice, or the two ends: if a setting accepts these, it accepts what is drawn."""
@@ -130,7 +142,7 @@ class Space:
 
     def as_dict(self) -> dict[str, Any]:
         """The space as one would write it in YAML."""
-        return {key: {range_.kind: list(range_.values)} for key, range_ in self.ranges.items()}
+        return {key: range_.as_dict() for key, range_ in self.ranges.items()}
 
 
 def default_space(model: str) -> Space:
@@ -168,13 +180,14 @@ def parse_space(content: Mapping[str, Any], where: str) -> Space:
     """
     ranges = {}
     for key, given in content.items():
-        if not isinstance(given, Mapping) or len(given) != 1 or next(iter(given)) not in KINDS:
+        if not isinstance(given, Mapping) or len(given) != 1 or next(iter(given)) not in (*KINDS, MIXTURE):
             raise ConfigError(
-                f"{where}: {key}: {shown(given)} is no range; give choice, uniform, loguniform or randint, as in "
-                f"{key}: {{choice: [1, 2]}}"
+                f"{where}: {key}: {shown(given)} is no range; give choice, uniform, loguniform, randint or mixture, as "
+                f"in {key}: {{choice: [1, 2]}}"
             )
         ((kind, values),) = given.items()
-        ranges[key] = _range(f"{where}: {key}", kind, values)
+        at = f"{where}: {key}"
+        ranges[key] = _mixture(at, values) if kind == MIXTURE else _range(at, kind, values)
     return _not_empty(ranges, where)
 
 
@@ -244,6 +257,36 @@ def _range(at: str, kind: str, values: Any) -> Range:
     if kind == "loguniform" and low <= 0:
         raise ConfigError(f"{at}: loguniform: {list(values)!r} must lie above 0; give uniform for others")
     return Range(kind, (low, high) if kind == "randint" else (float(low), float(high)))
+
+
+def _mixture(at: str, given: Any) -> Range:
+    """The choice of all mixtures of some names, as `{names: [a, b], total: 2}` asks for."""
+    found: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+    names, total = found.get("names"), found.get("total")
+    listed = isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) and name for name in names)
+    whole = isinstance(total, int) and not isinstance(total, bool) and 0 < total <= MOST_CHOICES
+    if not listed or not whole or found.keys() != {"names", "total"} or len(set(names or [])) < len(names or []):
+        raise ConfigError(
+            f"{at}: mixture: {shown(given)} is not accepted; give different names, at least two, and a whole number "
+            "that their weights add up to, as in {names: [a, b, c], total: 3}"
+        )
+    assert isinstance(names, list)
+    assert isinstance(total, int)
+    if (count := math.comb(total + len(names) - 1, total)) > MOST_CHOICES:
+        raise ConfigError(f"{at}: mixture: of {count} mixtures; give a smaller total, for at most {MOST_CHOICES}")
+    values = tuple(dict(zip(names, weights)) for weights in _weights(len(names), total))
+    return Range("choice", values, tuple(names), total)
+
+
+def _weights(count: int, total: int) -> list[tuple[int, ...]]:
+    """All tuples of `count` whole numbers that add up to `total`.
+
+    >>> _weights(2, 2)
+    [(2, 0), (1, 1), (0, 2)]
+    """
+    if count == 1:
+        return [(total,)]
+    return [(first, *rest) for first in range(total, -1, -1) for rest in _weights(count - 1, total - first)]
 
 
 def _not_empty(ranges: dict[str, Range], where: str) -> Space:

@@ -17,6 +17,7 @@ from recbole_mm.experiments.compare.table import markdown_grid
 from recbole_mm.experiments.tune.plan import Search
 from recbole_mm.experiments.tune.records import Record, best_of
 from recbole_mm.experiments.tune.space import Range, Space, format_value
+from recbole_mm.experiments.tune.triangle import write_triangle
 from recbole_mm.utils.escaping import csv_cell, markdown
 from recbole_mm.utils.files import atomic_write, write_text
 from recbole_mm.utils.progress import duration
@@ -24,12 +25,16 @@ from recbole_mm.utils.progress import duration
 AXIS = "#888888"
 MOST_TICKS = 6
 LONGEST = 18
+TRIANGLE = 3
+"""Parts of a mixture that is drawn as a triangle."""
+
 MARKDOWN, CSV, PICTURE = "trials.md", "trials.csv", "trials.png"
 CSV_COLUMNS = ("trial", "metric", "score", "best_epoch", "epochs", "seconds", "status", "attempts", "reason")
 
 
 def write_tables(search: Search, records: Sequence[Record]) -> None:
-    """Write `trials.md`, `trials.csv` and, where a trial has a score, `trials.png` into the search's folder."""
+    """Write `trials.md`, `trials.csv` and, where a trial has a score, `trials.png`, and for each mixture of three parts
+    a triangle, `<setting>.svg`, into the search's folder."""
     write_text(search.out / MARKDOWN, to_markdown(search, records))
     write_text(search.out / CSV, to_csv(search, records))
     scored = [(record, found[1]) for record in records if (found := record.best(search.bigger)) is not None]
@@ -38,6 +43,11 @@ def write_tables(search: Search, records: Sequence[Record]) -> None:
         points = [(record.point, score) for record, score in scored]
         with atomic_write(search.out / PICTURE) as draft:
             parallel_coordinates(draft, title, search.space, points, search.metric, search.bigger)
+        for key, range_ in search.space.ranges.items():
+            if len(range_.names) == TRIANGLE:
+                mixtures = [(record.settings[key], score) for record, score in scored]
+                path = search.out / f"{key}.svg"
+                write_triangle(path, f"{title}, by {key}", mixtures, search.metric, search.bigger)
 
 
 def to_markdown(search: Search, records: Sequence[Record]) -> str:

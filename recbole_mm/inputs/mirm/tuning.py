@@ -54,6 +54,10 @@ class MirmSettings(TuningSettings):
         """
         settings = read_settings(cls, config, lambda name: "mllm_layers" if name == "layers" else f"mirm_{name}")
         settings = replace(settings, layers=_layers(config))
+        named = settings.objectives
+        settings = replace(settings, objectives=tuple(name for name in named if settings.weights.get(name, 1)))
+        if settings.tuning != "none" and named and not settings.objectives:
+            raise ConfigError(f"mirm_weights: 0 for {', '.join(named)} leaves no objective; give one of them a weight")
         if settings.tuning != "none" and not settings.objectives:
             raise ConfigError(
                 f"mirm_objectives is empty: name some of {', '.join(OBJECTIVES)}, or set mirm_tuning: none"
