@@ -541,6 +541,16 @@ def test_training_stops_after_so_many_steps(one_weight):
     assert trainer.best_epoch == 1
 
 
+def test_training_stops_after_so_many_seconds_of_the_processor(one_weight, monkeypatch):
+    ticks = iter(range(100_000))
+    monkeypatch.setattr("recbole_mm.training.loop.time.process_time", lambda: 0.25 * next(ticks))
+    trainer = one_weight(epochs=50, max_train_seconds=2.6)
+    trainer.fit(batches([1.0, 1.0, 1.0]))
+    assert 1 < trainer.timings["epochs"] < 10
+    assert 2.6 <= trainer.timings["train_cpu_seconds"] < 4
+    assert trainer.timings["steps"] < 3 * trainer.timings["epochs"], "it ends within an epoch, too"
+
+
 def test_targets_are_counted_by_mask_or_rows(one_weight):
     trainer = one_weight(epochs=2)
     trainer.fit(batches([1.0, 1.0, 1.0]))
@@ -671,6 +681,7 @@ def test_nothing_is_written_unless_asked(one_weight, tmp_path):
     [
         ({"learner": "adamm"}, "learner: 'adamm' is not accepted; give one of adam"),
         ({"max_train_steps": 0}, "at least 1"),
+        ({"max_train_seconds": 0}, "max_train_seconds: 0 is not accepted; give a number above 0"),
         ({"warmup_ratio": 0.5, "warmup_steps": 3}, "not both"),
     ],
 )

@@ -108,6 +108,9 @@ TRAINING = (
                 "Batches whose gradients are averaged into one optimizer step."),
         Setting("max_train_steps", or_null(whole(1)), None,
                 "End training after so many optimizer steps. Null: after epochs.", stops=True),
+        Setting("max_train_seconds", or_null(above_zero()), None,
+                "End training after so many seconds of the processor, of all cores together, validation aside: for "
+                "models of equal cost. Such a run is not the same run twice. Null: after epochs.", stops=True),
         Setting("checkpoint_every", whole(1), 1, "Epochs between two checkpoints to resume from."),
         Setting("train_workers", whole(1), 1, "Processes that train together, on the Ray of ray_address or one started "
                 "here (docs/distributed.md). 1: this one.", changes_result=False),

@@ -306,6 +306,8 @@ def check_supported(config: Config, model_class: type) -> None:
         ConfigError: they cannot, or nothing declares that they can.
     """
     name, hooks = config["model"], hooks_of(model_class)
+    if config["max_train_seconds"] is not None:
+        raise ConfigError(f"max_train_seconds: workers would not stop at the same batch{ONE}, or set max_train_steps")
     if not hooks.is_trainable or config["MODEL_TYPE"] == ModelType.TRADITIONAL:
         return
     if config["MODEL_TYPE"] == ModelType.DECISIONTREE:

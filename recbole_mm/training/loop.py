@@ -7,6 +7,7 @@ MKR, RecVAE, ...) are put in front of it by `factory.make_trainer` and reach it 
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,8 +150,8 @@ class TrainingLoop(Trainer):
     An epoch of a model whose class has `is_trainable = False` reads no batch.
 
     Reads `gradient_accumulation_steps`, `clip_grad_norm` (a number or RecBole's dict), `enable_amp`, `max_train_steps`,
-    and what RecBole reads. `parameter_groups` of the model (see `models/base.py`) may have learning rates of their own;
-    frozen parameters are left out of the optimizer.
+    `max_train_seconds`, and what RecBole reads. `parameter_groups` of the model (see `models/base.py`) may have
+    learning rates of their own; frozen parameters are left out of the optimizer.
 
     Args:
         config: the run's configuration.
@@ -171,7 +172,8 @@ class TrainingLoop(Trainer):
         check_trackers(config)
         self.hooks = hooks_of(type(model))
         self.timings: dict[str, float] = {
-            "train_seconds": 0.0, "eval_seconds": 0.0, "train_targets": 0, "steps": 0, "epochs": 0,
+            "train_seconds": 0.0, "train_cpu_seconds": 0.0, "eval_seconds": 0.0, "train_targets": 0, "steps": 0,
+            "epochs": 0,
         }  # fmt: skip
         board = TensorBoard(self.run_dir / "tensorboard")
         # RecBole's constructor would open a board and create a folder in the working directory.
@@ -182,7 +184,8 @@ class TrainingLoop(Trainer):
         self.eval_collector = KeepingCollector(config)
         self.schedule: LearningRateSchedule | None = None
         self.accumulation = config["gradient_accumulation_steps"] or 1
-        self.max_train_steps = config["max_train_steps"]
+        self.max_train_steps, self.max_train_seconds = config["max_train_steps"], config["max_train_seconds"]
+        self._cpu_start: float | None = None
         if self.accumulation < 1 or (self.max_train_steps is not None and self.max_train_steps < 1):
             raise ConfigError("gradient_accumulation_steps and max_train_steps must be at least 1")
         self._set_up_precision()
@@ -226,8 +229,16 @@ class TrainingLoop(Trainer):
 
     @property
     def out_of_steps(self) -> bool:
-        """Whether `max_train_steps` optimizer steps have been made."""
-        return self.max_train_steps is not None and self.timings["steps"] >= self.max_train_steps
+        """Whether `max_train_steps` optimizer steps have been made, or `max_train_seconds` have been used up."""
+        if self.max_train_steps is not None and self.timings["steps"] >= self.max_train_steps:
+            return True
+        return self.max_train_seconds is not None and self.train_cpu_seconds >= self.max_train_seconds
+
+    @property
+    def train_cpu_seconds(self) -> float:
+        """Processor seconds of training so far, of all threads of this process, the epoch at hand included."""
+        running = 0.0 if self._cpu_start is None else time.process_time() - self._cpu_start
+        return self.timings["train_cpu_seconds"] + running
 
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False

@@ -165,8 +165,9 @@ class SavingLoop(TrainingLoop):
         self.scaler.load_state_dict(state["scaler"])
         self.start_epoch = state["epoch"] + 1
         names = ("cur_step", "best_valid_score", "best_valid_result", "best_epoch")
-        for name in (*names, "train_loss_dict", "history", "timings"):
+        for name in (*names, "train_loss_dict", "history"):
             setattr(self, name, state[name])
+        self.timings |= state["timings"]  # of an older run, without those that are newer
         self._settle_best_weights(Path(resume_file).parent)
         self.tensorboard.resume_at(self.start_epoch)
         self._resumed = state

@@ -38,8 +38,8 @@ class TrainerMixin(ChoosingLoop):
     """`fit` and `evaluate` over any RecBole trainer class; build one with `make_trainer`.
 
     Attributes:
-        timings: `train_seconds`, `eval_seconds` (of validation), `train_targets`, `steps`, `epochs`; a resumed run
-            continues the sums, without the part of an epoch that was lost.
+        timings: `train_seconds`, `train_cpu_seconds`, `eval_seconds` (of validation), `train_targets`, `steps`,
+            `epochs`; a resumed run continues the sums, without the part of an epoch that was lost.
         last_struct: what RecBole's metrics were computed from in the last evaluation.
 
     The attributes of `ChoosingLoop`, of `SavingLoop` and of RecBole's `Trainer` are inherited.
@@ -64,7 +64,8 @@ class TrainerMixin(ChoosingLoop):
         callback_fn: Callback | None = None,
         resume: bool | None = None,
     ) -> tuple[float, dict[str, float] | None]:
-        """Train until `epochs`, `max_train_steps`, or `stopping_step` validations in a row without a better score.
+        """Train until `epochs`, `max_train_steps`, `max_train_seconds`, or `stopping_step` validations in a row without
+        a better score.
 
         Args:
             train_data: RecBole's training loader or one of ours. One with `state_dict` and `load_state_dict` keeps its
@@ -136,7 +137,7 @@ class TrainerMixin(ChoosingLoop):
         return lr_schedule(self.optimizer, name, min(total, self.max_train_steps or total), ratio, steps, start)
 
     def _stopped(self, valid_data: Any) -> bool:
-        """Return whether early stopping or `max_train_steps` has ended the training."""
+        """Return whether early stopping, `max_train_steps` or `max_train_seconds` has ended the training."""
         return self.out_of_steps or (bool(valid_data) and self.cur_step > self.stopping_step)
 
     def _run_epoch(
@@ -214,11 +215,12 @@ class TrainerMixin(ChoosingLoop):
 
     def _train_once(self, epoch_idx: int, train_data: Any) -> dict[str, Any]:
         """Train one epoch, log it, and return its record for `history`."""
-        start = time.perf_counter()
+        start, self._cpu_start = time.perf_counter(), time.process_time()
         self._before_epoch(epoch_idx)
         loss = self._train_epoch(train_data, epoch_idx, show_progress=self._show_progress)
         seconds = time.perf_counter() - start
         self.timings["train_seconds"] += seconds
+        self.timings["train_cpu_seconds"], self._cpu_start = self.train_cpu_seconds, None
         self.timings["epochs"] += 1
         self.train_loss_dict[epoch_idx] = sum(loss) if isinstance(loss, tuple) else loss
         if self._verbose and self.hooks.is_trainable:
