@@ -26,9 +26,9 @@ from torch.nn import functional
 from recbole_mm.llm.encode import ItemEncoder
 from recbole_mm.llm.families import family_class
 from recbole_mm.llm.finetuning.examples import AnswerLoss
-from recbole_mm.llm.finetuning.finetune import Lora, _save_memory, add_lora
+from recbole_mm.llm.finetuning.finetune import Lora, add_lora
 from recbole_mm.llm.loading import add_cur_item
-from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.model import MLLM, checkpoint_layers
 from recbole_mm.llm.tiny_models import RECIPES
 from recbole_mm.models.lora import with_lora
 from recbole_mm.models.molar.dueg import TextStackDUEG
@@ -194,7 +194,7 @@ def lora(mllm: MLLM, size: Size) -> Row:
     encoder = ItemEncoder(mllm, image_pixels=112 * 112)
     items = [item for item in map(encoder.prepare, records(size.prompts)) if item is not None]
     mllm.model = add_lora(mllm, Lora())
-    _save_memory(mllm.model)
+    checkpoint_layers(mllm.model)
     batch = family.collate(items, mllm.device)
     places = [(row, place) for row, item in enumerate(items) for place in range(len(item.ids) - 17, len(item.ids) - 1)]
     rows, columns = torch.tensor(places, device=mllm.device).T

@@ -55,6 +55,24 @@ MODELS: dict[str, dict] = {
     },
     "Molar gru4rec FPMC": {"dueg": "gru4rec", "id_model": "FPMC", "loss_on": "fused", "rec_loss": "ce"},
     "Molar fpmc DuoRec": {"dueg": "fpmc", "id_model": "DuoRec", "similarity": "cosine", "learning_rate": 3e-3},
+    "Molar joint": {
+        "mirm_training": "joint",
+        "rec_loss": "ce",
+        "item_llm_staleness": 2,
+        "item_llm_learning_rate": 1e-3,
+        "max_tokens_per_batch": 400,
+        "mllm_image_pixels": 28 * 28,
+        "max_text_tokens": 12,
+        "learning_rate": 3e-3,
+    },
+    "Molar joint full": {
+        "mirm_training": "joint",
+        "joint_tuning": "full",
+        "item_llm_negatives": "trained",
+        "mllm_image_pixels": 28 * 28,
+        "max_text_tokens": 12,
+        "learning_rate": 3e-3,
+    },
     "Molar pretrained": {"id_model_training": "pretrained", "id_epochs": 1, "loss_on": "residual"},
     "SASRec": {"hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1},
     "SASRec full": {"full_sequence": True, "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1},
@@ -90,6 +108,7 @@ MODELS: dict[str, dict] = {
     },
     "HLLM": {"learning_rate": 3e-3},
     "HLLM trained": {"item_llm_tuning": "full", "learning_rate": 3e-4},
+    "HLLM lora": {"item_llm_tuning": "lora", "item_llm_negatives": "cached", "learning_rate": 1e-3},
     "DuoRec": {"hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1},
     "DuoRec full": {"full_sequence": True, "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1},
     "FPMC full": {"full_sequence": True, "learning_rate": 1e-2},
@@ -133,7 +152,19 @@ MODELS: dict[str, dict] = {
 
 DEFAULT = (
     *("Molar", "MLLMRec", "MLLMMSR"),
-    *("SASRec", "SASRec full", "GRU4Rec full", "BPR", "LightGCN", "Pop", "CKE", "MultiVAE", "FM", "FREEDOM"),
+    *(
+        "Molar joint",
+        "SASRec",
+        "SASRec full",
+        "GRU4Rec full",
+        "BPR",
+        "LightGCN",
+        "Pop",
+        "CKE",
+        "MultiVAE",
+        "FM",
+        "FREEDOM",
+    ),
 )
 """The three systems, and a model of each kind that the package runs. docs/add-a-model.md brings another one."""
 

@@ -27,6 +27,7 @@ from recbole_mm.models.hllm.loss import (
     exclude_similar,
     shared_infonce,
 )
+from recbole_mm.models.trained_items import CachePolicy, cut_into_passes
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.runs.run import assemble
 from recbole_mm.training.checkpoint import load_tree
@@ -200,7 +201,8 @@ def test_nothing_to_tokenize_is_said(mllm):
 
 
 def item_llm(mllm, batch_tokens: int = 16384, **settings) -> ItemLLM:
-    return ItemLLM(mllm, *tokenize_items(Items(TEXTS), mllm, 256), batch_tokens, **settings)
+    policy = CachePolicy(batch_tokens, negatives="trained")
+    return ItemLLM(mllm, *tokenize_items(Items(TEXTS), mllm, 256), policy, **settings)
 
 
 @pytest.mark.parametrize("layers", [None, 1])
@@ -221,7 +223,7 @@ def test_vectors_do_not_depend_on_what_shares_the_pass(mllm):
         torch.testing.assert_close(few(ids), together, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(together[2], together[4])
-    assert list(few._passes([90, 19, 19, 1])) == [(0, 1), (1, 3), (3, 4)], "one that is too long goes alone"
+    assert cut_into_passes([91, 20, 20, 2], 40) == [(0, 1), (1, 3), (3, 4)], "one that is too long goes alone"
 
 
 def test_words_layers_and_the_item_token_are_trained_and_the_mllm_is_not(mllm):
@@ -350,7 +352,7 @@ def test_item_table_is_computed_once_per_evaluation_and_dropped_when_weights_cha
         assert not torch.allclose(moved, table)
         model.load_state_dict(weights)
         torch.testing.assert_close(model.item_table(), table)
-        half = built(**TRAINED, item_batch_tokens=100).model.eval()
+        half = built(**TRAINED, max_tokens_per_batch=100).model.eval()
         half.load_state_dict(weights)
         torch.testing.assert_close(half.item_table(), table, atol=1e-5, rtol=1e-5)
 
@@ -396,7 +398,7 @@ def test_frozen_user_llm_and_own_learning_rate(built):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"item_llm_tuning": "lora"}, "item_llm_tuning: 'lora' is not accepted; give one of frozen, full"),
+        ({"item_llm_tuning": "none"}, "item_llm_tuning: 'none' is not accepted; give one of frozen, lora, full"),
         ({"false_negatives": "none"}, "false_negatives: 'none' is not accepted; give one of content, item, similar"),
         ({"item_projection": "deep"}, "item_projection: 'deep' is not accepted; give one of"),
         ({"shared_negatives": 0}, "shared_negatives: 0 is not accepted; give a whole number"),

@@ -30,6 +30,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "SASRec": {},
     "SASRecContent": {"item_features": TOY_FEATURES},
     "Molar": {**TINY, "item_sources": ["mllm", "text"], "item_features": {"text": TOY_FEATURES["text"]}},
+    "Molar joint": {**TINY, "mirm_training": "joint", "item_llm_learning_rate": 1e-2},
     "HLLM": TINY,
     "MLLMMSR": {
         **TINY,
@@ -52,7 +53,7 @@ def finished(tmp_path_factory):
 
     @cache
     def of(model: str) -> Recommender:
-        return opened(recbole_mm.run(model, "toy", config_dict={**settings, "epochs": 1, **MODELS[model]}))
+        return opened(recbole_mm.run(model.split()[0], "toy", config_dict={**settings, "epochs": 1, **MODELS[model]}))
 
     return of
 
@@ -75,13 +76,13 @@ def spring(finished, tmp_path) -> Path:
     return folder / "spring.item"
 
 
-@pytest.mark.parametrize("model", ["SASRecContent", "Molar", "HLLM"])
+@pytest.mark.parametrize("model", ["SASRecContent", "Molar", "Molar joint", "HLLM"])
 def test_a_new_item_that_looks_like_an_old_one_is_ranked_beside_it(finished, spring, model):
     recommender = finished(model)
     extended = with_new_items(recommender, spring)
     new, old = extended.item_ids(["n3", "n4"]), extended.item_ids(["i3", "i4"])
     vectors = extended.item_vectors()
-    width = recommender.model.items.projection.out_features if model == "Molar" else vectors.shape[1]
+    width = recommender.model.items.projection.out_features if model.startswith("Molar") else vectors.shape[1]
     np.testing.assert_allclose(vectors[new][:, :width], vectors[old][:, :width], atol=1e-5)
     np.testing.assert_array_equal(vectors[: recommender.n_items], recommender.item_vectors())
     users = np.arange(1, 30)

@@ -28,6 +28,7 @@ BRINGS: Mapping[str, tuple[str, ...]] = {
     "answer_writer": ("mllm", "write_texts"),
     "item_vectors": ("item_vectors",),
     "item_text_vectors": ("item_text_vectors",),
+    "prepared_items": ("prepared_items",),
     "item_tokens": ("item_token_ids", "item_token_lengths"),
     "id_model_run": ("id_model_run",),
     "item_text_features": ("fused_vectors",),
@@ -73,6 +74,9 @@ class ModelInputs:
 
     item_text_vectors: np.ndarray = NOT_ASKED
     """The same of the text alone."""
+
+    prepared_items: Any = NOT_ASKED
+    """The prompts of which `item_vectors` are computed (`llm.prepared_items.PreparedItems`), and their encoder."""
 
     item_token_ids: np.ndarray = NOT_ASKED
     """(n_items, T) int32, the MLLM's tokens of each text."""

@@ -16,6 +16,7 @@ from recbole_mm.llm.item_tokens import tokenize_items
 from recbole_mm.llm.item_vectors import encode_items, item_keys
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.pooling import pooling_of
+from recbole_mm.llm.prepared_items import PreparedItems
 
 
 class MLLMVectors:
@@ -42,6 +43,10 @@ class MLLMVectors:
             layers=self.config["mllm_layers"],
             pooling=pooling_of(self.config["mllm_pooling"], self.config["mllm_instruction"], mllm),
         )
+
+    def prepared(self, content: ItemContent) -> PreparedItems:
+        """Returns the prompts of all items, laid out when they are read."""
+        return PreparedItems(content, self.encoder(self.context.share(RunMLLM).loaded))
 
     def plan(self, content: ItemContent, name: str) -> PlannedStage:
         """Returns the stage of encoding all items.
@@ -93,6 +98,14 @@ class ItemTextVectors(ItemVectors):
     def content(self) -> ItemContent:
         """The items without their images."""
         return self.context.dataset.content.only("text")
+
+
+class ItemPrompts(Need):
+    """`prepared_items`: the prompts of all items, for models that train the LLM which reads them."""
+
+    def compute(self) -> dict[str, Any]:
+        """Returns `prepared_items`."""
+        return {"prepared_items": self.context.share(MLLMVectors).prepared(self.context.dataset.content)}
 
 
 class ItemTokens(Need):

@@ -24,7 +24,7 @@ from recbole_mm.data.inputs import ModelInputs
 from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.context import Context, Need, NoStore, PlannedStage, artifact_dir, open_store
 from recbole_mm.inputs.features import ItemFeatures
-from recbole_mm.inputs.item_vectors import ItemTextVectors, ItemTokens, ItemVectors
+from recbole_mm.inputs.item_vectors import ItemPrompts, ItemTextVectors, ItemTokens, ItemVectors
 from recbole_mm.inputs.mllm import AnsweringMLLM, LoadedMLLM
 from recbole_mm.inputs.needs import Asks, needed, read_features
 from recbole_mm.inputs.reasoning.failures import LeftOut
@@ -55,6 +55,7 @@ NEEDS: Mapping[str, type[Need]] = {
     "mllm_with_head": LoadedMLLM,
     "item_vectors": ItemVectors,
     "item_text_vectors": ItemTextVectors,
+    "prepared_items": ItemPrompts,
     "item_tokens": ItemTokens,
     "item_texts": ItemTexts,
     "item_text_features": ItemTextFeatures,

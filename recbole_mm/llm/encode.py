@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -243,12 +244,8 @@ class ItemEncoder:
     @torch.inference_mode()
     def _forward(self, items: Sequence[PreparedInput]) -> np.ndarray:
         """(items, hidden) float32, in one pass; in two halves if that is too much for the GPU's memory."""
-        context: AbstractContextManager = nullcontext()
-        if self.autocast:
-            context = torch.autocast(self.mllm.device.type, dtype=torch.bfloat16)
         try:
-            with context:
-                return self._states(items).float().cpu().numpy()
+            return self.states(items).cpu().numpy()
         except torch.cuda.OutOfMemoryError:
             if len(items) == 1:
                 raise
@@ -256,15 +253,26 @@ class ItemEncoder:
         half = len(items) // 2
         return np.concatenate([self._forward(items[:half]), self._forward(items[half:])])
 
-    def _states(self, items: Sequence[PreparedInput]) -> torch.Tensor:
-        """(items, hidden), where and how `pooling` reads them."""
-        if self.pooling.kind == MEAN:
-            opening = self.mllm.family.bos_token_id is not None
-            skipped = 0 if self.pooling.counts_instruction else len(self._instruction) + opening
-            states = self.mllm.mean_hidden_states(items, skipped)
-        else:
-            states = self.mllm.last_hidden_states(items)
-        return F.normalize(states.float(), dim=-1) if self.pooling.normalize else states
+    def states(self, items: Sequence[PreparedInput]) -> torch.Tensor:
+        """(items, hidden) float32 in one pass, where and how `pooling` reads them; with gradients where enabled."""
+        context: AbstractContextManager = nullcontext()
+        if self.autocast:
+            context = torch.autocast(self.mllm.device.type, dtype=torch.bfloat16)
+        with context:
+            if self.pooling.kind == MEAN:
+                opening = self.mllm.family.bos_token_id is not None
+                skipped = 0 if self.pooling.counts_instruction else len(self._instruction) + opening
+                states = self.mllm.mean_hidden_states(items, skipped)
+            else:
+                states = self.mllm.last_hidden_states(items)
+            return (F.normalize(states.float(), dim=-1) if self.pooling.normalize else states).float()
+
+    def over(self, mllm: MLLM) -> ItemEncoder:
+        """Return an encoder of the same prompts and pooling that reads with other weights of the same model."""
+        other = copy.copy(self)
+        other.mllm, other.autocast = mllm, runs_in_bfloat16(mllm.dtype, mllm.device)
+        other._pool, other._counting = None, threading.Lock()
+        return other
 
     # --- many items --------------------------------------------------------------------------------------------------
 

@@ -251,3 +251,10 @@ def check_layers(setting: str, asked: int, present: int) -> None:
     """
     if not 1 <= asked <= present:
         raise ConfigError(f"{setting}: the LLM has {present} layers; give 1 to {present}, or null for all")
+
+
+def checkpoint_layers(model: Any) -> None:
+    """Have each layer of a transformers model compute its activations again in the backward pass of training."""
+    # transformers 5 renamed it on the way
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    next(getattr(model, name) for name in names if hasattr(model, name))({"use_reentrant": False})

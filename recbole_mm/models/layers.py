@@ -13,13 +13,25 @@ def standardise(vectors: Tensor, like: Tensor | None = None) -> Tensor:
         vectors: (n_items, h); all-zero rows (padding, items without content) stay zero.
         like: (m, h) vectors of other items, whose mean and spread are taken in place of their own.
     """
-    measured = vectors if like is None else like
-    known = measured.abs().sum(1) > 0
+    mean, spread = moments(vectors if like is None else like)
+    return centred(vectors, mean, spread)
+
+
+def moments(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and the spread (h,) of the items that have a vector; 0 and 1 where none has.
+
+    Args:
+        vectors: (n_items, h); all-zero rows do not count.
+    """
+    known = vectors.abs().sum(1) > 0
     if not known.any():
-        return vectors
-    mean = measured[known].mean(0)
-    spread = measured[known].std(0, correction=0).clamp_min(1e-6)
-    return torch.where((vectors.abs().sum(1) > 0)[:, None], (vectors - mean) / spread, 0.0)
+        return torch.zeros_like(vectors[0]), torch.ones_like(vectors[0])
+    return vectors[known].mean(0), vectors[known].std(0, correction=0).clamp_min(1e-6)
+
+
+def centred(vectors: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+    """Return (vectors - mean) / spread of vectors (..., h); all-zero ones stay zero."""
+    return torch.where((vectors.abs().sum(-1) > 0).unsqueeze(-1), (vectors - mean) / spread, 0.0)
 
 
 def linear(width_in: int, width_out: int, bias: bool = True) -> nn.Linear:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from recbole_mm.config.kinds import Kind, choice, is_list_of, is_name, is_number, is_whole, number, or_null, size
+from recbole_mm.config.kinds import (
+    Kind,
+    above_zero,
+    choice,
+    is_list_of,
+    is_name,
+    is_number,
+    is_whole,
+    number,
+    or_null,
+    size,
+)
 from recbole_mm.config.schema import Setting
 
 WORDS = or_null(Kind(lambda value: isinstance(value, str), "a text", type="str"))
@@ -51,3 +62,29 @@ REFINED = (
     ),
 )
 """Of MLLMRec's item graph in the place of a model's own."""
+
+JOINT_ITEMS = (
+    Setting("item_llm_learning_rate", above_zero(), 1e-4, "Learning rate of an item LLM that is trained along."),
+    Setting(
+        "item_llm_negatives",
+        choice("cached", "trained"),
+        "cached",
+        "Items that the loss looks at and that are not in the batch's histories and targets. cached: without "
+        "gradients. trained: with gradients, which costs their passes.",
+    ),
+    Setting(
+        "item_llm_staleness",
+        or_null(size(0)),
+        100,
+        "cached: a vector that was computed more batches ago is computed anew before it is read; 0: each time. Null: "
+        "once per epoch.",
+    ),
+    Setting(
+        "max_tokens_per_batch",
+        size(1),
+        8192,
+        "Most tokens of a pass of a trained item LLM, padding and image patches included. A batch of several passes "
+        "computes their activations twice, so this bounds memory. Only speed and memory depend on it.",
+    ),
+)
+"""Of an item LLM that is trained with the recommender (`trained_items.py`)."""

@@ -53,6 +53,8 @@ def with_new_items(recommender: Recommender, path: str | os.PathLike[str]) -> Re
         for name in needs:
             seen = content if VIEWS[name] is None else content.only(str(VIEWS[name]))
             given[name] = context.share(MLLMVectors).compute(seen)
+        if "prepared_items" in hooks.requirements(config):
+            given["prepared_items"] = context.share(MLLMVectors).prepared(content)
         given["item_features"] = context.share(ItemFeatures).of(content)
     content.report_problems()
     try:

@@ -30,7 +30,7 @@ from recbole_mm.llm.decoder import layers_of
 from recbole_mm.llm.finetuning.examples import AnswerLoss, Examples, LengthGroupedBatches
 from recbole_mm.llm.finetuning.trainer import AnswerTrainer, check_checkpoint
 from recbole_mm.llm.loading import has_bfloat16
-from recbole_mm.llm.model import MLLM
+from recbole_mm.llm.model import MLLM, checkpoint_layers
 from recbole_mm.llm.pretrained import published
 from recbole_mm.utils.file_lock import locked
 from recbole_mm.utils.files import disk_errors, make_folder, write_checksums
@@ -201,7 +201,7 @@ def _train(mllm: MLLM, examples: Examples, tuning: Tuning, arguments: TrainingAr
     else:
         mllm.model.requires_grad_(True)
     if tuning.gradient_checkpointing:
-        _save_memory(mllm.model)
+        checkpoint_layers(mllm.model)
     model = AnswerLoss(mllm.model, mllm.family, mllm.cur_item_id if tuning.bottleneck else None)
     batches = LengthGroupedBatches(examples.lengths, tuning.batch_tokens, tuning.seed)
     trainer = AnswerTrainer(mllm, model, arguments, examples, batches, tuning.image_pixels, tuning.warmup_ratio, show)
@@ -225,14 +225,6 @@ def _train(mllm: MLLM, examples: Examples, tuning: Tuning, arguments: TrainingAr
     if trainer.unusable:
         logger.warning("Fine-tuning: %d examples could not be read and were left out", len(trainer.unusable))
     mllm.model.eval()
-
-
-def _save_memory(model: Any) -> None:
-    """Keep no activations between a layer's forward and backward pass. transformers renamed its switch for this."""
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _arguments(tuning: Tuning, mllm: MLLM, scratch: Path) -> TrainingArguments:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from recbole_mm.models.lora import with_lora
+from recbole_mm.models.trained_items import CachePolicy, TrainedItems
 
 
 def decoder_of(
@@ -26,11 +29,11 @@ def decoder_of(
     Raises:
         ConfigError: the decoder has not so many layers.
     """
+    from recbole_mm.llm.model import checkpoint_layers
+
     stack = mllm.text_stack(layers, setting).float()
     if checkpointing:
-        # transformers 5 renamed it on the way
-        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-        next(getattr(stack.decoder, name) for name in names if hasattr(stack.decoder, name))({"use_reentrant": False})
+        checkpoint_layers(stack.decoder)
     return stack
 
 
@@ -45,18 +48,20 @@ def run_causally(stack: nn.Module, inputs: Tensor) -> Tensor:
     return stack(inputs, seen.expand(batch, 1, -1, -1), positions.expand(batch, -1)).last_hidden_state
 
 
-class ItemLLM(nn.Module):
+class ItemLLM(TrainedItems):
     """Reads an item's words and one learnable token after them; that token's last-layer state is the item's vector.
 
-    The token starts as `[Cur_Item]`, so that before training an item's vector is what the frozen MLLM gives.
+    The token starts as `[Cur_Item]`, so that before training an item's vector is what the frozen MLLM gives. An item's
+    vector does not depend on what it is computed with.
 
     Args:
         mllm: a loaded `MLLM`; its decoder and word embeddings are copied, in float32.
         token_ids: (n_items, T) integers, padded on the right.
         lengths: (n_items,) tokens of each item, 0..T.
-        batch_tokens: at most so many tokens, padding included, go through the decoder at once.
+        policy: see `TrainedItems`.
         checkpointing: see `decoder_of`.
         layers: keep the first so many layers of the decoder; None keeps all.
+        lora: sizes of the adapter that is trained in place of the decoder and the words; None trains these.
     """
 
     token_ids: Tensor
@@ -67,34 +72,29 @@ class ItemLLM(nn.Module):
         mllm: Any,
         token_ids: Any,
         lengths: Any,
-        batch_tokens: int,
+        policy: CachePolicy,
         checkpointing: bool = False,
         layers: int | None = None,
+        lora: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        self.words = copy.deepcopy(mllm.model.get_input_embeddings()).float().requires_grad_()
+        super().__init__(len(lengths), mllm.hidden_size, policy)
+        self.words = copy.deepcopy(mllm.model.get_input_embeddings()).float().requires_grad_(lora is None)
         self.text_stack = decoder_of(mllm, layers, checkpointing, "mllm_layers").requires_grad_()
+        if lora is not None:
+            sizes = lora["r"], lora["alpha"], lora["dropout"], lora["targets"]
+            stack: Any = self.text_stack
+            stack.decoder = with_lora(stack.decoder, *sizes)
         token = torch.tensor(mllm.cur_item_id, device=self.words.weight.device)
         self.item_token = nn.Parameter(self.words(token).detach().clone())  # some decoders scale what they look up
-        self.batch_tokens = batch_tokens
         self.register_buffer("token_ids", torch.as_tensor(token_ids), persistent=False)
         self.register_buffer("lengths", torch.as_tensor(lengths), persistent=False)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Item ids (n,) -> vectors (n, h), float32. An item's vector does not depend on what it is computed with."""
-        lengths, order = self.lengths[ids].sort(descending=True, stable=True)  # similar lengths share a pass
-        states = torch.cat([self._read(ids[order[start:end]]) for start, end in self._passes(lengths.tolist())])
-        return states[order.argsort()]
+    def sizes(self, ids: Tensor) -> list[int]:
+        """Return the tokens of items (n,), each one's own token included."""
+        return (self.lengths[ids] + 1).tolist()
 
-    def _passes(self, lengths: list[int]) -> Iterator[tuple[int, int]]:
-        """Cuts a list of lengths, longest first, into passes of at most `batch_tokens`, or of one item."""
-        start = 0
-        while start < len(lengths):
-            end = min(len(lengths), start + max(1, self.batch_tokens // (lengths[start] + 1)))
-            yield start, end
-            start = end
-
-    def _read(self, ids: Tensor) -> Tensor:
+    def read(self, ids: Tensor) -> Tensor:
+        """Return the vectors (n, h) float32 of items (n,), in one pass."""
         lengths = self.lengths[ids]
         longest = int(lengths.max())
         words = F.pad(self.words(self.token_ids[ids, :longest]), (0, 0, 0, 1))  # room for the longest item's token

@@ -17,13 +17,17 @@ from recbole_mm.models.base import SequentialModel
 from recbole_mm.models.hllm.llms import ItemLLM, UserLLM, content_groups, decoder_of
 from recbole_mm.models.hllm.loss import PROBED_TARGETS, CollapseWatch, alike_share, exclude_similar, shared_infonce
 from recbole_mm.models.hllm.settings import LARGEST_SCALE, SETTINGS
+from recbole_mm.models.hyper import read_map
 from recbole_mm.models.molar.items import ContentItems
+from recbole_mm.models.trained_items import CACHED, CachePolicy, require_one_process, with_rate_of
 from recbole_mm.models.whole_batch import Rows, shared_random
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import MultimodalDataset
     from recbole_mm.data.inputs import ModelInputs
+
+LORA_SIZES = {"r": 16, "alpha": 32, "dropout": 0.05, "targets": None}
 
 ITEMS_AT_ONCE = 65536
 """Items whose vectors are computed in one call for ranking; the item LLM cuts them further, by tokens."""
@@ -65,8 +69,9 @@ class HLLM(SequentialModel):
             contents = self.items.vectors
         else:
             tokens, lengths = dataset.inputs.item_token_ids, dataset.inputs.item_token_lengths
-            sizes = config["item_batch_tokens"], checkpointing, config["mllm_layers"]
-            self.items = ItemLLM(dataset.inputs.mllm, tokens, lengths, *sizes)
+            lora = read_map(config, "item_llm_lora", LORA_SIZES) if config["item_llm_tuning"] == "lora" else None
+            given = CachePolicy.of(config), checkpointing, config["mllm_layers"], lora
+            self.items = ItemLLM(dataset.inputs.mllm, tokens, lengths, *given)
             contents = self.items.texts()
         self.dropout = nn.Dropout(config["embedding_dropout"])
         user_llm = decoder_of(dataset.inputs.mllm, config["user_llm_layers"], checkpointing)
@@ -79,7 +84,13 @@ class HLLM(SequentialModel):
 
     @classmethod
     def requirements(cls, config: Config) -> tuple[str, ...]:
-        """What the dataset must bring: vectors of a frozen item LLM, or the words that a trained one reads."""
+        """What the dataset must bring: vectors of a frozen item LLM, or the words that a trained one reads.
+
+        Raises:
+            ConfigError: several workers would each have a cache of vectors.
+        """
+        if config["item_llm_tuning"] != "frozen" and config["item_llm_negatives"] == CACHED:
+            require_one_process(config, "item_llm_negatives: cached")
         return ("mllm", "item_text_vectors" if config["item_llm_tuning"] == "frozen" else "item_tokens")
 
     @classmethod
@@ -91,14 +102,14 @@ class HLLM(SequentialModel):
         """A trained item LLM at `item_llm_learning_rate`, everything else at `learning_rate`."""
         if config["item_llm_tuning"] == "frozen":
             return [{"params": list(self.parameters())}]
-        mine = {id(parameter) for parameter in self.items.parameters()}
-        others = [parameter for parameter in self.parameters() if id(parameter) not in mine]
-        return [
-            {"params": others},
-            {"params": list(self.items.parameters()), "lr": config["item_llm_learning_rate"]},
-        ]
+        return with_rate_of(self.items, config["item_llm_learning_rate"], self)
 
     # ------------------------------------------------------------- training
+
+    def start_epoch(self, epoch: int) -> None:
+        """Compute a trained item LLM's cached vectors anew."""
+        if isinstance(self.items, ItemLLM):
+            self.items.start_epoch()
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """InfoNCE averaged over the targets of the batch.
@@ -126,7 +137,10 @@ class HLLM(SequentialModel):
             return 1 + torch.randperm(self.n_train_items - 1, device=device)[: self.shared_negatives]
 
     def _encode(self, *ids: Tensor) -> tuple[Tensor, ...]:
-        """Vectors of several lists of ids, (n,) -> (n, h) each; every distinct item is computed once."""
+        """Vectors of histories, targets and negatives, (n,) -> (n, h) each; every distinct item is computed once."""
+        if isinstance(self.items, ItemLLM) and self.items.policy.negatives == CACHED:
+            with self.items.batch(torch.cat(ids[:2])):
+                return tuple(self.items.look_up(part) for part in ids)
         distinct, place = torch.unique(torch.cat(ids), return_inverse=True)
         vectors = self.items(distinct).float()
         return tuple(vectors[part] for part in place.split([len(part) for part in ids]))
@@ -151,6 +165,8 @@ class HLLM(SequentialModel):
 
     def item_table(self) -> Tensor:
         """Vectors of all items (n_items, h), without gradient; kept until training goes on or weights are loaded."""
+        if isinstance(self.items, ItemLLM) and self.items.policy.negatives == CACHED:
+            return self.items.table()
         if self.training or self._table.vectors is None:
             with torch.no_grad():
                 parts = torch.arange(self.n_items, device=self.log_scale.device).split(ITEMS_AT_ONCE)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from recbole_mm.config.kinds import FLAG, above_zero, choice, layers, number, or_null, size
+from recbole_mm.config.kinds import FLAG, choice, layers, number, or_null, size
 from recbole_mm.config.schema import Setting, section
 from recbole_mm.config.settings import SETTINGS as SHARED
+from recbole_mm.models.settings import JOINT_ITEMS, LORA
 
 LARGEST_SCALE = 100.0
+
+_JOINT = {setting.name: setting for setting in JOINT_ITEMS}
 
 # fmt: off
 SETTINGS = (
@@ -18,16 +21,23 @@ SETTINGS = (
         SHARED["mllm_pooling"].but("cur_item", "frozen: where an item's vector is read; cur_item, last, mean or "
             "checkpoint."),
         SHARED["mllm_instruction"].but(None, "frozen: a text before each item, as some embedding models want it."),
-        Setting("item_llm_tuning", choice("frozen", "full"), "frozen", "frozen: item vectors computed once and kept. "
-            "full: trained along, its words and a learnable token at the end of each item included. Theirs: full."),
+        Setting("item_llm_tuning", choice("frozen", "lora", "full"), "frozen", "frozen: item vectors computed once and "
+            "kept. full: trained along, its words and a learnable token at the end of each item included. lora: an "
+            "adapter and that token are. Theirs: full."),
+        Setting("item_llm_lora", LORA, {"r": 16, "alpha": 32, "dropout": 0.05, "targets": None}, "lora: its sizes. "
+            "targets: names of linear layers; null: all. Not stated."),
         Setting("user_llm_tuning", choice("full", "frozen"), "full", "Train the user LLM: full or frozen. Theirs: "
             "full."),
         Setting("user_llm_layers", or_null(layers(1)), None, "Keep only the first so many layers of the user LLM; "
             "null: all. Theirs: all."),
         Setting("gradient_checkpointing", FLAG, False, "Compute layers twice to save memory: for LLMs of a billion "
-            "parameters. Theirs: an option."),
-        Setting("item_batch_tokens", size(1), 16384, "A trained item LLM reads at most so many tokens at once. Only "
-            "speed and memory depend on it.")),
+            "parameters. Theirs: an option.")),
+    *section("A trained item LLM (docs/joint.md)",
+        _JOINT["item_llm_learning_rate"].but(1e-4, "Its learning rate; at 1e-3 the tiny one collapses. Theirs: 1e-4."),
+        _JOINT["item_llm_negatives"].but("trained", "shared_negatives that are not in the batch's histories and "
+            "targets. trained: with gradients. cached: without, from a cache, which costs no passes. Theirs: trained."),
+        _JOINT["item_llm_staleness"],
+        _JOINT["max_tokens_per_batch"].but(16384, _JOINT["max_tokens_per_batch"].meaning)),
     *section("Of a frozen item LLM's vectors (a trained one learns all of this itself)",
         Setting("item_normalization", choice("standard", "none"), "standard", "standard: zero mean, unit spread over "
             "items; or none. Not stated."),
@@ -55,8 +65,6 @@ SETTINGS = (
         SHARED["train_batch_size"].but(128, "Targets per optimizer step. Theirs: 16 users per GPU in their command."),
         SHARED["epochs"].but(20, "Theirs: 5, from pretrained LLMs; an untrained one needs more."),
         SHARED["learning_rate"].but(1e-3, "Theirs: 1e-4, for pretrained LLMs."),
-        Setting("item_llm_learning_rate", above_zero(), 1e-4, "The same for a trained item LLM; at 1e-3 the tiny one "
-            "collapses. Theirs: 1e-4."),
         SHARED["lr_scheduler"].but("cosine", "Per optimizer step."),
         SHARED["warmup_ratio"].but(0.05, "Share of the steps with a linear warm-up."),
         SHARED["clip_grad_norm"].but({"max_norm": 5}, ""),

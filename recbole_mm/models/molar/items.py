@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,6 +45,18 @@ def sources_of(names: Sequence[str], inputs: ModelInputs) -> list[Tensor]:
     return [torch.as_tensor(vectors, dtype=torch.float32) for vectors in found]
 
 
+def checked_sources(config: Config, dataset: MultimodalDataset) -> list[Tensor]:
+    """Return the vectors of each of `item_sources`.
+
+    Raises:
+        ConfigError: there is no such feature.
+    """
+    for name in item_sources(config):
+        if name != MIRM:
+            dataset.item_feature(name)  # refuses one that is not there
+    return sources_of(item_sources(config), dataset.inputs)
+
+
 class ContentItems(nn.Module):
     """Frozen vectors of each source, standardised, concatenated, and mapped to the space of the DUEG.
 
@@ -80,11 +93,7 @@ class ContentItems(nn.Module):
         Raises:
             ConfigError: there is no such feature.
         """
-        for name in item_sources(config):
-            if name != MIRM:
-                dataset.item_feature(name)  # refuses one that is not there
-        sources = sources_of(item_sources(config), dataset.inputs)
-        return cls(sources, width, config["item_projection"], config["item_normalization"])
+        return cls(checked_sources(config, dataset), width, config["item_projection"], config["item_normalization"])
 
     def map_new(self, sources: Sequence[Tensor], known: Sequence[Tensor]) -> Tensor:
         """Return the vectors (m, h) of other items than the module's own.
@@ -96,6 +105,23 @@ class ContentItems(nn.Module):
         if self.normalization == "standard":
             sources = [standardise(source, own) for source, own in zip(sources, known, strict=True)]
         return self.projection(torch.cat(list(sources), dim=1).to(self.vectors.device))
+
+    def of_new(self, names: Sequence[str], new: ModelInputs, known: ModelInputs) -> Tensor:
+        """Return the vectors (m, h) of new items.
+
+        Args:
+            names: of `item_sources`.
+            new: inputs of the new items.
+            known: those of the module's own items.
+        """
+        return self.map_new(sources_of(names, new), sources_of(names, known))
+
+    def start_epoch(self) -> None:
+        """Do nothing: the vectors of the sources are frozen. A subclass may prepare an epoch."""
+
+    def of_batch(self, ids: Tensor) -> AbstractContextManager[None]:
+        """Return a context in which the loss of a batch is computed; `ids` are its items. Here it does nothing."""
+        return nullcontext()
 
     def forward(self, ids: Tensor | None = None) -> Tensor:
         """Return the vectors of the items `ids` (any shape) -> (..., h), or of all items (n_items, h)."""

@@ -20,8 +20,10 @@ from recbole_mm.models.fusion import Fusion, check_fusion
 from recbole_mm.models.losses import alignment_loss, pointwise_loss, sampled_softmax_loss, softmax_loss
 from recbole_mm.models.molar import id_model as id_models
 from recbole_mm.models.molar.dueg_baselines import build_dueg
-from recbole_mm.models.molar.items import MIRM, ContentItems, item_sources, sources_of
+from recbole_mm.models.molar.items import MIRM, ContentItems, item_sources
+from recbole_mm.models.molar.joint import JointContentItems, is_joint
 from recbole_mm.models.molar.settings import SETTINGS
+from recbole_mm.models.trained_items import with_rate_of
 from recbole_mm.models.whole_batch import shared_random, whole_batch
 
 if TYPE_CHECKING:
@@ -44,7 +46,8 @@ class Molar(SequentialModel):
     leave it as it is; an ID model that comes from `id_model_path` is left as it is from the start.
 
     Needs from the dataset what `requirements` says: `item_vectors`, float32 (n_items, h), the MIRM vectors of Eq. (1);
-    `mllm`, whose `text_stack()` and `hidden_size` h become the DUEG; `id_model_run`, see `id_model.FinishedRun`.
+    `mllm`, whose `text_stack()` and `hidden_size` h become the DUEG; `id_model_run`, see `id_model.FinishedRun`; and
+    where the MIRM is trained along (`mirm_training: joint`) `prepared_items`, the prompts that it reads.
 
     Raises:
         ConfigError: settings do not fit together.
@@ -77,7 +80,8 @@ class Molar(SequentialModel):
         self.shared_negatives: int = config["shared_negatives"]
 
         hidden = content_width(config, dataset)
-        self.items = ContentItems.from_dataset(config, dataset, hidden)
+        kind = JointContentItems if is_joint(config) else ContentItems
+        self.items: ContentItems = kind.from_dataset(config, dataset, hidden)
         self.sources: tuple[str, ...] = tuple(item_sources(config))
         self.dropout = nn.Dropout(config["embedding_dropout"])
         self.dueg = build_dueg(config, dataset, hidden)
@@ -108,6 +112,7 @@ class Molar(SequentialModel):
         check_together(config)
         needs = {
             "item_vectors": MIRM in item_sources(config),
+            "prepared_items": is_joint(config),
             "mllm": config["dueg"] == "mllm",
             "id_model_run": config["id_model_path"] is not None,
         }
@@ -118,6 +123,12 @@ class Molar(SequentialModel):
         """Whether training batches must hold a negative for each target (Appendix B: 1:1)."""
         return config["rec_loss"] == "bce" or id_models.wants_negatives(config)
 
+    def parameter_groups(self, config: Config) -> list[dict[str, Any]]:
+        """Return the MLLM of `mirm_training: joint` at `item_llm_learning_rate`, the rest at `learning_rate`."""
+        if not isinstance(self.items, JointContentItems):
+            return super().parameter_groups(config)
+        return with_rate_of(self.items.llm, config["item_llm_learning_rate"], self)
+
     # ------------------------------------------------------------- training
 
     def start_epoch(self, epoch: int) -> None:
@@ -125,6 +136,8 @@ class Molar(SequentialModel):
         self.pretraining = epoch < self.id_epochs
         if self.id_epochs:
             self.id_is_frozen = not self.pretraining
+        if not self.pretraining:
+            self.items.start_epoch()
 
     def is_pretraining(self) -> bool:
         """Whether the epoch trains the ID model alone."""
@@ -147,6 +160,11 @@ class Molar(SequentialModel):
         if self.pretraining:
             return (self._id_loss(id_states, interaction),)
         history = interaction[self.ITEM_SEQ]
+        with self.items.of_batch(torch.cat([history.flatten(), interaction[TARGETS][mask]])):
+            return self._losses(interaction, id_states)
+
+    def _losses(self, interaction: Interaction, id_states: Tensor | None) -> tuple[Tensor, ...]:
+        mask, history = interaction[TARGET_MASK], interaction[self.ITEM_SEQ]
         states = self.dueg.all_prefixes(self.dropout(self.items(history)), *self._readers(interaction))[mask]
         losses = [self._recommendation_loss(self._scaled(states), id_states, interaction)]
         if id_states is not None:
@@ -232,7 +250,7 @@ class Molar(SequentialModel):
         knows nothing of them, the mean of its items."""
         if self.score == "id":
             raise NotImplementedError
-        mapped = self.items.map_new(sources_of(self.sources, new), sources_of(self.sources, known))[1:]
+        mapped = self.items.of_new(self.sources, new, known)[1:]
         content = F.normalize(mapped, dim=-1) if self.similarity == "cosine" else mapped
         if self.score == "content":
             return self._weighed(content, None)
@@ -300,6 +318,7 @@ def check_together(config: Config) -> None:
     check_fusion(config)
     if config["dueg_layers"] is not None and config["dueg"] != "mllm":
         raise ConfigError(f"dueg_layers cuts the decoder of dueg: mllm, and this is dueg: {config['dueg']}")
+    is_joint(config)
     pretrained = config["id_model_training"] == "pretrained"
     if pretrained and without:
         raise ConfigError("id_model_training: pretrained needs an id_model")

@@ -24,7 +24,7 @@ from recbole_mm.config.kinds import (
 )
 from recbole_mm.config.schema import Setting, like, section
 from recbole_mm.config.settings import SETTINGS as SHARED
-from recbole_mm.models.settings import FUSION_WEIGHT, LORA, TUNING
+from recbole_mm.models.settings import FUSION_WEIGHT, JOINT_ITEMS, LORA, TUNING
 
 _OBJECTIVES = ("IT", "SA", "UB")
 OBJECTIVES = replace(
@@ -34,9 +34,10 @@ OBJECTIVES = replace(
 _WEIGHTS = Kind(
     lambda value: (
         isinstance(value, dict)
-        and all(name in _OBJECTIVES and is_number(weight, 0) and weight > 0 for name, weight in value.items())
+        and all(name in _OBJECTIVES and is_number(weight, 0) for name, weight in value.items())
+        and (len(value) < len(_OBJECTIVES) or any(value.values()))
     ),
-    f"a mapping from names out of {', '.join(_OBJECTIVES)} to numbers above 0",
+    f"a mapping from names out of {', '.join(_OBJECTIVES)} to numbers of at least 0, not all of them 0",
 )
 
 # fmt: off
@@ -65,7 +66,7 @@ SETTINGS = (
         Setting("mirm_examples", size(1), 10000, "Examples of each objective; fewer where the data has fewer. Paper: "
             "10,000."),
         Setting("mirm_weights", _WEIGHTS, {"IT": 1, "SA": 1, "UB": 1}, "Weight of an example's loss by objective; 1 "
-            "for one left out. Not stated."),
+            "for one that is not named, and 0 is as if mirm_objectives left it out. Not stated."),
         Setting("mirm_description_field", or_null(TEXT), None, "Column of .item with a description in prose, what IT "
             "and SA are to say. Null: sentences are made of the metadata by a template. Not stated where the paper's "
             "come from."),
@@ -81,14 +82,21 @@ SETTINGS = (
             "memory. Paper: batch 128."),
         Setting("mirm_accumulation", size(1), 1, "Batches of one optimizer step. Not stated."),
         Setting("mirm_lora", LORA, {"r": 16, "alpha": 32, "dropout": 0.05, "targets": None}, "targets: names of linear "
-            "layers; null: all of the decoder's. Not stated."),
+            "layers; null: all of the decoder's. Of mirm_training: joint, too. Not stated."),
         Setting("mirm_gradient_checkpointing", FLAG, False, "Compute activations twice: less memory, about a third "
-            "more time."),
+            "more time. Of mirm_training: joint, too."),
         Setting("mirm_load_in_4bit", FLAG, False, "lora: hold the frozen weights in 4 bits; needs a GPU and "
             "bitsandbytes."),
         Setting("mirm_checkpoint_steps", size(1), 200, "Optimizer steps between two checkpoints, from which a killed "
             "fine-tuning goes on."),
         Setting("mirm_seed", or_null(SEED), None, "Of the examples drawn and of the training. Null: seed.")),
+    *section("Training the MIRM with the recommender (docs/joint.md)",
+        Setting("mirm_training", choice("two_stage", "joint"), "two_stage", "two_stage: item vectors are computed once "
+            "and stay as they are. joint: the recommendation loss trains the MLLM that reads items, too. Paper: "
+            "two_stage; joint is ours."),
+        Setting("joint_tuning", choice("lora", "full"), "lora", "Which of its weights joint trains: an adapter of the "
+            "sizes of mirm_lora, or all. Ours."),
+        *JOINT_ITEMS),
     *section("From item vectors to a score",
         Setting("item_sources", NAMES, ["mllm"], "What an item's vector is made of: mllm (the MIRM's vector, Eq. 1) "
             "and names of item_features; several stand side by side, each normalised. Paper: the MIRM's vector alone."),
