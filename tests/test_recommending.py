@@ -135,6 +135,21 @@ def test_a_reranker_asks_about_the_best_that_are_allowed(finished):
     assert recommender.model._choosable is None
 
 
+def test_a_reranker_asks_about_training_items_that_another_history_does_not_hold(finished):
+    recommender = finished("TALLRec")
+    users = np.arange(1, 20)
+    histories = [[int(recommender.histories_of(np.array([user])).items[-1])] for user in users]
+    top = recommender.top_k(39, users=users, histories=histories)
+    assert ((top.scores >= 0).sum(1) == 4).all()
+    alone = recommender.top_k(39, histories=histories)
+    np.testing.assert_array_equal(top.items, alone.items)
+    chosen = [
+        set(row) & set(recommender.histories_of(np.array([user])).items) for row, user in zip(top.items[:, :4], users)
+    ]
+    assert any(chosen)
+    assert recommender.model.mask_history
+
+
 @pytest.mark.parametrize("model", ["SASRec", "Molar", "SASRecContent", "TALLRec"])
 def test_a_history_is_read_as_that_of_a_user(finished, model):
     recommender = finished(model)

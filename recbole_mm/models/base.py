@@ -174,20 +174,35 @@ class RerankingModel(SequentialModel, ABC):
     """What it asks rests on more than the history: on something that was trained or written for the user's id. False:
     it can be asked for users that no training knows, if its first stage can."""
 
+    mask_history: bool = True
+    """No item of the history is asked about."""
     _choosable: Tensor | None = None
-    """bool (n_items,), the items of which `rerank_k` are chosen; None: all. `choosing_from` sets it."""
+    """bool (n_items,), the items of which `rerank_k` are chosen; None: all."""
+    _knows_training_items: bool = True
+    """The history includes what the user chose in training."""
 
     @contextmanager
-    def choosing_from(self, items: np.ndarray | None) -> Iterator[None]:
-        """Choose the items that are asked about among these ids (m,), where no others are ranked; None: among all."""
-        before = self._choosable
+    def choosing_from(
+        self, items: np.ndarray | None, mask_history: bool | None = None, is_known: bool = True
+    ) -> Iterator[None]:
+        """Choose the items that are asked about in another way for a while.
+
+        Args:
+            items: (m,) ids, where no others are ranked; None: among all.
+            mask_history: whether those of the history are left out; None: as the run was evaluated.
+            is_known: the histories are those of the data, of which the last items are read; False: they are others, in
+                which a user's training items need not be.
+        """
+        before = self._choosable, self.mask_history, self._knows_training_items
         if items is not None:
             self._choosable = torch.zeros(self.n_items, dtype=torch.bool)
             self._choosable[torch.from_numpy(items)] = True
+        self.mask_history = self.mask_history if mask_history is None else mask_history
+        self._knows_training_items = is_known
         try:
             yield
         finally:
-            self._choosable = before
+            self._choosable, self.mask_history, self._knows_training_items = before
 
     @abstractmethod
     def first_scores(self, cases: Interaction) -> Tensor:

@@ -160,12 +160,13 @@ class RerankingRecommender(RerankingModel):
             allowed &= self._choosable.to(allowed.device)
         allowed[:, 0] = False
         if self.mask_history:
+            allowed.scatter_(1, cases[self.ITEM_SEQ], False)
+        if self.mask_history and self._knows_training_items:
             users = cases[self.USER_ID]
             counts = self.known_offsets[users + 1] - self.known_offsets[users]
             rows = torch.arange(len(users), device=users.device).repeat_interleave(counts)
             begins = (self.known_offsets[users] - (counts.cumsum(0) - counts)).repeat_interleave(counts)
             allowed[rows, self.known_items[begins + torch.arange(len(rows), device=rows.device)]] = False
-            allowed.scatter_(1, cases[self.ITEM_SEQ], False)
         return allowed
 
     def histories(self, cases: Interaction) -> list[np.ndarray]:

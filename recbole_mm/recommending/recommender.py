@@ -11,8 +11,8 @@ lead from the second to the first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -129,7 +129,7 @@ class Recommender(Catalogue):
         if allow is None and known == "test" and self.config["candidates"] == "cold":
             allow = np.flatnonzero(self.dataset.item_phases == TEST)
         allowed = self._allowed(allow, exclude)
-        with torch.no_grad(), self._reranking_of(masks, allowed):
+        with torch.no_grad(), self._choosing(masks, allowed, given is None):
             masked = history.distinct(self.n_items) if masks else None
             collector = TopKCollector(k, self.n_items, masked, allowed, self.config["model"])
             return collector.collect(self._scores.blocks(users, given, known), len(history))
@@ -175,21 +175,11 @@ class Recommender(Catalogue):
             raise ConfigError("no item is left to recommend: what is allowed is excluded, too")
         return np.flatnonzero(allowed)
 
-    @contextmanager
-    def _reranking_of(self, masks: bool, allowed: np.ndarray | None) -> Iterator[None]:
-        """Have a model that asks about a few items ask about those of the history, or not, and about allowed ones."""
+    def _choosing(self, masks: bool, allowed: np.ndarray | None, is_known: bool) -> AbstractContextManager[None]:
+        """Have a model that asks about a few items ask about allowed ones, and about those of the history or not."""
         if not isinstance(self.model, RerankingModel):
-            yield
-            return
-        before = vars(self.model).get("mask_history")
-        if before is not None:
-            self.model.mask_history = bool(masks)
-        try:
-            with self.model.choosing_from(allowed):
-                yield
-        finally:
-            if before is not None:
-                self.model.mask_history = before
+            return nullcontext()
+        return self.model.choosing_from(allowed, bool(masks), is_known)
 
     # ------------------------------------------------------------------------------------------------------- vectors
 
