@@ -22,6 +22,7 @@ from recbole_mm.inputs.needs import needed
 from recbole_mm.llm.encoders import SentenceEncoder
 from recbole_mm.llm.features import load_features
 from recbole_mm.models.hooks import hooks_of
+from recbole_mm.registry import find_model
 from tests.encoders import write_sentence_encoder
 from tests.reasoning import RuleWriter
 
@@ -62,9 +63,8 @@ def test_one_encoder_is_in_memory_at_a_time(toy_settings, encoder, monkeypatch):
         module, name = f"recbole_mm.{place}".rsplit(".", 1)
         monkeypatch.setattr(f"{module}.{name}", alone(getattr(importlib.import_module(module), name)))
     features = {"seen": {"encoder": "mllm"}, "told": {"encoder": encoder, "on": "summary"}}
-    config = Config(
-        "MLLMRec", "toy", config_dict={**toy_settings, "item_features": features, "sentence_encoder": encoder}
-    )
+    own = type("MLLMRec", (find_model("MLLMRec").load(),), {"__module__": __name__})  # may read any feature
+    config = Config(own, "toy", config_dict={**toy_settings, "item_features": features, "sentence_encoder": encoder})
     dataset = create_dataset(config)
     provide(config, dataset, hooks_of(config.model_class))
     assert set(dataset.inputs.item_features) == {"seen", "told"}
@@ -111,7 +111,9 @@ def test_the_settings_of_item_texts_are_known_to_every_model(settings, caplog):
 def test_only_such_features_need_item_texts(toy_config, settings):
     plain = toy_config("GRU4RecF")
     assert needed(plain, hooks_of(plain.model_class)) == ()
-    told = toy_config("GRU4RecF", item_features=settings["item_features"])
+    unread = toy_config("GRU4RecF", item_features=settings["item_features"])
+    assert needed(unread, hooks_of(unread.model_class)) == ()
+    told = toy_config("GRU4RecF", item_features=settings["item_features"], selected_features=["told"])
     assert needed(told, hooks_of(told.model_class)) == ("item_texts",)
     assert not reads_summaries({"a": {"file": "x.npy"}, "b": None})
 
