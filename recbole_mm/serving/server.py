@@ -1,4 +1,4 @@
-"""A socket, and uvicorn behind it: bounded connections, bounded time to say what is wanted, a clean end."""
+"""Listens on a socket and runs uvicorn: bounded connections, bounded seconds to send a request, a clean end."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class BoundedProtocol(H11Protocol):
             self._deadline = None
 
 
-def bound(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens.
 
     Raises:
@@ -95,7 +95,7 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def _handled(service: Service, server: uvicorn.Server) -> Iterator[None]:
+def _signals_handled(service: Service, server: uvicorn.Server) -> Iterator[None]:
     """Look for a newer run on SIGHUP; and end on SIGTERM, which uvicorn raises anew behind the end."""
     handlers: dict[int, Callable[..., None]] = {
         signal.SIGTERM: lambda *_: setattr(server, "should_exit", True),
@@ -136,6 +136,6 @@ def serve(
         timeout_graceful_shutdown=LAST_SECONDS,
     )
     server = uvicorn.Server(config)
-    with _handled(service, server):
+    with _signals_handled(service, server):
         print(ready, flush=True)
         server.run(sockets=[listening])
