@@ -37,6 +37,9 @@ needs_playwright = pytest.mark.skipif(
 SCHEMES = {"light": [], "dark": ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"]}
 """Options for a page in a light or a dark setting of the browser."""
 
+TIMEOUT_MS = 120_000
+"""Milliseconds that a page is waited for, which is long for the sake of busy machines."""
+
 _FOUND = re.compile(r'<pre id="axe-found">(.*?)</pre>', re.DOTALL)
 
 
@@ -102,6 +105,7 @@ def used_page(scheme: str = "light", width: int = 1200, height: int = 900) -> It
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM)
         page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": height})
+        page.set_default_timeout(TIMEOUT_MS)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("console", hear)
         try:
