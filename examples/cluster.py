@@ -21,8 +21,8 @@ def main(address: str = "local") -> None:
     cluster = {"ray_address": address, "ray_workers": 2, "ray_cpus_per_worker": 0.5}
     there = recbole_mm.run("Molar", name, config_dict={**settings, **cluster})
     here = recbole_mm.run("Molar", name, config_dict={**settings, "artifact_dir": "artifacts-of-one-process"})
-    vectors = (there.dataset.inputs.item_vectors, here.dataset.inputs.item_vectors)
-    print(f"{len(vectors[0])} item vectors; largest difference {np.abs(vectors[0] - vectors[1]).max():.1e}")
+    vectors = (there.dataset.inputs.item_vectors, here.dataset.inputs.item_vectors)  # row 0 is padding
+    print(f"{len(vectors[0]) - 1} item vectors; largest difference {np.abs(vectors[0] - vectors[1]).max():.1e}")
     print(f"NDCG@10 {there.test_result['ndcg@10']:.4f}")
 
 

@@ -26,9 +26,11 @@ from tests.test_texts_openai import FakeServer, completion
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = sorted(path.stem for path in ROOT.glob("docs/tutorial-*.md"))
-GUIDES = ("README", "quickstart", "which-model", *TUTORIALS, "recommend", "slices", "cold-start", "report")
+REFERENCES = ("recommend", "report", "slices", "cold-start", "evaluation", "compare", "sequence-losses", "data-format")
+GUIDES = ("README", "quickstart", "which-model", *TUTORIALS, *REFERENCES)
+MAKES_ITS_DATA = ("tutorial-own-data", "data-format")
 OURS = ("recbole-mm", "python")
-OF_THE_SHELL = ("cat", "head")
+OF_THE_SHELL = ("cat", "head", "mkdir")
 NOT_OURS = ("make", "ollama", "OLLAMA_CONTEXT_LENGTH=8192")
 PLACEHOLDER = r"saved/(\w+)-([\w-]+?)-[0-9a-f]{8}"
 SMALL = {
@@ -43,7 +45,13 @@ SMALL = {
     "cold-start --dataset": "cold-start --rows SASRec,SASRec-content --dataset",
     "ml-100k": "shop",
 }
-TRAINED = {"recommend": ("SASRec", "Molar"), "report": ("Molar", "SASRec"), "serve": ("Molar", "SASRec", "SASRec")}
+TRAINED = {
+    "recommend": ("SASRec", "Molar"),
+    "report": ("Molar", "SASRec"),
+    "evaluation": ("Molar", "SASRec"),
+    "compare": ("Molar", "SASRec"),
+    "serve": ("Molar", "SASRec", "SASRec"),
+}
 """Models whose runs a page takes for granted; one that is named twice has two runs."""
 TRAINING = ("run", "tune", "compare --experiment")
 
@@ -125,6 +133,10 @@ class Place:
         if words[0] in OF_THE_SHELL:
             subprocess.run(["bash", "-euc", command], check=True, stdout=subprocess.DEVNULL)
             return
+        if words[:2] in (["python", "-"], ["python", "-m"]):
+            text = self.with_runs(command).replace("python", shlex.quote(sys.executable), 1)
+            subprocess.run(["bash", "-euc", text], check=True, stdout=subprocess.DEVNULL)
+            return
         words = shlex.split(self.stand_ins(command))
         if words[:2] == ["python", "run_recbole_mm.py"]:
             words = ["recbole-mm", "run", *words[2:]]
@@ -200,7 +212,7 @@ def place(request, tmp_path, monkeypatch) -> Iterator[Place]:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.syspath_prepend(tmp_path / "examples")
     page = request.node.callspec.params["page"]
-    if page != "tutorial-own-data":
+    if page not in MAKES_ITS_DATA:
         runpy.run_path(str(ROOT / "examples" / "shop.py"))["dataset"]()
     if page == "tutorial-from-mmrec":
         write_mmrec(tmp_path / "downloads" / "baby")
