@@ -49,7 +49,8 @@ def made_run(root: Path, model: str, targets: np.ndarray, parts: dict[str, np.nd
     """A folder like that of a finished run: leave-one-out, ranks that grow with the number of the part."""
     folder, users = root / model, len(targets)
     folder.mkdir()
-    ranks = np.maximum(1, rng.pareto(0.35, users).astype(np.int64) + parts["popularity"][targets]).clip(max=ITEMS - 1)
+    drawn = rng.pareto(0.35, users).clip(max=ITEMS).astype(np.int64)
+    ranks = (1 + drawn + parts["popularity"][targets]).clip(max=ITEMS - 1)
     positives = CSR(np.arange(users + 1), targets)
     hits = {k: ranks <= k for k in TOPK}
     metrics = {f"ndcg@{k}": hit / np.log2(ranks + 1.0) for k, hit in hits.items()}

@@ -167,11 +167,11 @@ def _add_lists(found: Opened, run: RunFacts, recommender: Recommender, pictures:
     users = recommender.user_ids(tokens)
     item = partial(_item, recommender, pictures, _words(found, run, recommender))
     histories = recommender.histories_of(users, "test")
-    top = recommender.top_k(min(LISTED, recommender.n_items - 1), users=users, known="test")
+    lists = _lists(found, run, recommender, users)
     reasons = _reasons(found, run, recommender, users, histories)
     for place, user in enumerate(tokens):
         held_out = run.held_out(user)
-        ranked = [item(str(recommender.item_tokens[number]), held_out) for number, _ in top.row(place)]
+        ranked = [item(str(recommender.item_tokens[number]), held_out) for number in lists[place]]
         said = (reasons[place] or "")[:LONGEST_WORDS]
         found.lists.setdefault(user, []).append(Ranking(run.name, _of_rank(run, user, recommender), ranked, said))
         if user not in found.histories:
@@ -179,6 +179,16 @@ def _add_lists(found: Opened, run: RunFacts, recommender: Recommender, pictures:
             latest = [item(str(recommender.item_tokens[number])) for number in history[-SHOWN_OF_HISTORY:]]
             found.histories[user] = latest, len(history) - len(latest)
             found.targets[user] = [item(token) for token in held_out[:LISTED]]
+
+
+def _lists(found: Opened, run: RunFacts, recommender: Recommender, users: np.ndarray) -> list[list[int]]:
+    """The first items of each user; none of a model that needs sampled candidates to choose from."""
+    try:
+        top = recommender.top_k(min(LISTED, recommender.n_items - 1), users=users, known="test")
+    except RecboleMMError as error:
+        found.notes.append(f"{run.name}: no lists: {error}")
+        return [[] for _ in users]
+    return [[number for number, _ in top.row(place)] for place in range(len(users))]
 
 
 def _item(
@@ -201,7 +211,7 @@ def _of_rank(run: RunFacts, user: str, recommender: Recommender) -> str:
         return "the rank of the held-out item is not known"
     text = f"the held-out item has rank {rank:,}"
     if run.sampled:
-        text += f" among its sampled candidates ({run.sampled}), the list is of all"
+        text += f" among its sampled candidates ({run.sampled}); a list is of all items"
     elif not isinstance(recommender.model, RerankingModel):
         text += f" of {recommender.n_items - 1:,} items"
     return text if cases < 2 else f"{text} in the best of {cases} cases, the list is of one"
@@ -251,5 +261,7 @@ def _shared(rankings: Sequence[Ranking]) -> str:
     if len(rankings) < 2:
         return ""
     lists = [{item.token for item in ranking.items} for ranking in rankings]
+    if not all(lists):
+        return ""
     count = len(set.intersection(*lists))
     return f"{'Both' if len(lists) == 2 else 'All'} lists have {count} of {max(map(len, lists))} items in common."

@@ -18,6 +18,9 @@ from recbole_mm.runs.folder import result_settings
 CUTS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 100_000, 1_000_000)
 """Ranks at which the share of users is shown."""
 
+WIDE = 50
+"""Ranks from which their axis is logarithmic."""
+
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 LONGEST_VALUE = 200
 
@@ -58,13 +61,15 @@ def users(runs: Sequence[RunFacts]) -> Section:
     if not ranked:
         return section
     last = max(int(ranks[-1]) for ranks in ranked.values())
-    cuts = [cut for cut in CUTS if cut < last] + [max(last, 2)]
+    is_long = last >= WIDE
+    cuts = [cut for cut in CUTS if cut < last] + [last] if is_long else list(range(1, max(last, 2) + 1))
     lines = {
         name: [(float(cut), float(np.searchsorted(ranks, cut, side="right") / len(ranks))) for cut in cuts]
         for name, ranks in ranked.items()
     }
-    title = "Share of users whose held-out item is among the first k"
-    section.blocks.append(line_figure(title, "k", "share of users", lines, log_x=True, from_zero=True))
+    of_what = " of its sampled candidates" if any(run.sampled for run in runs) else ""
+    title = f"Share of users whose held-out item is among the first k{of_what}"
+    section.blocks.append(line_figure(title, "k", "share of users", lines, log_x=is_long, from_zero=True))
     rows: list[list[Cell]] = [
         [name, len(ranks), *(int(np.quantile(ranks, share, method="inverted_cdf")) for share in QUANTILES)]
         for name, ranks in ranked.items()

@@ -16,6 +16,7 @@ from recbole_mm.config.yaml_settings import SEAL_LINE, read_yaml, write_yaml
 from recbole_mm.errors import CheckpointError, ConfigError, DataError
 from recbole_mm.evaluation.per_user import read_per_user, write_per_user
 from recbole_mm.experiments.tune.records import DONE, FAILED, Record, write_record
+from recbole_mm.recommending.recommender import Recommender
 from recbole_mm.reporting.cases import choose
 from recbole_mm.reporting.runs import read_runs
 from recbole_mm.utils.files import write_text
@@ -184,7 +185,23 @@ def test_a_sampled_ranking_is_called_one(copies, tmp_path):
     page = page_of(recbole_mm.report([copies["SASRec"]], tmp_path / "report.html", users=["u4"]))
     said = " ".join(text for text, _ in page.texts)
     assert "ranked among a few sampled items (uni20), not among all" in said
-    assert "among its sampled candidates (uni20), the list is of all" in said
+    assert "among its sampled candidates (uni20); a list is of all items" in said
+
+
+def test_a_model_that_makes_no_list_shows_its_users_and_says_why(copies, tmp_path, monkeypatch):
+    whole = Recommender.top_k
+
+    def top_k(self, *arguments, **given):
+        if type(self.model).__name__ == "SASRec":
+            raise ConfigError("rerank_k: 50 items cannot be chosen without a first_stage")
+        return whole(self, *arguments, **given)
+
+    monkeypatch.setattr(Recommender, "top_k", top_k)
+    page = page_of(recbole_mm.report(list(copies.values()), tmp_path / "report.html", users=["u4"]))
+    said = " ".join(text for text, _ in page.texts)
+    assert "SASRec: no lists: rerank_k: 50 items cannot be chosen" in said
+    assert len(page.inside(page.places("article")[0], "ol")) == 2, "the history and the list of Pop"
+    assert "items in common" not in said
 
 
 def test_malformed_arguments_are_refused(runs, tmp_path, capsys):
