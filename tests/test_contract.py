@@ -36,6 +36,8 @@ ANSWERING = {
     "answer_batch_tokens": 8192,
     "eval_step": 0,
 }
+SEEN_FEATURES = {name: {**spec, "on": name} for name, spec in TOY_FEATURES.items()}
+MISSING = {"missing_rate": 0.3, "modality_dropout": 0.2}
 MODELS: dict[str, dict] = {
     "Molar": {"learning_rate": 3e-3},
     "Molar content": {"score": "content", "alpha": 0, "id_model": "none", "id_loss_weight": 0, "rec_loss": "ce"},
@@ -53,6 +55,7 @@ MODELS: dict[str, dict] = {
         "item_sources": ["mllm", "text"],
         "item_features": TOY_FEATURES,
     },
+    "Molar missing": {"learning_rate": 3e-3, **MISSING, "missing_at": "test"},
     "Molar gru4rec FPMC": {"dueg": "gru4rec", "id_model": "FPMC", "loss_on": "fused", "rec_loss": "ce"},
     "Molar fpmc DuoRec": {"dueg": "fpmc", "id_model": "DuoRec", "similarity": "cosine", "learning_rate": 3e-3},
     "Molar joint": {
@@ -115,7 +118,9 @@ MODELS: dict[str, dict] = {
     "DuoRec both": {"lmd": 0.1, "sim": "cos", "tau": 0.5, "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1},
     "SASRecContent": {"item_features": TOY_FEATURES, "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1},
     "SASRecContent both": {"item_features": TOY_FEATURES, "content_features": ["text", "image"], "loss_type": "BPR"},
+    "SASRecContent missing": {"item_features": SEEN_FEATURES, **MISSING, "missing_at": "test", "learning_rate": 3e-3},
     "VBPR": {"item_features": TOY_FEATURES},
+    "VBPR missing": {"item_features": SEEN_FEATURES, **MISSING, "missing_at": "train"},
     "LATTICE": {"item_features": TOY_FEATURES, "knn_k": 4, "learning_rate": 5e-3},
     "LATTICE first batch mf": {
         "item_features": TOY_FEATURES,
@@ -125,6 +130,7 @@ MODELS: dict[str, dict] = {
         "learning_rate": 5e-3,
     },
     "FREEDOM": {"item_features": TOY_FEATURES, "knn_k": 4, "learning_rate": 5e-3},
+    "FREEDOM missing": {"item_features": SEEN_FEATURES, "knn_k": 4, "learning_rate": 5e-3, **MISSING},
     "FREEDOM refined": {
         "item_features": TOY_FEATURES,
         "item_graph": "refined",

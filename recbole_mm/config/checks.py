@@ -73,6 +73,7 @@ def check_settings(values: Mapping[str, Any], settings: Mapping[str, Setting] = 
     _check_cold_items(values)
     _check_metrics(values)
     _check_epochs(values)
+    _check_missing(values)
 
 
 def _is_finite(value: Any) -> bool:
@@ -185,6 +186,15 @@ def _check_epochs(settings: Mapping[str, Any]) -> None:
     traditional = str(settings.get("MODEL_TYPE")).endswith("TRADITIONAL")
     if settings.get("epochs") == 0 and settings.get("load_best_model") and not traditional:
         raise ConfigError("epochs: 0 leaves no best weights; give --load_best_model=False to test an untrained model")
+
+
+def _check_missing(settings: Mapping[str, Any]) -> None:
+    """Items that go without contents on purpose stay in the data."""
+    policy = settings.get("missing_modality") or "mask"
+    if settings.get("missing_rate") and policy != "mask":
+        raise ConfigError(
+            f"missing_modality: {policy} does not go with missing_rate, whose items stay in the data; give mask"
+        )
 
 
 def split_rule(settings: Any) -> int | None:

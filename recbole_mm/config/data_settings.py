@@ -194,6 +194,16 @@ CONTENT = of_group("content", "what an item looks like",
             "summary}; more vectors per item."),
     describes_items=True)
 
+MISSING = of_group("content", "contents that items go without on purpose (docs/missing-modalities.md)",
+    Setting("missing_rate", number(0, 1, below=True), 0.0, "Share of the items that go without what missing_content "
+            "says, as if they had never had it. 0: none."),
+    Setting("missing_content", choice("image", "text", "both"), "both", "What they go without: their image, their "
+            "text, or both, which the same items lose."),
+    Setting("missing_at", choice("train", "test", "both"), "both", "When. train: in training and validation. test: "
+            "when test users, or anybody, are ranked for. both: always."),
+    Setting("missing_seed", or_null(SEED), 0, "Which items: the same in all runs, whatever their seed; those of a "
+            "smaller rate are among those of a larger one. Null: seed."))
+
 IMAGES = of_group("content", "what an item looks like",
     Setting("max_image_pixels", whole(1), 50_000_000, "A larger image is counted as broken and never decoded."))
 

@@ -12,14 +12,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from recbole_mm.config.data_settings import CONTENT, DATA, IMAGES, LLM, OF_FEATURES, TEXTS
+from recbole_mm.config.data_settings import CONTENT, DATA, IMAGES, LLM, MISSING, OF_FEATURES, TEXTS
 from recbole_mm.config.run_settings import CLUSTER, DERIVING, EVALUATION, LOGGING, NAMES_OF_A_RUN, RUN, TRAINING
 from recbole_mm.config.schema import UNSET, Setting
 
 SETTINGS: dict[str, Setting] = {
     setting.name: setting
     for settings in (
-        *(NAMES_OF_A_RUN, TRAINING, EVALUATION, DATA, CONTENT, IMAGES, LLM, TEXTS, OF_FEATURES, CLUSTER, RUN, LOGGING),
+        *(
+            NAMES_OF_A_RUN,
+            TRAINING,
+            EVALUATION,
+            DATA,
+            CONTENT,
+            MISSING,
+            IMAGES,
+            LLM,
+            TEXTS,
+            OF_FEATURES,
+            CLUSTER,
+            RUN,
+            LOGGING,
+        ),
         DERIVING,
     )
     for setting in settings

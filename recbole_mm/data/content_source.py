@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from pathlib import Path
 
 from PIL import Image
@@ -13,9 +14,10 @@ from recbole.utils import FeatureType
 
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.decode import DEFAULT_MAX_PIXELS, decode_image
-from recbole_mm.data.images import ColumnImages, FolderImages, ImageSource, ZipImages
+from recbole_mm.data.images import ColumnImages, FolderImages, ImageSource, ImagesWithout, ZipImages
 from recbole_mm.data.item_table import ItemTable
 from recbole_mm.data.item_text import TextLayout, parse_template
+from recbole_mm.data.missing import NOTHING, Hidden
 from recbole_mm.data.title_cards import TitleCards
 from recbole_mm.errors import ConfigError, DataError, ImageError
 from recbole_mm.utils.progress import progress
@@ -77,6 +79,8 @@ class ContentSource:
         """Item id -> why its image file could not be used, for the images read so far."""
         self.cut: set[str] = set()
         """Ids of the items whose text was cut, among those read so far."""
+        self.hidden = NOTHING
+        """What `hiding` leaves out."""
 
     @classmethod
     def from_config(cls, config: Config, modalities: Iterable[str] | None = None) -> ContentSource:
@@ -137,6 +141,23 @@ class ContentSource:
             path.parent,
             self.show_progress,
         )
+
+    def hiding(self, hidden: Hidden) -> ContentSource:
+        """The same source as if it had no image or no row of `.item` for some items; `self` where nothing is hidden.
+
+        Args:
+            hidden: `image` and `text` -> ids of those items. A drawn card is made of the title, and goes with it.
+        """
+        if not hidden:
+            return self
+        images, texts = hidden.get("image", frozenset()), hidden.get("text", frozenset())
+        if isinstance(self.images, TitleCards):
+            images |= texts
+        seen = copy(self)
+        seen.hidden = hidden
+        seen.images = None if self.images is None else ImagesWithout(self.images, images)
+        seen.table = None if self.table is None else self.table.without(texts)
+        return seen
 
     def fields(self, item_id: str) -> dict[str, str]:
         """The untouched columns of `.item`, without the id."""

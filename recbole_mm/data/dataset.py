@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,7 @@ from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 
 from recbole_mm.config.resolved import Config
-from recbole_mm.data.content import ContentSource, ItemContent
-from recbole_mm.data.feature_fields import FeatureFieldsMixin
+from recbole_mm.data.dataset_content import ContentMixin
 from recbole_mm.data.histories import HistoriesMixin
 from recbole_mm.data.inputs import ModelInputs
 from recbole_mm.data.interactions import SequenceSamples
@@ -83,15 +82,13 @@ def _builds_plain_sequences(upstream: type[Dataset]) -> bool:
     return issubclass(upstream, SequentialDataset) and upstream.data_augmentation is SequentialDataset.data_augmentation
 
 
-class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
+class FlatDatasetMixin(LoadingMixin, ContentMixin, HistoriesMixin):
     """Loading, filtering, order and split of every dataset here; mixed in front of one of RecBole's dataset classes."""
 
     inter_feat: Any
     user_feat: Any
     item2entity: dict[str, str]
     entity2item: dict[str, str]
-    inputs: ModelInputs = ModelInputs()
-    """What the model receives in addition to interactions; set once, before `build`."""
     rows: Rows
     """All interactions, whichever part they are in; since the dataset was split."""
     own_rows: np.ndarray
@@ -300,34 +297,6 @@ class FlatDatasetMixin(LoadingMixin, FeatureFieldsMixin, HistoriesMixin):
         part = self.copy(self.inter_feat[rows])
         part.own_rows = rows
         return part
-
-    # -------------------------------------------------------------- content
-
-    @cached_property
-    def content_source(self) -> ContentSource:
-        """Raw text and images by item token."""
-        return ContentSource.from_config(self.config)
-
-    @cached_property
-    def content(self) -> ItemContent:
-        """Raw text and images aligned to RecBole's item ids; `content[0]` is padding."""
-        return ItemContent(self.content_source, self.field2id_token[self.iid_field])
-
-    def item_feature(self, name: str) -> np.ndarray:
-        """Feature `name` of `item_features`: float32 (item_num, d), row = RecBole's item id, row 0 zeros.
-
-        Raises:
-            ConfigError: there is no such feature.
-        """
-        features = self.inputs.item_features
-        if name not in features:
-            known = sorted(self.config["item_features"] or ()) or "none"
-            raise ConfigError(f"no item feature {name!r}; item_features has {known}")
-        return features[name]
-
-    def item_tokens(self) -> Sequence[str]:
-        """The dataset's own item ids, index = RecBole's id; index 0 is `[PAD]`."""
-        return self.field2id_token[self.iid_field]
 
 
 if TYPE_CHECKING:

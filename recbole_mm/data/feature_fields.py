@@ -44,11 +44,16 @@ class FeatureFieldsMixin(Dataset):
 
     def _change_feat_format(self) -> None:
         super()._change_feat_format()
-        for name, vectors in self.feature_fields.items():
+        self.set_feature_fields(self.feature_fields)
+
+    def set_feature_fields(self, vectors: Mapping[str, Tensor]) -> None:
+        """Give the declared fields these vectors, in a table whose columns are tensors."""
+        self.feature_fields = vectors
+        for name, rows in vectors.items():
             if self.item_feat is None:
                 self.item_feat = Interaction({self.iid_field: torch.arange(self.item_num)})
-            index = torch.arange(1, vectors.shape[1] + 1, dtype=vectors.dtype).expand_as(vectors)
-            self.item_feat[name] = torch.stack([vectors, index], dim=-1)
+            index = torch.arange(1, rows.shape[1] + 1, dtype=rows.dtype).expand_as(rows)
+            self.item_feat[name] = torch.stack([rows, index], dim=-1)
 
 
 def _feature_fields(dataset: Dataset) -> Mapping[str, Tensor]:

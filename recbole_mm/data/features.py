@@ -40,7 +40,8 @@ class FeatureSpec:
         file: precomputed vectors, `.npy` or `.safetensors`; relative to the dataset's folder.
         ids: item ids of the file's rows.
         encoder: hub id or folder of a pretrained encoder, or `mllm`.
-        on: what the encoder reads: text, image or summary.
+        on: what the encoder reads: text, image or summary; of a file, what its vectors are of: text or image, by which
+            `missing_rate` hides them.
         kind: sentence-transformers, huggingface or timm; None: the usual one for `on` and `encoder`.
         revision: of a hub model.
         pooling: of a huggingface vision model: auto, pooler, cls or mean.
@@ -85,6 +86,8 @@ class FeatureSpec:
             spec.encoder_kind()
         elif spec.on == SUMMARY:
             raise ConfigError(f"item_features.{name}: on: summary needs an encoder of texts, no {MLLM} and no file")
+        elif spec.file is not None and spec.on not in (None, *MODALITIES):
+            raise ConfigError(f"item_features.{name}: on: {spec.on!r} is not accepted for a file; give image or text")
         return spec
 
     @property

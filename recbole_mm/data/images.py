@@ -8,7 +8,7 @@ import stat
 import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -64,6 +64,29 @@ class ImageSource(ABC):
 
     def __str__(self) -> str:
         return f"{len(self._index):,} {self._kind}"
+
+
+class ImagesWithout(ImageSource):
+    """The images of another source as if it had none of some items.
+
+    Args:
+        images: the other source.
+        ids: of those items.
+    """
+
+    def __init__(self, images: ImageSource, ids: Container[str]) -> None:
+        super().__init__(images._index, images._kind, images._lacking)
+        self._images, self._ids = images, ids
+
+    def names(self) -> Iterable[str]:
+        """All item ids that have an image."""
+        return (name for name in self._images.names() if name not in self._ids)
+
+    def _find(self, item_id: str) -> str | None:
+        return None if item_id in self._ids else self._images._find(item_id)
+
+    def _read(self, item_id: str, found: str) -> bytes:
+        return self._images._read(item_id, found)
 
 
 def _index_by_stem(paths: Iterable[str], where: str) -> NameIndex[str]:

@@ -5,7 +5,7 @@ RecBole turns tokens into numbers and cuts sequences; text for a language model 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from recbole.utils import FeatureType
@@ -66,6 +66,10 @@ class ItemTable:
     def ids(self) -> list[str]:
         """The items' ids, in the order of the file."""
         return list(self._rows)
+
+    def without(self, ids: Container[str]) -> ItemTable:
+        """The same table as if the file did not list these items."""
+        return ItemTable(self.path, self.kinds, {name: row for name, row in self._rows.items() if name not in ids})
 
     def fields(self, item_id: str) -> dict[str, str]:
         """Column -> text as written, without the id; empty for an item that the file does not list."""

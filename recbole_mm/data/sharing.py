@@ -18,7 +18,7 @@ LOADING_KEYS = frozenset(
 )
 """Settings that decide what is loaded."""
 
-LAZY = ("split", "content_source", "content")
+LAZY = ("split", "missing", "content_source", "content", "content_at_test")
 """Properties of a dataset that follow from its config when they are first read."""
 
 

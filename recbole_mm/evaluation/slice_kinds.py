@@ -20,6 +20,7 @@ from recbole.utils import FeatureType
 from recbole_mm.data.atomic import read_header
 from recbole_mm.data.content_source import MODALITIES, ContentSource
 from recbole_mm.data.item_table import ItemTable
+from recbole_mm.data.splits import TEST
 from recbole_mm.errors import ConfigError, DataError, RecboleMMError
 from recbole_mm.evaluation.ranking import RankingData
 from recbole_mm.evaluation.slices import Slices
@@ -187,7 +188,7 @@ def _modalities(config: Config, dataset: MultimodalDataset) -> list[Slices]:
     try:
         built = "content_source" in vars(dataset)
         source = dataset.content_source if built else ContentSource.from_config(config, wanted)
-        lacking = source.missing(tokens[1:], wanted)
+        lacking = source.hiding(dataset.hidden(TEST)).missing(tokens[1:], wanted)
     except RecboleMMError as error:
         logger.warning("slices: no modality: %s", error)
         return []

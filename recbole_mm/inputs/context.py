@@ -12,6 +12,7 @@ from recbole_mm.artifacts.executor import Executor
 from recbole_mm.artifacts.store import Store
 from recbole_mm.artifacts.vectors import Encoder
 from recbole_mm.config.resolved import Config
+from recbole_mm.data.content import ItemContent
 from recbole_mm.inputs.needs import Asks
 from recbole_mm.inputs.reasoning.failures import LeftOut
 from recbole_mm.inputs.reasoning.rates import TextWork
@@ -112,6 +113,7 @@ class Context:
         left_out: texts that the run had to do without when it began; they are not asked for again.
         generator: writes texts in place of `text_backend`.
         open_encoder: opens an encoder in place of `sentence_encoder`.
+        content: what is shown of the items; by default what the training sees.
         is_plan: nothing is computed: no weights are loaded, and nothing is written or downloaded that is larger than a
             tokenizer.
 
@@ -134,6 +136,7 @@ class Context:
         left_out: LeftOut | None = None,
         generator: Generator | None = None,
         open_encoder: Callable[[], Encoder] | None = None,
+        content: ItemContent | None = None,
         is_plan: bool = False,
     ) -> None:
         self.config, self.dataset, self.store, self.hooks, self.needs = config, dataset, store, hooks, needs
@@ -141,12 +144,18 @@ class Context:
         self.executor = executor
         self.left_out = left_out or LeftOut()
         self.generator, self.open_encoder = generator, open_encoder
+        self._content = content
         self.is_plan = is_plan
         self.notes: list[str] = []
         self.genericness: dict[str, dict[str, float]] = {}
         self.tokens: dict[str, float] = {}
         self._shared: dict[type, Any] = {}
         self._counted: set[str] = set()
+
+    @property
+    def content(self) -> ItemContent:
+        """The items. What an LLM is tuned of is `dataset.content` instead, in every context."""
+        return self.dataset.content if self._content is None else self._content
 
     def share(self, kind: type[Shared]) -> Shared:
         """Returns the one object of a class that the needs of a run have in common; it is made on first use."""
@@ -188,6 +197,9 @@ class Need(ABC):
 
     reads_inputs: ClassVar[bool] = False
     """It reads `dataset.inputs`, so all others are computed first."""
+
+    of_contents: ClassVar[bool] = True
+    """It is made of what items look like, so it is another one where the test sees other contents than the training."""
 
     def __init__(self, context: Context, /) -> None:
         self.context = context

@@ -33,7 +33,7 @@ class ItemFeatures(Need):
         return [self._plan(spec) for spec in parsed if spec.file is None]
 
     def _plan(self, spec: FeatureSpec) -> PlannedStage:
-        name, content = f"feature {spec.name}", self.context.dataset.content
+        name, content = f"feature {spec.name}", self.context.content
         if spec.encoder == MLLM:
             return self.context.share(MLLMVectors).plan(content, name)
         known = self.context.share(ItemTexts).known if spec.on == SUMMARY else None
@@ -53,7 +53,7 @@ class ItemFeatures(Need):
     def compute(self) -> dict[str, Any]:
         """Returns `item_features`."""
         texts = self.context.share(ItemTexts).texts if "item_texts" in self.context.needs else None
-        return {"item_features": self.of(self.context.dataset.content, texts)}
+        return {"item_features": self.of(self.context.content, texts)}
 
     def of(self, content: ItemContent, texts: Sequence[str | None] | None = None) -> dict[str, np.ndarray]:
         """Returns the features of items, float32 (n_items, d) each. Each encoder is let go before the next one is

@@ -78,7 +78,7 @@ class ItemVectors(Need):
     @property
     def content(self) -> ItemContent:
         """The items."""
-        return self.context.dataset.content
+        return self.context.content
 
     def plan(self) -> list[PlannedStage]:
         """Returns the stage of encoding."""
@@ -97,7 +97,7 @@ class ItemTextVectors(ItemVectors):
     @property
     def content(self) -> ItemContent:
         """The items without their images."""
-        return self.context.dataset.content.only("text")
+        return self.context.content.only("text")
 
 
 class ItemPrompts(Need):
@@ -105,7 +105,7 @@ class ItemPrompts(Need):
 
     def compute(self) -> dict[str, Any]:
         """Returns `prepared_items`."""
-        return {"prepared_items": self.context.share(MLLMVectors).prepared(self.context.dataset.content)}
+        return {"prepared_items": self.context.share(MLLMVectors).prepared(self.context.content)}
 
 
 class ItemTokens(Need):
@@ -114,5 +114,5 @@ class ItemTokens(Need):
     def compute(self) -> dict[str, Any]:
         """Returns `item_token_ids` and `item_token_lengths`."""
         mllm, most = self.context.share(RunMLLM).loaded, self.context.config["max_text_tokens"] or DEFAULT_TEXT_TOKENS
-        ids, lengths = tokenize_items(self.context.dataset.content, mllm, most)
+        ids, lengths = tokenize_items(self.context.content, mllm, most)
         return {"item_token_ids": ids, "item_token_lengths": lengths}

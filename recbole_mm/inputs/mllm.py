@@ -231,6 +231,8 @@ def local_llm(name: str, config: Config, make: bool = True) -> str:
 class LoadedMLLM(Need):
     """`mllm` and `mllm_with_head`: the run's multimodal LLM, loaded."""
 
+    of_contents = False
+
     def check(self) -> None:
         """Refuses an LLM that cannot be run under a mask, as all who ask for it do."""
         self.context.share(RunMLLM).require_attention()
@@ -245,6 +247,7 @@ class AnsweringMLLM(Need):
     unless `sft_tuning` is none (MLLM-MSR, section 3.3)."""
 
     reads_inputs = True
+    of_contents = False
 
     def check(self) -> None:
         """Refuses settings of the fine-tuning, and an LLM that cannot be run under a mask."""

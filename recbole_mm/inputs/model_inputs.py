@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 class PretrainedRun(Need):
     """`id_model_run`: the trained model of the run in `id_model_path`, which is handed to `provide`."""
 
+    of_contents = False
+
     def compute(self) -> dict[str, Any]:
         """Raises ValueError: it is not computed here."""
         raise ValueError("id_model_run is given to provide(..., id_model_run=...)")
@@ -113,6 +115,8 @@ def plan_inputs(config: Config, dataset: MultimodalDataset, hooks: type[Asks]) -
                 rows[row.name] = row
     finally:
         store.close()
+    if dataset.missing.changes:
+        context.notes.append(f"missing_at: {dataset.missing.at}: what is computed again for the test is not counted")
     return list(rows.values()), context.notes
 
 
@@ -165,6 +169,34 @@ def provide(
         dataset.declare_feature_field(name, torch.from_numpy(dataset.item_feature(name)))
     dataset.content.report_problems()
     return TextFigures(context.genericness, context.tokens)
+
+
+def provide_at_test(
+    config: Config,
+    dataset: MultimodalDataset,
+    hooks: type[Asks],
+    run_dir: Path | None = None,
+    open_executor: Callable[[], AbstractContextManager[Executor | None]] = nullcontext,
+) -> ModelInputs:
+    """Computes what a model needs in the test where `missing_at` shows it other contents than in training.
+
+    What is made of the items' contents is computed of those of the test; LLMs and whatever was trained are the same.
+
+    Args:
+        config, hooks, run_dir, open_executor: as for `provide`.
+        dataset: with the inputs of the training.
+
+    Raises:
+        RecboleMMError: as for `provide`.
+    """
+    provided = {name: getattr(dataset.inputs, name) for name in dataset.inputs.given()}
+    needs = tuple(name for name in _needs(config, hooks) if NEEDS[name].of_contents)
+    with open_executor() as executor, open_store(config) as store:
+        left_out, content = LeftOut(run_dir), dataset.content_at_test
+        context = Context(config, dataset, store, hooks, needs, executor=executor, left_out=left_out, content=content)
+        provided |= _first_inputs(context)
+    content.report_problems()
+    return ModelInputs(**provided)
 
 
 def _first_inputs(context: Context) -> dict[str, Any]:

@@ -74,7 +74,8 @@ def unread_settings(config: Config, hooks: type[Asks]) -> frozenset[str]:
     groups = set() if reads_mllm(config, hooks) else {"mllm"}
     if not TEXT_INPUTS & set(needed(config, hooks)):
         groups.add("texts")
-    if not asks_for_inputs(config, hooks) and config["missing_modality"] != "drop":
+    drops = config["missing_modality"] == "drop" or config["missing_rate"]  # items, or columns of .item
+    if not asks_for_inputs(config, hooks) and not drops:
         groups.add("content")
     unread = {name for name, setting in config.settings.items() if setting.group in groups and not setting.ranks}
     return frozenset(unread if read_features(config) else {*unread, "item_features", "feature_files"})

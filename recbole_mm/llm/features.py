@@ -81,7 +81,7 @@ def _load(
         root = content.source.root or Path()
         ids = None if spec.ids is None else dataset_path(root, spec.ids, f"item_features.{spec.name}.ids")
         file = dataset_path(root, spec.file, f"item_features.{spec.name}.file")
-        return align(*read_features(file, ids), content.tokens, spec.name)
+        return _without_hidden(align(*read_features(file, ids), content.tokens, spec.name), spec, content)
     if spec.encoder != MLLM:
         return _encode(spec, content, compute, opened, summaries)
     if mllm_encoder is None:
@@ -89,6 +89,19 @@ def _load(
     vectors = np.asarray(mllm_encoder(content), dtype=np.float32)
     if vectors.ndim != 2 or len(vectors) != len(content):
         raise ValueError(f"the MLLM gave vectors of shape {vectors.shape} for {len(content)} items")
+    return vectors
+
+
+def _without_hidden(vectors: np.ndarray, spec: FeatureSpec, content: ItemContent) -> np.ndarray:
+    """Vectors of a file with zeros for the items whose content of that kind is hidden."""
+    hidden = content.source.hidden
+    if hidden and spec.on is None:
+        raise ConfigError(
+            f"item_features.{spec.name}: missing_rate cannot hide vectors of a file without on: image or on: text; say "
+            "what they are of"
+        )
+    gone = hidden.get(str(spec.on), frozenset())
+    vectors[[token in gone for token in content.tokens]] = 0
     return vectors
 
 

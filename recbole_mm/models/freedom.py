@@ -4,13 +4,14 @@ arXiv 2211.06924)."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, diags_array
 from torch import Tensor, nn
 
 from recbole_mm.config.kinds import NAMES, choice, is_list_of, is_number, layers, list_of, number, size
@@ -18,6 +19,7 @@ from recbole_mm.config.schema import Setting, section
 from recbole_mm.config.settings import SETTINGS as SHARED
 from recbole_mm.errors import ConfigError
 from recbole_mm.graph import TokenOrder, normalized
+from recbole_mm.models.layers import ModalityDropout
 from recbole_mm.models.multimodal_graph import (
     MultimodalRecommender,
     bpr_loss,
@@ -30,7 +32,7 @@ from recbole_mm.models.multimodal_graph import (
     user_item_adjacency,
 )
 from recbole_mm.models.propagating import Kept
-from recbole_mm.models.settings import IMAGE_AND_TEXT, ITEM_FEATURES, REFINED
+from recbole_mm.models.settings import IMAGE_AND_TEXT, ITEM_FEATURES, MODALITY_DROPOUT, REFINED
 from recbole_mm.models.sparse import SparseMatrix
 
 if TYPE_CHECKING:
@@ -52,7 +54,8 @@ SETTINGS = (
         SHARED["item_features"].but(IMAGE_AND_TEXT, ITEM_FEATURES),
         Setting("feature_normalization", choice("none", "l2", "standard"), "none", "none: as they are, as in the "
             "paper; l2: length 1, which leaves the graph of items as it is; standard: zero mean, unit spread over "
-            "items, divided by the root of the width.")),
+            "items, divided by the root of the width."),
+        MODALITY_DROPOUT),
     *section("The graph of items, frozen",
         Setting("modality_weights", _WEIGHTS, [0.1, 0.9], "Share of each of content_features in it, of sum 1; one "
             "feature has all. Paper: 0.1 for images, 0.9 for text."),
@@ -83,6 +86,8 @@ class FREEDOM(MultimodalRecommender):
     - User-item graph: of all |E| training edges, ceil((1 - dropout) |E|) are drawn without replacement with
       probabilities in proportion to 1 / sqrt(d_u d_i), so that edges of popular nodes go first, and are normalised
       among themselves. Evaluation uses all edges.
+    - `modality_dropout` leaves modalities of items out of the last sum, drawn for each pair, and edges of items out of
+      S^m, drawn for each epoch.
     - Vectors: u from LightGCN alone, i from LightGCN plus the item graph.
     - Loss: BPR(u, i) + reg_weight * sum over m of BPR(u, W_m f_i^m + b_m), the latter over pairs that both have m.
 
@@ -104,15 +109,16 @@ class FREEDOM(MultimodalRecommender):
         self.dropout = config["dropout"]
         self.users, self.items = training_pairs(dataset)
         self.adjacency = self._adjacency(self.users, self.items)
-        self.item_graph = SparseMatrix.of(
-            self._mixed_item_graph(config, TokenOrder(dataset.item_tokens())), self.device
-        )
+        self.modality_dropout = ModalityDropout(config["modality_dropout"])
+        self.modality_graphs = self._modality_graphs(config, TokenOrder(dataset.item_tokens()))
+        self.item_graph = self._mixed(self.modality_graphs)
         self.user_embedding = embedding_table(self.n_users, width)
         self.item_embedding = embedding_table(self.n_items, width)
         self.projections = nn.ModuleList(nn.Linear(feature.shape[1], width) for feature in self.features())
-        self._pruned = Kept()
+        self._pruned, self._thinned = Kept(), Kept()
 
-    def _mixed_item_graph(self, config: Config, order: TokenOrder) -> csr_array:
+    def _modality_graphs(self, config: Config, order: TokenOrder) -> list[csr_array]:
+        """Build w_m S^m of each modality."""
         k = config["knn_k"]
         weights = [1.0] if self.feature_count == 1 else config["modality_weights"]
         if len(weights) != self.feature_count:
@@ -126,14 +132,24 @@ class FREEDOM(MultimodalRecommender):
             return normalized(nearest(vectors, k, binary=True))
 
         graphs = read_item_graphs(config, order, self.features(), self.users, self.items, own)
-        return sum((weight * graph for weight, graph in zip(weights, graphs)), start=csr_array(graphs[0].shape))
+        return [weight * graph for weight, graph in zip(weights, graphs)]
+
+    def _mixed(self, graphs: Sequence[csr_array]) -> SparseMatrix:
+        return SparseMatrix.of(sum(graphs, start=csr_array(graphs[0].shape)), self.device)
 
     def _adjacency(self, users: Tensor, items: Tensor) -> SparseMatrix:
         return user_item_adjacency(users, items, self.n_users, self.n_items, self.device)
 
     def start_epoch(self, epoch: int) -> None:
-        """Prune the user-item graph for this epoch, by torch's generator, whose state checkpoints keep."""
+        """Prune both graphs for this epoch, by torch's generator, whose state checkpoints keep."""
         self._pruned.value = self.pruned() if self.dropout else self.adjacency
+        self._thinned.value = self.thinned() if self.modality_dropout.rate else self.item_graph
+
+    def thinned(self) -> SparseMatrix:
+        """The item graph without the edges that newly drawn items have by a modality, drawn for each modality."""
+        draws = (torch.rand(self.n_items) >= self.modality_dropout.rate for _ in self.modality_graphs)
+        kept = (diags_array(draw.float().numpy()) for draw in draws)
+        return self._mixed([csr_array(keep @ graph @ keep) for keep, graph in zip(kept, self.modality_graphs)])
 
     def pruned(self) -> SparseMatrix:
         """A newly drawn part of the user-item graph, normalised by the degrees that are left."""
@@ -158,9 +174,9 @@ class FREEDOM(MultimodalRecommender):
         adjacency = self._pruned.value if self.training else self.adjacency
         vectors = torch.cat([self.user_embedding.weight, self.item_embedding.weight])
         users, items = light_propagation(adjacency, vectors, self.n_ui_layers).split([self.n_users, self.n_items])
-        similar = self.item_embedding.weight
+        similar, item_graph = self.item_embedding.weight, self._thinned.value if self.training else self.item_graph
         for _ in range(self.n_mm_layers):
-            similar = self.item_graph @ similar
+            similar = item_graph @ similar
         return users, items + similar
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
@@ -172,6 +188,7 @@ class FREEDOM(MultimodalRecommender):
         for place, projection in enumerate(self.projections):
             feature = self.feature(place)
             good, bad = ((user * projection(feature[item])).sum(1) for item in (positive, negative))
-            present = self.has_feature(place)[positive] & self.has_feature(place)[negative]
+            has = self.has_feature(place)[:, None]
+            present = (self.modality_dropout(has[positive]) & self.modality_dropout(has[negative])).squeeze(1)
             loss = loss + self.reg_weight * bpr_loss(good, bad, present)
         return loss

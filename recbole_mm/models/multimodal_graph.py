@@ -47,7 +47,8 @@ def read_features(config: Config, dataset: MultimodalDataset) -> list[Tensor]:
         return [F.normalize(feature, dim=1) for feature in features]
     if how == "standard":
         # By the root of the width, so that a vector's length does not grow with its number of dimensions.
-        return [standardise(feature) / feature.shape[1] ** 0.5 for feature in features]
+        trained = [torch.as_tensor(dataset.training_feature(name), dtype=torch.float32) for name in names]
+        return [standardise(one, known) / one.shape[1] ** 0.5 for one, known in zip(features, trained)]
     return features
 
 

@@ -16,8 +16,8 @@ from recbole_mm.config.schema import Setting, section
 from recbole_mm.config.settings import SETTINGS as SHARED
 from recbole_mm.errors import ConfigError
 from recbole_mm.models.full_sequence import FullSequenceMixin
-from recbole_mm.models.layers import standardise
-from recbole_mm.models.settings import WORDS
+from recbole_mm.models.layers import ModalityDropout, standardise
+from recbole_mm.models.settings import MODALITY_DROPOUT, WORDS
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
@@ -32,7 +32,8 @@ SETTINGS = (
         SHARED["item_features"].but({"text": {"encoder": "google-bert/bert-base-uncased", "on": "text"}}, "name: "
             "settings. A dataset's own YAML or the command line replaces the whole map."),
         Setting("item_normalization", choice("standard", "none"), "standard", "standard: zero mean, unit spread over "
-            "items, divided by the root of the width; or none.")),
+            "items, divided by the root of the width; or none."),
+        MODALITY_DROPOUT),
     *section("The encoder of sequences, RecBole's SASRec",
         Setting("n_layers", layers(0), 2, "Transformer layers."),
         Setting("n_heads", size(1), 2, "Attention heads."),
@@ -82,19 +83,18 @@ class SASRecContent(FullSequenceMixin, SASRec):
             )
         self.content_features: tuple[str, ...] = tuple(names)
         self.item_normalization: str = config["item_normalization"]
-        features = [self._feature(dataset.item_feature(name)) for name in names]
-        self.item_embedding = ContentEmbedding(features, self.hidden_size)
+        features = [self._feature(dataset.item_feature(name), dataset.training_feature(name)) for name in names]
+        self.item_embedding = ContentEmbedding(features, self.hidden_size, config["modality_dropout"])
         self.item_embedding.apply(self._init_weights)
 
-    def _feature(self, vectors: np.ndarray, like: np.ndarray | None = None) -> Tensor:
-        """Return a feature (n, d) as the projection reads it, standardised like the one of other items if given."""
+    def _feature(self, vectors: np.ndarray, like: np.ndarray) -> Tensor:
+        """Return a feature (n, d) as the projection reads it, standardised like the items that were trained on."""
         feature = torch.as_tensor(vectors, dtype=torch.float32)
         if self.item_normalization != "standard":
             return feature
         # By the root of the width: one step of Adam then moves an item's vector about as far as an ID embedding, not as
         # many times further as the feature has dimensions.
-        other = None if like is None else torch.as_tensor(like, dtype=torch.float32)
-        return standardise(feature, other) / feature.shape[1] ** 0.5
+        return standardise(feature, torch.as_tensor(like, dtype=torch.float32)) / feature.shape[1] ** 0.5
 
     def new_item_vectors(self, new: ModelInputs, known: ModelInputs) -> Tensor:
         """Return the projected features (m, width) of new items."""
@@ -108,6 +108,7 @@ class ContentEmbedding(nn.Module):
     Args:
         features: frozen vectors (n_items, d_k) of K modalities, row 0 for padding; not stored with the weights.
         width: of an item's vector; each feature gets width / K of it.
+        modality_dropout: see `ModalityDropout`.
 
     Example:
         >>> table = ContentEmbedding([torch.ones(5, 3), torch.ones(5, 2)], 4)
@@ -115,10 +116,11 @@ class ContentEmbedding(nn.Module):
         (torch.Size([5, 4]), torch.Size([1, 2, 4]))
     """
 
-    def __init__(self, features: Sequence[Tensor], width: int) -> None:
+    def __init__(self, features: Sequence[Tensor], width: int, modality_dropout: float = 0.0) -> None:
         super().__init__()
         self.n_items = len(features[0])
         self.projections = nn.ModuleList(nn.Linear(feature.shape[1], width // len(features)) for feature in features)
+        self.modality_dropout = ModalityDropout(modality_dropout)
         for place, feature in enumerate(features):
             self.register_buffer(f"feature_{place}", feature, persistent=False)
 
@@ -135,7 +137,8 @@ class ContentEmbedding(nn.Module):
         return self._project(lambda feature: feature[ids]) * (ids != 0).unsqueeze(-1)
 
     def _project(self, pick: Callable[[Tensor], Tensor]) -> Tensor:
-        return self.projected([pick(self.get_buffer(f"feature_{place}")) for place in range(len(self.projections))])
+        features = (self.get_buffer(f"feature_{place}") for place in range(len(self.projections)))
+        return self.projected([self.modality_dropout(pick(feature)) for feature in features])
 
     def projected(self, features: Sequence[Tensor]) -> Tensor:
         """Return the vectors (..., width) of K features (..., d_k)."""

@@ -47,6 +47,14 @@ FUSION_WEIGHT = Kind(
 )
 """The weight of one of two scores, see `fusion.py`."""
 
+MODALITY_DROPOUT = Setting(
+    "modality_dropout",
+    number(0, 1, below=True),
+    0.0,
+    "Probability that training reads an item without a modality, each one for itself (docs/missing-modalities.md). "
+    "Ours; 0: as in the paper.",
+)
+
 IMAGE_AND_TEXT = {
     "image": {"encoder": "google/vit-base-patch16-224", "on": "image"},
     "text": {"encoder": "sentence-transformers/all-MiniLM-L6-v2", "on": "text"},

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from recbole_mm.config.kinds import NAMES, choice, number, size
 from recbole_mm.config.schema import Setting, section
 from recbole_mm.config.settings import SETTINGS as SHARED
+from recbole_mm.models.layers import ModalityDropout
 from recbole_mm.models.multimodal_graph import MultimodalRecommender, bpr_loss, embedding_table, squared_length
-from recbole_mm.models.settings import IMAGE_AND_TEXT, ITEM_FEATURES
+from recbole_mm.models.settings import IMAGE_AND_TEXT, ITEM_FEATURES, MODALITY_DROPOUT
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
@@ -26,7 +27,8 @@ SETTINGS = (
         SHARED["item_features"].but(IMAGE_AND_TEXT, ITEM_FEATURES),
         Setting("feature_normalization", choice("none", "l2", "standard"), "standard", "standard: zero mean, unit "
             "spread over items, divided by the root of the width; l2: length 1; none: as they are. Paper: 4096 "
-            "activations of an AlexNet-like network, no normalisation stated.")),
+            "activations of an AlexNet-like network, no normalisation stated."),
+        MODALITY_DROPOUT),
     *section("Model",
         Setting("embedding_size", size(1), 64, "K, width of gamma. Paper: 10."),
         Setting("content_embedding_size", size(1), 64, "D, width of theta and of the projected features. Paper: 10."),
@@ -64,6 +66,7 @@ class VBPR(MultimodalRecommender):
         width, content_width = config["embedding_size"], config["content_embedding_size"]
         self.reg_weight = config["reg_weight"]
         self.content_reg_weight = config["content_reg_weight"]
+        self.modality_dropout = ModalityDropout(config["modality_dropout"])
         feature_width = sum(feature.shape[1] for feature in self.features())
         self.user_embedding = embedding_table(self.n_users, width)  # gamma_u
         self.item_embedding = embedding_table(self.n_items, width)  # gamma_i
@@ -95,6 +98,6 @@ class VBPR(MultimodalRecommender):
 
     def _item_parts(self, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """gamma_i (B, K), E f_i (B, D) and beta_i + beta' . f_i (B,) of items (B,)."""
-        features = torch.cat([feature[items] for feature in self.features()], dim=1)
+        features = torch.cat([self.modality_dropout(feature[items]) for feature in self.features()], dim=1)
         bias = self.item_bias[items] + features @ self.content_bias
         return self.item_embedding(items), self.projection(features), bias

@@ -60,7 +60,7 @@ def with_new_items(recommender: Recommender, path: str | os.PathLike[str]) -> Re
     try:
         with torch.no_grad():
             new = ModelInputs(model=config["model"], **given)
-            vectors = hooks.new_item_vectors(recommender.model, new, recommender.dataset.inputs)
+            vectors = hooks.new_item_vectors(recommender.model, new, recommender.dataset.training_inputs)
     except NotImplementedError:
         raise _ids_alone(config["model"], " with these settings") from None
     return recommender.with_new_items(content.tokens[1:], _titles(recommender, content), vectors)

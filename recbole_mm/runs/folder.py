@@ -28,6 +28,7 @@ from recbole_mm.utils.log import close_logging, init_logging
 
 if TYPE_CHECKING:
     from recbole_mm.data.dataset import MultimodalDataset
+    from recbole_mm.data.inputs import ModelInputs
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ class Run:
         slices: kind -> part -> users, targets, weight and test metrics (docs/slices.md).
         genericness: figures of the texts about users that it reads, by what they are.
         tokens_per_user: tokens that its LLM reads and writes for a user, on average, by what for.
+        inputs_at_test: what the model receives in the test, where `missing_at` makes that another thing; None once the
+            model has it, and where it is the same.
     """
 
     config: Config
@@ -70,6 +73,7 @@ class Run:
     slices: dict[str, dict[str, Any]] = field(default_factory=dict)
     genericness: dict[str, dict[str, float]] = field(default_factory=dict)
     tokens_per_user: dict[str, float] = field(default_factory=dict)
+    inputs_at_test: ModelInputs | None = None
 
 
 def choose_run_dir(config: Config) -> tuple[Path, bool]:

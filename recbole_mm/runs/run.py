@@ -30,7 +30,7 @@ from recbole_mm.runs.leakage import held_out_seen
 from recbole_mm.runs.needed import OpenedRuns, needed_runs, open_runs
 from recbole_mm.runs.on_workers import check_model, train_on_workers, worker_config
 from recbole_mm.runs.profiling import Stages
-from recbole_mm.runs.steps import assemble, check, train_and_test, with_best_weights
+from recbole_mm.runs.steps import assemble, check, show_as_tested, train_and_test, with_best_weights
 from recbole_mm.utils.file_lock import locked
 from recbole_mm.utils.log import init_logging
 from recbole_mm.utils.paths import expanded
@@ -172,4 +172,5 @@ def _load(
     loaded.sees_held_out, loaded.beside = result.get("sees_held_out", []), result.get("beside", {})
     loaded.chosen = result.get("chosen_on_validation", "")
     loaded.slices = result.get("slices", {})
+    show_as_tested(loaded)
     return with_best_weights(loaded)

@@ -90,6 +90,10 @@ class SavingLoop(TrainingLoop):
             save_tree(self.checkpoint_file, state, {"model": name, "epoch": str(epoch_idx)})
             previous.unlink(missing_ok=True)
 
+    def trained_tree(self) -> dict[str, Any]:
+        """Return everything that the scores of the model as it is now depend on."""
+        return model_tree(self.model, self._watch)
+
     def _progress_tree(self, epoch_idx: int, train_data: Any) -> dict[str, Any]:
         return {
             "model": str(self.config["model"]),

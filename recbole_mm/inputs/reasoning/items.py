@@ -48,14 +48,14 @@ class ItemTexts(TextNeed):
 
     def stage(self) -> TextStage[int]:
         """Returns the descriptions that are wanted."""
-        content, writing = self.context.dataset.content, self.writing
+        content, writing = self.context.content, self.writing
         requests = description_requests(content, writing.settings, writing.generator)
         return TextStage(DESCRIPTIONS, requests, content.tokens)
 
     @cached_property
     def planned(self) -> tuple[list[PlannedStage], KnownTexts]:
         """The stage of a plan, if there is one, and what is known of the texts."""
-        content, writing, stage = self.context.dataset.content, self.writing, self.stage()
+        content, writing, stage = self.context.content, self.writing, self.stage()
         if not stage.requests and wants_descriptions(writing.settings, writing.generator):
             what = "an image" if writing.generator.reads_images else "a text"
             self.context.notes.append(f"no item has {what}: no description is made")
@@ -72,7 +72,7 @@ class ItemTexts(TextNeed):
     @cached_property
     def texts(self) -> Texts:
         """The texts, by RecBole's id; descriptions are written now unless the store has them."""
-        content, settings, stage = self.context.dataset.content, self.writing.settings, self.stage()
+        content, settings, stage = self.context.content, self.writing.settings, self.stage()
         self._log_requests(len(stage.requests), len(content) - 1)
         descriptions = self.writing.write(stage)
         texts = item_texts(content, settings, descriptions)
@@ -81,7 +81,7 @@ class ItemTexts(TextNeed):
 
     def known_of(self, item: int) -> str | None:
         """What is known of an item without an LLM: its metadata; where it has none, its text."""
-        return self.context.dataset.content.text(item) or self.texts[item]
+        return self.context.content.text(item) or self.texts[item]
 
     def _log_requests(self, requests: int, total: int) -> None:
         kind, answers = self.writing.settings.item_text, self.writing.answers

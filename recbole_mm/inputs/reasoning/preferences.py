@@ -259,7 +259,7 @@ class UserPreferences(TextNeed):
         if self.writing.answers:
             requests, shown, cut = requests_at_once(self.cases, self._prompts(texts))
         else:
-            requests = requests_of_template(self.cases, self.context.dataset.content, words)
+            requests = requests_of_template(self.cases, self.context.content, words)
         return TextStage(PREFERENCES, requests, self._names(requests), shown), cut
 
     def _prompts(self, texts: Texts) -> PreferencePrompts:

@@ -119,7 +119,7 @@ class UserProfiles(TextNeed):
         dataset, writing = self.context.dataset, self.writing
         histories = Histories.of(dataset, writing.settings)
         limit = writing.context_tokens
-        return profile_requests(dataset.content, histories, texts, writing.settings, writing.generator, limit)
+        return profile_requests(self.context.content, histories, texts, writing.settings, writing.generator, limit)
 
     def stage(self, made: ProfileRequests) -> TextStage[int]:
         """Returns the profiles that are wanted."""

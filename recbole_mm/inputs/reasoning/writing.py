@@ -373,6 +373,7 @@ class AnswerWriter(Need):
     weights, to word prompts."""
 
     reads_inputs = True
+    of_contents = False
 
     def compute(self) -> dict[str, Any]:
         """Returns `mllm` and `write_texts`; what writes is loaded with the first text that the store lacks."""

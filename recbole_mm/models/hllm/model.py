@@ -65,7 +65,8 @@ class HLLM(SequentialModel):
         if config["item_llm_tuning"] == "frozen":
             vectors = torch.as_tensor(dataset.inputs.item_text_vectors, dtype=torch.float32)
             kinds = config["item_projection"], config["item_normalization"]
-            self.items = ContentItems([vectors], vectors.shape[1], *kinds)
+            trained = torch.as_tensor(dataset.training_inputs.item_text_vectors, dtype=torch.float32)
+            self.items = ContentItems([vectors], vectors.shape[1], *kinds, [trained])
             contents = self.items.vectors
         else:
             tokens, lengths = dataset.inputs.item_token_ids, dataset.inputs.item_token_lengths

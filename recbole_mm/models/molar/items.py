@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_mm.errors import ConfigError
-from recbole_mm.models.layers import standardise
+from recbole_mm.models.layers import ModalityDropout, standardise
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
@@ -65,6 +65,9 @@ class ContentItems(nn.Module):
         width: h, width of the mapped vectors.
         projection: `linear`, `mlp` or `none`.
         normalization: `standard` or `none`.
+        known: the same of the items that were trained on, by whose mean and spread `sources` are standardised; None: by
+            their own.
+        modality_dropout: see `ModalityDropout`; each source is a modality.
 
     Raises:
         ConfigError: `projection` is `none` and the sources are not h wide together.
@@ -78,11 +81,21 @@ class ContentItems(nn.Module):
 
     vectors: Tensor
 
-    def __init__(self, sources: Sequence[Tensor], width: int, projection: str, normalization: str) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Tensor],
+        width: int,
+        projection: str,
+        normalization: str,
+        known: Sequence[Tensor] | None = None,
+        modality_dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.normalization = normalization
+        self.widths = [source.shape[1] for source in sources]
+        self.modality_dropout = ModalityDropout(modality_dropout)
         if normalization == "standard":
-            sources = [standardise(source) for source in sources]
+            sources = [standardise(source, own) for source, own in zip(sources, known or sources, strict=True)]
         self.register_buffer("vectors", torch.cat(list(sources), dim=1), persistent=False)
         self.projection = build_projection(projection, self.vectors.shape[1], width)
 
@@ -93,7 +106,9 @@ class ContentItems(nn.Module):
         Raises:
             ConfigError: there is no such feature.
         """
-        return cls(checked_sources(config, dataset), width, config["item_projection"], config["item_normalization"])
+        sources, known = checked_sources(config, dataset), sources_of(item_sources(config), dataset.training_inputs)
+        how = (config["item_projection"], config["item_normalization"])
+        return cls(sources, width, *how, known, config["modality_dropout"])
 
     def map_new(self, sources: Sequence[Tensor], known: Sequence[Tensor]) -> Tensor:
         """Return the vectors (m, h) of other items than the module's own.
@@ -125,7 +140,10 @@ class ContentItems(nn.Module):
 
     def forward(self, ids: Tensor | None = None) -> Tensor:
         """Return the vectors of the items `ids` (any shape) -> (..., h), or of all items (n_items, h)."""
-        return self.projection(self.vectors if ids is None else self.vectors[ids])
+        vectors = self.vectors if ids is None else self.vectors[ids]
+        if self.training and self.modality_dropout.rate:
+            vectors = torch.cat([self.modality_dropout(part) for part in vectors.split(self.widths, -1)], dim=-1)
+        return self.projection(vectors)
 
 
 def build_projection(kind: str, width: int, hidden: int) -> nn.Module:

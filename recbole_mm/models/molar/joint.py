@@ -47,6 +47,10 @@ def is_joint(config: Config) -> bool:
     if config["score"] == "id":
         raise ConfigError("mirm_training: joint trains the content score, and score: id does not rank by it")
     require_one_process(config, "mirm_training: joint")
+    if config["modality_dropout"]:
+        raise ConfigError(
+            "modality_dropout drops frozen vectors, and mirm_training: joint trains what makes them; give 0"
+        )
     return True
 
 

@@ -24,7 +24,7 @@ from recbole_mm.config.kinds import (
 )
 from recbole_mm.config.schema import Setting, like, section
 from recbole_mm.config.settings import SETTINGS as SHARED
-from recbole_mm.models.settings import FUSION_WEIGHT, JOINT_ITEMS, LORA, TUNING
+from recbole_mm.models.settings import FUSION_WEIGHT, JOINT_ITEMS, LORA, MODALITY_DROPOUT, TUNING
 
 _OBJECTIVES = ("IT", "SA", "UB")
 OBJECTIVES = replace(
@@ -102,6 +102,7 @@ SETTINGS = (
             "and names of item_features; several stand side by side, each normalised. Paper: the MIRM's vector alone."),
         Setting("item_normalization", choice("standard", "none"), "standard", "standard: zero mean, unit spread over "
             "items; or none. Not stated."),
+        MODALITY_DROPOUT,
         Setting("item_projection", choice("linear", "mlp", "none"), "linear", "Trainable map of the frozen item "
             "vectors: linear, mlp or none. Not stated."),
         Setting("embedding_dropout", number(0, 1, below=True), 0.2, "Dropout on the item vectors of a history. Not "
