@@ -30,7 +30,8 @@ from PIL import Image
 from transformers import Qwen2VLForConditionalGeneration
 from transformers.utils import logging as hub_logging
 
-from recbole_mm.llm.answer import AnswerReader, Block
+from recbole_mm.llm.answer import AnswerReader
+from recbole_mm.llm.blocks import Block
 from recbole_mm.llm.families.qwen2_vl import Qwen2VL
 from recbole_mm.llm.family import Part
 from recbole_mm.llm.loading import load_mllm

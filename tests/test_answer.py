@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from recbole_mm.errors import ConfigError, ModelLoadError
-from recbole_mm.llm.answer import AnswerReader, Block, answer_contrast, fill_placeholders, padded, resolve_yes_no
+from recbole_mm.llm.answer import AnswerReader, answer_contrast, resolve_yes_no
+from recbole_mm.llm.blocks import Block, fill_placeholders, padded
 from recbole_mm.llm.families import FAMILIES
 from recbole_mm.llm.loading import load_mllm
 from recbole_mm.llm.questions import Questions, ask, batches_of_like_length

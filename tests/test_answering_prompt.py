@@ -12,7 +12,8 @@ from PIL import Image
 
 from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.answering.prompt import cut_to_tokens
-from recbole_mm.llm.answer import AnswerReader, Block, resolve_yes_no
+from recbole_mm.llm.answer import AnswerReader, resolve_yes_no
+from recbole_mm.llm.blocks import Block
 from recbole_mm.llm.families import FAMILIES
 from recbole_mm.llm.family import CutImage
 from recbole_mm.llm.loading import load_mllm

@@ -23,7 +23,8 @@ import recbole_mm
 from recbole_mm.artifacts.executor import Failure
 from recbole_mm.cli import main
 from recbole_mm.errors import ConfigError, ModelLoadError
-from recbole_mm.llm.answer import AnswerReader, Block, resolve_yes_no
+from recbole_mm.llm.answer import AnswerReader, resolve_yes_no
+from recbole_mm.llm.blocks import Block
 from recbole_mm.llm.encode import ItemEncoder
 from recbole_mm.llm.families import is_text_llm
 from recbole_mm.llm.family import PreparedInput

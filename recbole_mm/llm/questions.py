@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from recbole_mm.errors import ConfigError
-from recbole_mm.llm.answer import AnswerReader, Block
+from recbole_mm.llm.answer import AnswerReader
+from recbole_mm.llm.blocks import Block
 from recbole_mm.llm.decoder import context_of
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from recbole_mm.inputs.answering.prompt import WordedPrompt
-from recbole_mm.llm.answer import Block
+from recbole_mm.llm.blocks import Block
 from recbole_mm.llm.family import Part, PreparedInput
 from recbole_mm.llm.model import MLLM
 from recbole_mm.llm.questions import Questions

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
-from recbole_mm.llm.answer import AnswerReader, Block, fill_placeholders, padded
+from recbole_mm.llm.answer import AnswerReader
+from recbole_mm.llm.blocks import Block, fill_placeholders, padded
 from recbole_mm.llm.questions import Questions, ask, check_length
 from recbole_mm.models.collm.filters import build_filter
 from recbole_mm.models.collm.prompt import CUE, Prompt
