@@ -59,6 +59,12 @@ OWN_MODELS: tuple[tuple[str, str, str, str], ...] = (
         "WSDM 2022.",
     ),
     (
+        "eSASRec",
+        "recbole_mm.models.esasrec:eSASRec",
+        "sequential",
+        "eSASRec: Enhancing Transformer-based Recommendations in a Modular Fashion, RecSys 2025, arXiv 2508.06450.",
+    ),
+    (
         "HLLM",
         "recbole_mm.models.hllm:HLLM",
         "sequential",
@@ -76,6 +82,12 @@ OWN_MODELS: tuple[tuple[str, str, str, str], ...] = (
         "recbole_mm.models.sasrec_content:SASRecContent",
         "sequential",
         "SASRec over projected text and image features, a baseline of Molar, arXiv 2412.18176.",
+    ),
+    (
+        "TIGER",
+        "recbole_mm.models.tiger:TIGER",
+        "sequential",
+        "Shashank Rajput et al. Recommender Systems with Generative Retrieval, NeurIPS 2023, arXiv 2305.05065.",
     ),
     (
         "VBPR",
@@ -102,6 +114,27 @@ OWN_MODELS: tuple[tuple[str, str, str, str], ...] = (
         "recbole_mm.models.bm3:BM3",
         "general",
         "Xin Zhou et al. Bootstrap Latent Representations for Multi-modal Recommendation, WWW 2023, arXiv 2207.05969.",
+    ),
+    (
+        "MGCN",
+        "recbole_mm.models.mgcn:MGCN",
+        "general",
+        "Penghang Yu et al. Multi-View Graph Convolutional Network for Multimedia Recommendation, ACM MM 2023, "
+        "arXiv 2308.03588.",
+    ),
+    (
+        "LGMRec",
+        "recbole_mm.models.lgmrec:LGMRec",
+        "general",
+        "Zhiqiang Guo et al. LGMRec: Local and Global Graph Learning for Multimodal Recommendation, AAAI 2024, "
+        "arXiv 2312.16400.",
+    ),
+    (
+        "SMORE",
+        "recbole_mm.models.smore:SMORE",
+        "general",
+        "Rongqing Kenneth Ong and Andy W. H. Khong. Spectrum-based Modality Representation Fusion Graph Convolutional "
+        "Network for Multimodal Recommendation, WSDM 2025, arXiv 2412.14978.",
     ),
     (
         "MMGCN",

@@ -30,6 +30,7 @@ from recbole_mm.evaluation.per_user import write_per_user
 from recbole_mm.evaluation.significance import compare
 from recbole_mm.experiments.compare import experiment as experiment_module
 from recbole_mm.experiments.compare import grid as grid_module
+from recbole_mm.experiments.compare.best_id import reads_interactions_alone
 from recbole_mm.experiments.compare.command import compare_experiment, compare_finished
 from recbole_mm.experiments.compare.experiment import experiment_names, load_experiment
 from recbole_mm.experiments.compare.inputs import has_untrained_mllm
@@ -113,7 +114,7 @@ def test_the_shipped_experiments_are_those_of_the_paper():
         assert found.shows
         assert "2412.18176" in found.paper
         for rows in found.published.values():
-            assert set(rows) == {row.name for row in found.rows}
+            assert set(rows) == {row.name for row in found.rows} - {"SASRec alone"}, "which is ours"
             assert all(set(figures) == set(found.metrics) for figures in rows.values())
     assert set(load_experiment("molar-table2").published) == {"amazon-clothing", "pixelrec", "ml-1m"}
     assert load_experiment("molar-figure3").published == {}, "the figure has no numbers"
@@ -129,6 +130,22 @@ def test_molar_has_the_same_published_figures_in_every_table():
     for metric in ("NDCG@10", "NDCG@20", "Recall@10", "Recall@20"):
         assert len({figures[metric] for figures in found}) == 1
     assert found[1] == found[3], "Tables 3 and 5 also give @50"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"molar-{name}" for name in ("figure3", "table3", "table4", "table5", "table6", "sources", "claim", "id")),
+        *(f"mllmrec-{name}" for name in ("figure3", "table2", "table3", "leak")),
+        *(f"mllmrec-{name}" for name in ("decay", "graph", "states", "wordings")),
+        *(f"msr-{name}" for name in ("ablation", "blocks", "rerank", "table2")),
+        *("levels-beauty", "levels-ml-1m", "semantic-ids", "graph-opponents", "cold-start"),
+    ],
+)
+def test_shipped_experiments_have_a_model_of_interactions_alone(name):
+    found = load_experiment(name)
+    alone = [row for row in found.rows if reads_interactions_alone({"model": row.model, **row.settings})]
+    assert [row for row in alone if len(row.trials) == len(found.rows[0].trials)]
 
 
 @pytest.mark.parametrize("name", experiment_names())

@@ -38,6 +38,16 @@ ANSWERING = {
 }
 SEEN_FEATURES = {name: {**spec, "on": name} for name, spec in TOY_FEATURES.items()}
 MISSING = {"missing_rate": 0.3, "modality_dropout": 0.2}
+CODES = {
+    "item_features": TOY_FEATURES,
+    "codebook_size": 4,
+    "code_levels": 2,
+    "n_layers": 1,
+    "hidden_size": 16,
+    "inner_size": 32,
+    "dropout_prob": 0.0,
+    "learning_rate": 5e-3,
+}
 MODELS: dict[str, dict] = {
     "Molar": {"learning_rate": 3e-3},
     "Molar content": {"score": "content", "alpha": 0, "id_model": "none", "id_loss_weight": 0, "rec_loss": "ce"},
@@ -81,6 +91,7 @@ MODELS: dict[str, dict] = {
     "SASRec full": {"full_sequence": True, "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1},
     "GRU4Rec full": {"full_sequence": True, "loss_type": "BPR"},
     "SASRec gbce": {"full_sequence": True, "full_sequence_loss": "gbce", "n_negatives": 16, "learning_rate": 3e-3},
+    "eSASRec": {"hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.0, "n_negatives": 16, "learning_rate": 3e-3},
     "BPR": {},
     "Pop": {"train_batch_size": 16},
     "LightGCN": {"n_layers": 1, "learning_rate": 1e-2},
@@ -119,6 +130,8 @@ MODELS: dict[str, dict] = {
     "SASRecContent": {"item_features": TOY_FEATURES, "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1},
     "SASRecContent both": {"item_features": TOY_FEATURES, "content_features": ["text", "image"], "loss_type": "BPR"},
     "SASRecContent missing": {"item_features": SEEN_FEATURES, **MISSING, "missing_at": "test", "learning_rate": 3e-3},
+    "TIGER": {**CODES, "beam_size": None},
+    "TIGER beam": {**CODES, "beam_size": 5, "content_features": ["text", "image"]},
     "VBPR": {"item_features": TOY_FEATURES},
     "VBPR missing": {"item_features": SEEN_FEATURES, **MISSING, "missing_at": "train"},
     "LATTICE": {"item_features": TOY_FEATURES, "knn_k": 4, "learning_rate": 5e-3},
@@ -141,6 +154,16 @@ MODELS: dict[str, dict] = {
     },
     "BM3": {"item_features": TOY_FEATURES, "n_layers": 2, "dropout": 0.3},
     "BM3 text": {"item_features": TOY_FEATURES, "content_features": ["text"], "feature_normalization": "standard"},
+    "MGCN": {"item_features": TOY_FEATURES, "knn_k": 4, "learning_rate": 5e-3},
+    "MGCN refined": {
+        "item_features": TOY_FEATURES,
+        "item_graph": "refined",
+        "refined_similar_k": 4,
+        "refined_co_k": 3,
+        "learning_rate": 5e-3,
+    },
+    "LGMRec": {"item_features": TOY_FEATURES, "learning_rate": 5e-3, "cl_weight": 0.01},
+    "SMORE": {"item_features": TOY_FEATURES, "knn_k": 4, "learning_rate": 5e-3},
     "MMGCN": {"item_features": TOY_FEATURES},
     "MMGCN concat": {"item_features": TOY_FEATURES, "combination": "concat", "modality_size": 4, "n_layers": 1},
     "MLLMRec": {"learning_rate": 1e-2, "similar_threshold": 0.5, "similar_k": 4, "co_k": 3},
@@ -365,7 +388,7 @@ SPLITS: dict[str, Split] = {
     "time": Split("TS", [0.7, 0.15, 0.15], in_time=True, by_user=True, seed=2020),
     "shuffled": Split("RS", [0.6, 0.2, 0.2], in_time=False, by_user=False, seed=2020),
 }
-SEQUENTIAL = ("Molar", "SASRec", "GRU4Rec", "HLLM", "CoLLM", "DuoRec", "FPMC", "MLLMMSR", "TALLRec")
+SEQUENTIAL = ("Molar", "SASRec", "eSASRec", "TIGER", "GRU4Rec", "HLLM", "CoLLM", "DuoRec", "FPMC", "MLLMMSR", "TALLRec")
 SYSTEMS = [name for name in MODELS if name.startswith(("Molar", "MLLMRec", "MLLMMSR"))]
 LEAST = {
     *itertools.product([*DEFAULT, *SYSTEMS], ["leave-one-out"]),

@@ -54,7 +54,10 @@ RUNS: dict[str, tuple[str, dict]] = {
         },
     ),
 }
-STEPS = ("Molar GRU4Rec", "Molar fpmc DuoRec", "DuoRec both", "DuoRec full", "HLLM", "CoLLM", "FREEDOM", "BM3")
+STEPS = (
+    *("Molar GRU4Rec", "Molar fpmc DuoRec", "DuoRec both", "DuoRec full", "HLLM", "CoLLM", "FREEDOM", "BM3"),
+    *("MGCN", "LGMRec", "SMORE"),
+)
 SAMPLED = {
     "SASRec gbce": {"full_sequence": True, "full_sequence_loss": "gbce", "n_negatives": 8, "item_dropout_prob": 0.2},
     "SASRec shared": {

@@ -236,18 +236,19 @@ def check_sampling(settings: Any, model_class: type, sequences: bool) -> None:
         )
 
 
-def check_sequence_loss(settings: Any) -> None:
+def check_sequence_loss(settings: Any, sequences: bool) -> None:
     """Check that a loss of full sequences has full sequences.
 
     Args:
         settings: of a run, resolved, as its `Config`.
+        sequences: whether the run trains on them.
 
     Raises:
         ConfigError: it has none; prefixes are trained on by `loss_type`.
     """
     loss = settings["full_sequence_loss"]
     known = "full_sequence_loss" in declared_for(settings.model_class)
-    if known and loss is not None and not settings["full_sequence"]:
+    if known and loss is not None and not sequences:
         raise ConfigError(
             f"full_sequence_loss: {loss} is a loss of whole sequences: give full_sequence: True as well, or loss_type "
             "(CE or BPR) alone"

@@ -129,7 +129,7 @@ class Config(RecboleConfig):
         except (ValueError, TypeError, KeyError, RuntimeError) as error:  # how RecBole refuses a setting
             raise ConfigError(f"RecBole does not accept these settings: {' '.join(str(error).split())}") from error
         check_sampling(self, self.model_class, self._trains_on_full_sequences())
-        check_sequence_loss(self)
+        check_sequence_loss(self, self._trains_on_full_sequences())
         self._warn_without_effect()
         if rule := split_rule(self):
             self.final_config_dict["split_rule"] = rule
@@ -262,7 +262,7 @@ class Config(RecboleConfig):
             for key, losses in READ_BY_LOSSES.items()
             if key in known and loss not in losses
         }
-        if "item_dropout_prob" in known and not self["full_sequence"]:
+        if "item_dropout_prob" in known and not self._trains_on_full_sequences():
             unread["item_dropout_prob"] = "it is for full_sequence: True"
         return unread
 

@@ -121,7 +121,7 @@ class FullSequenceLosses(FullSequenceMixin):
         ConfigError: there is no other item that could be a negative.
     """
 
-    def __init__(self, config: Config, dataset: MultimodalDataset) -> None:
+    def __init__(self, config: Config | Overlay, dataset: MultimodalDataset) -> None:
         super().__init__(config, dataset)
         self.loss_type: str = config["full_sequence_loss"] or self.loss_type
         self.n_negatives: int = config["n_negatives"] or N_NEGATIVES

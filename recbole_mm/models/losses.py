@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recbole_mm.models.cross_entropy import linear_cross_entropy
-from recbole_mm.models.whole_batch import shared_random
+from recbole_mm.models.whole_batch import shared_random, whole_batch
 
 
 def pointwise_loss(positive: Tensor, negative: Tensor) -> Tensor:
@@ -131,3 +131,28 @@ def alignment_loss(
     similarity = similarity.masked_fill(same_owner, float("-inf"))
     rows = torch.arange(len(owners), device=owners.device)
     return F.cross_entropy(similarity.T, rows) + F.cross_entropy(similarity, rows)
+
+
+def info_nce(views: Tensor, others: Tensor, owners: Tensor, temperature: float) -> Tensor:
+    """Return the one-way InfoNCE of cosines over `temperature`: each of `views` among `others` of the whole batch.
+
+    Rows of the same owner are no negatives of each other.
+
+    Args:
+        views, others: vectors (n, d) of the same n users or items.
+        owners: id of each row (n,).
+        temperature: tau.
+
+    Returns:
+        Mean over rows, a scalar.
+
+    Example:
+        >>> info_nce(torch.ones(3, 2), torch.ones(3, 2), torch.tensor([1, 2, 2]), 0.2)
+        tensor(0.8283)
+    """
+    views, others, owners = whole_batch(views, others, owners)
+    similarity = F.normalize(views, dim=-1) @ F.normalize(others, dim=-1).T / temperature
+    same_owner = owners[:, None] == owners[None, :]
+    same_owner.fill_diagonal_(False)
+    rows = torch.arange(len(owners), device=owners.device)
+    return F.cross_entropy(similarity.masked_fill(same_owner, float("-inf")), rows)

@@ -1,1 +1,1 @@
-"""Serves a finished run over HTTP: recommendations, similar items, items with their pictures, and a page."""
+"""A finished run behind HTTP: recommendations, similar items, items with their pictures, and a page to look at them."""

@@ -12,6 +12,7 @@ from recbole_mm.config.kinds import abridged
 from recbole_mm.config.yaml_settings import read_yaml
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.slice_kinds import check_slices, entry_of
+from recbole_mm.experiments.compare.best_id import with_best_id_model
 from recbole_mm.experiments.compare.experiment import load_experiment
 from recbole_mm.experiments.compare.grid import DONE, Grid, Outcome
 from recbole_mm.experiments.compare.inputs import unread
@@ -88,7 +89,7 @@ def compare_experiment(
         raise ConfigError(f"--out is missing: a folder of this name cannot be made: {abridged(out.name, 50)}")
     make_folder(out)  # found before the runs, not after them
     outcomes = Grid(planned, seeds, jobs, out / "failed", gpus).run()
-    table = summarize(
+    found = summarize(
         [_table_row(entry, outcome) for entry, outcome in zip(planned, outcomes)],
         metrics or experiment.metrics,
         experiment.reference,
@@ -98,6 +99,7 @@ def compare_experiment(
         experiment.shows,
         experiment.paper,
     )
+    table = with_best_id_model(found)
     write_table(table, out, f"{experiment.name}-{dataset}")
     return table, out
 
@@ -120,7 +122,9 @@ def compare_finished(
         raise ConfigError("--runs: there is no metric that all of them report")
     seeds = sorted({seed for row in rows for seed in row.runs})
     title = f"{len(folders)} runs"
-    return summarize(rows, metrics or shared, reference or names[0], seeds, title=title, strict=True)
+    return with_best_id_model(
+        summarize(rows, metrics or shared, reference or names[0], seeds, title=title, strict=True)
+    )
 
 
 def _rows_of_runs(run_dirs: Sequence[Path]) -> list[TableRow]:

@@ -314,4 +314,4 @@ def finished_run(config: Config) -> Path | None:
 
 def valid_score(run_dir: Any, metric: str) -> float | None:
     """Returns the best validation result of a finished run; None if it had nothing to validate on."""
-    return run_folder.read_result(Path(run_dir))["best_valid_result"].get(metric.lower())
+    return run_folder.read_result(Path(run_dir)).get("best_valid_result", {}).get(metric.lower())

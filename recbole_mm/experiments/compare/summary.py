@@ -128,6 +128,7 @@ class Table:
         facts: settings shared by the rows, of `PROTOCOL` and `TRAINING`.
         seeds: that were asked for.
         no_tests: why there is no test at all; empty if there may be some.
+        id_line, id_note: the best ID model's row, and what is said of it; see `best_id.py`.
     """
 
     title: str
@@ -139,6 +140,13 @@ class Table:
     facts: dict[str, Any]
     seeds: list[int]
     no_tests: str = ""
+    id_line: Line | None = None
+    id_note: str = ""
+
+    @property
+    def shown(self) -> list[Line]:
+        """The rows that are written: `lines`, and below them that of the best ID model."""
+        return self.lines if self.id_line is None else [*self.lines, self.id_line]
 
     @property
     def has_published(self) -> bool:

@@ -45,7 +45,7 @@ def to_markdown(table: Table) -> str:
     parts = [f"# {markdown(table.title)}"]
     if table.shows:
         parts.append(markdown(table.shows))
-    parts.append(markdown_grid(_header(table), [_markdown_row(table, line) for line in table.lines]))
+    parts.append(markdown_grid(_header(table), [_markdown_row(table, line) for line in table.shown]))
     tests = _tests(table)
     if tests:
         header = ["metric", f"{table.reference} against", "difference", "95% interval", "relative", "p", "p (Holm)"]
@@ -73,7 +73,7 @@ def _markdown_row(table: Table, line: Line) -> list[str]:
 def _tests(table: Table) -> list[list[str]]:
     rows = []
     for metric in table.metrics:
-        for line in table.lines:
+        for line in table.shown:
             cell = line.cells[metric]
             if cell.test is None or cell.p_holm is None:
                 continue
@@ -117,6 +117,8 @@ def notes(table: Table, second: str = "italic") -> list[str]:
         found.append("Protocol: " + _settings(table, [key for key in PROTOCOL[1:] if key != "data_files"]) + ".")
         found.extend(_tuning(table))
         found.append(f"Bold is the best of a column, {second} the second.")
+    if table.id_note:
+        found.append(table.id_note)
     if any(cell.p_holm is not None for line in done for cell in line.cells.values()):
         methods = sorted({cell.test.method for line in done for cell in line.cells.values() if cell.test is not None})
         found.append(
@@ -207,7 +209,7 @@ def to_csv(table: Table) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
-    for line in table.lines:
+    for line in table.shown:
         for metric in table.metrics:
             writer.writerow(_csv_row(table, line, metric))
     return text.getvalue()
@@ -260,7 +262,7 @@ def to_latex(table: Table, name: str) -> str:
         " & ".join(map(latex, _header(table))) + r" \\",
     ]
     group = None
-    for line in table.lines:
+    for line in table.shown:
         if line.row.group != group or group is None:
             lines.append("\\midrule")
             group = line.row.group
