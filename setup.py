@@ -82,6 +82,7 @@ setup(
         "wandb": ["wandb>=0.18"],
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.28"],
         "dev": [
+            "axe-playwright-python>=0.1.5",  # tests of pages in Chromium, where that is installed
             "build>=1.2",
             "faiss-cpu>=1.8",
             "fastapi>=0.160",
@@ -91,6 +92,7 @@ setup(
             "mkdocs-material>=9.6",
             "mkdocstrings[python]>=0.28",
             "optuna>=4.0",
+            "playwright>=1.50",
             "prometheus-client>=0.22",
             "pytest>=8.2",
             "pytest-cov>=6.0",

@@ -23,8 +23,8 @@ from scale import OURS, dataset_name, seconds, watched, write_dataset
 K = 10
 
 
-def make_run(arguments: argparse.Namespace, run_dir: Path) -> None:
-    """Write the folder of a SASRec that is finished without training."""
+def make_run(arguments: argparse.Namespace, run_dir: Path, model: str = "SASRec") -> None:
+    """Write the folder of a run that is finished without training."""
     from recbole_mm.runs.folder import CONFIG, WEIGHTS, write_result
     from recbole_mm.runs.profiling import Stages
     from recbole_mm.runs.run import assemble
@@ -33,7 +33,7 @@ def make_run(arguments: argparse.Namespace, run_dir: Path) -> None:
 
     folder = Path(arguments.folder)
     config = quiet_config(
-        "SASRec", dataset_name(arguments.users), data_path=str(folder), checkpoint_dir=str(folder), **OURS["SASRec"]
+        model, dataset_name(arguments.users), data_path=str(folder), checkpoint_dir=str(folder), **OURS[model]
     )
     run = assemble(config, run_dir, Stages())
     run_dir.mkdir(parents=True, exist_ok=True)

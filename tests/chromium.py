@@ -1,7 +1,8 @@
 """Headless Chromium and the accessibility checker axe, for tests of pages.
 
-Chromium is taken from the machine, and axe's script from the package `axe-playwright-python`; tests that need one of
-them are skipped where it is missing (`needs_chromium`, `needs_axe`).
+A file is looked at by `screenshot` and `violations`; a page that is used, by `used_page` and `violations_of`, which
+Playwright drives. Chromium is taken from the machine, and axe's script from the package `axe-playwright-python`; tests
+that need one of them are skipped where it is missing (`needs_chromium`, `needs_axe`, `needs_playwright`).
 """
 
 from __future__ import annotations
@@ -10,10 +11,16 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import ConsoleMessage, Page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 AXE = find_spec("axe_playwright_python")
@@ -22,9 +29,16 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is ins
 needs_axe = pytest.mark.skipif(
     CHROMIUM is None or AXE is None, reason="no Chromium, or no axe-playwright-python, is installed"
 )
+needs_playwright = pytest.mark.skipif(
+    CHROMIUM is None or AXE is None or find_spec("playwright") is None,
+    reason="no Chromium, axe-playwright-python or playwright is installed",
+)
 
 SCHEMES = {"light": [], "dark": ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"]}
 """Options for a page in a light or a dark setting of the browser."""
+
+TIMEOUT_MS = 120_000
+"""Milliseconds that a page is waited for, which is long for the sake of busy machines."""
 
 _FOUND = re.compile(r'<pre id="axe-found">(.*?)</pre>', re.DOTALL)
 
@@ -44,16 +58,11 @@ def screenshot(address: str, path: Path, scheme: str = "light", size: tuple[int,
     return path
 
 
-def dom(address: str, wait: int = 5000) -> str:
-    """Return the document at an address after its scripts ran for `wait` milliseconds of the browser's own time."""
-    return chromium(f"--virtual-time-budget={wait}", "--dump-dom", address).decode("utf-8")
-
-
 def violations(document: str, folder: Path, scheme: str = "light") -> list[list[object]]:
     """Return what axe finds wrong with a document: rule, impact and elements of each violation.
 
     Args:
-        document: HTML, such as that of a file or of `dom`; its scripts and its content security policy are left out.
+        document: HTML, such as that of a file; its scripts and its content security policy are left out.
         folder: where files may be written.
         scheme: of `SCHEMES`.
     """
@@ -74,3 +83,41 @@ def violations(document: str, folder: Path, scheme: str = "light") -> list[list[
     found = _FOUND.search(dump)
     assert found, "axe came to no end"
     return json.loads(found[1].replace("&amp;", "&").replace("&gt;", ">"))
+
+
+@contextmanager
+def used_page(scheme: str = "light", width: int = 1200, height: int = 900) -> Iterator[Page]:
+    """Yield an empty page; fail at its end where a script threw an error or the console has one, but for answers
+    that are errors by their status.
+
+    Args:
+        scheme: colours that the user prefers: `light` or `dark`.
+        width, height: of the window, in pixels.
+    """
+    from playwright.sync_api import sync_playwright
+
+    wrong: list[str] = []
+
+    def hear(message: ConsoleMessage) -> None:
+        if message.type == "error" and not message.text.startswith("Failed to load resource"):
+            wrong.append(message.text)
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": height})
+        page.set_default_timeout(TIMEOUT_MS)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", hear)
+        try:
+            yield page
+        finally:
+            browser.close()
+    assert wrong == []
+
+
+def violations_of(page: Page) -> list[tuple[str, str, list[str]]]:
+    """Return what axe finds wrong with a page as it is now: rule, impact, and the elements."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return [(one["id"], one["impact"], [node["html"] for node in one["nodes"]]) for one in found]

@@ -1,4 +1,4 @@
-"""`recbole-mm serve`: a finished run behind HTTP, with a page."""
+"""`recbole-mm serve`: answers requests for recommendations of a finished run over HTTP, and shows a page."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def main(arguments: Sequence[str]) -> int:
     from recbole_mm.serving.app import create_app
     from recbole_mm.serving.guard import is_local
     from recbole_mm.serving.served import opened_at
-    from recbole_mm.serving.server import bound, serve
+    from recbole_mm.serving.server import listen, serve
     from recbole_mm.serving.service import Service
 
     key = checked_key(os.environ.get(KEY_ENV, "").strip(), is_local(parsed.host), parsed.host)
-    with bound(parsed.host, parsed.port) as listening:  # before the run is opened, which takes a while
+    with listen(parsed.host, parsed.port) as listening:  # before the run is opened, which takes a while
         service = Service(
             Path(parsed.run), partial(opened_at, changed=changed), parsed.look_every, parsed.batch, parsed.waiting
         )

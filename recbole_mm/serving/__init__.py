@@ -1,1 +1,1 @@
-"""A finished run behind HTTP: recommendations, similar items, items with their pictures, and a page to look at them."""
+"""Serves a finished run over HTTP: recommendations, similar items, items with their pictures, and a page."""

@@ -103,27 +103,27 @@ def create_app(service: Service, key: str | None = None, seconds: float = 30) ->
 
 def _add_answers(app: FastAPI, service: Service) -> None:
     @app.post("/recommend", response_model=Recommendations)
-    async def recommend(asked: RecommendRequest) -> Response:
+    async def recommend(request: RecommendRequest) -> Response:
         """Recommend items to a user of the data, or after a history."""
-        return Json({"reason": None, **await service.ask(asked)})
+        return Json({"reason": None, **await service.ask(request)})
 
     @app.post("/similar", response_model=SimilarItems)
-    async def similar(asked: SimilarRequest) -> Response:
+    async def similar(request: SimilarRequest) -> Response:
         """List the items that are most like another to the model."""
-        return Json(await service.ask(asked))
+        return Json(await service.ask(request))
 
 
 def _add_items(app: FastAPI, service: Service) -> None:
     limiter = CapacityLimiter(READ_AT_ONCE)
 
-    async def apart(function: Any, *arguments: Any) -> Any:
+    async def in_thread(function: Any, *arguments: Any) -> Any:
         """Call what reads files or takes long in a thread, of which there are few."""
         return await anyio.to_thread.run_sync(partial(function, *arguments), limiter=limiter)
 
     @app.get("/items", response_model=Items)
     async def find_items(q: Text = "", limit: Count = 24) -> Response:
         """Find items by words of their ids and titles, the most popular first."""
-        return Json({"items": await apart(service.served.found_items, q, limit)})
+        return Json({"items": await in_thread(service.served.found_items, q, limit)})
 
     @app.get("/items/{item:path}", response_model=Item)
     async def item(item: str) -> Response:
@@ -133,7 +133,7 @@ def _add_items(app: FastAPI, service: Service) -> None:
     @app.get("/images/{item:path}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
     async def image(item: str) -> Response:
         """Return a small picture of an item."""
-        picture = await apart(service.served.picture, item)
+        picture = await in_thread(service.served.picture, item)
         if picture is None:
             raise HTTPException(404, f"item {item!r} has no picture")
         return Response(picture, media_type="image/jpeg", headers={"cache-control": "private, max-age=60"})
@@ -192,6 +192,8 @@ async def _problem(request: Request, error: Exception) -> Response:
     elif isinstance(error, RequestValidationError):
         first = error.errors()[0]
         text = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        if first["type"] == "model_attributes_type":
+            text = "body: give a JSON object, with the header Content-Type: application/json"
     elif isinstance(error, BusyError):
         status, headers = 503, {"retry-after": "1"}
     elif isinstance(error, UnknownIdError):

@@ -1,4 +1,4 @@
-"""Questions of many connections, answered together: while one batch is scored, the next one gathers."""
+"""Answers the questions of many connections in batches: while one batch is scored, the next one gathers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Batcher(Generic[Question, Answer]):
         answer: returns for each question its answer, or the error that is to be raised.
         most_at_once: bound of a batch.
         most_waiting: bound of the questions that wait for their batch.
-        told: called with the size of each batch.
+        on_batch: called with the size of each batch.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class Batcher(Generic[Question, Answer]):
         answer: Callable[[Sequence[Question]], Sequence[Answer | Exception]],
         most_at_once: int = 64,
         most_waiting: int = 256,
-        told: Callable[[int], None] = lambda size: None,
+        on_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
         self._answer = answer
         self._most_at_once, self._most_waiting = most_at_once, most_waiting
-        self._told = told
+        self._on_batch = on_batch
         self._waiting: deque[tuple[Question, asyncio.Future[Answer]]] = deque()
-        self._there = asyncio.Event()
+        self._has_waiting = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoring")
 
     def __len__(self) -> int:
@@ -60,19 +60,19 @@ class Batcher(Generic[Question, Answer]):
             raise BusyError(f"{self._most_waiting} requests wait already; ask again later")
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((question, future))
-        self._there.set()
+        self._has_waiting.set()
         return await future
 
     async def work(self) -> None:
         """Answer until cancelled."""
         try:
             while True:
-                await self._there.wait()
+                await self._has_waiting.wait()
                 batch = self._next()
                 if batch:
                     await self._answered(batch)
                 else:
-                    self._there.clear()
+                    self._has_waiting.clear()
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -86,7 +86,7 @@ class Batcher(Generic[Question, Answer]):
 
     async def _answered(self, batch: Sequence[tuple[Question, asyncio.Future[Answer]]]) -> None:
         questions = [question for question, _ in batch]
-        self._told(len(batch))
+        self._on_batch(len(batch))
         answers: Sequence[Answer | Exception]
         try:
             answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, questions)

@@ -1,4 +1,4 @@
-"""What every request passes before it is answered: its host, its key, the size of its body, and its time."""
+"""Checks every request before it is answered: its host, its key, the size of its body, and its time."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, metrics: Metrics, key: str | None = None, seconds: float = 30) -> None:
         self.app, self.metrics, self.seconds = app, metrics, seconds
-        self._shown = None if key is None else f"Bearer {key}".encode()
+        self._authorization = None if key is None else f"Bearer {key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -62,7 +62,7 @@ class Guard:
             return
         begun, status = time.monotonic(), 0
 
-        async def sent(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -73,21 +73,23 @@ class Guard:
 
         try:
             async with asyncio.timeout(self.seconds):
-                await self._guarded(scope, receive, sent)
+                await self._guarded(scope, receive, send_with_headers)
         except TimeoutError:
             if not status:
-                await _refuse(sent, 504, f"not answered within {self.seconds:g} s")
+                await _refuse(send_with_headers, 504, f"not answered within {self.seconds:g} s")
         finally:
             path = getattr(scope.get("route"), "path", "other")
             self.metrics.answered(path, status or 500, time.monotonic() - begun)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
-        if self._shown is None:
+        if self._authorization is None:
             if not is_local(_host(headers)):
                 await _refuse(send, 421, "without a key this server answers to 127.0.0.1 and localhost alone")
                 return
-        elif scope["path"] not in OPEN and not hmac.compare_digest(headers.get(b"authorization", b""), self._shown):
+        elif scope["path"] not in OPEN and not hmac.compare_digest(
+            headers.get(b"authorization", b""), self._authorization
+        ):
             await _refuse(send, 401, "a key is needed: Authorization: Bearer KEY", (b"www-authenticate", b"Bearer"))
             return
         body = await _body(headers, receive)
@@ -111,8 +113,8 @@ def _host(headers: Mapping[bytes, bytes]) -> str:
 
 async def _body(headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
     """Return a request's body; None where it is larger than `MOST_BODY`."""
-    told = headers.get(b"content-length", b"0")
-    if not told.isdigit() or len(told) > 10 or int(told) > MOST_BODY:
+    length = headers.get(b"content-length", b"0")
+    if not length.isdigit() or len(length) > 10 or int(length) > MOST_BODY:
         return None
     body = bytearray()
     while True:
@@ -126,6 +128,6 @@ async def _body(headers: Mapping[bytes, bytes], receive: Receive) -> bytes | Non
 
 async def _refuse(send: Send, status: int, error: str, *headers: tuple[bytes, bytes]) -> None:
     body = json.dumps({"error": error}).encode()
-    told = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": told})
+    given = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": given})
     await send({"type": "http.response.body", "body": body})

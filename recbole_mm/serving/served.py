@@ -134,10 +134,10 @@ class Served:
         self.name = recommender.run.run_dir.name
         self.users = Catalogue("user", dataset.field2token_id[dataset.uid_field])
         self.items = Catalogue("item", dataset.field2token_id[dataset.iid_field])
-        self._why = _reasons(recommender)
+        self._reasons_for = _reasons(recommender)
         self._content = _content(recommender)
         self._pictures: ByteCache[int, bytes] = ByteCache(PICTURE_BYTES)
-        self.has_reasons = self._why is not None
+        self.has_reasons = self._reasons_for is not None
         self.reads_histories = self._warm_up()
 
     def _warm_up(self) -> bool:
@@ -188,7 +188,7 @@ class Served:
         limits = {name: self._limit(getattr(question, name)) for name in ("allow", "exclude")}
         if not isinstance(question, RecommendRequest):
             return _Resolved(question, self.items.number(question.item), None, **limits)
-        if question.reason and self._why is None:
+        if question.reason and self._reasons_for is None:
             raise ConfigError(f"{self.recommender.config['model']} has no texts of its users to give as reasons")
         user = None if question.user is None else self.users.number(question.user)
         return _Resolved(question, user, self._history(question), **limits)
@@ -234,12 +234,12 @@ class Served:
         self, group: Sequence[_Resolved], users: np.ndarray | None, histories: CSR | None, known: str
     ) -> list[str | None]:
         wanted = [isinstance(one.question, RecommendRequest) and one.question.reason for one in group]
-        if self._why is None or not any(wanted):
+        if self._reasons_for is None or not any(wanted):
             return [None] * len(group)
         if histories is None:
             assert users is not None
             histories = self.recommender.histories_of(users, known)
-        texts = self._why(users, histories)
+        texts = self._reasons_for(users, histories)
         return [text if asked else None for text, asked in zip(texts, wanted, strict=True)]
 
     def _rows(self, group: Sequence[_Resolved], top: TopK) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ Identity = tuple[Path, int]
 """A run's folder, links followed, and when its result was written."""
 
 
-def meant(path: Path) -> Identity | None:
+def newest_run(path: Path) -> Identity | None:
     """Return which finished run a path means: that of the folder, or of a folder of runs the one finished last."""
     inside = () if (path / CONFIG).is_file() else path.glob("*")
     folders = [folder for folder in (path, *inside) if (folder / CONFIG).is_file()]
@@ -62,7 +62,7 @@ class Service:
         self.metrics = Metrics()
         self._path, self._open_at, self._look_every = path, open_at, look_every
         self._sizes = (most_at_once, most_waiting)
-        self._current = meant(path)
+        self._current = newest_run(path)
         self._refused: Identity | None = None
         self._wanted = asyncio.Event()
         self.served = open_at(path if self._current is None else self._current[0])
@@ -71,7 +71,7 @@ class Service:
     async def start(self) -> None:
         """Begin to answer, on the loop that runs."""
         self._batcher: Batcher[Question, dict[str, Any]] = Batcher(
-            lambda questions: self.served.answer(questions), *self._sizes, told=self.metrics.scored
+            lambda questions: self.served.answer(questions), *self._sizes, on_batch=self.metrics.scored
         )
         self.metrics.watch_waiting(lambda: len(self._batcher))
         self._tasks = [asyncio.create_task(self._batcher.work()), asyncio.create_task(self._watch())]
@@ -110,7 +110,7 @@ class Service:
         Requests that came before are answered by either run, none is lost.
         """
         try:
-            found = await asyncio.to_thread(meant, self._path)
+            found = await asyncio.to_thread(newest_run, self._path)
         except OSError:
             return  # the run is being replaced, or has been removed: what is served is in memory
         if found is None or found in (self._current, self._refused):

@@ -54,6 +54,26 @@ def test_a_run_that_is_not_there_is_one_line(runs, tmp_path, capsys):
         Service(unfinished, partial(opened_at, changed={}))
 
 
+@pytest.mark.parametrize(
+    ("instead", "arguments", "says"),
+    [
+        ("model: Unheard", [], "its model 'Unheard' cannot be loaded here"),
+        ("model: SASRec\nsplit_rule: 0", [], "by the rule of an earlier version"),
+        ("model: SASRec", ["--data_path=no-such-folder"], "does not exist"),
+    ],
+)
+def test_runs_of_elsewhere_are_one_line(runs, tmp_path, capsys, instead, arguments, says):
+    """A model that is not installed, an earlier version, data that were moved."""
+    run = shutil.copytree(runs["first"], tmp_path / "run")
+    lines = (run / "config.yaml").read_text(encoding="utf-8").splitlines()
+    lines = [instead if line == "model: SASRec" else line for line in lines if "crc32" not in line]
+    (run / "config.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert main(["serve", str(run), "--port", "0", *arguments]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert says in error
+
+
 @pytest.mark.parametrize("option", ["--port=70000", "--port=x", "--batch=0", "--timeout=nan", "--waiting=-1"])
 def test_numbers_of_options_have_bounds(runs, capsys, option):
     assert main(["serve", str(runs["first"]), option]) == 2

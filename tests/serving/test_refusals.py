@@ -55,6 +55,7 @@ def test_what_is_no_question_is_refused(client, body):
 def test_a_form_of_another_site_is_refused(client):
     answer = client.post("/recommend", content=b'{"user": "u1"}', headers={"content-type": "text/plain"})
     assert answer.status_code == 422
+    assert "with the header Content-Type: application/json" in answer.json()["error"]
 
 
 def test_a_large_body_is_refused_however_it_comes(client):

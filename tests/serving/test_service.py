@@ -21,7 +21,7 @@ from recbole_mm.serving.guard import Guard
 from recbole_mm.serving.metrics import Metrics
 from recbole_mm.serving.schema import RecommendRequest
 from recbole_mm.serving.served import opened_at
-from recbole_mm.serving.service import Service, meant
+from recbole_mm.serving.service import Service, newest_run
 from tests.serving.toy_runs import asking, listed
 
 
@@ -160,10 +160,10 @@ def test_a_path_means_a_run_or_the_newest_of_a_folder(runs, tmp_path):
     link = tmp_path / "current"
     link.symlink_to(runs["BPR"])
     for path, run in ((saved, "second"), (runs["first"], "first"), (link, "BPR")):
-        found = meant(path)
+        found = newest_run(path)
         assert found is not None
         assert found[0] == runs[run].resolve()
-    assert meant(tmp_path / "nowhere") is None
+    assert newest_run(tmp_path / "nowhere") is None
 
 
 def test_another_run_takes_over_and_a_broken_one_does_not(runs, tmp_path, capsys):
