@@ -70,6 +70,7 @@ MODELS: dict[str, dict] = {
     "Molar fpmc DuoRec": {"dueg": "fpmc", "id_model": "DuoRec", "similarity": "cosine", "learning_rate": 3e-3},
     "Molar joint": {
         "mirm_training": "joint",
+        "joint_from_epoch": 1,
         "rec_loss": "ce",
         "item_llm_staleness": 2,
         "item_llm_learning_rate": 1e-3,

@@ -14,6 +14,7 @@ from recbole_mm.models.trained_items import CachePolicy, TrainedItems, cut_into_
 from recbole_mm.runs.profiling import Stages
 from recbole_mm.runs.run import assemble
 from recbole_mm.training.checkpoint import load_tree
+from recbole_mm.training.factory import make_trainer
 
 JOINT = {"mirm_training": "joint", "embedding_dropout": 0.0, "mllm_image_pixels": 28 * 28, "max_text_tokens": 12}
 FULL = {**JOINT, "joint_tuning": "full"}
@@ -267,6 +268,23 @@ def test_a_run_trains_the_adapter_and_saves_nothing_else_of_the_mllm(toy_setting
     torch.testing.assert_close(again.table(), outcome.model.items.llm.table(), atol=1e-5, rtol=1e-5)
 
 
+def test_epochs_before_the_joint_ones_leave_the_mllm_as_it_is(toy_config, tmp_path):
+    config = toy_config("Molar", **JOINT, joint_from_epoch=2, epochs=3, item_llm_learning_rate=1e-2)
+    assembled = assemble(config, tmp_path, Stages())
+    trainer, llm = make_trainer(config, assembled.model, tmp_path), assembled.model.items.llm
+    read, before = [], torch.from_numpy(assembled.dataset.inputs.item_vectors)
+    original = llm.read
+    llm.read = lambda ids: read.append(ids) or original(ids)
+    for epoch in range(3):
+        weights = {name: weight.clone() for name, weight in llm.named_parameters()}
+        projection = assembled.model.items.projection.weight.clone()
+        trainer._train_epoch(assembled.splits.train, epoch)
+        moved = any(not torch.equal(weight, weights[name]) for name, weight in llm.named_parameters())
+        assert moved == bool(read) == (epoch == 2)
+        assert not torch.equal(projection, assembled.model.items.projection.weight)
+        assert torch.equal(llm.table(), before) == (epoch < 2)
+
+
 def test_the_llm_has_a_learning_rate_of_its_own(built):
     assembled = built(**JOINT, item_llm_learning_rate=2e-5)
     others, llm = assembled.model.parameter_groups(assembled.config)
@@ -321,6 +339,11 @@ def test_hllm_with_cached_negatives(built, tuning):
         ),
         ("Molar", {"mirm_training": "joint", "train_workers": 2}, "mirm_training: joint keeps a cache of item vectors"),
         ("Molar", {"mirm_training": "joint", "item_llm_staleness": -1}, "item_llm_staleness: -1 is not accepted"),
+        (
+            "Molar",
+            {"mirm_training": "joint", "joint_from_epoch": 2},
+            "joint_from_epoch: 2 leaves no epoch out of 2 that",
+        ),
         ("Molar", {"mirm_training": "joint", "max_tokens_per_batch": 0}, "max_tokens_per_batch: 0 is not accepted"),
         (
             "Molar",

@@ -152,6 +152,13 @@ class TrainedItems(nn.Module, ABC):
             self.current_at = self.number
         return self.vectors
 
+    def keep(self) -> None:
+        """Start an epoch that leaves the LLM as it is; the vectors of now count as the epoch's own, and are saved."""
+        self.table()
+        self.number += 1
+        self.computed += 1
+        self.vectors, self.current_at = self.vectors.clone(), self.number
+
     def start_epoch(self) -> None:
         """Compute the cache anew, unless it is of the weights of now or nothing will be read from it."""
         if self.policy.negatives == CACHED:

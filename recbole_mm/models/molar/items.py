@@ -131,8 +131,9 @@ class ContentItems(nn.Module):
         """
         return self.map_new(sources_of(names, new), sources_of(names, known))
 
-    def start_epoch(self) -> None:
-        """Do nothing: the vectors of the sources are frozen. A subclass may prepare an epoch."""
+    def start_epoch(self, epoch: int) -> None:
+        """Do nothing: the vectors of the sources are frozen. A subclass may prepare an epoch, counted from 0; -1 stands
+        for one that does not train the items."""
 
     def of_batch(self, ids: Tensor) -> AbstractContextManager[None]:
         """Return a context in which the loss of a batch is computed; `ids` are its items. Here it does nothing."""

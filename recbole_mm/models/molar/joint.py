@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,11 @@ def is_joint(config: Config) -> bool:
         raise ConfigError("mirm_training: joint trains the MLLM that reads items; name mllm in item_sources")
     if config["score"] == "id":
         raise ConfigError("mirm_training: joint trains the content score, and score: id does not rank by it")
+    if not config["joint_from_epoch"] < max(1, config["epochs"]):
+        raise ConfigError(
+            f"joint_from_epoch: {config['joint_from_epoch']} leaves no epoch out of {config['epochs']} that trains the "
+            "MLLM; give less, or mirm_training: two_stage"
+        )
     require_one_process(config, "mirm_training: joint")
     if config["modality_dropout"]:
         raise ConfigError(
@@ -136,16 +141,24 @@ class JointContentItems(ContentItems):
         place: which of them is that of the MIRM.
         llm: the MLLM that is trained.
         width, projection, normalization: as for `ContentItems`.
+        from_epoch: the epochs before it leave the MLLM as it is.
     """
 
     mean: Tensor
     spread: Tensor
 
     def __init__(
-        self, sources: Sequence[Tensor], place: int, llm: PromptedItems, width: int, projection: str, normalization: str
+        self,
+        sources: Sequence[Tensor],
+        place: int,
+        llm: PromptedItems,
+        width: int,
+        projection: str,
+        normalization: str,
+        from_epoch: int,
     ) -> None:
         super().__init__(sources, width, projection, normalization)
-        self.llm, self.place = llm, place
+        self.llm, self.place, self.from_epoch, self.is_frozen = llm, place, from_epoch, False
         llm.set_vectors(sources[place])
         self.start = sum(source.shape[1] for source in sources[:place])
         self.stop = self.start + sources[place].shape[1]
@@ -164,7 +177,7 @@ class JointContentItems(ContentItems):
         lora = read_map(config, "mirm_lora", LORA_DEFAULTS)
         checkpointing = bool(config["mirm_gradient_checkpointing"])
         given = dataset.inputs.prepared_items, config["joint_tuning"], lora, checkpointing
-        kinds = config["item_projection"], config["item_normalization"]
+        kinds = config["item_projection"], config["item_normalization"], config["joint_from_epoch"]
         return cls(sources, place, PromptedItems(*given, CachePolicy.of(config)), width, *kinds)
 
     def forward(self, ids: Tensor | None = None) -> Tensor:
@@ -184,9 +197,13 @@ class JointContentItems(ContentItems):
         return self.map_new(sources, sources_of(names, known))
 
     def of_batch(self, ids: Tensor) -> AbstractContextManager[None]:
-        """Encode the distinct items of `ids` with gradients within the block."""
-        return self.llm.batch(ids)
+        """Encode the distinct items of `ids` with gradients within the block, in an epoch that trains the MLLM."""
+        return nullcontext() if self.is_frozen else self.llm.batch(ids)
 
-    def start_epoch(self) -> None:
-        """Compute the cached vectors anew."""
-        self.llm.start_epoch()
+    def start_epoch(self, epoch: int) -> None:
+        """Leave the MLLM as it is, or compute the cached vectors anew."""
+        self.is_frozen = epoch < self.from_epoch
+        if self.is_frozen:
+            self.llm.keep()
+        else:
+            self.llm.start_epoch()

@@ -136,8 +136,7 @@ class Molar(SequentialModel):
         self.pretraining = epoch < self.id_epochs
         if self.id_epochs:
             self.id_is_frozen = not self.pretraining
-        if not self.pretraining:
-            self.items.start_epoch()
+        self.items.start_epoch(-1 if self.pretraining else epoch)
 
     def is_pretraining(self) -> bool:
         """Whether the epoch trains the ID model alone."""

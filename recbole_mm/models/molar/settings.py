@@ -21,6 +21,7 @@ from recbole_mm.config.kinds import (
     number,
     or_null,
     size,
+    whole,
 )
 from recbole_mm.config.schema import Setting, like, section
 from recbole_mm.config.settings import SETTINGS as SHARED
@@ -96,6 +97,8 @@ SETTINGS = (
             "two_stage; joint is ours."),
         Setting("joint_tuning", choice("lora", "full"), "lora", "Which of its weights joint trains: an adapter of the "
             "sizes of mirm_lora, or all. Ours."),
+        Setting("joint_from_epoch", whole(0), 0, "joint: the epochs before this one, counted from 0, leave the MLLM as "
+            "it is, and cost what those of two_stage do. Ours."),
         *JOINT_ITEMS),
     *section("From item vectors to a score",
         Setting("item_sources", NAMES, ["mllm"], "What an item's vector is made of: mllm (the MIRM's vector, Eq. 1) "
