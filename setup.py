@@ -60,6 +60,7 @@ setup(
         "requests>=2.32",
         "urllib3>=2.3",
         "safetensors>=0.5",
+        "threadpoolctl>=3.5",
         "pillow>=10.4",
         "pyyaml>=6.0",
         "pyarrow>=16",
