@@ -110,6 +110,7 @@ class ItemEncoder:
         self.max_text_tokens = int(max_text_tokens)
         self.tokens_per_batch = int(tokens_per_batch)
         self.threads = threads or min(os.cpu_count() or 1, 8)
+        self._may_autocast = autocast
         self.autocast = autocast and runs_in_bfloat16(mllm.dtype, mllm.device)
         if self.max_text_tokens < 1 or self.tokens_per_batch < 1:
             raise ValueError("max_text_tokens and tokens_per_batch must be at least 1")
@@ -270,7 +271,8 @@ class ItemEncoder:
     def over(self, mllm: MLLM) -> ItemEncoder:
         """Return an encoder of the same prompts and pooling that reads with other weights of the same model."""
         other = copy.copy(self)
-        other.mllm, other.autocast = mllm, runs_in_bfloat16(mllm.dtype, mllm.device)
+        other.mllm = mllm
+        other.autocast = self._may_autocast and runs_in_bfloat16(mllm.dtype, mllm.device)
         other._pool, other._counting = None, threading.Lock()
         return other
 
