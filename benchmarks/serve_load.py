@@ -8,9 +8,10 @@ requests come at their rate whether or not earlier ones have been answered.
 
 import os
 import random
+import time
 
 import gevent
-from locust import FastHttpUser, constant_throughput, task
+from locust import FastHttpUser, task
 
 USERS, ITEMS = int(os.environ["SERVE_USERS"]), int(os.environ["SERVE_ITEMS"])
 HISTORY, K = 10, 10
@@ -19,11 +20,15 @@ HISTORY, K = 10, 10
 class Visitor(FastHttpUser):
     """Somebody who asks for a list once a second."""
 
-    wait_time = constant_throughput(1)
-
     def on_start(self) -> None:
-        """Wait for a part of a second, so that not all ask at once."""
-        gevent.sleep(random.random())
+        """Choose a moment of a second; by `constant_throughput` all would ask in the moment of their start."""
+        self.turn = time.monotonic() + random.random()
+        gevent.sleep(self.turn - time.monotonic())
+
+    def wait_time(self) -> float:
+        """Return the seconds to the same moment of the next second."""
+        self.turn += 1
+        return max(0.0, self.turn - time.monotonic())
 
     @task
     def of_user(self) -> None:

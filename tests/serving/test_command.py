@@ -16,6 +16,7 @@ from recbole_mm.cli.serve import KEY_ENV
 from recbole_mm.errors import CheckpointError
 from recbole_mm.serving.app import read_page
 from recbole_mm.serving.served import opened_at
+from recbole_mm.serving.server import listen
 from recbole_mm.serving.service import Service
 
 
@@ -78,6 +79,13 @@ def test_runs_of_elsewhere_are_one_line(runs, tmp_path, capsys, instead, argumen
 def test_numbers_of_options_have_bounds(runs, capsys, option):
     assert main(["serve", str(runs["first"]), option]) == 2
     assert "is not from" in capsys.readouterr().err
+
+
+def test_the_body_of_an_answer_does_not_wait_for_the_head_to_be_acknowledged():
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_the_page_runs_its_own_script_alone(client):
