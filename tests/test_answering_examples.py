@@ -17,8 +17,8 @@ from recbole_mm.data.inputs import ModelInputs
 from recbole_mm.errors import DataError
 from recbole_mm.inputs.answering import first_stage
 from recbole_mm.inputs.answering.examples import (
-    Asked,
     PromptedQuestions,
+    Question,
     Target,
     draw_examples,
     questions_digest,
@@ -91,8 +91,8 @@ def draw(targets, negatives=1, seed=0, tokens=TOKENS, items=ITEMS):
 def test_a_target_is_asked_about_behind_its_history_and_others_after_it():
     asked = draw(training_targets(OFFSETS, 1, None, 0), negatives=2)
     assert [one.answer for one in asked] == [True, False, False] * 2
-    assert asked[0] == Asked(7, (1, 2, 3), 4, True)
-    assert asked[3] == Asked(9, (6, 1), 7, True)
+    assert asked[0] == Question(7, (1, 2, 3), 4, True)
+    assert asked[3] == Question(9, (6, 1), 7, True)
     for one in asked:
         own = {7: {1, 2, 3, 4}, 9: {6, 1, 7}}[one.user]
         assert (one.item in own) == one.answer

@@ -287,7 +287,7 @@ def test_the_folder_of_a_run_does_not_depend_on_the_number_of_workers(base):
     ],
 )
 def test_models_that_take_one_process_are_named(model, told):
-    config = {"model": model, "MODEL_TYPE": find_type(model), "train_neg_sample_args": None}
+    config = {"model": model, "MODEL_TYPE": find_type(model), "train_neg_sample_args": None, "max_train_seconds": None}
     with pytest.raises(ConfigError, match=told) as raised:
         check_supported(config, type(model, (), {}) if model == "LightGBM" else find_model(model).load())
     assert "train_workers: 1" in str(raised.value)

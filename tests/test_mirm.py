@@ -518,7 +518,7 @@ def test_defaults_are_those_of_the_yaml(described, tmp_path):
     assert settings.seed == given["seed"]
     assert settings.tuning == "none"
     blank = {f"mirm_{name}": None for name in MirmSettings.__dataclass_fields__}
-    plain = MirmSettings.of({**blank, "seed": given["seed"]})
+    plain = MirmSettings.of({**blank, "mllm_layers": None, "dueg": "sasrec", "seed": given["seed"]})
     for name in MirmSettings.__dataclass_fields__:
         if name not in ("weights", "lora", "objectives"):
             assert getattr(plain, name) == getattr(settings, name), name

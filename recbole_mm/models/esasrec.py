@@ -118,6 +118,7 @@ class eSASRec(FullSequenceLosses, SASRec):
         >>> recbole_mm.run("eSASRec", "my-data", config_dict={"n_layers": 1})  # doctest: +SKIP
     """
 
+    supports_ddp = True  # the loss is the mean over the positions of a batch
     settings = SETTINGS
     input_type = InputType.POINTWISE
 
