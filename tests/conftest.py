@@ -130,3 +130,9 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("RECBOLE_MM_TEST_DATA is not set")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the runs of a test module share."""
+    return tmp_path_factory.mktemp("saved")

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from recbole.data.interaction import Interaction
 from scipy.sparse import csr_array
+from torch.nn import functional as F
 
 import recbole_mm
 from recbole_mm.config.resolved import Config
@@ -106,3 +108,24 @@ def beats_pop(model: str, settings: dict[str, Any], **changed: Any) -> bool:
     given = {**settings, "item_features": TOY_FEATURES, "epochs": 40, "train_batch_size": 64, **changed}
     outcome, pop = recbole_mm.run(model, "toy", config_dict=given), recbole_mm.run("Pop", "toy", config_dict=settings)
     return outcome.test_result["recall@10"] > 1.3 * pop.test_result["recall@10"]
+
+
+def loss_by_hand(
+    net: torch.nn.Module, batch: Interaction, vectors: torch.Tensor, first: torch.Tensor, second: torch.Tensor
+) -> torch.Tensor:
+    """BPR of `vectors`, 0.3 of InfoNCE at 0.5 from `first` to `second`, and 0.7 of the squared embeddings, one row at a
+    time; all users' vectors stand before all items'. Rows of the same id are no negatives of each other.
+    """
+    user, good, bad = (batch[field] for field in ("user_id", "item_id", "neg_item_id"))
+    items = net.n_users
+    difference = (vectors[user] * (vectors[items + good] - vectors[items + bad])).sum(1)
+    expected = -torch.log(torch.sigmoid(difference)).mean()
+    for ids, start in ((user, 0), (good, items)):
+        total = 0.0
+        for one in range(len(ids)):
+            cosines = F.cosine_similarity(first[start + ids[one]][None], second[start + ids], dim=1) / 0.5
+            others = [place for place in range(len(ids)) if place == one or ids[place] != ids[one]]
+            total = total - torch.log_softmax(cosines[others], 0)[others.index(one)]
+        expected = expected + 0.3 * total / len(ids)
+    tables = [net.user_embedding.weight[user], net.item_embedding.weight[good], net.item_embedding.weight[bad]]
+    return expected + 0.7 * sum(table.double().square().sum() for table in tables) / (2 * len(user))

@@ -5,10 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from recbole_mm.errors import ConfigError
-from tests.multimodal import assembled, beats_pop, first_batch, light_gcn, normalise, scores_of, training_matrix
+from tests.multimodal import (
+    assembled,
+    beats_pop,
+    first_batch,
+    light_gcn,
+    loss_by_hand,
+    normalise,
+    scores_of,
+    training_matrix,
+)
 from tests.test_multi_view import numbers, softmax
 
 
@@ -64,19 +72,7 @@ def test_loss_is_written_out(built):
     net, batch = run.model.eval(), first_batch(run)[:9]  # in evaluation there is no noise
     vectors, (image, text) = parts_of(run)
     vectors, image, text = (torch.from_numpy(part) for part in (vectors, image, text))
-    user, good, bad = (batch[field] for field in ("user_id", "item_id", "neg_item_id"))
-    first = net.n_users
-    difference = (vectors[user] * (vectors[first + good] - vectors[first + bad])).sum(1)
-    expected = -torch.log(torch.sigmoid(difference)).mean()
-    for ids, start in ((user, 0), (good, first)):
-        total = 0.0
-        for one in range(len(ids)):
-            cosines = F.cosine_similarity(image[start + ids[one]][None], text[start + ids], dim=1) / 0.5
-            others = [place for place in range(len(ids)) if place == one or ids[place] != ids[one]]
-            total = total - torch.log_softmax(cosines[others], 0)[others.index(one)]
-        expected = expected + 0.3 * total / len(ids)
-    tables = [net.user_embedding.weight[user], net.item_embedding.weight[good], net.item_embedding.weight[bad]]
-    expected = expected + 0.7 * sum(table.double().square().sum() for table in tables) / (2 * len(user))
+    expected = loss_by_hand(net, batch, vectors, image, text)
     torch.testing.assert_close(net.calculate_loss(batch).double(), expected, atol=1e-5, rtol=1e-5)
 
 

@@ -10,7 +10,6 @@ import torch
 from recbole.data.interaction import Interaction
 
 import recbole_mm
-from recbole_mm.config.resolved import Config
 from recbole_mm.errors import ConfigError
 from recbole_mm.experiments.compare.command import compare_finished
 from recbole_mm.experiments.compare.table import to_markdown
@@ -21,31 +20,14 @@ from recbole_mm.llm.answer import resolve_answers
 from recbole_mm.models.answering.listing import best_first, orders
 from recbole_mm.models.mllmmsr import MLLMMSR
 from recbole_mm.models.tallrec import TALLRec
-from recbole_mm.runs.profiling import Stages
-from recbole_mm.runs.run import assemble, open_needed
+from tests.asking import builder
 from tests.conftest import TOY_SETTINGS
 from tests.test_mllmmsr import QUICK, asked, cases
 
 LISTED = {**QUICK, "answers": "listed", "max_text_tokens": 12}
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    return tmp_path_factory.mktemp("saved")
-
-
-@pytest.fixture
-def built(toy_path, saved, tmp_path):
-    """`built(**settings)`: a model that lists candidates, in evaluation mode, through the pipeline."""
-
-    def build(**settings):
-        base = {**TOY_SETTINGS, "epochs": 1, "data_path": str(toy_path), "checkpoint_dir": str(saved)}
-        config = Config("MLLM-MSR", "toy", config_dict={**base, **LISTED, **settings})
-        outcome = assemble(config, tmp_path, Stages(), open_needed(config, tmp_path))
-        outcome.model.eval()
-        return outcome
-
-    return build
+built = builder("MLLM-MSR", LISTED)
 
 
 def letters(outcome, row: int, items: list[int]) -> torch.Tensor:

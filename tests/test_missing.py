@@ -177,12 +177,16 @@ def test_refusals_are_one_line(toy_config, tmp_path, settings, message):
     assert "\n" not in str(caught.value)
 
 
-def test_an_item_llm_that_is_trained_keeps_what_it_has_read(toy_config, tmp_path):
-    settings = {"item_llm_tuning": "full", "missing_rate": 0.3, "missing_at": "test"}
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [("HLLM", {"item_llm_tuning": "full"}), ("TIGER", {"item_features": {"text": FEATURES["text"]}})],
+)
+def test_models_that_keep_what_they_have_read_take_both(model, settings, toy_config, tmp_path):
+    hidden = {"missing_rate": 0.3, "missing_at": "test"}
     with pytest.raises(
-        ConfigError, match="HLLM trains the LLM that reads items, and keeps what it has read; give both"
+        ConfigError, match=f"{model} keeps what training has read of the items among its weights; give both"
     ):
-        assemble(toy_config("HLLM", **settings), tmp_path, Stages())
+        assemble(toy_config(model, **settings, **hidden), tmp_path, Stages())
 
 
 # ---------------------------------------------------------------- training and test apart

@@ -9,7 +9,6 @@ from recbole.data.interaction import Interaction
 
 import recbole_mm
 from recbole_mm.artifacts.executor import Failure
-from recbole_mm.config.resolved import Config
 from recbole_mm.data import sharing
 from recbole_mm.data.content_source import ContentSource
 from recbole_mm.errors import ConfigError
@@ -19,9 +18,8 @@ from recbole_mm.llm.answer import AnswerReader, resolve_yes_no
 from recbole_mm.models.answering.model import FROZEN
 from recbole_mm.models.mllmmsr import MLLMMSR
 from recbole_mm.registry import find_model
-from recbole_mm.runs.profiling import Stages
-from recbole_mm.runs.run import assemble, open_needed
 from recbole_mm.training.factory import make_trainer
+from tests.asking import builder
 from tests.conftest import TOY_SETTINGS
 
 QUICK = {
@@ -33,24 +31,7 @@ QUICK = {
 }
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """What this module's runs share: the tiny MLLM, texts and the first stage."""
-    return tmp_path_factory.mktemp("saved")
-
-
-@pytest.fixture
-def built(toy_path, saved, tmp_path):
-    """`built(**settings)`: a model in evaluation mode with its phases, through the pipeline."""
-
-    def build(**settings):
-        base = {**TOY_SETTINGS, "epochs": 1, "data_path": str(toy_path), "checkpoint_dir": str(saved)}
-        config = Config("MLLM-MSR", "toy", config_dict={**base, **QUICK, **settings})
-        outcome = assemble(config, tmp_path, Stages(), open_needed(config, tmp_path))
-        outcome.model.eval()
-        return outcome
-
-    return build
+built = builder("MLLM-MSR", QUICK)
 
 
 def cases(outcome, count: int = 8) -> Interaction:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from recbole_mm.errors import ConfigError
 from tests.multimodal import (
@@ -14,6 +13,7 @@ from tests.multimodal import (
     beats_pop,
     first_batch,
     light_gcn,
+    loss_by_hand,
     nearest,
     normalise,
     refined_graphs,
@@ -152,20 +152,7 @@ def test_loss_is_written_out(built, model):
     net, batch = run.model.train(), first_batch(run)[:9]
     known = torch.from_numpy(behaviour(run))
     content = torch.from_numpy(CONTENT[model](run, own_graphs(run)))
-    user, good, bad = (batch[field] for field in ("user_id", "item_id", "neg_item_id"))
-    first = net.n_users
-    both = known + content
-    difference = (both[user] * (both[first + good] - both[first + bad])).sum(1)
-    expected = -torch.log(torch.sigmoid(difference)).mean()
-    for ids, start in ((user, 0), (good, first)):
-        total = 0.0
-        for one in range(len(ids)):
-            cosines = F.cosine_similarity(content[start + ids[one]][None], known[start + ids], dim=1) / 0.5
-            others = [place for place in range(len(ids)) if place == one or ids[place] != ids[one]]
-            total = total - torch.log_softmax(cosines[others], 0)[others.index(one)]
-        expected = expected + 0.3 * total / len(ids)
-    tables = [net.user_embedding.weight[user], net.item_embedding.weight[good], net.item_embedding.weight[bad]]
-    expected = expected + 0.7 * sum(table.double().square().sum() for table in tables) / (2 * len(user))
+    expected = loss_by_hand(net, batch, known + content, content, known)
     torch.testing.assert_close(net.calculate_loss(batch).double(), expected, atol=1e-5, rtol=1e-5)
 
 

@@ -14,30 +14,13 @@ from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.splits import split
 from recbole_mm.llm.answer import resolve_yes_no
 from recbole_mm.models.tallrec import TALLRec, likes_of
-from recbole_mm.runs.profiling import Stages
-from recbole_mm.runs.run import assemble, open_needed
+from tests.asking import builder
 from tests.conftest import TOY_SETTINGS
 
 QUICK = {"sft_tuning": "none", "first_stage_config": {"epochs": 1}, "rerank_k": 6}
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    return tmp_path_factory.mktemp("saved")
-
-
-@pytest.fixture
-def built(toy_path, saved, tmp_path):
-    """`built(**settings)`: a model in evaluation mode with its phases, through the pipeline."""
-
-    def build(**settings):
-        base = {**TOY_SETTINGS, "epochs": 1, "data_path": str(toy_path), "checkpoint_dir": str(saved)}
-        config = Config("TALLRec", "toy", config_dict={**base, **QUICK, **settings})
-        outcome = assemble(config, tmp_path, Stages(), open_needed(config, tmp_path))
-        outcome.model.eval()
-        return outcome
-
-    return build
+built = builder("TALLRec", QUICK)
 
 
 def test_the_last_titles_and_the_candidates_are_told(built):

@@ -14,7 +14,7 @@ from recbole.data.interaction import Interaction
 from scipy.sparse import csr_array, diags_array
 from torch import Tensor, nn
 
-from recbole_mm.config.kinds import NAMES, choice, is_list_of, is_number, layers, list_of, number, size
+from recbole_mm.config.kinds import choice, is_list_of, is_number, layers, list_of, number, size
 from recbole_mm.config.schema import Setting, section
 from recbole_mm.config.settings import SETTINGS as SHARED
 from recbole_mm.errors import ConfigError
@@ -32,7 +32,7 @@ from recbole_mm.models.multimodal_graph import (
     user_item_adjacency,
 )
 from recbole_mm.models.propagating import Kept
-from recbole_mm.models.settings import IMAGE_AND_TEXT, ITEM_FEATURES, MODALITY_DROPOUT, REFINED
+from recbole_mm.models.settings import AN_ITEM, ITEM_CONTENT, MODALITY_DROPOUT, REFINED
 from recbole_mm.models.sparse import SparseMatrix
 
 if TYPE_CHECKING:
@@ -48,10 +48,8 @@ _WEIGHTS = replace(
 
 # fmt: off
 SETTINGS = (
-    *section("What an item is. Vectors are computed once and kept; an entry may also be a file of vectors "
-        "(docs/data-format.md).",
-        Setting("content_features", NAMES, ["image", "text"], "Entries of item_features, each a modality."),
-        SHARED["item_features"].but(IMAGE_AND_TEXT, ITEM_FEATURES),
+    *section(AN_ITEM,
+        *ITEM_CONTENT,
         Setting("feature_normalization", choice("none", "l2", "standard"), "none", "none: as they are, as in the "
             "paper; l2: length 1, which leaves the graph of items as it is; standard: zero mean, unit spread over "
             "items, divided by the root of the width."),

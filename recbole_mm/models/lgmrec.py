@@ -10,7 +10,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_mm.config.kinds import NAMES, above_zero, choice, layers, number, size
+from recbole_mm.config.kinds import above_zero, layers, number, size
 from recbole_mm.config.schema import Setting, section
 from recbole_mm.config.settings import SETTINGS as SHARED
 from recbole_mm.models.layers import linear
@@ -25,7 +25,7 @@ from recbole_mm.models.multimodal_graph import (
     training_pairs,
     user_item_adjacency,
 )
-from recbole_mm.models.settings import IMAGE_AND_TEXT, ITEM_FEATURES
+from recbole_mm.models.settings import ITEMS_AS_THEY_ARE
 from recbole_mm.models.sparse import SparseMatrix
 from recbole_mm.models.whole_batch import shared_random
 
@@ -35,12 +35,7 @@ if TYPE_CHECKING:
 
 # fmt: off
 SETTINGS = (
-    *section("What an item is. Vectors are computed once and kept; an entry may also be a file of vectors "
-        "(docs/data-format.md).",
-        Setting("content_features", NAMES, ["image", "text"], "Entries of item_features, each a modality."),
-        SHARED["item_features"].but(IMAGE_AND_TEXT, ITEM_FEATURES),
-        Setting("feature_normalization", choice("none", "l2", "standard"), "none", "none: as they are, as in the "
-            "paper; l2: length 1; standard: zero mean, unit spread over items, divided by the root of the width.")),
+    *ITEMS_AS_THEY_ARE,
     *section("Local: the graph of users and items",
         Setting("embedding_size", size(1), 64, "Width of ID embeddings and projected features. Paper: 64."),
         Setting("n_ui_layers", layers(0), 2, "L, layers over the ID embeddings. Paper: tuned."),

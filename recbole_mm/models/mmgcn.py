@@ -21,7 +21,7 @@ from recbole_mm.models.multimodal_graph import (
     squared_length,
     training_pairs,
 )
-from recbole_mm.models.settings import IMAGE_AND_TEXT, ITEM_FEATURES
+from recbole_mm.models.settings import AN_ITEM, IMAGE_AND_TEXT, ITEM_FEATURES
 from recbole_mm.models.sparse import SparseMatrix
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
 # fmt: off
 SETTINGS = (
-    *section("What an item is. Vectors are computed once and kept; an entry may also be a file of vectors "
-        "(docs/data-format.md).",
+    *section(AN_ITEM,
         Setting("content_features", NAMES, ["image", "text"], "Entries of item_features, each a modality with a "
             "convolution of its own."),
         SHARED["item_features"].but(IMAGE_AND_TEXT, ITEM_FEATURES),

@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn import functional as F
 
-from recbole_mm.config.kinds import NAMES, above_zero, choice, layers, number, size
+from recbole_mm.config.kinds import above_zero, choice, layers, number, size
 from recbole_mm.config.schema import Setting, section
 from recbole_mm.config.settings import SETTINGS as SHARED
 from recbole_mm.graph import TokenOrder, normalized
@@ -28,7 +28,7 @@ from recbole_mm.models.multimodal_graph import (
     training_pairs,
     user_item_adjacency,
 )
-from recbole_mm.models.settings import IMAGE_AND_TEXT, ITEM_FEATURES, REFINED
+from recbole_mm.models.settings import ITEMS_AS_THEY_ARE, REFINED
 from recbole_mm.models.sparse import SparseMatrix
 
 if TYPE_CHECKING:
@@ -37,12 +37,7 @@ if TYPE_CHECKING:
 
 # fmt: off
 SETTINGS = (
-    *section("What an item is. Vectors are computed once and kept; an entry may also be a file of vectors "
-        "(docs/data-format.md).",
-        Setting("content_features", NAMES, ["image", "text"], "Entries of item_features, each a modality."),
-        SHARED["item_features"].but(IMAGE_AND_TEXT, ITEM_FEATURES),
-        Setting("feature_normalization", choice("none", "l2", "standard"), "none", "none: as they are, as in the "
-            "paper; l2: length 1; standard: zero mean, unit spread over items, divided by the root of the width.")),
+    *ITEMS_AS_THEY_ARE,
     *section("The graphs of items",
         Setting("knn_k", size(1), 10, "Neighbours of each item in each modality, itself among them. Paper: 10."),
         Setting("n_mm_layers", layers(1), 1, "Steps over them. Paper: 1."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from recbole_mm.config.kinds import (
+    NAMES,
     Kind,
     above_zero,
     choice,
@@ -16,7 +17,8 @@ from recbole_mm.config.kinds import (
     or_null,
     size,
 )
-from recbole_mm.config.schema import Setting
+from recbole_mm.config.schema import Setting, section
+from recbole_mm.config.settings import SETTINGS as SHARED
 
 WORDS = or_null(Kind(lambda value: isinstance(value, str), "a text", type="str"))
 """What is checked by who reads it."""
@@ -61,6 +63,30 @@ IMAGE_AND_TEXT = {
 }
 ITEM_FEATURES = "name: settings. A dataset's own YAML or the command line replaces the whole map."
 """Features of the multimodal baselines, and what is said of them."""
+
+AN_ITEM = (
+    "What an item is. Vectors are computed once and kept; an entry may also be a file of vectors (docs/data-format.md)."
+)
+"""Heading of the settings of items' features."""
+
+ITEM_CONTENT = (
+    Setting("content_features", NAMES, ["image", "text"], "Entries of item_features, each a modality."),
+    SHARED["item_features"].but(IMAGE_AND_TEXT, ITEM_FEATURES),
+)
+"""Which features the multimodal baselines read."""
+
+ITEMS_AS_THEY_ARE = section(
+    AN_ITEM,
+    *ITEM_CONTENT,
+    Setting(
+        "feature_normalization",
+        choice("none", "l2", "standard"),
+        "none",
+        "none: as they are, as in the paper; l2: length 1; standard: zero mean, unit spread over items, divided by the "
+        "root of the width.",
+    ),
+)
+"""The same under their heading, with vectors that are read as they are unless told otherwise."""
 
 REFINED = (
     Setting("refined_similar_k", size(1), 10, "refined: similar items per item. MLLMRec: 10."),

@@ -8,12 +8,12 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
-from recbole_mm.config.kinds import NAMES, choice, number, size
+from recbole_mm.config.kinds import choice, number, size
 from recbole_mm.config.schema import Setting, section
 from recbole_mm.config.settings import SETTINGS as SHARED
 from recbole_mm.models.layers import ModalityDropout
 from recbole_mm.models.multimodal_graph import MultimodalRecommender, bpr_loss, embedding_table, squared_length
-from recbole_mm.models.settings import IMAGE_AND_TEXT, ITEM_FEATURES, MODALITY_DROPOUT
+from recbole_mm.models.settings import AN_ITEM, ITEM_CONTENT, MODALITY_DROPOUT
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 
 # fmt: off
 SETTINGS = (
-    *section("What an item is. Vectors are computed once and kept; an entry may also be a file of vectors "
-        "(docs/data-format.md).",
-        Setting("content_features", NAMES, ["image", "text"], "Entries of item_features, each a modality."),
-        SHARED["item_features"].but(IMAGE_AND_TEXT, ITEM_FEATURES),
+    *section(AN_ITEM,
+        *ITEM_CONTENT,
         Setting("feature_normalization", choice("none", "l2", "standard"), "standard", "standard: zero mean, unit "
             "spread over items, divided by the root of the width; l2: length 1; none: as they are. Paper: 4096 "
             "activations of an AlexNet-like network, no normalisation stated."),

@@ -24,7 +24,6 @@ from recbole_mm.evaluation.trec import write_trec
 from recbole_mm.inputs.needs import asks_for_inputs, reads_mllm
 from recbole_mm.models.base import ModelHooks, RerankingModel
 from recbole_mm.models.hooks import full_sequence_class, hooks_of
-from recbole_mm.models.trained_items import TrainedItems
 from recbole_mm.runs.folder import WEIGHTS, Run, write_result
 from recbole_mm.runs.leakage import held_out_seen
 from recbole_mm.runs.needed import OpenedRuns
@@ -110,10 +109,10 @@ def assemble(
         init_seed(config["seed"], config["reproducibility"])
         with without_pickles():
             model = model_class(config, splits.train_dataset).to(config["device"])
-        if at_test is not None and any(isinstance(module, TrainedItems) for module in model.modules()):
+        if at_test is not None and any(getattr(module, "keeps_contents", False) for module in model.modules()):
             raise ConfigError(
-                f"missing_at: {config['missing_at']}: {config['model']} trains the LLM that reads items, and keeps "
-                "what it has read; give both"
+                f"missing_at: {config['missing_at']}: {config['model']} keeps what training has read of the items "
+                "among its weights; give both"
             )
         logger.info("%s", model, extra=LONG)
         logger.info("%s", model_line(model, config), extra=COMPACT)

@@ -20,7 +20,7 @@ from recbole_mm.errors import ConfigError
 from recbole_mm.graph import TokenOrder
 from recbole_mm.models.base import SequentialModel
 from recbole_mm.models.propagating import Kept
-from recbole_mm.models.settings import IMAGE_AND_TEXT, ITEM_FEATURES
+from recbole_mm.models.settings import AN_ITEM, IMAGE_AND_TEXT, ITEM_FEATURES
 from recbole_mm.models.tiger.codes import CodeTree, semantic_ids
 from recbole_mm.models.tiger.network import Decoder, after_items, encoder
 from recbole_mm.models.tiger.search import item_scores
@@ -34,8 +34,7 @@ TOKENS_AT_ONCE = 65536
 
 # fmt: off
 SETTINGS = (
-    *section("What an item is. Vectors are computed once and kept; an entry may also be a file of vectors "
-        "(docs/data-format.md).",
+    *section(AN_ITEM,
         Setting("content_features", NAMES, ["text"], "Entries of item_features, whose vectors of length 1 are "
             "quantised side by side. Paper: text."),
         SHARED["item_features"].but({"text": IMAGE_AND_TEXT["text"]}, ITEM_FEATURES)),
@@ -87,6 +86,7 @@ class TIGER(SequentialModel):
     trains_on_full_sequences = True
     ignores_right_padding = True
     supports_ddp = True
+    keeps_contents = True  # `codes`
     codes: Tensor
     offsets: Tensor
 
