@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 import recbole_mm  # noqa: F401  (applies the compatibility shims before RecBole is imported)
+from recbole_mm.utils.log import close_logging
 
 GENRES = ("action", "comedy", "drama", "horror")
 
@@ -98,6 +101,15 @@ def without_anomaly_detection() -> None:
     """
     if "torch" in sys.modules:
         sys.modules["torch"].autograd.set_detect_anomaly(False)
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    """End what a run in this process set up: handlers, and the level (`state: ERROR` would hide later warnings)."""
+    level = logging.getLogger().level
+    yield
+    close_logging()
+    logging.getLogger().setLevel(level)
 
 
 @pytest.fixture(scope="session")

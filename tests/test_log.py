@@ -19,15 +19,6 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture(autouse=True)
-def restored_logging():
-    """What `init_logging` installs ends with the test."""
-    level = logging.getLogger().level
-    yield
-    close_logging()
-    logging.getLogger().setLevel(level)
-
-
 def test_a_line_reaches_console_and_file_once(tmp_path, capsys):
     init_logging(tmp_path, "INFO")
     init_logging(tmp_path, "INFO")
