@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from recbole.model.abstract_recommender import SequentialRecommender
@@ -66,8 +67,9 @@ def hooks_of(model_class: type) -> type[ModelHooks]:
     return type(model_class.__name__, (ModelHooks,), stated)
 
 
+@lru_cache(maxsize=256)  # a server asks with each batch of requests, and words that are spelt alike take milliseconds
 def check_hooks(model_class: type) -> None:
-    """Refuse what would be passed over in silence.
+    """Refuse what would be passed over in silence. A class is checked once.
 
     Raises:
         ConfigError: a hook has a value of another kind than its default, or a public name of the class is spelt almost
