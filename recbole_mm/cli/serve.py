@@ -52,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     if lacking := [name for name in ("fastapi", "prometheus_client", "uvicorn") if find_spec(name) is None]:
         raise ConfigError(f"serve needs {lacking[0]}: pip install 'recbole_mm[serve]'")
     quiet()
+    leave_a_core()
     from recbole_mm.serving.app import create_app
     from recbole_mm.serving.guard import is_local
     from recbole_mm.serving.served import opened_at
@@ -70,6 +71,14 @@ def main(arguments: Sequence[str]) -> int:
         serve(app, service, listening, parsed.connections, parsed.timeout, ready)
     print("ended", flush=True)
     return 0
+
+
+def leave_a_core() -> None:
+    """Score with all cores but one, which HTTP has to itself, unless OMP_NUM_THREADS says how many."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() - 1))
 
 
 def checked_key(key: str, is_local: bool, host: str) -> str | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
-from recbole_mm.cli.serve import KEY_ENV, checked_key
+from recbole_mm.cli.serve import KEY_ENV, checked_key, leave_a_core
 from recbole_mm.errors import ConfigError
 from recbole_mm.serving.guard import MOST_BODY, is_local
 from recbole_mm.serving.service import Service
@@ -101,6 +102,20 @@ def test_with_a_key_every_answer_needs_it(runs, served):
         right = {"authorization": f"Bearer {KEY}", "host": "shop.example"}
         assert client.post("/recommend", json={"user": "u1"}, headers=right).status_code == 200
         assert KEY not in client.get("/metrics", headers=right).text
+
+
+@pytest.mark.parametrize(("threads", "given", "left"), [(4, None, 3), (1, None, 1), (4, "4", 4)])
+def test_scoring_leaves_http_a_core(monkeypatch, threads, given, left):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        leave_a_core()
+        assert torch.get_num_threads() == left
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_keys_are_checked_before_anything_is_served():
