@@ -8,12 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from recbole_mm.config.yaml_settings import read_yaml
 from recbole_mm.errors import DataError
 from recbole_mm.experiments.compare.grid import DONE
 from recbole_mm.experiments.compare.summary import SIGNIFICANT
 from recbole_mm.experiments.tune.command import SEARCH
 from recbole_mm.experiments.tune.records import TRIALS, Record, best_of, read_records
+from recbole_mm.experiments.tune.table import TRIANGLE
+from recbole_mm.experiments.tune.triangle import triangle
 from recbole_mm.reporting.blocks import Cell, Figure, Grid, Notes, Paragraph, Section
 from recbole_mm.reporting.figures import Interval, interval_figure, line_figure
 from recbole_mm.reporting.results import WORDS
@@ -227,7 +231,7 @@ def search_section(folder: Path) -> Section:
             f"trial {record.number}": [(at, score) for at, score in record.scores] for record, _ in ranked[:CURVES]
         }
         section.blocks.append(line_figure(f"Validations of the best trials, {metric}", "epoch", metric, lines))
-        section.blocks += _by_setting(scored, metric)
+        section.blocks += [*_by_setting(scored, metric), *_by_mixture(scored, metric, bigger)]
     section.blocks.append(_trials(records, [record for record, _ in ranked], metric, bigger))
     failed = [record for record in records if record.reason]
     section.blocks += [Paragraph(f"Trial {it.number} failed: {it.reason}", is_warning=True) for it in failed]
@@ -257,6 +261,27 @@ def _by_setting(scored: Sequence[tuple[Record, float]], metric: str) -> list[Fig
             title = f"{metric} by {key}"
             found.append(line_figure(title, key, metric, {ONE_TRIAL: points}, log_x=log_x, dotted={ONE_TRIAL}))
     return found[:MOST_FIGURES]
+
+
+def _by_mixture(scored: Sequence[tuple[Record, float]], metric: str, bigger: bool) -> list[Figure]:
+    """Settings that are weights of three parts, as the triangles that the search draws."""
+    found = []
+    for key in dict.fromkeys(key for record, _ in scored for key in record.settings):
+        points = [(weights, score) for record, score in scored if (weights := _weights(record.settings.get(key)))]
+        names = list(points[0][0]) if points else []
+        if len(names) == TRIANGLE and all(list(weights) == names for weights, _ in points):
+            title = f"{metric} by {key}"
+            rows: list[list[Cell]] = [[score, *weights.values()] for weights, score in points]
+            drawn = Markup(triangle(title, points, metric, bigger))  # which escapes the texts
+            found.append(Figure(title, drawn, Grid(title, [metric, *names], rows)))
+    return found
+
+
+def _weights(value: Any) -> dict[str, float] | None:
+    """A setting as weights of parts, not all 0; None for what is none."""
+    numbers = {str(name): _plain(given) for name, given in value.items()} if isinstance(value, dict) else {}
+    found = {name: weight for name, weight in numbers.items() if weight is not None and weight >= 0}
+    return found if len(found) == len(numbers) and sum(found.values()) > 0 else None
 
 
 def _plain(value: Any) -> float | None:

@@ -74,6 +74,26 @@ def test_a_search_has_its_trials_the_best_first(tmp_path):
     assert any("Trial 4 failed" in page.text(at) for at in page.places("p"))
 
 
+def test_a_search_over_weights_of_three_parts_has_their_triangle(tmp_path):
+    folder = tmp_path / "search"
+    folder.mkdir()
+    write_text(folder / "search.yaml", f"{SEAL_LINE}{write_yaml({'model': 'Molar', 'dataset': 'toy'})}")
+    names = ("IT", "SA", MARKUP)
+    for at, name in enumerate(names, 1):
+        weights = {other: float(other == name) for other in names}
+        settings = {"mirm_weights": weights, "two": {"a": 1.0, "b": 0.0}, "none": dict.fromkeys(names, 0.0)}
+        write_record(folder, Record(at, {}, settings, DONE, [[1, at / 10]], 3.0, 1))
+    page = page_of(recbole_mm.report([folder], tmp_path / "report.html"))
+    assert page.rows("score by mirm_weights")[1:] == [
+        ["0.1000", "1.0000", "0.0000", "0.0000"],
+        ["0.2000", "0.0000", "1.0000", "0.0000"],
+        ["0.3000", "0.0000", "0.0000", "1.0000"],
+    ]
+    drawn = next(at for at in page.places("svg") if "best: " in page.text(at))
+    assert len(page.inside(drawn, "circle")) == 3
+    assert "IT alone" in page.text(drawn)
+
+
 # ---- bad input ----
 
 

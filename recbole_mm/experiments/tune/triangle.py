@@ -21,10 +21,10 @@ LIGHT, DARK = (222, 235, 247), (8, 48, 107)
 """Colors of the worst and the best score."""
 
 STYLE = (
-    "text{font:14px sans-serif;fill:#222;text-anchor:middle}.title{font-size:17px}"
-    ".edge{fill:none;stroke:#888}.spot{stroke:#555}"
+    "text{font:14px sans-serif;fill:#222}.title{font-size:17px}"
     "@media(prefers-color-scheme:dark){.paper{fill:#1b1b1b}text{fill:#eee}}"
 )
+"""Of a file of its own; a page has its own style."""
 
 Weights = Mapping[str, float]
 
@@ -40,11 +40,12 @@ def write_triangle(path: Path, title: str, points: Sequence[tuple[Weights, float
         metric: name of the scores.
         bigger: whether a larger score is better.
     """
-    write_text(path, triangle(title, points, metric, bigger))
+    paper = f'<style>{STYLE}</style><rect class="paper" width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>'
+    write_text(path, triangle(title, points, metric, bigger, paper) + "\n")
 
 
-def triangle(title: str, points: Sequence[tuple[Weights, float]], metric: str, bigger: bool) -> str:
-    """Return the picture as SVG; the arguments are those of `write_triangle`.
+def triangle(title: str, points: Sequence[tuple[Weights, float]], metric: str, bigger: bool, paper: str = "") -> str:
+    """Return the picture as SVG, to stand in a page; the arguments are those of `write_triangle`, and what it is on.
 
     Example:
         >>> svg = triangle("t", [({"a": 1, "b": 0, "c": 0}, 0.5), ({"a": 1, "b": 1, "c": 1}, 0.25)], "ndcg@10", True)
@@ -58,7 +59,7 @@ def triangle(title: str, points: Sequence[tuple[Weights, float]], metric: str, b
     corners = [_place(shares) for shares in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))]
     outline = "L".join(f"{x:.1f} {y:.1f}" for x, y in corners)
     parts = [
-        f'<path class="edge" d="M{outline}Z"/>',
+        f'<path fill="none" stroke="#888" d="M{outline}Z"/>',
         _text(WIDTH / 2, 28, title, "title"),
         _text(WIDTH / 2, 52, f"{metric}: {low:.4f} to {high:.4f}; best: {_named(names, best)}"),
         *(_text(x, y, f"{name} alone") for name, (x, y) in zip(names, _beyond(corners), strict=True)),
@@ -67,8 +68,7 @@ def triangle(title: str, points: Sequence[tuple[Weights, float]], metric: str, b
         share = 0.5 if high == low else (score - low) / (high - low)
         parts.append(_spot(shares, score, share if bigger else 1 - share, _named(names, shares)))
     head = f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {WIDTH} {HEIGHT}">'
-    paper = f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>'
-    return f"{head}<title>{_safe(title)}</title><style>{STYLE}</style>{paper}{''.join(parts)}</svg>\n"
+    return f"{head}<title>{_safe(title)}</title>{paper}{''.join(parts)}</svg>"
 
 
 def _means(names: Sequence[str], points: Sequence[tuple[Weights, float]]) -> dict[tuple[float, ...], float]:
@@ -95,7 +95,7 @@ def _beyond(corners: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 def _spot(shares: Sequence[float], score: float, share: float, name: str) -> str:
     x, y = _place(shares)
     color = "".join(f"{round(low + share * (high - low)):02x}" for low, high in zip(LIGHT, DARK))
-    circle = f'<circle class="spot" cx="{x:.1f}" cy="{y:.1f}" r="{RADIUS}" fill="#{color}"><title>'
+    circle = f'<circle stroke="#555" cx="{x:.1f}" cy="{y:.1f}" r="{RADIUS}" fill="#{color}"><title>'
     return f"{circle}{_safe(name)}: {score:.4f}</title></circle>" + _text(x, y + RADIUS + 15, f"{score:.4f}")
 
 
@@ -113,7 +113,7 @@ def _named(names: Sequence[str], shares: Sequence[float]) -> str:
 
 def _text(x: float, y: float, text: str, kind: str = "") -> str:
     marked = f' class="{kind}"' if kind else ""
-    return f'<text{marked} x="{x:.1f}" y="{y:.1f}">{_safe(text)}</text>'
+    return f'<text{marked} text-anchor="middle" x="{x:.1f}" y="{y:.1f}">{_safe(text)}</text>'
 
 
 def _safe(text: str) -> str:
