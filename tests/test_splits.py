@@ -14,6 +14,7 @@ import recbole_mm
 from recbole_mm.config.resolved import Config
 from recbole_mm.config.yaml_settings import read_yaml, write_yaml
 from recbole_mm.data.dataset import create_dataset
+from recbole_mm.data.sharing import Datasets
 from recbole_mm.data.splits import TEST, TRAIN, VALID, Split, split_by_ratio, split_by_time
 from recbole_mm.errors import ConfigError, DataError, RecboleMMError
 from recbole_mm.evaluation.splits import split
@@ -413,3 +414,15 @@ def test_samples_of_given_histories_are_trained_on(tmp_path, full):
         with pytest.raises(ConfigError, match="samples with histories of their own"):
             recbole_mm.recommend(outcome, 2, users="all")
         assert len(recbole_mm.recommend(outcome, 2, histories=[["i1", "i4"]])) == 2
+
+
+def test_shared_data_are_split_anew_for_each_split(tmp_path):
+    folder, datasets = write(tmp_path, HOURLY), Datasets()
+    for given in ("leave-one-out", "ratio over all"):
+        config = config_of(folder, "SASRec", SPLITS[given])
+        shared = datasets.of(config)
+        order, rows = shared.split_rows()
+        own_order, own_rows = create_dataset(config).split_rows()
+        assert np.array_equal(order, own_order)
+        assert np.array_equal(rows.phases, own_rows.phases)
+        assert shared.split_rows()[1] is rows, "once for a table as it stands"

@@ -261,7 +261,19 @@ class FlatDatasetMixin(LoadingMixin, ContentMixin, HistoriesMixin):
         return self.inter_feat[self.label_field].to_numpy() > 0
 
     def split_rows(self) -> tuple[np.ndarray, Rows]:
-        """The order that `build` puts the table into, int64 (M,), and the rows in that order with their phases."""
+        """The order that `build` puts the table into, int64 (M,), and the rows in that order with their phases.
+
+        A run asks thrice, and they are computed once for a table as it stands.
+        """
+        for_what, found = self._split_rows
+        if found is None or for_what[0] is not self.inter_feat or for_what[1] is not self.config:
+            found = self._computed_split_rows()
+            self._split_rows = ((self.inter_feat, self.config), found)
+        return found
+
+    _split_rows: tuple[tuple[Any, Any], tuple[np.ndarray, Rows] | None] = ((None, None), None)
+
+    def _computed_split_rows(self) -> tuple[np.ndarray, Rows]:
         order, ends, places = self._split_order(), None, None
         in_time = self.split.in_time and self.benchmark_filename_list is None
         if self.item_phases is not None:
@@ -274,6 +286,7 @@ class FlatDatasetMixin(LoadingMixin, ContentMixin, HistoriesMixin):
     def build(self) -> list[Dataset]:
         """Training, validation and test datasets by `eval_args`; the same rows whatever the kind of model."""
         order, self.rows = self.split_rows()
+        del self._split_rows  # and the table that it holds
         self.inter_feat = self.inter_feat.iloc[order].reset_index(drop=True)
         self._change_feat_format()
         self._drop_unused_col()

@@ -11,6 +11,7 @@ from recbole.data.interaction import Interaction
 from recbole_mm.data.dataset import FlatSequenceMixin
 from recbole_mm.data.interactions import SequenceSamples
 from recbole_mm.errors import ConfigError
+from recbole_mm.utils.arrays import sorted_distinct
 
 TARGETS = "target_id_list"
 NEGATIVES = "neg_id_list"
@@ -33,7 +34,7 @@ class NegativeSampler:
 
     def __init__(self, users: np.ndarray, items: np.ndarray, item_num: int) -> None:
         self.item_num = item_num
-        self.known = np.unique(users.astype(np.int64) * item_num + items)
+        self.known = sorted_distinct(users.astype(np.int64) * item_num + items)
         chosen = np.bincount(self.known // item_num)
         if chosen.max(initial=0) >= item_num - 1:
             raise ConfigError(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recbole_mm.utils.arrays import sorted_distinct
+
 
 @dataclass(frozen=True, eq=False)
 class CSR:
@@ -78,7 +80,7 @@ class CSR:
         keys = self.keys(item_num)
         if np.all(np.diff(keys) > 0) and np.all(self.items != 0):
             return self
-        keys = np.unique(keys)
+        keys = sorted_distinct(keys)
         return CSR.from_keys(keys[keys % item_num != 0], len(self), item_num)
 
     def without(self, other: CSR, item_num: int) -> CSR:
@@ -89,7 +91,7 @@ class CSR:
 
     def union(self, other: CSR, item_num: int) -> CSR:
         """Return the distinct items of either, row by row, ascending."""
-        keys = np.union1d(self.keys(item_num), other.keys(item_num))
+        keys = sorted_distinct(np.concatenate([self.keys(item_num), other.keys(item_num)]))
         return CSR.from_keys(keys, len(self), item_num)
 
     @classmethod

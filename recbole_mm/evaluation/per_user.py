@@ -22,6 +22,7 @@ from recbole_mm.evaluation.collector import RANKS
 from recbole_mm.evaluation.csr import CSR
 from recbole_mm.evaluation.ranking import EvalUsers
 from recbole_mm.evaluation.slices import PREFIX, Slices
+from recbole_mm.utils.arrays import sorted_distinct
 from recbole_mm.utils.files import read_parquet, write_parquet
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def ranked_digest(run_dir: str | os.PathLike) -> str | None:
     users = np.repeat(_hashes(table["user_id"]), lists.value_lengths().to_numpy(zero_copy_only=False))
     # Odd multipliers keep apart what a plain sum of two hashes would confuse.
     pairs = users * np.uint64(0x9E3779B97F4A7C15) + _hashes(lists.flatten()) * np.uint64(0xC2B2AE3D27D4EB4F)
-    return hashlib.sha256(np.unique(pairs).astype("<u8").tobytes()).hexdigest()
+    return hashlib.sha256(sorted_distinct(pairs).astype("<u8").tobytes()).hexdigest()
 
 
 def _hashes(tokens: pa.Array | pa.ChunkedArray) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.csr import CSR, contains
+from recbole_mm.utils.arrays import sorted_distinct
 
 REJECTION_ROUNDS = 12
 DENSE_BLOCK_CELLS = 1 << 24
@@ -107,16 +108,16 @@ class _Draw:
 
     def _accept(self, keys: np.ndarray) -> None:
         """Keep the drawn pairs that are new, each once."""
-        keys = np.unique(keys)
+        keys = sorted_distinct(keys)
         keys = keys[~contains(self.excluded, keys) & ~contains(self.taken, keys)]
-        self.taken = np.union1d(self.taken, keys)
+        self.taken = sorted_distinct(np.concatenate([self.taken, keys]))
         self.missing -= np.bincount(keys // self.item_num, minlength=self.n_rows)
 
     def _draw_exactly(self, rows: np.ndarray) -> None:
         """The `missing` smallest of exponential times with rates `chances` are a draw without replacement."""
         with np.errstate(divide="ignore"):
             times = self.rng.exponential(size=(len(rows), self.item_num)) / self.chances
-        barred = np.union1d(self.excluded, self.taken)
+        barred = sorted_distinct(np.concatenate([self.excluded, self.taken]))
         place, item = np.searchsorted(rows, barred // self.item_num), barred % self.item_num
         inside = contains(rows, barred // self.item_num)
         times[place[inside], item[inside]] = np.inf

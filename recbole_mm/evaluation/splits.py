@@ -25,6 +25,7 @@ from recbole_mm.errors import ConfigError, DataError
 from recbole_mm.evaluation.ranking import CSR, EvalUsers, RankingData, TrainCounts
 from recbole_mm.evaluation.slice_kinds import check_slices
 from recbole_mm.models.hooks import hooks_of
+from recbole_mm.utils.arrays import sorted_distinct
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
@@ -276,18 +277,18 @@ def user_cases(dataset: MultimodalDataset, phase: int) -> EvalUsers:
     known by then are the history."""
     rows, known = dataset.rows, dataset.rows.known_at(phase)
     owners, items = rows.users[dataset.own_rows], rows.items[dataset.own_rows]
-    users = np.unique(owners)
+    users = sorted_distinct(owners)
     return EvalUsers(
         interaction=dataset.join(Interaction({dataset.uid_field: torch.from_numpy(users)})),
-        positives=_by_user(users, owners, items),
-        history=_by_user(users, rows.users[known], rows.items[known]),
+        positives=_by_user(users, owners, items, dataset.item_num),
+        history=_by_user(users, rows.users[known], rows.items[known], dataset.item_num),
         user_ids=users,
         known=np.bincount(rows.users[known], minlength=dataset.user_num)[users],
     )
 
 
-def _by_user(users: np.ndarray, owners: np.ndarray, items: np.ndarray) -> CSR:
+def _by_user(users: np.ndarray, owners: np.ndarray, items: np.ndarray, item_num: int) -> CSR:
     """Return the distinct items of each of the sorted `users`, from unordered pairs."""
     mine = np.isin(owners, users)
-    row, item = np.unique(np.stack([np.searchsorted(users, owners[mine]), items[mine]]), axis=1)
-    return CSR(np.searchsorted(row, np.arange(len(users) + 1)), item)
+    keys = np.searchsorted(users, owners[mine]) * item_num + items[mine]
+    return CSR.from_keys(sorted_distinct(keys), len(users), item_num)

@@ -17,6 +17,7 @@ from recbole_mm.models.layers import standardise
 from recbole_mm.models.propagating import PropagatingRecommender
 from recbole_mm.models.sparse import SparseMatrix
 from recbole_mm.models.whole_batch import whole_batch
+from recbole_mm.utils.arrays import sorted_distinct
 
 if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
@@ -58,7 +59,7 @@ def read_features(config: Config, dataset: MultimodalDataset) -> list[Tensor]:
 def training_pairs(dataset: MultimodalDataset) -> tuple[Tensor, Tensor]:
     """Return the distinct (user, item) pairs of the training dataset, int64 (E,) each, by user and then item."""
     matrix = dataset.inter_matrix(form="coo")
-    keys = np.unique(matrix.row.astype(np.int64) * matrix.shape[1] + matrix.col)
+    keys = sorted_distinct(matrix.row.astype(np.int64) * matrix.shape[1] + matrix.col)
     return torch.from_numpy(keys // matrix.shape[1]), torch.from_numpy(keys % matrix.shape[1])
 
 
