@@ -32,6 +32,7 @@ from transformers import (
     ViTImageProcessorPil,
     ViTModel,
 )
+from transformers.utils import logging as hub_logging
 
 from recbole_mm.artifacts.store import Store
 from recbole_mm.artifacts.vectors import vectors_through_store
@@ -123,6 +124,13 @@ def test_what_vectors_depend_on_is_known_before_weights_are_read(request, model,
     encoder = open_encoder(spec)
     assert encoder.parameters in possible
     assert encoder.identity == find_encoder(str(spec.encoder)).identity
+
+
+def test_reading_a_model_draws_no_bar(bert, vit, capfd):
+    hub_logging.enable_progress_bar()
+    for spec in ({"encoder": bert, "on": "text"}, {"encoder": vit, "on": "image"}):
+        open_encoder(FeatureSpec.parse("f", spec))
+    assert capfd.readouterr().err == ""
 
 
 class TestTextEncoder:

@@ -318,6 +318,11 @@ def test_without_need_of_it_no_mllm_is_loaded(toy_config, tmp_path, monkeypatch)
         assemble(toy_config("Molar", **{**settings, "dueg": "mllm", "hidden_size": None}), tmp_path, Stages())
 
 
+def test_that_the_mllm_is_untrained_is_said_once(toy_config, tmp_path, caplog):
+    assemble(toy_config("Molar"), tmp_path, Stages())
+    assert caplog.text.count("UNTRAINED") == 1
+
+
 # ----------------------------------------------------------------------------------------------- similarity, fused loss
 
 

@@ -80,6 +80,7 @@ def test_the_style_is_not_part_of_the_run(command, capsys):
     [
         {},
         {"eval_args": {"mode": {"valid": "full", "test": "uni10"}}},
+        {"eval_args": {"mode": "uni10"}, "metrics": ["GAUC"], "valid_metric": "GAUC"},
         {"mask_history": False, "metrics": ["NDCG", "ItemCoverage", "AveragePopularity"]},
         {"candidates": "catalogue", "metric_decimal_place": 12},
     ],

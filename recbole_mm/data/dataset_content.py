@@ -114,5 +114,8 @@ class ContentMixin(FeatureFieldsMixin, HidingMixin):
     def _feature(self, inputs: ModelInputs, name: str) -> np.ndarray:
         if name not in inputs.item_features:
             known = sorted(self.config["item_features"] or ()) or "none"
-            raise ConfigError(f"no item feature {name!r}; item_features has {known}")
+            raise ConfigError(
+                f"no item feature {name!r}; item_features has {known}: give it an entry there, or do not name it in "
+                "content_features or item_sources"
+            )
         return inputs.item_features[name]

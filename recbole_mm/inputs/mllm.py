@@ -70,19 +70,22 @@ class RunMLLM:
     def base(self) -> tuple[str, Callable[..., MLLM]]:
         """Returns folder or hub id of `mllm`, a tiny one built or a GGUF file converted if need be; and what loads
         models on its device."""
-        hub_logging.disable_progress_bar()  # transformers' bars for every file it reads or writes
+        return self._base_name, self._load
+
+    @cached_property
+    def _base_name(self) -> str:  # cached, so that whoever asks next is not warned again
+        hub_logging.disable_progress_bar()  # transformers' bars for every file it writes
         name, family = self.config["mllm"], tiny_family(self.config["mllm"])
-        if family is not None:
-            name = str(tiny_mllm(self.config, self.dataset, family))
-            logger.warning(
-                "mllm: %s is a real %s architecture, but UNTRAINED: its vectors know no more of images and words than "
-                "random features do. Pass --mllm=Qwen/Qwen2-VL-2B-Instruct, a folder, or smollm2 for a trained one.",
-                self.config["mllm"],
-                family,
-            )
-        else:
-            name = local_llm(name, self.config)
-        return name, self._load
+        if family is None:
+            return local_llm(name, self.config)
+        folder = tiny_mllm(self.config, self.dataset, family)
+        logger.warning(
+            "mllm: %s is a real %s architecture, but UNTRAINED: its vectors know no more of images and words than "
+            "random features do. Pass --mllm=Qwen/Qwen2-VL-2B-Instruct, a folder, or smollm2 for a trained one.",
+            name,
+            family,
+        )
+        return str(folder)
 
     def require_attention(self) -> None:
         """Refuses a model whose tokens do not obey a mask, before anything is computed with it.

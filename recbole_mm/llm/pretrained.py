@@ -332,6 +332,9 @@ def open_pretrained(
     """
     for file, reason in _pickles(folder):
         raise ModelLoadError(f"{name}: {file.relative_to(folder)} {reason}; pickled weights are never loaded")
+    from transformers.utils import logging as hub_logging  # loaded by whoever brings `load`
+
+    hub_logging.disable_progress_bar()  # transformers' bars for every file it reads
     try:
         return load(str(folder), trust_remote_code=trust_remote_code, **options)
     except (ValueError, ImportError) as error:

@@ -318,4 +318,5 @@ class TrainerMixin(ChoosingLoop):
         for key, value in self.eval_collector.data_struct._data_dict.items():
             if key not in struct:
                 struct.set(key, value)
-        return struct, self.evaluator.evaluate(struct)
+        metrics = self.evaluator.evaluate(struct)  # GAUC is one of numpy's numbers, which JSON does not have
+        return struct, {name: float(value) for name, value in metrics.items()}

@@ -60,5 +60,5 @@ def result_table(title: str, results: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _numbers(result: Mapping[str, float], metrics: Iterable[str]) -> list[float | None]:
-    """Return metrics as floats; RecBole's GAUC is one of numpy's."""
+    """Return a result's metrics, None for those that it lacks."""
     return [None if (value := result.get(metric)) is None else float(value) for metric in metrics]
