@@ -19,8 +19,9 @@ def main(address: str = "local") -> None:
     name = shop.dataset()
     settings = {"mllm": "tiny", "epochs": 3, "mllm_dtype": "float32"}
     cluster = {"ray_address": address, "ray_workers": 2, "ray_cpus_per_worker": 0.5}
-    there = recbole_mm.run("Molar", name, config_dict={**settings, **cluster})
-    here = recbole_mm.run("Molar", name, config_dict={**settings, "artifact_dir": "artifacts-of-one-process"})
+    folders = ("artifacts-of-a-cluster", "artifacts-of-one-process")  # each computes the vectors itself
+    there = recbole_mm.run("Molar", name, config_dict={**settings, **cluster, "artifact_dir": folders[0]})
+    here = recbole_mm.run("Molar", name, config_dict={**settings, "artifact_dir": folders[1]})
     vectors = (there.dataset.inputs.item_vectors, here.dataset.inputs.item_vectors)  # row 0 is padding
     print(f"{len(vectors[0]) - 1} item vectors; largest difference {np.abs(vectors[0] - vectors[1]).max():.1e}")
     print(f"NDCG@10 {there.test_result['ndcg@10']:.4f}")

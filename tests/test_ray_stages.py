@@ -23,7 +23,7 @@ from recbole_mm.artifacts.fill import FillReport, fill
 from recbole_mm.artifacts.store import Store
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.dataset import create_dataset
-from recbole_mm.distributed.cluster import Resources, inside_ray
+from recbole_mm.distributed.cluster import Resources, inside_ray, ray_session
 from recbole_mm.distributed.stages import NAMES, RayExecutor, open_executor, stage_resources
 from recbole_mm.errors import ConfigError, ModelLoadError
 from recbole_mm.inputs.context import Context, open_store
@@ -351,6 +351,17 @@ def test_what_cannot_work_is_told_before_anything_is_spent(toy_settings, tmp_pat
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "saved").exists()
+
+
+def test_auto_where_no_ray_runs(monkeypatch):
+    def refuse(**_: Any) -> None:
+        raise ConnectionError("Could not find any running Ray instance. Set the `--address` flag.")
+
+    for name, function in {"init": refuse, "is_initialized": lambda: False, "shutdown": lambda: None}.items():
+        monkeypatch.setattr(f"ray.{name}", function)
+    with pytest.raises(ConfigError) as caught, ray_session(asked(address="auto")):
+        pass
+    assert str(caught.value) == "ray_address=auto: no Ray runs on this machine; start one with `ray start --head`"
 
 
 def test_more_workers_than_a_cluster_has_room_for(cluster, store, tmp_path):

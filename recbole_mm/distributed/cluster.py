@@ -210,6 +210,10 @@ def _start(asked: Resources, folder: Mapping[str, Any]) -> None:
             )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
+        if asked.address == "auto" and isinstance(error, ConnectionError):
+            raise ConfigError(
+                f"{asked.names.address}=auto: no Ray runs on this machine; start one with `ray start --head`"
+            ) from error
         if not asked.is_local:
             raise ConfigError(
                 f"{asked.names.address}={asked.address}: no Ray cluster answers there ({reason})"
