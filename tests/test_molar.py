@@ -318,9 +318,13 @@ def test_without_need_of_it_no_mllm_is_loaded(toy_config, tmp_path, monkeypatch)
         assemble(toy_config("Molar", **{**settings, "dueg": "mllm", "hidden_size": None}), tmp_path, Stages())
 
 
-def test_that_the_mllm_is_untrained_is_said_once(toy_config, tmp_path, caplog):
-    assemble(toy_config("Molar"), tmp_path, Stages())
-    assert caplog.text.count("UNTRAINED") == 1
+@pytest.mark.parametrize("model", ["Molar", "TALLRec"])  # the latter asks for it before and after the first stage
+def test_that_the_mllm_is_untrained_is_said_once(toy_settings, model):
+    settings = {**toy_settings, "epochs": 1, "eval_step": 0}
+    if model == "TALLRec":
+        settings |= {"first_stage": "none", "rerank_k": None, "sft_tuning": "none"}
+    outcome = recbole_mm.run(model, "toy", config_dict=settings)
+    assert (outcome.run_dir / "run.log").read_text().count("UNTRAINED") == 1
 
 
 # ----------------------------------------------------------------------------------------------- similarity, fused loss

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from transformers.utils import logging as hub_logging
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from recbole_mm.data.dataset import MultimodalDataset
 
 logger = logging.getLogger(__name__)
+_warned: WeakSet[MultimodalDataset] = WeakSet()
+"""Datasets of runs whose log says that their LLM is untrained: it says so once, whoever asks for the LLM."""
 
 
 class RunMLLM:
@@ -70,22 +73,20 @@ class RunMLLM:
     def base(self) -> tuple[str, Callable[..., MLLM]]:
         """Returns folder or hub id of `mllm`, a tiny one built or a GGUF file converted if need be; and what loads
         models on its device."""
-        return self._base_name, self._load
-
-    @cached_property
-    def _base_name(self) -> str:  # cached, so that whoever asks next is not warned again
         hub_logging.disable_progress_bar()  # transformers' bars for every file it writes
         name, family = self.config["mllm"], tiny_family(self.config["mllm"])
         if family is None:
-            return local_llm(name, self.config)
+            return local_llm(name, self.config), self._load
         folder = tiny_mllm(self.config, self.dataset, family)
-        logger.warning(
-            "mllm: %s is a real %s architecture, but UNTRAINED: its vectors know no more of images and words than "
-            "random features do. Pass --mllm=Qwen/Qwen2-VL-2B-Instruct, a folder, or smollm2 for a trained one.",
-            name,
-            family,
-        )
-        return str(folder)
+        if self.dataset not in _warned:
+            _warned.add(self.dataset)
+            logger.warning(
+                "mllm: %s is a real %s architecture, but UNTRAINED: its vectors know no more of images and words than "
+                "random features do. Pass --mllm=Qwen/Qwen2-VL-2B-Instruct, a folder, or smollm2 for a trained one.",
+                name,
+                family,
+            )
+        return str(folder), self._load
 
     def require_attention(self) -> None:
         """Refuses a model whose tokens do not obey a mask, before anything is computed with it.
