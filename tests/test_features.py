@@ -126,6 +126,11 @@ def test_what_vectors_depend_on_is_known_before_weights_are_read(request, model,
     assert encoder.identity == find_encoder(str(spec.encoder)).identity
 
 
+def test_a_vision_model_encodes_no_texts(vit):
+    with pytest.raises(ModelLoadError, match=r"vit\d*: it reads image, and no texts; name an encoder of texts"):
+        open_encoder(FeatureSpec.parse("f", {"encoder": vit, "on": "text"}))
+
+
 def test_reading_a_model_draws_no_bar(bert, vit, capfd):
     hub_logging.enable_progress_bar()
     for spec in ({"encoder": bert, "on": "text"}, {"encoder": vit, "on": "image"}):

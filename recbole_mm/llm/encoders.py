@@ -100,6 +100,11 @@ class SentenceEncoder:
         library = _library("sentence_transformers", "sentence-transformers")
         with load_errors(name):
             self._model = _open_sentence_model(library, name, found, device, trust_remote_code)
+        reads = getattr(self._model, "modalities", ["text"])  # older versions read texts alone
+        if "text" not in reads:
+            raise ModelLoadError(
+                f"{name}: it reads {', '.join(map(str, reads))}, and no texts; name an encoder of texts"
+            )
         self.identity = found.identity
         self._normalize = normalize
         self.parameters = vector_parameters("sentence-transformers", found, normalize, None, trust_remote_code)
