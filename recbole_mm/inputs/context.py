@@ -16,6 +16,7 @@ from recbole_mm.data.content import ItemContent
 from recbole_mm.inputs.needs import Asks
 from recbole_mm.inputs.reasoning.failures import LeftOut
 from recbole_mm.inputs.reasoning.rates import TextWork
+from recbole_mm.inputs.remembered import Remembered
 from recbole_mm.llm.texts.generator import Generator
 from recbole_mm.utils.files import make_folder
 
@@ -111,6 +112,7 @@ class Context:
         artifacts: folder of the store, of tuned models, failures and rates; by default that of the config.
         executor: computes stages on other machines; None computes them in this process.
         left_out: texts that the run had to do without when it began; they are not asked for again.
+        remembered: the values of the store that the run was made of.
         generator: writes texts in place of `text_backend`.
         open_encoder: opens an encoder in place of `sentence_encoder`.
         content: what is shown of the items; by default what the training sees.
@@ -134,6 +136,7 @@ class Context:
         artifacts: Path | None = None,
         executor: Executor | None = None,
         left_out: LeftOut | None = None,
+        remembered: Remembered | None = None,
         generator: Generator | None = None,
         open_encoder: Callable[[], Encoder] | None = None,
         content: ItemContent | None = None,
@@ -142,7 +145,7 @@ class Context:
         self.config, self.dataset, self.store, self.hooks, self.needs = config, dataset, store, hooks, needs
         self.artifacts = artifact_dir(config) if artifacts is None else artifacts
         self.executor = executor
-        self.left_out = left_out or LeftOut()
+        self.left_out, self.remembered = left_out or LeftOut(), remembered or Remembered()
         self.generator, self.open_encoder = generator, open_encoder
         self._content = content
         self.is_plan = is_plan

@@ -63,11 +63,17 @@ class MLLMVectors:
 
     def compute(self, content: ItemContent) -> np.ndarray:
         """Returns the vectors of all items, float32 (n_items, h); row 0 is zeros (Molar, Eq. 1)."""
+        stage, tokens, remembered = f"item vectors of {content.modalities}", content.tokens, self.context.remembered
+        if (known := remembered.vectors(stage, tokens, self.context.store)) is not None:
+            return known
         carry, executor = None, self.context.executor
         if executor is not None:
             carry = partial(carried_encoding, trust_remote_code=bool(self.config["trust_remote_code"]))
         encoder = self.encoder(self.context.share(RunMLLM).loaded)
-        return encode_items(content, encoder, self.context.store, self.config["show_progress"], executor, carry)
+        return encode_items(
+            *(content, encoder, self.context.store, self.config["show_progress"], executor, carry),
+            on_keys=lambda keys: remembered.note(stage, keys=dict(zip(tokens[1:], keys[1:], strict=True))),
+        )
 
 
 class ItemVectors(Need):

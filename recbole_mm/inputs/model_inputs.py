@@ -34,6 +34,7 @@ from recbole_mm.inputs.reasoning.profiles import UserProfiles
 from recbole_mm.inputs.reasoning.states import UserStates
 from recbole_mm.inputs.reasoning.vectors import ItemTextFeatures
 from recbole_mm.inputs.reasoning.writing import AnswerWriter, TextNeed, write_texts
+from recbole_mm.inputs.remembered import Remembered
 
 if TYPE_CHECKING:
     from recbole_mm.data.dataset import MultimodalDataset
@@ -136,7 +137,7 @@ def provide(
         config: the run's configuration.
         dataset: loaded and not yet split.
         hooks: of the model, whose needs count.
-        run_dir: the run's folder, which remembers the texts that it had to do without.
+        run_dir: the run's folder, which remembers what it read of the store, and the texts that it had to do without.
         open_executor: opens what computes stages on other machines; by default they are computed in this process.
         given: inputs that exist already: `first_stage` and `id_model_run`.
 
@@ -157,7 +158,8 @@ def provide(
     logger.info("%s", dataset.content.coverage(counts))
     to_compute = tuple(name for name in needs if name not in given)
     with open_executor() as executor, open_store(config) as store:
-        context = Context(config, dataset, store, hooks, to_compute, executor=executor, left_out=LeftOut(run_dir))
+        kept: Any = {"left_out": LeftOut(run_dir), "remembered": Remembered(run_dir, config)}
+        context = Context(config, dataset, store, hooks, to_compute, executor=executor, **kept)
         provided |= _first_inputs(context)
     context.release()  # what comes now loads models of its own
     dataset.inputs = ModelInputs(**provided)
@@ -192,8 +194,9 @@ def provide_at_test(
     provided = {name: getattr(dataset.inputs, name) for name in dataset.inputs.given()}
     needs = tuple(name for name in _needs(config, hooks) if NEEDS[name].of_contents)
     with open_executor() as executor, open_store(config) as store:
-        left_out, content = LeftOut(run_dir), dataset.content_at_test
-        context = Context(config, dataset, store, hooks, needs, executor=executor, left_out=left_out, content=content)
+        kept: Any = {"left_out": LeftOut(run_dir), "remembered": Remembered(run_dir, config, at_test=True)}
+        content = dataset.content_at_test
+        context = Context(config, dataset, store, hooks, needs, executor=executor, content=content, **kept)
         provided |= _first_inputs(context)
     content.report_problems()
     return ModelInputs(**provided)

@@ -40,6 +40,7 @@ def encode_items(
     executor: Executor | None = None,
     carry: Carry | None = None,
     what: str = "item",
+    on_keys: Callable[[list[str | None]], None] | None = None,
 ) -> np.ndarray:
     """Encode every item through the artifact store: each distinct content once, ever; resumable at any point.
 
@@ -51,6 +52,7 @@ def encode_items(
         executor: encodes in other processes; None encodes in this one.
         carry: how the work is sent there (`encode_remote.carried_encoding`).
         what: one of them is called in messages.
+        on_keys: called with the artifact key of each row; None where there is no vector.
 
     Returns:
         (items, hidden) float32: row 0 and the rows of items with neither image nor text are zeros.
@@ -79,6 +81,8 @@ def encode_items(
     mllm = f"the multimodal LLM {encoder.mllm.name}"
     require_finite(report, mllm, lambda key: f"{what} {content[indexes[key]].item_id!r}")
     keys = [None if key in report.reasons else key for key in keys]
+    if on_keys is not None:
+        on_keys(keys)
     matrix = store.get_matrix(keys)
     if matrix.shape[1] == 0:
         matrix = np.zeros((len(content), encoder.mllm.hidden_size), dtype=np.float32)

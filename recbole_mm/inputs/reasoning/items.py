@@ -72,9 +72,12 @@ class ItemTexts(TextNeed):
     @cached_property
     def texts(self) -> Texts:
         """The texts, by RecBole's id; descriptions are written now unless the store has them."""
-        content, settings, stage = self.context.content, self.writing.settings, self.stage()
-        self._log_requests(len(stage.requests), len(content) - 1)
-        descriptions = self.writing.write(stage)
+        content, settings = self.context.content, self.writing.settings
+        descriptions = self.writing.remembered(DESCRIPTIONS, dict(enumerate(content.tokens)))
+        if descriptions is None:
+            stage = self.stage()
+            self._log_requests(len(stage.requests), len(content) - 1)
+            descriptions = self.writing.write(stage)
         texts = item_texts(content, settings, descriptions)
         log_coverage(content, descriptions, texts)
         return texts

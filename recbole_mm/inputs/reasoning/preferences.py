@@ -330,7 +330,12 @@ class UserPreferences(TextNeed):
         if self.writing.preference.preference == "none":
             return Preferences({}, {}, max_length)
         items, cases = self.context.share(ItemTexts).texts, self.cases
-        texts = self._chains(items) if self.in_blocks else self._at_once(items)
+        nodes = cases.chains(self.writing.preference).starts if self.in_blocks else cases.nodes()
+        written = self.writing.remembered(PREFERENCES, self._names(nodes))
+        if written is None:
+            texts = self._chains(items) if self.in_blocks else self._at_once(items)
+        else:
+            texts = {node: cut_words(text, self.writing.preference.preference_words) for node, text in written.items()}
         found = Preferences(cases.sequences(), texts, max_length)
         without = sum(not any((user, length) in texts for length in cases.lengths[user]) for user in cases.lengths)
         logger.info("user preferences: %d texts for %d cases; %d users have none", len(found), len(cases), without)
@@ -366,6 +371,7 @@ class UserPreferences(TextNeed):
             if done.computed:
                 writing.note_rate(PREFERENCES, work, done.seconds)
         writing.note_tokens(PREFERENCES, by_user(writer.chains.starts), writer.prompt_of, made.texts)
+        writing.remember(PREFERENCES, {names[node]: key for node, key in made.keys.items()})
         _log_cut(made.cut, len(writer.chains))
         writing.list_failed(PREFERENCES, {names[node]: why for node, why in made.failed.items()}, len(writer.chains))
         return made.texts

@@ -152,16 +152,23 @@ class UserProfiles(TextNeed):
     @cached_property
     def texts(self) -> Texts:
         """The profile of every user, by RecBole's id; written now unless the store has it."""
-        made, settings = self.requests(self.context.share(ItemTexts).texts), self.writing.settings
-        log_requests(made, settings.profile_history_tokens, self._tokens)
+        written = self.writing.remembered(PROFILES, dict(enumerate(self._tokens)))
+        if written is None:
+            written = self._written()
         found: Texts = [None] * len(self._tokens)
-        written = self.writing.write(self.stage(made))
         for user, text in written.items():
-            found[user] = cut_words(text, settings.profile_words)
-        one_each = {user: [user] for user in made.requests}
-        self.writing.note_tokens(PROFILES, one_each, lambda user: made.requests[user].prompt, written)
+            found[user] = cut_words(text, self.writing.settings.profile_words)
         self._measure(found)
         return found
+
+    def _written(self) -> dict[int, str]:
+        """What is written of users now, or was written before by the same model."""
+        made = self.requests(self.context.share(ItemTexts).texts)
+        log_requests(made, self.writing.settings.profile_history_tokens, self._tokens)
+        written = self.writing.write(self.stage(made))
+        one_each = {user: [user] for user in made.requests}
+        self.writing.note_tokens(PROFILES, one_each, lambda user: made.requests[user].prompt, written)
+        return written
 
     def _measure(self, found: Texts) -> None:
         """Says how generic the profiles are."""

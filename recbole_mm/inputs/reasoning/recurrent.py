@@ -125,6 +125,7 @@ class Written:
 
     Attributes:
         texts: text of each that there is; a block of whose items nothing is known adds none.
+        keys: artifact key of each of them.
         failed: -> reason, of those that could not be written. What waits for them goes on from the text before.
         cut: how many prompts could not show everything that is known of their items.
         asked, prompt_tokens: distinct requests that were made now, and the tokens of their words.
@@ -133,6 +134,7 @@ class Written:
     """
 
     texts: dict[Node, str] = field(default_factory=dict)
+    keys: dict[Node, str] = field(default_factory=dict)
     failed: dict[Node, str] = field(default_factory=dict)
     cut: int = 0
     asked: int = 0
@@ -268,6 +270,7 @@ class ChainWriter:
         found = self.store.get_many(keys.values())
         for node in requests:
             if keys[node] in found:
+                self.written.keys[node] = keys[node]
                 yield self._settle(node, str(found[keys[node]]))
             else:  # without its prompt: those of all users would be gigabytes
                 heapq.heappush(self._missing, (-self._remaining[node], next(self._numbers), node))
@@ -286,6 +289,7 @@ class ChainWriter:
         self.written.computed += report.computed
         self.written.seconds += report.seconds
         self.written.failed |= report.failed
+        self.written.keys |= report.keys
         for node in requests:
             yield self._settle(node, report.texts.get(node))
 

@@ -27,6 +27,7 @@ from recbole_mm.llm.prompts import ItemPrompt
 
 logger = logging.getLogger(__name__)
 
+STAGE = "user states"
 READ = "Each line is one {domain} that the same person chose, the oldest first and the most recent last.\n\n{history}\n"
 ASKED = "In one word, what this person looks for in a {domain}:"
 
@@ -129,12 +130,23 @@ class UserStates(TextNeed):
 
     def compute(self) -> dict[str, Any]:
         """Returns `profile_vectors`."""
-        mllm, context = self.context.share(RunMLLM).loaded, self.context
+        context, remembered = self.context, self.context.remembered
+        tokens = [str(token) for token in context.dataset.field2id_token[context.dataset.uid_field]]
+        if (known := remembered.vectors(STAGE, tokens, context.store)) is not None:
+            context.tokens |= remembered.of(STAGE).get("tokens", {})
+            return {"profile_vectors": known}
+        mllm = context.share(RunMLLM).loaded
         readings = self.readings(context.share(ItemTexts).texts, mllm)
         show = context.config["show_progress"]
         read = [len(mllm.token_ids(text)) for text in readings.texts if text]
-        self.context.tokens["user states, read"] = sum(read) / max(1, len(read))
-        return {"profile_vectors": encode_items(readings, self.encoder(mllm), context.store, show, what="user")}
+        spent = {"user states, read": sum(read) / max(1, len(read))}
+        context.tokens |= spent
+
+        def note(keys: list[str | None]) -> None:
+            remembered.note(STAGE, keys=dict(zip(tokens[1:], keys[1:], strict=True)), tokens=spent)
+
+        vectors = encode_items(readings, self.encoder(mllm), context.store, show, what="user", on_keys=note)
+        return {"profile_vectors": vectors}
 
 
 def reading_of(items: Sequence[int], texts: Texts, domain: str, mllm: MLLM, most: int) -> str | None:

@@ -47,7 +47,7 @@ class SentenceVectors:
         Raises:
             ModelLoadError: it cannot be had.
         """
-        if self.context.open_encoder is None:
+        if self.context.open_encoder is None and not self.context.remembered.of(STAGE):
             try:
                 find_encoder(self.name)
             except ModelLoadError as error:
@@ -114,7 +114,12 @@ class SentenceVectors:
             DataError: there is no text at all.
             StoreError, ModelLoadError: the store or the encoder.
         """
-        encoder, places, reports = self.encoder, encoding_order(texts), list[FillReport]()
+        places = encoding_order(texts)
+        if (known := self._remembered([texts[place] or "" for place in places])) is not None:
+            vectors = np.zeros((len(texts), known.shape[1]), dtype=np.float32)
+            vectors[places] = known
+            return vectors
+        encoder, reports = self.encoder, list[FillReport]()
         found, failed = vectors_through_store(
             self.context.store,
             STAGE,
@@ -137,6 +142,7 @@ class SentenceVectors:
             logger.warning("%s: %d could not be encoded and are masked (%s)", what, len(failed), reason)
         vectors = np.zeros((len(texts), found.shape[1]), dtype=np.float32)
         vectors[places] = found
+        self.context.remembered.note(STAGE, model=[encoder.identity, dict(encoder.parameters)])
         name = rate_name(STAGE, encoder.identity, computing_device(self.config))
         note_rate(self.context.artifacts, name, reports[0].computed, reports[0].seconds)
         logger.info(
@@ -144,6 +150,15 @@ class SentenceVectors:
             *(what, int(vectors.any(axis=1).sum()), len(texts) - 1, vectors.shape[1], reports[0].computed),
         )
         return vectors
+
+    def _remembered(self, texts: Sequence[str]) -> np.ndarray | None:
+        """The vectors (texts, d) by the encoder of the run's folder; None where the store lacks one of them."""
+        made_with = self.context.remembered.of(STAGE).get("model")
+        if made_with is None or not texts:
+            return None
+        identity, parameters = made_with
+        keys, store = self.keys(identity, parameters, texts), self.context.store
+        return store.get_matrix(keys) if store.sound(keys) == set(keys) else None
 
     def _why_none(self, what: str, stage: str, reasons: Sequence[str]) -> str:
         settings = self.context.share(Writing).settings

@@ -179,7 +179,8 @@ class Writing:
     @property
     def answers(self) -> bool:
         """Whether an LLM writes, and not a template."""
-        return self.generator.makes == "answers"
+        given = self.context.generator
+        return self.config["text_backend"] != TEMPLATE if given is None else given.makes == "answers"
 
     def close(self) -> None:
         """Frees the memory of the model that writes."""
@@ -187,6 +188,25 @@ class Writing:
             self.generator.close()
 
     # --- writing -----------------------------------------------------------------------------------------------------
+
+    def remembered(self, stage: str, name_of: Mapping[Key, str]) -> dict[Key, str] | None:
+        """Returns the texts of a stage that the run's folder lists; None where it does not, or the store lacks one.
+
+        Args:
+            stage: its name.
+            name_of: key -> name, of all that a text may be about.
+        """
+        found = self.context.remembered.texts(stage, self.store)
+        if found is None:
+            return None
+        self.context.tokens |= self.context.remembered.of(stage).get("tokens", {})
+        logger.info("%s: %d, which the run's folder lists", LABELS[stage], len(found))
+        return {key: found[name] for key, name in name_of.items() if name in found}
+
+    def remember(self, stage: str, keys: Mapping[str, str]) -> None:
+        """Lists in the run's folder which texts it reads, name -> artifact key. A template's cost nothing."""
+        if self.config["text_backend"] != TEMPLATE:
+            self.context.remembered.note(stage, keys=dict(keys))
 
     def write(self, stage: TextStage[Key]) -> dict[Key, str]:
         """Returns the texts of a stage under the keys of its requests; what fails is listed by its name and left out.
@@ -202,10 +222,12 @@ class Writing:
             requests = OnDemand(wanted, requests.__getitem__)
         if not requests:
             list_failures(failures_file(self.context.artifacts, self.config, stage.name), LABELS[stage.name], {}, 0)
+            self.remember(stage.name, {})
             return {}
         report = texts_through_store(self.store, stage.name, self.generator, requests, self.config["show_progress"])
         failed = {names[key]: why for key, why in report.failed.items()}  # type: ignore[call-overload]
         self.list_failed(stage.name, failed, len(requests))
+        self.remember(stage.name, {names[key]: name for key, name in report.keys.items()})  # type: ignore[call-overload]
         if report.computed:
             made = map(requests.__getitem__, report.asked)
             work = text_work(self.generator, made, self.config["text_max_new_tokens"])
@@ -249,10 +271,9 @@ class Writing:
         keys = [key for user in some for key in users[user]]
         read = sum(self.generator.count_tokens(prompt) for key in keys if (prompt := asked(key)) is not None)
         written = sum(self.generator.count_tokens(texts[key]) for key in keys if key in texts)
-        self.context.tokens |= {
-            f"{LABELS[stage]}, read": read / len(some),
-            f"{LABELS[stage]}, written": written / len(some),
-        }
+        spent = {f"{LABELS[stage]}, read": read / len(some), f"{LABELS[stage]}, written": written / len(some)}
+        self.context.tokens |= spent
+        self.context.remembered.note(stage, tokens=spent)
 
     # --- planning ----------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ class TextReport(Generic[Key]):
     Attributes:
         texts: key -> text, in the order of the requests.
         failed: key -> reason of those that have no text.
+        keys: key -> artifact key, of those that have a text.
         asked: one key of each distinct text that the store lacked, in the order of the requests.
         computed: distinct texts that this call had written; the others were in the store.
         seconds: wall time.
@@ -35,6 +36,7 @@ class TextReport(Generic[Key]):
 
     texts: dict[Key, str] = field(default_factory=dict)
     failed: dict[Key, str] = field(default_factory=dict)
+    keys: dict[Key, str] = field(default_factory=dict)
     asked: list[Key] = field(default_factory=list)
     computed: int = 0
     seconds: float = 0.0
@@ -97,7 +99,7 @@ def texts_through_store(
         if name in report.reasons:
             outcome.failed[key] = report.reasons[name]
         else:
-            outcome.texts[key] = str(values[name])
+            outcome.texts[key], outcome.keys[key] = str(values[name]), name
     logger.info(
         "%s: %d texts wanted, %d distinct, %d written in %.1f s, %d failed",
         *(stage, len(keys), len(first), report.computed, report.seconds, len(outcome.failed)),
