@@ -259,7 +259,7 @@ def test_unknown_ids_name_the_nearest(finished):
     assert recommender.title(int(recommender.item_ids(["i5"])[0])) == "The comedy film number 5"
 
 
-def test_folders_that_are_no_finished_runs_are_one_line(finished, tmp_path):
+def test_folders_that_are_no_finished_runs_are_one_line(finished, tmp_path, caplog):
     folder = finished("SASRec").run.run_dir
     with pytest.raises(CheckpointError, match="no such folder; did you mean"):
         open_run(folder.with_name(folder.name + "x"))
@@ -276,6 +276,7 @@ def test_folders_that_are_no_finished_runs_are_one_line(finished, tmp_path):
         open_run(missing)
     with pytest.raises(DataError, match=r"does not exist.*--data_path"):
         open_run(folder, changed={"data_path": str(tmp_path / "nowhere")})
+    assert "has changed since" not in caplog.text
     earlier = tmp_path / "earlier"
     _copied(folder, earlier, "model: SASRec", "model: SASRec\nsplit_rule: 0")
     with pytest.raises(ConfigError, match="by the rule of an earlier version"):

@@ -13,6 +13,7 @@ import torch
 
 from recbole_mm.config.resolved import Config, opener_settings
 from recbole_mm.config.settings import NOT_FROM_A_RUN
+from recbole_mm.data.loading import check_dataset
 from recbole_mm.data.sharing import Datasets
 from recbole_mm.models.hooks import hooks_of
 from recbole_mm.runs.folder import (
@@ -163,6 +164,7 @@ def _load(
     run_dir = Path(expanded(os.fspath(run_dir)))
     require_finished(run_dir)
     config = Config.load(run_dir / CONFIG, model, {**NOT_FROM_A_RUN, **(changed or {})})
+    check_dataset(config)  # what is not there has not changed
     if other := changed_files(config):
         logger.warning("%s has changed since %s was run: its model may now score other items", other[0], run_dir)
     datasets = datasets or Datasets(config)
