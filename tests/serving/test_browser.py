@@ -125,9 +125,14 @@ def test_an_error_is_told_and_nothing_of_the_data_is_markup(running):
     with used_page() as page, running.client() as client:
         page.on("dialog", lambda dialog: pytest.fail(dialog.message))
         page.goto(running.address)
+        page.get_by_label("Id of the user").fill("u1")
+        page.keyboard.press("Enter")
+        page.locator("#answer-head", has_text="u1").wait_for()
         page.get_by_label("Id of the user").fill("u61")
         page.keyboard.press("Enter")
         page.locator("#status.bad", has_text="did you mean").wait_for()
+        assert page.locator("#answer").is_hidden()
+        assert page.locator(CARDS).count() == 0, "the list of somebody else has gone"
         page.get_by_label("Somebody new, by a history").check()
         for item in HOSTILE:
             title = client.get(f"/items/{item}").json()["title"]
