@@ -551,6 +551,16 @@ def test_training_stops_after_so_many_seconds_of_the_processor(one_weight, monke
     assert trainer.timings["steps"] < 3 * trainer.timings["epochs"], "it ends within an epoch, too"
 
 
+def test_an_epoch_that_has_begun_when_the_seconds_are_over_makes_a_step(one_weight, monkeypatch):
+    ticks = iter(range(100_000))
+    monkeypatch.setattr("recbole_mm.training.loop.time.process_time", lambda: 10.0 * next(ticks))
+    trainer = one_weight(epochs=50, max_train_seconds=0.1)
+    trainer.fit(batches([1.0], [1.0]))
+    assert trainer.timings["steps"] == trainer.timings["epochs"] == 1
+    assert float(trainer.model.weight.detach()) == -1
+    assert trainer.timings["train_targets"] == 1
+
+
 def test_targets_are_counted_by_mask_or_rows(one_weight):
     trainer = one_weight(epochs=2)
     trainer.fit(batches([1.0, 1.0, 1.0]))

@@ -260,7 +260,7 @@ class TrainingLoop(Trainer):
             progress(train_data, f"Training epoch {epoch_idx}", total=batches, unit="batch", show=show_progress)
         ):
             if pending == 0:
-                if self.out_of_steps:
+                if self.out_of_steps and index:  # an epoch that has begun makes a step: it has a loss then
                     break
                 window = min(self.accumulation, max(1, batches - index))
                 self.optimizer.zero_grad()
