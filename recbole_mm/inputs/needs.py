@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
+
+from recbole.utils import ModelType
 
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.features import MLLM, reads_summaries
@@ -14,6 +16,8 @@ NAMING_FEATURES = ("selected_features", "content_features", "item_sources")
 
 class Asks(Protocol):
     """The hooks of a model's class that inputs read; `models/base.py` declares them."""
+
+    is_trainable: ClassVar[bool]
 
     @classmethod
     def requirements(cls, config: Config) -> tuple[str, ...]:
@@ -68,10 +72,12 @@ TEXT_INPUTS = frozenset({"item_texts", "item_text_features", "user_profiles", "u
 def unread_settings(config: Config, hooks: type[Asks]) -> frozenset[str]:
     """Returns the settings that play no part in a run, whatever their values.
 
-    They are those of an LLM that is not read, of texts that are not written, and of what items look like where nothing
-    looks at them.
+    They are those of an LLM that is not read, of texts that are not written, of what items look like where nothing
+    looks at them, and of training where a model only counts or is not trained.
     """
     groups = set() if reads_mllm(config, hooks) else {"mllm"}
+    if not hooks.is_trainable or config["MODEL_TYPE"] in (ModelType.TRADITIONAL, ModelType.TRADITIONAL.name):
+        groups.add("training")
     if not TEXT_INPUTS & set(needed(config, hooks)):
         groups.add("texts")
     drops = config["missing_modality"] == "drop" or config["missing_rate"]  # items, or columns of .item

@@ -10,6 +10,7 @@ import numpy as np
 
 from recbole_mm.config.settings import BEFORE, PROTOCOL
 from recbole_mm.config.yaml_settings import canonical
+from recbole_mm.experiments.compare.inputs import unread
 from recbole_mm.reporting.blocks import Cell, Grid, Paragraph, Section
 from recbole_mm.reporting.figures import Interval, Point, bar_figure, line_figure
 from recbole_mm.reporting.runs import RunFacts, numbers
@@ -26,6 +27,8 @@ LONGEST_VALUE = 200
 
 ABSENT = ""
 """Stands for a setting that a run does not have."""
+NOT_READ = "(not read)"
+"""Stands for a setting that plays no part in a run, whatever its value."""
 
 
 def curves(runs: Sequence[RunFacts]) -> Section:
@@ -135,9 +138,18 @@ def settings(runs: Sequence[RunFacts]) -> Section:
     names = [run.name for run in runs]
     keys = sorted({key for run in runs for key in run.config})
     values = {key: [run.config.get(key, BEFORE.get(key, ABSENT)) for run in runs] for key in keys}
-    differing = [key for key in keys if len({canonical(value) for value in values[key]}) > 1]
     if len(runs) > 1:
-        section.blocks += _differing({key: values[key] for key in differing}, names)
+        not_read = [unread(run.folder) for run in runs]
+        read = {
+            key: [NOT_READ if key in mine else value for mine, value in zip(not_read, values[key], strict=True)]
+            for key in keys
+        }
+        differing = {
+            key: found
+            for key, found in read.items()
+            if len({canonical(value) for value in found if value is not NOT_READ}) > 1
+        }
+        section.blocks += _differing(differing, names)
     protocol = [[key, *map(_value, values[key])] for key in PROTOCOL if key in values and key != "data_files"]
     section.blocks.append(Grid("Protocol", ["setting", *names], protocol))
     section.blocks.append(

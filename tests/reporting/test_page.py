@@ -93,6 +93,7 @@ def test_settings_that_differ_are_told(page):
     differing = {row[0]: row[1:] for row in page.rows("Settings that differ")[1:]}
     assert differing["model"] == ["SASRec", "Pop"]
     assert "topk" not in differing
+    assert not {"epochs", "eval_step", "learning_rate", "train_batch_size"} & differing.keys(), "Pop reads none"
 
 
 def test_cases_are_the_users_on_whom_the_models_disagree_most(page, runs):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from recbole_mm.evaluation.significance import (
 )
 from recbole_mm.experiments.compare.experiment import TRAINING
 from recbole_mm.experiments.compare.grid import DONE, FAILED
-from recbole_mm.experiments.compare.inputs import has_untrained_mllm
+from recbole_mm.experiments.compare.inputs import has_untrained_mllm, unread
 from recbole_mm.runs import folder as run_folder
 from recbole_mm.utils.spelling import did_you_mean
 
@@ -194,11 +194,12 @@ def summarize(
     base = next((line for line in done if line.row.name == reference), done[0] if done else None)
     if base is None:
         return table
-    table.facts = _facts(base)
+    table.facts, first = _facts(base), next(iter(base.row.runs.values()))
     for line in done:
         for folder in line.row.runs.values():
             config = read_yaml(folder / run_folder.CONFIG)
-            _mark_differences(line, config, table.facts, base.row.name)
+            passed_over = unread(folder) | unread(first)
+            _mark_differences(line, config, table.facts, base.row.name, passed_over)
             if strict and not line.comparable:
                 raise DataError(_refusal(folder, config, table.facts, next(iter(base.row.runs.values()))))
             line.untrained |= has_untrained_mllm(folder, config)
@@ -244,11 +245,21 @@ def _facts(line: Line) -> dict[str, Any]:
     return {key: config.get(key, BEFORE.get(key)) for key in (*PROTOCOL, *TRAINING)}
 
 
-def _mark_differences(line: Line, config: Mapping[str, Any], facts: Mapping[str, Any], base: str) -> None:
-    """Note every setting of `facts` in which a run of the line differs."""
+def _mark_differences(
+    line: Line, config: Mapping[str, Any], facts: Mapping[str, Any], base: str, passed_over: Collection[str]
+) -> None:
+    """Note every setting of `facts` in which a run of the line differs.
+
+    Args:
+        line: is noted.
+        config: of the run.
+        facts: of the reference.
+        base: its name.
+        passed_over: settings that one of the two does not read.
+    """
     for key, value in facts.items():
         mine = config.get(key, BEFORE.get(key))
-        if canonical(mine) == canonical(value):
+        if key in passed_over or canonical(mine) == canonical(value):
             continue
         text = f"{key} is {mine}, not {value} as for {base}"
         if text not in line.differs:
