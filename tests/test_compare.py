@@ -734,6 +734,32 @@ def test_finished_runs_are_grouped_by_everything_but_the_seed(tmp_path, values):
     assert compare_finished([*strong, other], reference="BPR", metrics=["NDCG@10"]).reference == "BPR"
 
 
+def test_rows_of_one_model_are_named_by_the_few_settings_that_tell_them_apart(tmp_path):
+    many = {f"setting_{letter}": 1 for letter in "abcdefgh"}
+    runs = [
+        write_run(tmp_path / "a", **many, n_layers=1, mllm="/models/a/very/long/path/to/some/model-7B"),
+        write_run(tmp_path / "b", **dict.fromkeys(many, 2), n_layers=2, mllm="tiny"),
+        write_run(tmp_path / "c", **dict.fromkeys(many, 2), n_layers=3, mllm="tiny"),
+    ]
+    names = [line.row.name for line in compare_finished(runs).lines]
+    assert names == ["SASRec (n_layers=1)", "SASRec (n_layers=2)", "SASRec (n_layers=3)"]
+    long = [write_run(tmp_path / name, text=f"{name}{'x' * 200}") for name in "de"]
+    names = [line.row.name for line in compare_finished(long).lines]
+    assert names == [f"SASRec (text={name}{'x' * 23}...)" for name in "de"]
+    alike = [write_run(tmp_path / name, text=f"{'x' * 200}{name}") for name in "fg"]
+    names = [line.row.name for line in compare_finished(alike).lines]
+    assert names == [f"SASRec (text={'x' * 24}...)", f"SASRec (text={'x' * 24}...) #2"]
+
+
+def test_a_model_that_only_counts_does_not_differ_in_settings_of_training(tmp_path, toy_config):
+    runs = [write_run(tmp_path / model, model) for model in ("SASRec", "Pop")]
+    toy_config("SASRec", epochs=5).save(runs[0] / "config.yaml")
+    toy_config("Pop", epochs=7, eval_step=3, stopping_step=2, learning_rate=0.5).save(runs[1] / "config.yaml")
+    assert [line.differs for line in compare_finished(runs).lines] == [[], []]
+    toy_config("BPR", epochs=7).save(runs[1] / "config.yaml")
+    assert compare_finished(runs).lines[1].differs == ["epochs is 7, not 5 as for SASRec"]
+
+
 def test_finished_runs_that_cannot_be_compared_are_refused(tmp_path, values):
     one = write_run(tmp_path / "one", values=values["weak"][0])
     with pytest.raises(ConfigError, match="one is given twice"):

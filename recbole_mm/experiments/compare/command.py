@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from recbole_mm.utils.spelling import did_you_mean
 logger = logging.getLogger(__name__)
 
 MOST_SEEDS, MOST_JOBS = 1000, 1000
+LONGEST_NAME, LONGEST_VALUE = 80, 24
 
 
 def compare_experiment(
@@ -173,15 +175,60 @@ def _flat(settings: Mapping[str, Any], front: str = "") -> dict[str, Any]:
 
 
 def _names(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """A name for each group: its model, and what tells it from the other groups of that model."""
-    names = {}
+    """A name for each group: its model, and what tells it from the other groups of that model.
+
+    Where all of that would be long, it is the fewest settings that tell the groups apart, their values cut.
+    """
+    names: dict[str, str] = {}
     flat = {key: _flat(mine) for key, mine in settings.items()}
-    for key, mine in flat.items():
-        same = [other for other in flat.values() if other["model"] == mine["model"]]
-        differing = sorted(name for name in mine if any(other.get(name) != mine[name] for other in same))
-        given = ", ".join(f"{name}={mine[name]}" for name in differing)
-        names[key] = f"{mine['model']} ({given})" if given else str(mine["model"])
-    return names
+    for model in dict.fromkeys(str(mine["model"]) for mine in flat.values()):
+        same = {key: mine for key, mine in flat.items() if str(mine["model"]) == model}
+        differing = sorted(
+            name for name in {*chain(*same.values())} if len({str(mine.get(name)) for mine in same.values()}) > 1
+        )
+        found = {key: _named(model, mine, differing) for key, mine in same.items()}
+        if any(len(name) > LONGEST_NAME for name in found.values()):
+            chosen = _telling(list(same.values()), differing)
+            found = {key: _named(model, mine, chosen, LONGEST_VALUE) for key, mine in same.items()}
+        names |= _numbered(found)
+    return {key: names[key] for key in settings}
+
+
+def _named(model: str, mine: Mapping[str, Any], names: Sequence[str], longest: int | None = None) -> str:
+    """`model (name=value, ...)`, the ends of values that are longer left out."""
+    said = {name: str(mine[name]) for name in names if name in mine}
+    cut = {
+        name: text if longest is None or len(text) <= longest else f"{text[:longest]}..." for name, text in said.items()
+    }
+    given = ", ".join(f"{name}={text}" for name, text in cut.items())
+    return f"{model} ({given})" if given else model
+
+
+def _telling(groups: Sequence[Mapping[str, Any]], differing: Sequence[str]) -> list[str]:
+    """The settings that tell the most groups apart, one after the other until all are; the shorter one of two."""
+    chosen: list[str] = []
+
+    def told_apart(names: Sequence[str]) -> int:
+        return len({tuple(str(mine.get(name)) for name in names) for mine in groups})
+
+    def rank(name: str) -> tuple[int, int, str]:
+        length = len(name) + max(len(str(mine.get(name))) for mine in groups)
+        return -told_apart([*chosen, name]), length, name
+
+    while told_apart(chosen) < told_apart(differing):
+        chosen.append(min(differing, key=rank))
+    return chosen
+
+
+def _numbered(names: Mapping[str, str]) -> dict[str, str]:
+    """The same names, a number behind those that are there already."""
+    taken: list[str] = []
+    found: dict[str, str] = {}
+    for key, name in names.items():
+        taken.append(name)
+        again = taken.count(name)
+        found[key] = name if again == 1 else f"{name} #{again}"
+    return found
 
 
 def _table_row(entry: PlannedRow, outcome: Outcome) -> TableRow:
