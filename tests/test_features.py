@@ -389,6 +389,26 @@ class TestSpecs:
         with pytest.raises(ConfigError, match=f"item_features.f: .*{message}"):
             FeatureSpec.parse("f", settings)
 
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"encoder": "x", "on": "text", "normalize": "yes"}, r"f\.normalize: 'yes' is not accepted; give True or"),
+            ({"encoder": "x", "on": "text", "batch_size": 0}, r"f\.batch_size: 0 is not accepted; give a whole number"),
+            ({"encoder": "x", "on": "text", "batch_size": True}, r"f\.batch_size: True is not accepted"),
+            ({"encoder": "x", "on": "image", "pooling": "max"}, r"f\.pooling: 'max' is not accepted; give one of auto"),
+            ({"encoder": 3, "on": "text"}, r"f\.encoder: 3 is not accepted; give a word"),
+            ({"file": ["x.npy"]}, r"f\.file: \['x\.npy'\] is not accepted"),
+            ({"encoder": "x", "on": "text", "ids": "i.txt"}, "f: ids has no effect without a file; leave it out"),
+            ({"file": "x.npy", "normalize": True}, "f: normalize has no effect on a file of vectors"),
+            ({"file": "x.npy", "revision": "main"}, "f: revision has no effect on a file of vectors"),
+            ({"encoder": "mllm", "kind": "timm"}, "f: kind has no effect on encoder: mllm; leave it out"),
+        ],
+        ids=str,
+    )
+    def test_what_would_pass_in_silence(self, settings, message):
+        with pytest.raises(ConfigError, match=f"^item_features.{message}"):
+            FeatureSpec.parse("f", settings)
+
     def test_pooling_is_for_vision_models(self, shop, bert, compute):
         with pytest.raises(ConfigError, match="pooling is for vision models"):
             load_features({"f": {"encoder": bert, "on": "text", "pooling": "cls"}}, content_of(shop), compute)

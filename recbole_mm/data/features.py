@@ -29,6 +29,14 @@ SUMMARY = "summary"
 READABLE = (*MODALITIES, SUMMARY)
 KINDS = {"sentence-transformers": ("text",), "huggingface": ("text", "image"), "timm": ("image",)}
 """Libraries of encoders -> what their models read."""
+READ_KEYS = {
+    "file": ("file", "ids", "on"),
+    MLLM: ("encoder", "on"),
+    "encoder": ("encoder", "on", "kind", "revision", "pooling", "normalize", "batch_size"),
+}
+"""What an entry is made of -> the keys that are read of it."""
+NO_EFFECT = {"file": "on a file of vectors", MLLM: f"on encoder: {MLLM}", "encoder": "without a file"}
+POOLINGS = ("auto", "pooler", "cls", "mean")
 
 
 @dataclass(frozen=True)
@@ -79,9 +87,14 @@ class FeatureSpec:
         for key in settings:
             if key not in known:
                 raise ConfigError(f"item_features.{name}: unknown key {key!r}{did_you_mean(str(key), known)}")
+            _check_value(name, key, settings[key])
         spec = cls(name, **settings)
         if (spec.file is None) == (spec.encoder is None):
             raise ConfigError(f"item_features.{name}: give either file or encoder")
+        of = "file" if spec.file is not None else MLLM if spec.encoder == MLLM else "encoder"
+        for key in known:
+            if getattr(spec, key) not in (None, False) and key not in READ_KEYS[of]:
+                raise ConfigError(f"item_features.{name}: {key} has no effect {NO_EFFECT[of]}; leave it out")
         if spec.encoder not in (None, MLLM):
             spec.encoder_kind()
         elif spec.on == SUMMARY:
@@ -119,6 +132,26 @@ class FeatureSpec:
                 f"item_features.{self.name}: kind {kind!r} does not read {self.on}; choose one of {choices}"
             )
         return kind
+
+
+def _check_value(name: str, key: str, value: Any) -> None:
+    """Refuse a value of another kind than its key has.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if value is None:
+        return
+    if key == "normalize":
+        fits, wanted = isinstance(value, bool), "True or False"
+    elif key == "batch_size":
+        fits, wanted = type(value) is int and value >= 1, "a whole number of at least 1"
+    elif key == "pooling":
+        fits, wanted = value in POOLINGS, f"one of {', '.join(POOLINGS)}"
+    else:
+        fits, wanted = isinstance(value, str) and bool(value.strip()), "a word"
+    if not fits:
+        raise ConfigError(f"item_features.{name}.{key}: {value!r} is not accepted; give {wanted}")
 
 
 def reads_summaries(specs: Mapping[str, Any]) -> bool:

@@ -32,7 +32,7 @@ def read_map(config: Config, key: str, defaults: Mapping[str, Any]) -> dict[str,
     """The map `config[key]` over its defaults.
 
     Raises:
-        ConfigError: it is no map, or names a hyper-parameter that is not in `defaults`.
+        ConfigError: it is no map, names a hyper-parameter that is not in `defaults`, or gives one of another kind.
     """
     given = {} if config[key] is None else config[key]
     if not isinstance(given, Mapping):
@@ -40,7 +40,29 @@ def read_map(config: Config, key: str, defaults: Mapping[str, Any]) -> dict[str,
     for name in given:
         if name not in defaults:
             raise ConfigError(f"{key}: unknown key {name!r}{did_you_mean(str(name), defaults)}")
+        if wanted := _not_accepted(str(name), given[name], defaults[name]):
+            raise ConfigError(f"{key}.{name}: {given[name]!r} is not accepted; give {wanted}")
     return {**defaults, **given}
+
+
+def _not_accepted(name: str, value: Any, default: Any) -> str:
+    """What a hyper-parameter has to be, by its default, where a value is not that; else "".
+
+    >>> _not_accepted("n_layers", "two", 2), _not_accepted("attn_dropout_prob", 0, 0.5), _not_accepted("tau", None, 1.0)
+    ('a whole number of at least 1', '', 'a number of at least 0')
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool) else "True or False"
+    if isinstance(default, str):
+        return "" if isinstance(value, str) else "a word"
+    if isinstance(default, float) and "dropout" in name:
+        return "" if number and 0 <= value < 1 else "a number from 0 to less than 1"
+    if isinstance(default, float):
+        return "" if number and value >= 0 else "a number of at least 0"
+    if isinstance(default, int) or (name.endswith("_size") and value is not None):
+        return "" if number and isinstance(value, int) and value >= 1 else "a whole number of at least 1"
+    return ""
 
 
 def check_encoder(key: str, width: int, settings: Mapping[str, Any]) -> None:
