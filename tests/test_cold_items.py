@@ -17,6 +17,7 @@ from recbole_mm.errors import ConfigError
 from recbole_mm.evaluation.per_user import read_per_user
 from recbole_mm.evaluation.splits import split
 from recbole_mm.models.hooks import full_sequence_class
+from recbole_mm.runs.folder import first_run_dir
 from recbole_mm.training.checkpoint import load_tree
 from tests.conftest import TOY_SETTINGS, write_toy
 from tests.test_contract import MODELS, QUICK, artifact_keys, run, sentence_encoder  # noqa: F401
@@ -238,3 +239,14 @@ def test_the_draw_goes_by_the_seed_and_the_items_names_alone(data, tmp_path):
     assert cold(data, seed=3) != cold(data)
     shuffled = create_dataset(config_on(data, "BPR", eval_args={**COLD, "order": "RO"}))
     assert sum(len(part.own_rows) for part in shuffled.build()) == len(table(data)), "everybody is asked"
+
+
+def test_a_run_of_a_reranker_among_cold_items_is_none_of_the_rule_of_before(toy_config):
+    """It chose among all items then, so its result was another one."""
+    cold = {"candidates": "cold", "eval_args": {"split": {"cold_items": [0.8, 0.1, 0.1]}}, "modalities": ["text"]}
+    reranker = toy_config("TALLRec", **cold)
+    now = first_run_dir(reranker)
+    del reranker.final_config_dict["rerank_rule"]
+    assert first_run_dir(reranker) != now
+    assert toy_config("SASRec", **cold)["rerank_rule"] is None
+    assert toy_config("TALLRec", modalities=["text"])["rerank_rule"] is None

@@ -212,6 +212,18 @@ def split_rule(settings: Any) -> int | None:
     return 2 if settings["threshold"] or settings["LABEL_FIELD"] in columns else split.rule
 
 
+def rerank_rule(settings: Any) -> int | None:
+    """Number of the rule by which a reranker chooses the items that it asks about; None where there is one rule alone.
+
+    Rerankers chose among all items once, also where `candidates: cold` ranks a part of them: such runs are others.
+
+    Example:
+        >>> rerank_rule({"candidates": "cold", "rerank_k": 20}), rerank_rule({"candidates": "cold"})
+        (2, None)
+    """
+    return 2 if settings["candidates"] == "cold" and "rerank_k" in settings else None
+
+
 def check_sampling(settings: Any, model_class: type, sequences: bool) -> None:
     """Check that items are sampled for a loss that needs them; RecBole's models end in a KeyError otherwise.
 

@@ -33,6 +33,7 @@ from recbole_mm.config.checks import (
     check_sequence_loss,
     check_settings,
     normalized,
+    rerank_rule,
     settings_of,
     split_rule,
 )
@@ -133,6 +134,8 @@ class Config(RecboleConfig):
         self._warn_without_effect()
         if rule := split_rule(self):
             self.final_config_dict["split_rule"] = rule
+        if rule := rerank_rule(self.final_config_dict):
+            self.final_config_dict["rerank_rule"] = rule
         self.final_config_dict.update(self.current_files())
         self._init_device()
 

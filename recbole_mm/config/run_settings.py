@@ -235,5 +235,6 @@ DERIVING = of_group("run", "what follows from the others",
     Setting("data_files", _ANY, meaning="Digests of the dataset's files.", ranks=True),
     Setting("feature_files", _ANY, meaning="Digests of the files of item_features."),
     Setting("split_rule", _ANY, meaning="Number of the rule by which interactions are split.", ranks=True),
+    Setting("rerank_rule", _ANY, meaning="Number of the rule by which a reranker chooses what it asks about."),
     derived=True)
 # fmt: on
