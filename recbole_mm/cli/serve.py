@@ -56,14 +56,14 @@ def main(arguments: Sequence[str]) -> int:
     from recbole_mm.serving.app import create_app
     from recbole_mm.serving.guard import is_local
     from recbole_mm.serving.served import opened_at
-    from recbole_mm.serving.server import listen, serve
+    from recbole_mm.serving.server import listen, rest_memory, serve
     from recbole_mm.serving.service import Service
 
     key = checked_key(os.environ.get(KEY_ENV, "").strip(), is_local(parsed.host), parsed.host)
     with listen(parsed.host, parsed.port) as listening:  # before the run is opened, which takes a while
-        service = Service(
-            Path(parsed.run), partial(opened_at, changed=changed), parsed.look_every, parsed.batch, parsed.waiting
-        )
+        opened = partial(opened_at, changed=changed)
+        limits = (parsed.look_every, parsed.batch, parsed.waiting)
+        service = Service(Path(parsed.run), opened, *limits, after_change=rest_memory)
         address, port = listening.getsockname()[:2]
         host = f"[{address}]" if ":" in address else address
         ready = one_line(f"serving {service.served.name} at http://{host}:{port}/")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import signal
 import socket
 import sys
@@ -118,6 +119,16 @@ def _signals_handled(service: Service, server: uvicorn.Server) -> Iterator[None]
             signal.signal(number, handler)
 
 
+def rest_memory() -> None:
+    """Leave what is in memory now, a run above all, out of the collections of garbage to come.
+
+    A full one takes a quarter of a second for a run of 100,000 users, in which nobody is answered.
+    """
+    gc.unfreeze()  # so that a run of before goes
+    gc.collect()
+    gc.freeze()
+
+
 def serve(
     app: FastAPI, service: Service, listening: socket.socket, connections: int, seconds: float, ready: str
 ) -> None:
@@ -146,6 +157,7 @@ def serve(
     )
     server = uvicorn.Server(config)
     sys.setswitchinterval(TURN_SECONDS)
+    rest_memory()
     with _signals_handled(service, server):
         print(ready, flush=True)
         server.run(sockets=[listening])

@@ -42,6 +42,7 @@ class Service:
         look_every: seconds between two looks at what the path means; 0: only when `look()` is called.
         most_at_once: requests that are scored together.
         most_waiting: requests that wait to be scored.
+        after_change: called, in a thread, once another run is served.
 
     Attributes:
         served: the run that answers now. Take it once for a request.
@@ -58,8 +59,10 @@ class Service:
         look_every: float = 0,
         most_at_once: int = 64,
         most_waiting: int = 256,
+        after_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.metrics = Metrics()
+        self._after_change = after_change
         self._path, self._open_at, self._look_every = path, open_at, look_every
         self._sizes = (most_at_once, most_waiting)
         self._current = newest_run(path)
@@ -126,4 +129,5 @@ class Service:
         self.served, self._current = served, found
         self.metrics.serves(served.name)
         self.metrics.changed("done")
+        await asyncio.to_thread(self._after_change)
         print(one_line(f"serving {served.name} from now on"), flush=True)

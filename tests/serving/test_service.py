@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from recbole_mm.serving.guard import Guard
 from recbole_mm.serving.metrics import Metrics
 from recbole_mm.serving.schema import RecommendRequest
 from recbole_mm.serving.served import opened_at
+from recbole_mm.serving.server import rest_memory
 from recbole_mm.serving.service import Service, newest_run
 from tests.serving.toy_runs import asking, listed
 
@@ -169,7 +171,8 @@ def test_a_path_means_a_run_or_the_newest_of_a_folder(runs, tmp_path):
 def test_another_run_takes_over_and_a_broken_one_does_not(runs, tmp_path, capsys):
     link = tmp_path / "current"
     link.symlink_to(runs["first"])
-    service = Service(link, partial(opened_at, changed={}))
+    settled: list[str] = []
+    service = Service(link, partial(opened_at, changed={}), after_change=lambda: settled.append(service.served.name))
 
     def turn(folder: Path) -> None:
         link.unlink()
@@ -195,6 +198,16 @@ def test_another_run_takes_over_and_a_broken_one_does_not(runs, tmp_path, capsys
         assert 'recbole_mm_changes_total{outcome="done"} 1.0' in text
         assert 'recbole_mm_changes_total{outcome="failed"} 1.0' in text
         assert text.count("recbole_mm_run{") == 1
+    assert settled == [runs["second"].name]
+
+
+def test_what_is_in_memory_is_left_out_of_collections():
+    try:
+        rest_memory()
+        assert gc.get_freeze_count() > 10_000
+        assert len(gc.get_objects()) < 1000
+    finally:
+        gc.unfreeze()
 
 
 def test_a_newer_run_is_noticed_by_itself(runs, tmp_path):
