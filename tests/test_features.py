@@ -396,7 +396,7 @@ class TestSpecs:
             ({"encoder": "x", "on": "text", "batch_size": 0}, r"f\.batch_size: 0 is not accepted; give a whole number"),
             ({"encoder": "x", "on": "text", "batch_size": True}, r"f\.batch_size: True is not accepted"),
             ({"encoder": "x", "on": "image", "pooling": "max"}, r"f\.pooling: 'max' is not accepted; give one of auto"),
-            ({"encoder": 3, "on": "text"}, r"f\.encoder: 3 is not accepted; give a word"),
+            ({"encoder": 3, "on": "text"}, r"f\.encoder: 3 is not accepted; give a text"),
             ({"file": ["x.npy"]}, r"f\.file: \['x\.npy'\] is not accepted"),
             ({"encoder": "x", "on": "text", "ids": "i.txt"}, "f: ids has no effect without a file; leave it out"),
             ({"file": "x.npy", "normalize": True}, "f: normalize has no effect on a file of vectors"),

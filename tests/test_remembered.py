@@ -89,8 +89,10 @@ def test_the_model_is_asked_for_where_a_value_is_gone_or_the_settings_are_others
 def test_a_list_that_is_none_is_refused_in_one_line(made, tmp_path):
     outcome = made("MLLMRec", **{**REASONING, "reasoning": False})
     path = outcome.run_dir / FILE
-    write_json(path, {**read_json(path), "stages": {"item_description": {"keys": "all"}}})
-    with pytest.raises(
-        CheckpointError, match=r"artifacts_read.json cannot be read \(it is not what a run writes\); rem"
-    ):
-        recbole_mm.load(outcome.run_dir)
+    written = read_json(path)
+    for part in ({"keys": "all"}, {"keys": {"i1": 7}}, {"tokens": {"read": "many"}}, {"model": ["bert"]}):
+        write_json(path, {**written, "stages": {"item_description": part}})
+        with pytest.raises(
+            CheckpointError, match=r"artifacts_read.json cannot be read \(it is not what a run writes\); rem"
+        ):
+            recbole_mm.load(outcome.run_dir)

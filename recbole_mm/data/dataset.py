@@ -95,6 +95,8 @@ class FlatDatasetMixin(LoadingMixin, ContentMixin, HistoriesMixin):
     """Of a part: those of `rows` that it holds, or that are its samples' targets."""
     item_phases: np.ndarray | None = None
     """(item_num,) int8 phase of each item where the split holds out items; -1 for padding and what nobody chose."""
+    _split_rows: tuple[pd.DataFrame, Config, tuple[np.ndarray, Rows]] | None = None
+    """What `split_rows` returned, and the table and settings that it is of."""
 
     @property
     def train_item_num(self) -> int:
@@ -265,13 +267,10 @@ class FlatDatasetMixin(LoadingMixin, ContentMixin, HistoriesMixin):
 
         A run asks thrice, and they are computed once for a table as it stands.
         """
-        for_what, found = self._split_rows
-        if found is None or for_what[0] is not self.inter_feat or for_what[1] is not self.config:
-            found = self._computed_split_rows()
-            self._split_rows = ((self.inter_feat, self.config), found)
-        return found
-
-    _split_rows: tuple[tuple[Any, Any], tuple[np.ndarray, Rows] | None] = ((None, None), None)
+        known = self._split_rows
+        if known is None or known[0] is not self.inter_feat or known[1] is not self.config:
+            known = self._split_rows = (self.inter_feat, self.config, self._computed_split_rows())
+        return known[2]
 
     def _computed_split_rows(self) -> tuple[np.ndarray, Rows]:
         order, ends, places = self._split_order(), None, None
@@ -286,7 +285,7 @@ class FlatDatasetMixin(LoadingMixin, ContentMixin, HistoriesMixin):
     def build(self) -> list[Dataset]:
         """Training, validation and test datasets by `eval_args`; the same rows whatever the kind of model."""
         order, self.rows = self.split_rows()
-        del self._split_rows  # and the table that it holds
+        self._split_rows = None  # nor the table that it holds
         self.inter_feat = self.inter_feat.iloc[order].reset_index(drop=True)
         self._change_feat_format()
         self._drop_unused_col()

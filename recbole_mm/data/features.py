@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from recbole_mm.config.kinds import FLAG, TEXT, choice, or_null, size
+from recbole_mm.config.schema import Setting
 from recbole_mm.data.content_source import MODALITIES
 from recbole_mm.errors import ConfigError
 from recbole_mm.utils.spelling import did_you_mean
@@ -37,6 +39,8 @@ READ_KEYS = {
 """What an entry is made of -> the keys that are read of it."""
 NO_EFFECT = {"file": "on a file of vectors", MLLM: f"on encoder: {MLLM}", "encoder": "without a file"}
 POOLINGS = ("auto", "pooler", "cls", "mean")
+VALUES = {"normalize": FLAG, "batch_size": size(1), "pooling": choice(*POOLINGS)}
+"""Kinds of the values that are no texts."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class FeatureSpec:
         for key in settings:
             if key not in known:
                 raise ConfigError(f"item_features.{name}: unknown key {key!r}{did_you_mean(str(key), known)}")
-            _check_value(name, key, settings[key])
+            Setting(f"item_features.{name}.{key}", or_null(VALUES.get(key, TEXT))).check(settings[key])
         spec = cls(name, **settings)
         if (spec.file is None) == (spec.encoder is None):
             raise ConfigError(f"item_features.{name}: give either file or encoder")
@@ -132,26 +136,6 @@ class FeatureSpec:
                 f"item_features.{self.name}: kind {kind!r} does not read {self.on}; choose one of {choices}"
             )
         return kind
-
-
-def _check_value(name: str, key: str, value: Any) -> None:
-    """Refuse a value of another kind than its key has.
-
-    Raises:
-        ConfigError: it is one.
-    """
-    if value is None:
-        return
-    if key == "normalize":
-        fits, wanted = isinstance(value, bool), "True or False"
-    elif key == "batch_size":
-        fits, wanted = type(value) is int and value >= 1, "a whole number of at least 1"
-    elif key == "pooling":
-        fits, wanted = value in POOLINGS, f"one of {', '.join(POOLINGS)}"
-    else:
-        fits, wanted = isinstance(value, str) and bool(value.strip()), "a word"
-    if not fits:
-        raise ConfigError(f"item_features.{name}.{key}: {value!r} is not accepted; give {wanted}")
 
 
 def reads_summaries(specs: Mapping[str, Any]) -> bool:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recbole_mm.artifacts.store import Store
+from recbole_mm.config.kinds import is_name, is_number
 from recbole_mm.config.resolved import Config
 from recbole_mm.config.settings import NOT_FROM_A_RUN, SETTINGS
 from recbole_mm.config.yaml_settings import canonical
@@ -24,7 +25,12 @@ from recbole_mm.utils.files import read_json, write_json
 logger = logging.getLogger(__name__)
 
 FILE, FILE_AT_TEST = "artifacts_read.json", "artifacts_read_at_test.json"
-SHAPE = {"keys": dict, "tokens": dict, "model": list}
+PARTS: dict[str, Callable[[Any], bool]] = {
+    "keys": lambda part: isinstance(part, dict) and all(key is None or is_name(key) for key in part.values()),
+    "tokens": lambda part: isinstance(part, dict) and all(map(is_number, part.values())),
+    "model": lambda part: isinstance(part, list) and [type(each) for each in part] == [str, dict],
+}
+"""Tests of what is listed of a stage."""
 
 
 class Remembered:
@@ -55,7 +61,7 @@ class Remembered:
             try:
                 found = read_json(self.path)
                 stages = found["stages"] if found["made_with"] == self._made_with else {}
-                if any(not isinstance(part, SHAPE[name]) for stage in stages.values() for name, part in stage.items()):
+                if not all(PARTS[name](part) for stage in stages.values() for name, part in stage.items()):
                     raise ValueError("it is not what a run writes")
             except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
                 raise CheckpointError(f"{self.path} cannot be read ({error}); remove it") from error

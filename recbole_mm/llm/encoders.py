@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 from recbole_mm.artifacts.vectors import Encoder
-from recbole_mm.data.features import FeatureSpec
+from recbole_mm.data.features import POOLINGS, FeatureSpec
 from recbole_mm.errors import ConfigError, ModelLoadError
 from recbole_mm.llm.families import FAMILIES
 from recbole_mm.llm.pretrained import (
@@ -29,7 +29,6 @@ from recbole_mm.llm.pretrained import (
 )
 from recbole_mm.utils.files import parse_json
 
-POOLINGS = ("auto", "pooler", "cls", "mean")
 WEIGHTS_MISSING_SHOWN = 3
 TIMM_SETTINGS = (
     *("input_size", "min_input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"),

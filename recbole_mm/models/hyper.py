@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from recbole_mm.config.kinds import TEXT, Kind, kind_like, number, or_null, size
+from recbole_mm.config.schema import Setting
 from recbole_mm.errors import ConfigError
 from recbole_mm.utils.spelling import did_you_mean
 
@@ -25,6 +27,9 @@ ENCODERS: dict[str, Any] = {
 }
 """Of SASRec and GRU4Rec, under RecBole's names; `inner_size: None` is four times the width."""
 
+LORA_DEFAULTS = {"r": 16, "alpha": 32, "dropout": 0.05, "targets": None}
+"""Of a LoRA; `targets: None` is PEFT's choice for the architecture."""
+
 ACTIVATIONS = ("gelu", "relu", "swish", "tanh", "sigmoid")
 
 
@@ -40,29 +45,25 @@ def read_map(config: Config, key: str, defaults: Mapping[str, Any]) -> dict[str,
     for name in given:
         if name not in defaults:
             raise ConfigError(f"{key}: unknown key {name!r}{did_you_mean(str(name), defaults)}")
-        if wanted := _not_accepted(str(name), given[name], defaults[name]):
-            raise ConfigError(f"{key}.{name}: {given[name]!r} is not accepted; give {wanted}")
+        Setting(f"{key}.{name}", _kind(str(name), defaults[name])).check(given[name])
     return {**defaults, **given}
 
 
-def _not_accepted(name: str, value: Any, default: Any) -> str:
-    """What a hyper-parameter has to be, by its default, where a value is not that; else "".
+def _kind(name: str, default: Any) -> Kind | None:
+    """What a hyper-parameter has to be; None where nothing tells.
 
-    >>> _not_accepted("n_layers", "two", 2), _not_accepted("attn_dropout_prob", 0, 0.5), _not_accepted("tau", None, 1.0)
-    ('a whole number of at least 1', '', 'a number of at least 0')
+    >>> _kind("n_layers", 2).accepts(0), _kind("attn_dropout_prob", 0.5).accepts(0), _kind("tau", 1.0).accepts(None)
+    (False, True, False)
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(default, bool):
-        return "" if isinstance(value, bool) else "True or False"
+    if name.endswith("_size"):
+        return or_null(size(1)) if default is None else size(1)
+    if "dropout" in name:
+        return number(0, 1, below=True)
     if isinstance(default, str):
-        return "" if isinstance(value, str) else "a word"
-    if isinstance(default, float) and "dropout" in name:
-        return "" if number and 0 <= value < 1 else "a number from 0 to less than 1"
-    if isinstance(default, float):
-        return "" if number and value >= 0 else "a number of at least 0"
-    if isinstance(default, int) or (name.endswith("_size") and value is not None):
-        return "" if number and isinstance(value, int) and value >= 1 else "a whole number of at least 1"
-    return ""
+        return TEXT
+    if isinstance(default, int) and not isinstance(default, bool):
+        return size(1)
+    return kind_like(name, default)
 
 
 def check_encoder(key: str, width: int, settings: Mapping[str, Any]) -> None:

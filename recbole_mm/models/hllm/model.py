@@ -17,7 +17,7 @@ from recbole_mm.models.base import SequentialModel
 from recbole_mm.models.hllm.llms import ItemLLM, UserLLM, content_groups, decoder_of
 from recbole_mm.models.hllm.loss import PROBED_TARGETS, CollapseWatch, alike_share, exclude_similar, shared_infonce
 from recbole_mm.models.hllm.settings import LARGEST_SCALE, SETTINGS
-from recbole_mm.models.hyper import read_map
+from recbole_mm.models.hyper import LORA_DEFAULTS, read_map
 from recbole_mm.models.molar.items import ContentItems
 from recbole_mm.models.trained_items import CACHED, CachePolicy, require_one_process, with_rate_of
 from recbole_mm.models.whole_batch import Rows, shared_random
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import MultimodalDataset
     from recbole_mm.data.inputs import ModelInputs
-
-LORA_SIZES = {"r": 16, "alpha": 32, "dropout": 0.05, "targets": None}
 
 ITEMS_AT_ONCE = 65536
 """Items whose vectors are computed in one call for ranking; the item LLM cuts them further, by tokens."""
@@ -70,7 +68,7 @@ class HLLM(SequentialModel):
             contents = self.items.vectors
         else:
             tokens, lengths = dataset.inputs.item_token_ids, dataset.inputs.item_token_lengths
-            lora = read_map(config, "item_llm_lora", LORA_SIZES) if config["item_llm_tuning"] == "lora" else None
+            lora = read_map(config, "item_llm_lora", LORA_DEFAULTS) if config["item_llm_tuning"] == "lora" else None
             given = CachePolicy.of(config), checkpointing, config["mllm_layers"], lora
             self.items = ItemLLM(dataset.inputs.mllm, tokens, lengths, *given)
             contents = self.items.texts()

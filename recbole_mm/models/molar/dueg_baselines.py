@@ -20,7 +20,7 @@ from recbole.model.layers import TransformerEncoder
 from torch import Tensor, nn
 
 from recbole_mm.errors import ConfigError
-from recbole_mm.models.hyper import ENCODERS, check_encoder, read_map
+from recbole_mm.models.hyper import ENCODERS, LORA_DEFAULTS, check_encoder, read_map
 from recbole_mm.models.lora import with_lora
 from recbole_mm.models.molar.dueg import TextStackDUEG
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 DEFAULTS = {**ENCODERS, "hidden_dropout_prob": 0.2, "attn_dropout_prob": 0.2}
 LARGE = 20_000_000
 """Weights of a decoder from which an epoch on a CPU takes long."""
-LORA_DEFAULTS = {"r": 16, "alpha": 32, "dropout": 0.05, "targets": None}
 
 
 class CausalDUEG(nn.Module, ABC):

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from recbole_mm.errors import ConfigError
-from recbole_mm.models.hyper import read_map
+from recbole_mm.models.hyper import LORA_DEFAULTS, read_map
 from recbole_mm.models.layers import centred, moments
 from recbole_mm.models.lora import with_lora
-from recbole_mm.models.molar.dueg_baselines import LORA_DEFAULTS
 from recbole_mm.models.molar.items import MIRM, ContentItems, checked_sources, item_sources, sources_of
 from recbole_mm.models.trained_items import CachePolicy, TrainedItems, require_one_process
 
