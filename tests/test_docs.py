@@ -18,6 +18,8 @@ from recbole_mm.cli.arguments import run_arguments
 from recbole_mm.config.resolved import Config
 from recbole_mm.datasets import CONVERTERS
 from recbole_mm.experiments.compare import experiment_names
+from recbole_mm.inputs.needs import warn_without_effect
+from recbole_mm.models.hooks import hooks_of
 
 ROOT = Path(__file__).parents[1]
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
@@ -138,8 +140,10 @@ def test_commands_name_models_settings_experiments_and_sources_that_there_are(wo
     if command in ("run", "plan") and "--help" not in arguments:
         given = {**run_arguments(arguments), "dataset": "toy"}
         with caplog.at_level(logging.WARNING):
-            Config(**given, config_dict={"data_path": str(toy_path)})
+            config = Config(**given, config_dict={"data_path": str(toy_path)})
+            warn_without_effect(config, hooks_of(config.model_class))
         assert "unknown" not in caplog.text
+        assert "no effect" not in caplog.text
     if command in ("compare", "tune", "recommend", "serve"):
         import_module(f"recbole_mm.cli.{command}")._parser().parse_known_args(arguments)
     if "--experiment" in arguments:

@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from recbole_mm.config.resolved import Config
 from recbole_mm.data.loaders import NEGATIVES, TARGET_MASK, TARGETS
 from recbole_mm.errors import ConfigError
+from recbole_mm.inputs.needs import without_effect
 from recbole_mm.models import full_sequence, sampled_scores
+from recbole_mm.models.hooks import hooks_of
 from recbole_mm.models.losses import gbce_loss, gbce_power, softmax_loss, softmax_of_sample
 from recbole_mm.models.negatives import negatives_of_batch, negatives_of_targets
 from recbole_mm.runs.folder import first_run_dir
@@ -312,17 +314,18 @@ def test_what_is_refused(toy_config, model, settings, message):
 
 
 @pytest.mark.parametrize(
-    ("loss", "warned"), [(None, ["n_negatives", "gbce_t"]), ("sampled_softmax", ["gbce_t"]), ("gbce", [])]
+    ("loss", "unread"), [(None, ["n_negatives", "gbce_t"]), ("sampled_softmax", ["gbce_t"]), ("gbce", [])]
 )
-def test_what_a_loss_does_not_read_is_said(toy_config, caplog, loss, warned):
-    toy_config("SASRec", full_sequence=True, full_sequence_loss=loss, n_negatives=9, gbce_t=0.5)
-    found = [record.getMessage() for record in caplog.records if "has no effect: it is for" in record.getMessage()]
-    assert [text.split("'")[1] for text in found] == warned
+def test_what_a_loss_does_not_read_is_told(toy_config, loss, unread):
+    config = toy_config("SASRec", full_sequence=True, full_sequence_loss=loss, n_negatives=9, gbce_t=0.5)
+    assert list(without_effect(config, hooks_of(config.model_class), ["n_negatives", "gbce_t"])) == unread
 
 
-def test_item_dropout_is_for_whole_sequences(toy_config, caplog):
-    toy_config("SASRec", full_sequence=False, item_dropout_prob=0.1)
-    assert "setting 'item_dropout_prob' has no effect: it is for full_sequence: True" in caplog.messages
+@pytest.mark.parametrize(("model", "read"), [("SASRec", False), ("eSASRec", True)])
+def test_item_dropout_is_for_whole_sequences(toy_config, model, read):
+    config = toy_config(model, full_sequence=False, item_dropout_prob=0.1)
+    found = without_effect(config, hooks_of(config.model_class), ["item_dropout_prob"])
+    assert found == ({} if read else {"item_dropout_prob": "full_sequence is False; it is for True"})
 
 
 @pytest.mark.parametrize("model", ["BERT4Rec", "SASRecContent", "DuoRec", "FPMC"])

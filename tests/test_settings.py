@@ -15,7 +15,7 @@ from recbole.utils.argument_list import dataset_arguments
 from recbole_mm.config import properties_dir, reference
 from recbole_mm.config.kinds import from_to, kind_like, number, size
 from recbole_mm.config.layers import RECBOLE_PROPERTIES, optional_yaml
-from recbole_mm.config.recbole_keys import unlisted
+from recbole_mm.config.recbole_keys import declared_for, unlisted
 from recbole_mm.config.resolved import Config
 from recbole_mm.config.schema import GROUPS, UNSET, Setting, declared_by, section
 from recbole_mm.config.settings import DERIVED, SETTINGS, named
@@ -23,8 +23,9 @@ from recbole_mm.config.yaml_settings import read_yaml
 from recbole_mm.errors import ConfigError
 from recbole_mm.experiments.compare.experiment import ALIKE
 from recbole_mm.experiments.tune.plan import NOT_TUNED
+from recbole_mm.inputs.needs import warn_without_effect
 from recbole_mm.models.freedom import FREEDOM
-from recbole_mm.models.hooks import check_hooks
+from recbole_mm.models.hooks import check_hooks, hooks_of
 from recbole_mm.registry import list_models
 from recbole_mm.runs.folder import first_run_dir
 from recbole_mm.utils.spelling import did_you_mean, nearest
@@ -124,6 +125,67 @@ def test_what_follows_from_a_declaration():
     assert NOT_TUNED["state"] == "it changes no result"
     assert "learning_rate" not in NOT_TUNED
     assert {"device", "data_files"} <= DERIVED
+
+
+@pytest.mark.parametrize("entry", OURS, ids=lambda entry: entry.name)
+def test_what_decides_that_a_setting_is_read_is_a_setting_of_the_same_model_with_such_values(entry):
+    settings = {**SETTINGS, **declared_for(entry.load())}
+    for name, setting in settings.items():
+        for other, values in setting.read_where.items():
+            assert other in settings.keys() - {name}, name
+            assert all(settings[other].kind.accepts(value) for value in values), name
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "reasons"),
+    [
+        ("Molar", {"mirm_weights": {"SA": 2}}, {"mirm_weights": "mirm_tuning is none; it is for lora or full"}),
+        ("Molar", {"mirm_weights": {"SA": 2}, "mirm_tuning": "lora"}, {}),
+        ("Molar", {"id_model": "none", "tau": 0.2, "alpha": 0, "score": "content"}, {"tau": "id_model is none"}),
+        ("Molar", {"dueg": "sasrec", "dueg_lora": {"r": 2}}, {"dueg_lora": "dueg is sasrec; it is for mllm"}),
+        (
+            "HLLM",
+            {"item_llm_staleness": 3},
+            {"item_llm_staleness": "item_llm_tuning is frozen; it is for lora or full"},
+        ),
+        (
+            "HLLM",
+            {"item_llm_staleness": 3, "item_llm_tuning": "lora"},
+            {"item_llm_staleness": "item_llm_negatives is trained; it is for cached"},
+        ),
+        ("MLLMRec", {"gcn_ui_layers": 3}, {"gcn_ui_layers": "gcn_ui is False; it is for True"}),
+        ("MLLMMSR", {"list_orders": 2}, {"list_orders": "answers is scored; it is for listed"}),
+        ("FREEDOM", {"missing_content": "image"}, {"missing_content": "missing_rate is 0.0"}),
+        ("FREEDOM", {"missing_content": "image", "missing_rate": 0.5}, {}),
+        ("SASRec", {"mllm_dtype": "float16"}, {"mllm_dtype": "SASRec reads no LLM here"}),
+        ("SASRec", {"text_temperature": 0.5}, {"text_temperature": "SASRec reads no text that an LLM writes"}),
+        ("MLLMRec", {"mllm": "smollm2", "text_backend": "hf", "mllm_dtype": "float16"}, {}),
+        (
+            "MLLMRec",
+            {"mllm": "smollm2", "text_backend": "hf", "text_model": "folder", "mllm_dtype": "float16"},
+            {"mllm": "text_model writes, and MLLMRec reads no other LLM"},
+        ),
+        ("MLLMRec", {"trust_remote_code": True}, {}),  # of its sentence encoder
+        ("Pop", {"trust_remote_code": True}, {"trust_remote_code": "Pop reads no LLM here"}),
+        ("Pop", {"learning_rate": 0.5}, {"learning_rate": "Pop is not trained"}),
+        ("SASRec", {"learning_rate": 0.5, "hidden_size": 32, "item_features": {}}, {}),
+    ],
+)
+def test_what_a_run_does_not_read_is_said_of_what_was_asked_for(model, given, reasons, toy_config, caplog):
+    config = toy_config(model, **given)
+    warn_without_effect(config, hooks_of(config.model_class))
+    said = [text for text in caplog.messages if "has no effect" in text and text.split("'")[1] in given]
+    assert said == [f"setting {key!r} has no effect: {reason}" for key, reason in reasons.items()]
+
+
+def test_what_a_file_says_may_serve_many_runs(toy_settings, tmp_path, caplog):
+    path = tmp_path / "shared.yaml"
+    path.write_text("{mirm_weights: {SA: 2}, learning_rate: 0.5}")
+    config = Config("Molar", "toy", config_files=path, config_dict=toy_settings, command_line={"mirm_epochs": "3"})
+    warn_without_effect(config, hooks_of(config.model_class))
+    assert [text for text in caplog.messages if "mirm" in text] == [
+        "setting 'mirm_epochs' has no effect: mirm_tuning is none; it is for lora or full"
+    ]
 
 
 @pytest.mark.parametrize("text", ["0", "0.0", "0e0", "-0.0"])

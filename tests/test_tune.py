@@ -275,6 +275,23 @@ def test_a_space_that_does_not_fit(plan, space, message):
     assert "\n" not in str(caught.value)
 
 
+WEIGHTS = {"mirm_weights": {"mixture": {"names": ["IT", "SA", "UB"], "total": 3}}}
+
+
+def test_a_setting_that_no_trial_reads(plan):
+    with pytest.raises(ConfigError, match="mirm_weights: searching it has no effect: mirm_tuning is none; it is for"):
+        plan(WEIGHTS, "Molar")
+    plan(WEIGHTS, "Molar", mirm_tuning="lora")
+    plan({**WEIGHTS, "mirm_tuning": {"choice": ["none", "full"]}}, "Molar")  # some trials do
+
+
+def test_a_setting_of_the_models_own_space_that_no_trial_reads_is_said(toy_settings, tmp_path, caplog):
+    settings = write_space(tmp_path, toy_settings, "settings.yaml")
+    plan_search("eSASRec", "toy", config_files=[settings], command_line={"full_sequence_loss": "CE"})
+    reason = "full_sequence_loss is CE; it is for sampled_softmax or gbce"
+    assert f"{default_space('eSASRec').where}: searching n_negatives has no effect: {reason}" in caplog.messages
+
+
 def test_a_setting_is_either_drawn_or_given(plan):
     with pytest.raises(ConfigError, match="learning_rate: --learning_rate is also given"):
         plan(learning_rate="0.1")
@@ -665,7 +682,7 @@ def test_tables_and_the_picture(plan, tmp_path):
 
 def test_a_mixture_of_three_parts_is_drawn_as_a_triangle(plan, tmp_path):
     space = {"mirm_weights": {"mixture": {"names": ["IT", "SA", "UB"], "total": 2}}, "alpha": {"choice": [0, 0.1]}}
-    search = plan(space, model="Molar", trials=12, out=tmp_path / "out")
+    search = plan(space, model="Molar", trials=12, out=tmp_path / "out", mirm_tuning="full")
     search.out.mkdir()
     weights = [(2, 0, 0), (2, 0, 0), (0, 1, 1), (0, 0, 2)]
     scores = [0.1, 0.3, 0.4, 0.05]

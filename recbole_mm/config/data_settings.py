@@ -30,7 +30,7 @@ from recbole_mm.config.kinds import (
     size,
     whole,
 )
-from recbole_mm.config.schema import Setting, of_group
+from recbole_mm.config.schema import Setting, of_group, read_with
 from recbole_mm.utils.paths import expanded, is_path
 
 _NOT_BLANK = replace(
@@ -197,12 +197,13 @@ CONTENT = of_group("content", "what an item looks like",
 MISSING = of_group("content", "contents that items go without on purpose (docs/missing-modalities.md)",
     Setting("missing_rate", number(0, 1, below=True), 0.0, "Share of the items that go without what missing_content "
             "says, as if they had never had it. 0: none."),
+    *read_with({"missing_rate": ()},
     Setting("missing_content", choice("image", "text", "both"), "both", "What they go without: their image, their "
             "text, or both, which the same items lose."),
     Setting("missing_at", choice("train", "test", "both"), "both", "When. train: in training and validation. test: "
             "when test users, or anybody, are ranked for. both: always."),
     Setting("missing_seed", or_null(SEED), 0, "Which items: the same in all runs, whatever their seed; those of a "
-            "smaller rate are among those of a larger one. Null: seed."))
+            "smaller rate are among those of a larger one. Null: seed.")))
 
 IMAGES = of_group("content", "what an item looks like",
     Setting("max_image_pixels", whole(1), 50_000_000, "A larger image is counted as broken and never decoded."))
@@ -221,28 +222,31 @@ TEXTS = of_group("texts", "texts written by an LLM",
     Setting("text_model", or_null(MODEL), None, "hf: a Hugging Face id, a folder, a GGUF file or smollm2; null takes "
             "mllm. openai: the name the server knows its model by."),
     Setting("text_url", or_null(TEXT), None, "openai: the server's address up to the version, e.g. "
-            "http://localhost:8000/v1.", may_change_on_resume=True, secret=True, when_opened=NOBODY),
+            "http://localhost:8000/v1.", may_change_on_resume=True, secret=True, when_opened=NOBODY,
+            read_where={"text_backend": ("openai",)}),
     Setting("text_api_key_env", Kind(
         lambda value: value is None or (isinstance(value, str) and re.fullmatch(r"[A-Za-z_]\w*", value) is not None),
         "the NAME of an environment variable, never the key itself, or null", type="str"), "OPENAI_API_KEY",
             "openai: NAME of the environment variable that holds the key, never the key itself. Null: no key.",
             may_change_on_resume=True, secret=True, when_opened=None),
     Setting("text_max_words", whole(1), 100, "A longer text is cut at the end of a sentence, or else of a word."),
+    *read_with({"text_backend": ("hf", "openai")},
     Setting("text_max_new_tokens", whole(1), 256, "Tokens a model may generate per text; a model that thinks aloud "
             "needs more."),
     Setting("text_context_tokens", whole(1), 4096, "A prompt of more tokens, its image included, is refused."),
     Setting("text_temperature", number(0, 2), 0.0, "0: always the likeliest word. Above: words are drawn, with "
             "text_seed."),
     Setting("text_top_p", above_zero(1), 1.0, "Drawn are only the likeliest words that make up this share. Read where "
-            "words are drawn."),
-    Setting("text_seed", or_null(SEED), None, "Of the drawing. Null: seed."),
+            "words are drawn.", read_where={"text_temperature": ()}),
+    Setting("text_seed", or_null(SEED), None, "Of the drawing. Null: seed.", read_where={"text_temperature": ()})),
     Setting("text_batch_tokens", whole(1), 8192, "hf: tokens of a batch, prompts and answers, plus image patches; only "
-            "speed and memory depend on it."),
+            "speed and memory depend on it.", read_where={"text_backend": ("hf",)}),
+    *read_with({"text_backend": ("openai",)},
     Setting("text_concurrency", whole(1), 8, "openai: requests under way at once.", may_change_on_resume=True),
     Setting("text_timeout", above_zero(), 120, "openai: seconds for a whole request and its answer.",
             may_change_on_resume=True),
     Setting("text_retries", whole(0), 4, "openai: further tries when the server is busy, breaks or stalls, after 1, "
-            "2, 4, ... seconds.", may_change_on_resume=True),)
+            "2, 4, ... seconds.", may_change_on_resume=True)),)
 
 OF_FEATURES = (
     *of_group("mllm", "what an LLM reads of an item, for the models and entries of item_features that ask one",

@@ -46,6 +46,8 @@ def unlisted(model_class: type) -> set[str]:
     return {*_EVERY, *(key for base in model_class.__mro__ for key in _UNLISTED.get(base.__name__, ()))}
 
 
+_OF_DRAWN = {"full_sequence_loss": ("sampled_softmax", "gbce")}
+
 LOSSES = section(
     "The loss of full_sequence: True",
     Setting(
@@ -58,43 +60,40 @@ LOSSES = section(
         "n_negatives",
         or_null(size(1)),
         meaning="sampled_softmax, gbce: negatives of each target, uniform, with repetition. Null: 256, as in gSASRec.",
+        read_where=_OF_DRAWN,
     ),
     Setting(
         "negatives_of",
         or_null(choice("target", "batch")),
         meaning="target: each target draws its own, as in gSASRec. batch: all targets of a batch share them, which is "
         "less work. Null: target.",
+        read_where=_OF_DRAWN,
     ),
     Setting(
         "negatives_exclude",
         or_null(choice("target", "sequence")),
         meaning="What is never a negative. target: the target itself. sequence: every item of its sequence, as in "
         "SASRec. Null: target.",
+        read_where=_OF_DRAWN,
     ),
     Setting(
         "gbce_t",
         or_null(number(0, 1)),
         meaning="gbce: calibration, from 0 (plain binary cross-entropy) to 1. Null: 0.75, as in gSASRec.",
+        read_where={"full_sequence_loss": ("gbce",)},
     ),
     Setting(
         "item_dropout_prob",
         or_null(SHARE),
         meaning="Dropout of the items' vectors: one draw for a batch, where items are read and where they are scored. "
         "Null: 0.",
+        read_where={"full_sequence": (True,)},
     ),
 )
 
 ADDED: dict[str, tuple[Setting, ...]] = {"SASRec": LOSSES, "GRU4Rec": LOSSES}
 """Settings of ours that RecBole's classes have here, by the class's name. They are null until they are given, so that
 runs without them are the same runs as ever."""
-
-READ_BY_LOSSES = {
-    "n_negatives": ("sampled_softmax", "gbce"),
-    "negatives_of": ("sampled_softmax", "gbce"),
-    "negatives_exclude": ("sampled_softmax", "gbce"),
-    "gbce_t": ("gbce",),
-}
-"""Settings of a loss -> the losses that read them."""
 
 
 def declared_for(model_class: type) -> dict[str, Setting]:

@@ -47,7 +47,7 @@ from recbole_mm.config.layers import (
     model_settings,
     properties_dir,
 )
-from recbole_mm.config.recbole_keys import OF_RECBOLE_MODELS, READ_BY_LOSSES, declared_for, unlisted
+from recbole_mm.config.recbole_keys import OF_RECBOLE_MODELS, declared_for, unlisted
 from recbole_mm.config.schema import UNSET, Setting
 from recbole_mm.config.settings import DERIVED, NOT_FROM_A_RUN, SETTINGS
 from recbole_mm.config.yaml_settings import SEAL_LINE, parse_argument, plain, read_yaml, write_yaml
@@ -192,6 +192,15 @@ class Config(RecboleConfig):
         known = {*SETTINGS, *declared_for(self.model_class), *self.internal_config_dict, *unlisted(self.model_class)}
         return known.union(*self.parameters.values())
 
+    @property
+    def asked(self) -> list[str]:
+        """Settings that the caller gave, as Python values or as text, and that are not at their defaults.
+
+        What files say is not among them: a file may serve many runs.
+        """
+        given = (*self.variable_config_dict, *self.cmd_config_dict)
+        return [key for key in dict.fromkeys(given) if self[key] != self.internal_config_dict.get(key)]
+
     def _warn_unknown_keys(self) -> None:
         """One warning per key that the user gave and nothing reads."""
         known = self.known_settings()
@@ -253,21 +262,8 @@ class Config(RecboleConfig):
         }
         if self.final_config_dict["train_neg_sample_args"]["distribution"] == "none":
             reasons.pop("train_neg_sample_args", None)
-        reasons |= self._unread_of_losses(given)
         for key, reason in reasons.items():
             logger.warning("setting %r has no effect: %s", key, reason)
-
-    def _unread_of_losses(self, given: set[str]) -> dict[str, str]:
-        """Those of the given settings that the loss of full sequences does not read -> why."""
-        loss, known = self["full_sequence_loss"], given & declared_for(self.model_class).keys()
-        unread = {
-            key: f"it is for full_sequence_loss: {' or '.join(losses)}"
-            for key, losses in READ_BY_LOSSES.items()
-            if key in known and loss not in losses
-        }
-        if "item_dropout_prob" in known and not self._trains_on_full_sequences():
-            unread["item_dropout_prob"] = "it is for full_sequence: True"
-        return unread
 
     def current_files(self) -> dict[str, dict[str, str]]:
         """What the files of the dataset and of `item_features` hold now: `data_files` and `feature_files`, each name ->

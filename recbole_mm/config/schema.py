@@ -37,6 +37,11 @@ UNSET: Any = _Unset()
 GROUPS = ("run", "training", "evaluation", "data", "content", "mllm", "texts", "cluster", "logging", "model")
 
 
+def is_off(value: Any) -> bool:
+    """Whether a value switches something off."""
+    return value in (None, "none", False, 0)
+
+
 @dataclass(frozen=True)
 class Setting:
     """One setting.
@@ -67,6 +72,8 @@ class Setting:
         before: what runs did that are older than the setting.
         no_effect: why nothing reads it, where RecBole would.
         no_effect_on_sequences: the same where whole sequences are trained on.
+        read_where: other settings -> values of theirs with which alone it is read; where there are several, all must
+            fit. An empty tuple is every value but those that switch something off (`is_off`).
         given_as: of an experiment, where it is given instead of in a layer of settings.
         not_tuned: why no search may try values of it, where that does not follow from the above.
     """
@@ -94,6 +101,7 @@ class Setting:
     before: Any = UNSET
     no_effect: str = ""
     no_effect_on_sequences: str = ""
+    read_where: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     given_as: str = ""
     not_tuned: str = ""
 
@@ -114,6 +122,19 @@ class Setting:
             given = "what is given" if self.secret else shown(value)
             raise ConfigError(f"{self.name}: {given} is not accepted; give {self.kind.words}")
 
+    def unread(self, values: Mapping[str, Any]) -> str:
+        """Why a run does not read it, as far as its other settings tell; empty where it does.
+
+        Args:
+            values: of all settings.
+        """
+        for name, read in self.read_where.items():
+            value = values.get(name)
+            if value not in read if read else is_off(value):
+                said = f"{name} is {'null' if value is None else value}"
+                return f"{said}; it is for {' or '.join(map(str, read))}" if read else said
+        return ""
+
     def normal(self, value: Any) -> Any:
         """What a value stands for."""
         return value if self.kind is None else self.kind.normal(value)
@@ -127,6 +148,11 @@ def section(title: str, *settings: Setting, **same: Any) -> tuple[Setting, ...]:
 def of_group(group: str, title: str, *settings: Setting, **same: Any) -> tuple[Setting, ...]:
     """The same of settings that are about one thing, of `GROUPS`."""
     return section(title, *settings, group=group, **same)
+
+
+def read_with(where: Mapping[str, tuple[Any, ...]], *settings: Setting) -> tuple[Setting, ...]:
+    """Settings that are read with these values of others, too (`Setting.read_where`)."""
+    return tuple(replace(setting, read_where={**where, **setting.read_where}) for setting in settings)
 
 
 def like(name: str, default: Any, meaning: str, **more: Any) -> Setting:

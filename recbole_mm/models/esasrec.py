@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.model.sequential_recommender.sasrec import SASRec
@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from recbole_mm.config.resolved import Config
     from recbole_mm.data.dataset import MultimodalDataset
 
-THEIRS = {"full_sequence_loss": "sampled_softmax", "n_negatives": 256, "item_dropout_prob": 0.2}
-"""Defaults of the losses' settings here."""
+THEIRS: dict[str, dict[str, Any]] = {
+    "full_sequence_loss": {"default": "sampled_softmax"},
+    "n_negatives": {"default": 256},
+    "item_dropout_prob": {"default": 0.2, "read_where": {}},
+}
+"""What is other here of the losses' settings."""
 
 # fmt: off
 SETTINGS = (
@@ -36,7 +40,7 @@ SETTINGS = (
         Setting("attn_dropout_prob", SHARE, 0.2, "Dropout on attention. Theirs: the same."),
         Setting("layer_norm_eps", number(0), 1e-5, "Added to the denominator of layer normalization.")),
     *section("The loss",
-        *(replace(setting, default=THEIRS.get(setting.name)) for setting in LOSSES)),
+        *(replace(setting, **{"default": None, **THEIRS.get(setting.name, {})}) for setting in LOSSES)),
     *section("Training, on whole sequences",
         SHARED["MAX_ITEM_LIST_LENGTH"].but(50, "History length. Theirs: 50 to 200 by dataset."),
         SHARED["train_batch_size"].but(768, "Targets per optimizer step. Theirs: 128 sequences."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from recbole_mm.config.kinds import FLAG, SEED, SHARE, above_zero, choice, or_null, size
-from recbole_mm.config.schema import Setting, section
+from recbole_mm.config.schema import Setting, read_with, section
 from recbole_mm.config.settings import SETTINGS as SHARED
 from recbole_mm.errors import ConfigError
 from recbole_mm.inputs.answering.lists import LISTED
@@ -45,6 +45,7 @@ SETTINGS = (
         "nothing: there, take --sft_tuning=full --sft_learning_rate=1e-3",
         Setting("sft_tuning", or_null(TUNING), "lora", "lora, full, or none: the model as it is, zero-shot. Paper: "
             "lora."),
+        *read_with({"sft_tuning": ("lora", "full")},
         Setting("sft_loss", or_null(choice("answer", "full")), "answer", "answer: loss on Yes or No alone. full: on "
             "the prompt's words too, as theirs. Paper: answer."),
         Setting("sft_targets", or_null(size(1)), 1, "Last training items of each user that are answered with Yes; "
@@ -58,7 +59,8 @@ SETTINGS = (
         Setting("sft_learning_rate", above_zero(), 2e-5, "Of AdamW at its peak. Paper: 2e-5."),
         Setting("sft_warmup_ratio", SHARE, 0.05, "Share of the steps before the peak. Not stated."),
         Setting("sft_lora", LORA, {"r": 8, "alpha": 32, "dropout": 0.1, "targets": None}, "targets: names of linear "
-            "layers; null: all of the decoder's. Paper: r 8; theirs: r 16, alpha 32, dropout .1."),
+            "layers; null: all of the decoder's. Paper: r 8; theirs: r 16, alpha 32, dropout .1.",
+            read_where={"sft_tuning": ("lora",)}),
         Setting("max_tokens_per_batch", size(1), 8192, "Tokens of a batch of fine-tuning, padding and image patches "
             "included; bounds memory. Not stated."),
         Setting("sft_accumulation", size(1), 1, "Batches per optimizer step. Paper and theirs: 8 to 24 prompts per "
@@ -66,10 +68,10 @@ SETTINGS = (
         Setting("sft_gradient_checkpointing", FLAG, False, "Compute activations twice: less memory, about a third more "
             "time."),
         Setting("sft_load_in_4bit", FLAG, False, "lora: hold the frozen weights in 4 bits; needs a GPU and "
-            "bitsandbytes."),
+            "bitsandbytes.", read_where={"sft_tuning": ("lora",)}),
         Setting("sft_checkpoint_steps", size(1), 200, "Optimizer steps between two checkpoints, from which a killed "
             "fine-tuning goes on."),
-        Setting("sft_seed", or_null(SEED), None, "Of examples and fine-tuning. Null: seed.")),
+        Setting("sft_seed", or_null(SEED), None, "Of examples and fine-tuning. Null: seed."))),
     *RANKING,
 )
 # fmt: on

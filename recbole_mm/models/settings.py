@@ -17,7 +17,7 @@ from recbole_mm.config.kinds import (
     or_null,
     size,
 )
-from recbole_mm.config.schema import Setting, section
+from recbole_mm.config.schema import Setting, read_with, section
 from recbole_mm.config.settings import SETTINGS as SHARED
 
 WORDS = or_null(Kind(lambda value: isinstance(value, str), "a text", type="str"))
@@ -88,7 +88,8 @@ ITEMS_AS_THEY_ARE = section(
 )
 """The same under their heading, with vectors that are read as they are unless told otherwise."""
 
-REFINED = (
+REFINED = read_with(
+    {"item_graph": ("refined",)},
     Setting("refined_similar_k", size(1), 10, "refined: similar items per item. MLLMRec: 10."),
     Setting("refined_co_k", size(1), 10, "refined: items of like audience per item. MLLMRec: 10 to 15 by dataset."),
     Setting(
@@ -112,6 +113,7 @@ JOINT_ITEMS = (
         100,
         "cached: a vector that was computed more batches ago is computed anew before it is read; 0: each time. Null: "
         "once per epoch.",
+        read_where={"item_llm_negatives": ("cached",)},
     ),
     Setting(
         "max_tokens_per_batch",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from recbole_mm.config.kinds import FLAG, LARGEST_NUMBER, SEED, SHARE, TEXT, above_zero, choice, number, or_null, size
-from recbole_mm.config.schema import Setting, section
+from recbole_mm.config.schema import Setting, read_with, section
 from recbole_mm.config.settings import SETTINGS as SHARED
 from recbole_mm.data.interactions import SequenceSamples
 from recbole_mm.errors import ConfigError
@@ -38,10 +38,11 @@ SETTINGS = (
         Setting("tallrec_rating_field", or_null(TEXT), None, "Column of .inter with ratings, to tell liked from "
             "disliked; null: whatever was chosen is liked. Paper: ratings."),
         Setting("tallrec_liked_from", number(-LARGEST_NUMBER), 4, "From this rating on an item is liked. Paper: above "
-            "3 (movies), above 5 of 10 (books).")),
+            "3 (movies), above 5 of 10 (books).", read_where={"tallrec_rating_field": ()})),
     *section("Fine-tuning, before RecBole's loop; kept in the artifact folder and found again",
         Setting("sft_tuning", or_null(TUNING), "lora", "lora, full, or none: the model as it is, zero-shot. Paper: "
             "lora."),
+        *read_with({"sft_tuning": ("lora", "full")},
         Setting("sft_loss", or_null(choice("answer", "full")), "answer", "answer: loss on Yes or No alone. full: on "
             "the prompt's words too. Theirs: answer."),
         Setting("sft_targets", or_null(size(1)), 1, "Last training items of each user that are answered with Yes; "
@@ -54,17 +55,17 @@ SETTINGS = (
         Setting("sft_learning_rate", above_zero(), 1e-4, "Of AdamW at its peak. Theirs: 1e-4."),
         Setting("sft_warmup_ratio", SHARE, 0.05, "Share of the steps before the peak. Theirs: 20 steps."),
         Setting("sft_lora", LORA, {"r": 8, "alpha": 16, "dropout": 0.05, "targets": ["q_proj", "v_proj"]}, "targets: "
-            "names of linear layers; null: all. Theirs: these."),
+            "names of linear layers; null: all. Theirs: these.", read_where={"sft_tuning": ("lora",)}),
         Setting("max_tokens_per_batch", size(1), 8192, "Tokens of a batch of fine-tuning, padding included; bounds "
             "memory. Not stated."),
         Setting("sft_accumulation", size(1), 1, "Batches per optimizer step. Theirs: 128 prompts per step."),
         Setting("sft_gradient_checkpointing", FLAG, False, "Compute activations twice: less memory, about a third more "
             "time."),
         Setting("sft_load_in_4bit", FLAG, False, "lora: hold the frozen weights in 4 bits; needs a GPU and "
-            "bitsandbytes. Theirs: 8 bits."),
+            "bitsandbytes. Theirs: 8 bits.", read_where={"sft_tuning": ("lora",)}),
         Setting("sft_checkpoint_steps", size(1), 200, "Optimizer steps between two checkpoints, from which a killed "
             "fine-tuning goes on."),
-        Setting("sft_seed", or_null(SEED), None, "Of examples and fine-tuning. Null: seed.")),
+        Setting("sft_seed", or_null(SEED), None, "Of examples and fine-tuning. Null: seed."))),
     *RANKING,
 )
 # fmt: on

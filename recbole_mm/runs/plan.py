@@ -16,7 +16,7 @@ from recbole_mm.data.dataset import create_dataset
 from recbole_mm.evaluation.splits import check_split
 from recbole_mm.inputs.context import PlannedStage
 from recbole_mm.inputs.model_inputs import plan_inputs
-from recbole_mm.inputs.needs import asks_for_inputs
+from recbole_mm.inputs.needs import asks_for_inputs, warn_without_effect
 from recbole_mm.models.hooks import hooks_of
 
 
@@ -54,6 +54,7 @@ def plan(
     """
     config = Config(model, dataset, config_files, config_dict, command_line)
     hooks = hooks_of(config.model_class)
+    warn_without_effect(config, hooks)
     if not asks_for_inputs(config, hooks):
         return Plan(config)
     data = create_dataset(config)

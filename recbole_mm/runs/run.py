@@ -15,6 +15,7 @@ from recbole_mm.config.resolved import Config, opener_settings
 from recbole_mm.config.settings import NOT_FROM_A_RUN
 from recbole_mm.data.loading import check_dataset
 from recbole_mm.data.sharing import Datasets
+from recbole_mm.inputs.needs import warn_without_effect
 from recbole_mm.models.hooks import hooks_of
 from recbole_mm.runs.folder import (
     CHECKPOINT,
@@ -62,6 +63,7 @@ def run(
         RecboleMMError: something the user can mend; the message is one line.
     """
     config = Config(model, dataset, config_files, config_dict, command_line)
+    warn_without_effect(config, hooks_of(config.model_class))
     return _run(config, Datasets(config))
 
 

@@ -11,7 +11,7 @@ from recbole_mm.config.layers import optional_yaml, properties_dir
 from recbole_mm.config.resolved import Config
 from recbole_mm.config.settings import NOT_FROM_A_RUN
 from recbole_mm.errors import RecboleMMError
-from recbole_mm.inputs.needs import reads_mllm, unread_settings
+from recbole_mm.inputs.needs import reads_mllm, without_effect
 from recbole_mm.models.hooks import hooks_of
 from recbole_mm.runs.folder import CONFIG
 
@@ -19,9 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 def unread(folder: Path) -> frozenset[str]:
-    """Settings that play no part in a run, see `unread_settings`; none where its model is not known here."""
+    """Settings that play no part in a run, see `without_effect`; none where its model is not known here."""
     config = _config(folder)
-    return frozenset() if config is None else unread_settings(config, hooks_of(config.model_class))
+    return (
+        frozenset()
+        if config is None
+        else frozenset(without_effect(config, hooks_of(config.model_class), config.settings))
+    )
 
 
 def has_untrained_mllm(folder: Path, settings: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,11 @@ from recbole_mm.errors import ConfigError
 from recbole_mm.experiments.compare.plan import known_keys
 from recbole_mm.experiments.tune.space import Space, default_space, read_space
 from recbole_mm.inputs.context import artifact_dir
+from recbole_mm.inputs.needs import warn_without_effect, without_effect
+from recbole_mm.models.hooks import hooks_of
 from recbole_mm.runs import folder as run_folder
+
+logger = logging.getLogger(__name__)
 
 
 def _why_not_tuned(setting: Setting) -> str:
@@ -131,11 +136,13 @@ def plan_search(
         )
     _chosen("scheduler", scheduler, SCHEDULERS)
     config = Config(model, dataset, config_files, None, command_line)
+    warn_without_effect(config, hooks_of(config.model_class))
     if config["train_workers"] > 1:
         raise ConfigError("train_workers: a trial is one process; leave it at 1, and run the best setting with more")
     _check_validates(config)
     found = default_space(config["model"]) if space is None else read_space(space)
     _check_space(found, config)
+    _check_space_is_read(found, config, ours=space is None)
     check_dataset(config)
     epochs = found.ranges["epochs"].extremes() if "epochs" in found.ranges else (config["epochs"],)
     grace = _default_grace(config, max(epochs)) if grace_epochs is None else grace_epochs
@@ -204,3 +211,21 @@ def _check_space(space: Space, config: Config) -> None:
             _check_validates(Config(config.model_class, config["dataset"], config_dict=merge(given, drawn)))
         except ConfigError as error:
             raise ConfigError(f"{space.where}: {error}") from error
+
+
+def _check_space_is_read(space: Space, config: Config, *, ours: bool) -> None:
+    """A setting that no trial reads would make trials that differ in nothing.
+
+    Args:
+        space: of settings that are known.
+        config: of what the trials share.
+        ours: whether it is the space that ships for the model, which is not changed for every option: then it is said.
+
+    Raises:
+        ConfigError: one of another space is not read, and no other one that is searched decides so.
+    """
+    for key, reason in without_effect(config, hooks_of(config.model_class), space.ranges).items():
+        if set(config.settings[key].read_where).isdisjoint(space.ranges):
+            if not ours:
+                raise ConfigError(f"{space.where}: {key}: searching it has no effect: {reason}")
+            logger.warning("%s: searching %s has no effect: %s", space.where, key, reason)

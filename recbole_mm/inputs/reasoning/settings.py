@@ -35,7 +35,8 @@ _DECLARED = (
     Setting("profile_decay", or_null(choice("list", "days", "none")), "list", "Older choices count less in a profile. "
         "list: by their place; days: by their time; none: all count alike. Not stated."),
     Setting("profile_half_life", or_null(above_zero()), None, "A choice so many places (list) or days (days) before "
-        "the latest counts half; null: 20 places, of which an LLM is told no number, or 30 days. Not stated."),
+        "the latest counts half; null: 20 places, of which an LLM is told no number, or 30 days. Not stated.",
+        read_where={"profile_decay": ("list", "days")}),
     Setting("text_wording", or_null(WORDING), None, "Prompts of descriptions and profiles: a name of "
         "properties/wordings, or a mapping of prompts in words of one's own; null: the package's own wording. Not "
         "stated."),
@@ -44,13 +45,14 @@ _DECLARED = (
     Setting("preference", or_null(choice("recurrent", "direct", "none")), "recurrent", "recurrent: block after "
         "block. direct: the whole history at once. none: nothing. Paper: recurrent."),
     Setting("preference_blocks", or_null(choice("size", "gap")), "size", "size: blocks of preference_block_size "
-        "items. gap: sessions. Paper: gap; theirs: size."),
-    Setting("preference_block_size", size(1), 3, "Items of a block. Theirs: 3."),
+        "items. gap: sessions. Paper: gap; theirs: size.", read_where={"preference": ("recurrent",)}),
+    Setting("preference_block_size", size(1), 3, "Items of a block. Theirs: 3.",
+        read_where={"preference": ("recurrent",), "preference_blocks": ("size",)}),
     Setting("preference_gap_hours", above_zero(), 24, "gap: so many hours without a choice end a session. Not "
-        "stated."),
-    Setting("preference_words", size(1), 100, "Longest preference. Not stated."),
+        "stated.", read_where={"preference": ("recurrent",), "preference_blocks": ("gap",)}),
+    Setting("preference_words", size(1), 100, "Longest preference. Not stated.", read_where={"preference": ()}),
     Setting("preference_history_tokens", size(1), 3000, "direct: most tokens of a user's item texts in the prompt; "
-        "the newest are kept. Not stated."),
+        "the newest are kept. Not stated.", read_where={"preference": ("direct",)}),
 )
 # fmt: on
 REASONING = {setting.name: setting for setting in _DECLARED}

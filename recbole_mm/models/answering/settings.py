@@ -20,7 +20,7 @@ RANKING = (
             "letter (MLLM-MSR alone; not in the paper). written: what an LLM of text_backend writes, yes 1, no 0, "
             "unreadable 0.5."),
         Setting("list_orders", size(1), 1, "listed: orders in which a list is shown, the first stage's and turned "
-            "ones, whose mean counts. Not in the paper."),
+            "ones, whose mean counts. Not in the paper.", read_where={"answers": ("listed",)}),
         Setting("answer_batch_tokens", size(1), 8192, "Prompt tokens, padding included, that are read at once while "
             "ranking. Bounds memory."),
         Setting("first_stage", or_null(WORDS), "SASRec", "Full ranking: whose best items are asked about; any model, "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from recbole_mm.config.kinds import FLAG, choice, layers, number, or_null, size
-from recbole_mm.config.schema import Setting, section
+from recbole_mm.config.schema import Setting, read_with, section
 from recbole_mm.config.settings import SETTINGS as SHARED
 from recbole_mm.models.settings import JOINT_ITEMS, LORA
 
 LARGEST_SCALE = 100.0
 
-_JOINT = {setting.name: setting for setting in JOINT_ITEMS}
+_FROZEN = {"item_llm_tuning": ("frozen",)}
+_JOINT = {setting.name: setting for setting in read_with({"item_llm_tuning": ("lora", "full")}, *JOINT_ITEMS)}
 
 # fmt: off
 SETTINGS = (
@@ -19,13 +20,14 @@ SETTINGS = (
         SHARED["max_text_tokens"].but(256, "Longer item texts are cut. Theirs: 256."),
         SHARED["mllm_layers"].but(None, "Keep only the first so many layers of the item LLM; null: all. Theirs: all."),
         SHARED["mllm_pooling"].but("cur_item", "frozen: where an item's vector is read; cur_item, last, mean or "
-            "checkpoint."),
-        SHARED["mllm_instruction"].but(None, "frozen: a text before each item, as some embedding models want it."),
+            "checkpoint.", read_where=_FROZEN),
+        SHARED["mllm_instruction"].but(None, "frozen: a text before each item, as some embedding models want it.",
+            read_where=_FROZEN),
         Setting("item_llm_tuning", choice("frozen", "lora", "full"), "frozen", "frozen: item vectors computed once and "
             "kept. full: trained along, its words and a learnable token at the end of each item included. lora: an "
             "adapter and that token are. Theirs: full."),
         Setting("item_llm_lora", LORA, {"r": 16, "alpha": 32, "dropout": 0.05, "targets": None}, "lora: its sizes. "
-            "targets: names of linear layers; null: all. Not stated."),
+            "targets: names of linear layers; null: all. Not stated.", read_where={"item_llm_tuning": ("lora",)}),
         Setting("user_llm_tuning", choice("full", "frozen"), "full", "Train the user LLM: full or frozen. Theirs: "
             "full."),
         Setting("user_llm_layers", or_null(layers(1)), None, "Keep only the first so many layers of the user LLM; "
@@ -40,9 +42,9 @@ SETTINGS = (
         _JOINT["max_tokens_per_batch"].but(16384, _JOINT["max_tokens_per_batch"].meaning)),
     *section("Of a frozen item LLM's vectors (a trained one learns all of this itself)",
         Setting("item_normalization", choice("standard", "none"), "standard", "standard: zero mean, unit spread over "
-            "items; or none. Not stated."),
+            "items; or none. Not stated.", read_where=_FROZEN),
         Setting("item_projection", choice("linear", "mlp", "none"), "linear", "Trainable map of the item vectors: "
-            "linear, mlp or none. Not stated."),
+            "linear, mlp or none. Not stated.", read_where=_FROZEN),
         Setting("embedding_dropout", number(0, 1, below=True), 0.0, "Dropout on the item vectors of a history, of "
             "either kind. Not stated.")),
     *section("Loss: InfoNCE of scale * cosine, at every position",
@@ -56,7 +58,7 @@ SETTINGS = (
             "negatives away and end at a loss of 0."),
         Setting("similar_above", number(-1, 1), 0.99, "Two items are too similar above this cosine. Theirs: 0.99."),
         Setting("least_negatives", size(1), 64, "With `similar`, so many negatives are kept for each target, the least "
-            "similar ones. Theirs: 0."),
+            "similar ones. Theirs: 0.", read_where={"false_negatives": ("similar",)}),
         Setting("collapse_patience", or_null(size(1)), 500, "Stop with an error after so many batches in a row in "
             "which most items of different content are too similar; a warning comes after 50. null: only warn. Not "
             "stated.")),

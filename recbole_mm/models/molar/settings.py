@@ -23,7 +23,7 @@ from recbole_mm.config.kinds import (
     size,
     whole,
 )
-from recbole_mm.config.schema import Setting, like, section
+from recbole_mm.config.schema import Setting, like, read_with, section
 from recbole_mm.config.settings import SETTINGS as SHARED
 from recbole_mm.models.settings import FUSION_WEIGHT, JOINT_ITEMS, LORA, MODALITY_DROPOUT, TUNING
 
@@ -40,6 +40,8 @@ _WEIGHTS = Kind(
     ),
     f"a mapping from names out of {', '.join(_OBJECTIVES)} to numbers of at least 0, not all of them 0",
 )
+
+_ALIGNED: dict[str, tuple[str, ...]] = {"id_model": ()}
 
 # fmt: off
 SETTINGS = (
@@ -61,6 +63,11 @@ SETTINGS = (
         "and found again",
         Setting("mirm_tuning", or_null(TUNING), "none", "none, lora (an adapter on the decoder) or full (every "
             "weight). Paper: full at 2B, lora from 7B."),
+        Setting("mirm_lora", LORA, {"r": 16, "alpha": 32, "dropout": 0.05, "targets": None}, "targets: names of linear "
+            "layers; null: all of the decoder's. Of mirm_training: joint, too. Not stated."),
+        Setting("mirm_gradient_checkpointing", FLAG, False, "Compute activations twice: less memory, about a third "
+            "more time. Of mirm_training: joint, too."),
+        *read_with({"mirm_tuning": ("lora", "full")},
         Setting("mirm_objectives", OBJECTIVES, ["IT", "SA", "UB"], "IT: image -> description. SA: title and metadata "
             "-> description. UB: history -> next item, from training interactions alone. Paper: all three (Table 5 "
             "leaves each out)."),
@@ -82,24 +89,21 @@ SETTINGS = (
         Setting("mirm_batch_tokens", size(1), 8192, "Tokens of a batch, padding and image patches included; bounds "
             "memory. Paper: batch 128."),
         Setting("mirm_accumulation", size(1), 1, "Batches of one optimizer step. Not stated."),
-        Setting("mirm_lora", LORA, {"r": 16, "alpha": 32, "dropout": 0.05, "targets": None}, "targets: names of linear "
-            "layers; null: all of the decoder's. Of mirm_training: joint, too. Not stated."),
-        Setting("mirm_gradient_checkpointing", FLAG, False, "Compute activations twice: less memory, about a third "
-            "more time. Of mirm_training: joint, too."),
         Setting("mirm_load_in_4bit", FLAG, False, "lora: hold the frozen weights in 4 bits; needs a GPU and "
-            "bitsandbytes."),
+            "bitsandbytes.", read_where={"mirm_tuning": ("lora",)}),
         Setting("mirm_checkpoint_steps", size(1), 200, "Optimizer steps between two checkpoints, from which a killed "
             "fine-tuning goes on."),
-        Setting("mirm_seed", or_null(SEED), None, "Of the examples drawn and of the training. Null: seed.")),
+        Setting("mirm_seed", or_null(SEED), None, "Of the examples drawn and of the training. Null: seed."))),
     *section("Training the MIRM with the recommender (docs/joint.md)",
         Setting("mirm_training", choice("two_stage", "joint"), "two_stage", "two_stage: item vectors are computed once "
             "and stay as they are. joint: the recommendation loss trains the MLLM that reads items, too. Paper: "
             "two_stage; joint is ours."),
+        *read_with({"mirm_training": ("joint",)},
         Setting("joint_tuning", choice("lora", "full"), "lora", "Which of its weights joint trains: an adapter of the "
             "sizes of mirm_lora, or all. Ours."),
         Setting("joint_from_epoch", whole(0), 0, "joint: the epochs before this one, counted from 0, leave the MLLM as "
             "it is, and cost what those of two_stage do. Ours."),
-        *JOINT_ITEMS),
+        *JOINT_ITEMS)),
     *section("From item vectors to a score",
         Setting("item_sources", NAMES, ["mllm"], "What an item's vector is made of: mllm (the MIRM's vector, Eq. 1) "
             "and names of item_features; several stand side by side, each normalised. Paper: the MIRM's vector alone."),
@@ -115,23 +119,26 @@ SETTINGS = (
         Setting("score", choice("content", "id", "fused"), "fused", "What ranks items: content (E_u against item "
             "vectors), id, or fused (their sum). Not stated."),
         Setting("fusion_weight", FUSION_WEIGHT, 0.5, "fused: w * content + (1 - w) * id ranks items, 0.5 their sum. "
-            "valid: w is chosen on validation, 0 and 1 included. Losses see the sum all the same. Not stated."),
+            "valid: w is chosen on validation, 0 and 1 included. Losses see the sum all the same. Not stated.",
+            read_where={"score": ("fused",), "id_model": ()}),
         Setting("similarity", choice("dot", "cosine"), "dot", "Score of E_u and an item: dot, or cosine over a learned "
             "temperature, 0.07 at first. Not stated.")),
     *section("What reads the item vectors of a history (DUEG, Figure 3)",
         Setting("dueg", choice("mllm", "sasrec", "gru4rec", "fpmc"), "mllm", "mllm (the MLLM's decoder, Eq. 2), "
             "sasrec, gru4rec or fpmc. Paper: mllm; the others compared."),
+        *read_with({"dueg": ("mllm",)},
         Setting("dueg_layers", or_null(layers(1)), None, "mllm: keep the first so many layers of the decoder, weights "
             "kept; null: all. Paper: all."),
         Setting("dueg_tuning", choice("full", "lora", "frozen"), "full", "Train the DUEG's decoder: full, lora or "
             "frozen. Paper: full at 2B, LoRA from 7B."),
         like("dueg_lora", {"r": 16, "alpha": 32, "dropout": 0.05, "targets": None}, "targets: names of linear layers; "
-            "null: all of the decoder's. Not stated."),
+            "null: all of the decoder's. Not stated.", read_where={"dueg_tuning": ("lora",)})),
         like("dueg_config",
             {"n_layers": 2, "n_heads": 2, "inner_size": None, "hidden_dropout_prob": 0.2, "attn_dropout_prob":
             0.2, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "initializer_range": 0.02, "num_layers": 1,
             "dropout_prob": 0.3},
             "Sizes of sasrec, gru4rec and fpmc; a key left out keeps the value given here. Not stated.",
+            read_where={"dueg": ("sasrec", "gru4rec", "fpmc")},
             parts={
                 "n_layers": "sasrec", "n_heads": "sasrec", "inner_size": "sasrec; null: four times the width",
                 "hidden_dropout_prob": "sasrec", "attn_dropout_prob": "sasrec", "hidden_act": "sasrec",
@@ -141,23 +148,24 @@ SETTINGS = (
     *section("Losses: L = L_rec + alpha * L_align + id_loss_weight * L_id",
         Setting("rec_loss", choice("bce", "ce", "sampled_softmax"), "bce", "bce, ce (over all items) or "
             "sampled_softmax. Paper: bce, one negative per target."),
-        Setting("shared_negatives", size(1), 1024, "Negatives of sampled_softmax, shared by a batch."),
+        Setting("shared_negatives", size(1), 1024, "Negatives of sampled_softmax, shared by a batch.",
+            read_where={"rec_loss": ("sampled_softmax",)}),
         Setting("loss_on", choice("content", "fused", "residual"), "content", "What L_rec sees. content: the content "
             "score; fused: its sum with the ID model's, training both; residual: that sum, training the content model "
             "alone. Paper: content; the others are ours."),
-        Setting("alpha", number(0), 0.1, "Weight of the alignment loss, Eq. 5. Not stated."),
-        Setting("tau", above_zero(), 0.1, "Its temperature, Eq. 4. Not stated."),
+        Setting("alpha", number(0), 0.1, "Weight of the alignment loss, Eq. 5. Not stated.", read_where=_ALIGNED),
+        Setting("tau", above_zero(), 0.1, "Its temperature, Eq. 4. Not stated.", read_where={**_ALIGNED, "alpha": ()}),
         Setting("comparative_instances", or_null(size(2)), 256, "K of Eq. 4: user states of a batch that are compared "
-            "with one another; null: all. Not stated."),
+            "with one another; null: all. Not stated.", read_where={**_ALIGNED, "alpha": ()}),
         Setting("id_loss_weight", number(0), 1.0, "Weight of the ID model's own loss. Not stated; 0 trains it by "
-            "alignment alone.")),
+            "alignment alone.", read_where={**_ALIGNED, "id_model_training": ("joint",)})),
     *section("The ID model that is aligned with (Table 4)",
         Setting("id_model", choice("SASRec", "GRU4Rec", "FPMC", "DuoRec", "none", None), "SASRec", "SASRec, GRU4Rec, "
             "FPMC, DuoRec or none. Paper: SASRec, embedding size that of the MLLM."),
         Setting("id_model_training", choice("joint", "pretrained"), "joint", "joint: with the rest. pretrained: before "
-            "the rest, which leaves it as it is. Not stated."),
+            "the rest, which leaves it as it is. Not stated.", read_where=_ALIGNED),
         Setting("id_epochs", size(0), 5, "pretrained: the first so many of `epochs` train the ID model alone, and are "
-            "not validated. Not stated."),
+            "not validated. Not stated.", read_where={"id_model_training": ("pretrained",)}),
         Setting("id_model_path", or_null(PATH), None, "pretrained: take the ID model of this finished run's folder "
             "instead; id_epochs plays no part then."),
         like("id_model_config",
@@ -166,6 +174,7 @@ SETTINGS = (
             "layer_norm_eps": 1e-12, "initializer_range": 0.02, "num_layers": 1, "dropout_prob": 0.3, "lmd":
             0.0, "lmd_sem": 0.1, "tau": 1.0, "sim": "dot"},
             "Hyper-parameters; a key left out keeps the value given here. Not stated.",
+            read_where=_ALIGNED,
             parts={
                 "hidden_size": "null: the width of E_u",
                 "embedding_size": "FPMC, GRU4Rec; null: hidden_size, and half of it for FPMC, whose state is two "
