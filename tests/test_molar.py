@@ -547,7 +547,7 @@ def test_a_run_on_other_data_or_another_model_is_refused(with_run, toy_settings,
         ({"id_model_config": {"loss_type": "MSE"}}, "id_model_config: loss_type must be CE or BPR"),
         ({"id_model": "DuoRec", "id_model_config": {"loss_type": "BPR"}}, "loss_type must be CE"),
         ({"id_model_training": "first"}, "id_model_training: 'first' is not accepted; give one of joint, pretrained"),
-        ({"id_model_training": "pretrained", "id_epochs": 3}, r"a whole number of 1 to 1, of 2 epochs, not 3"),
+        ({"id_model_training": "pretrained", "id_epochs": 3}, "id_epochs: 3 of 2 epochs is not accepted: give"),
         ({"id_model_path": "x"}, "set id_model_training: pretrained"),
         (
             {"id_model": "none", "alpha": 0, "score": "content", "id_model_training": "pretrained"},

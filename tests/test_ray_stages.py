@@ -330,7 +330,7 @@ def noting(function: Callable[[Any], Any], told: list[Any]) -> Callable[[Any], A
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ray_workers": 9}, "ray_workers=9: this machine has room for 4 workers of 1 CPUs and 0 GPUs"),
+        ({"ray_workers": 9}, "ray_workers=9: this machine has room for 4 at the same time, of 1 CPU each;"),
         ({"ray_cpus_per_worker": 5}, "ray_cpus_per_worker=5: this machine has 4 CPUs; give at most as many"),
         ({"ray_gpus_per_worker": 1}, "ray_gpus_per_worker=1: this machine has 0 GPUs; give at most as many"),
         ({"ray_object_store_mb": 10}, "ray_object_store_mb=10 is too small: Ray needs at least 75"),
@@ -365,7 +365,7 @@ def test_auto_where_no_ray_runs(monkeypatch):
 
 
 def test_more_workers_than_a_cluster_has_room_for(cluster, store, tmp_path):
-    told = pytest.raises(ConfigError, match=r"ray_workers=7: the cluster has room for 2 workers")
+    told = pytest.raises(ConfigError, match=r"ray_workers=7: the cluster has room for 2 at the same time")
     with RayExecutor(asked(address=cluster.address, jobs=7)) as executor, told:
         run(store, executor, {"k": 1}, Sines(str(tmp_path)))
 

@@ -108,7 +108,7 @@ def test_more_workers_than_gpus_are_refused(settings, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr("recbole_mm.distributed.cluster.cores", lambda: 8)
     told = refused(settings, train_workers=3, use_gpu=True, gpu_id="0")
-    assert "--train_workers=3: this machine has room for 1 workers of 1 CPUs and 1 GPUs" in told
+    assert "--train_workers=3: this machine has room for 1 at the same time, of 1 CPU and 1 GPU each" in told
 
 
 def test_a_cluster_that_cannot_be_reached_is_refused(settings):

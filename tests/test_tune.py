@@ -343,7 +343,7 @@ def asked(**changes) -> TrialResources:
         ({"gpus": 1}, "--gpus_per_trial=1: this machine has 0 GPUs; give at most as many"),
         ({"gpus": -0.5}, "--gpus_per_trial=-0.5: give a number of at least 0"),
         ({"gpus": 1.5}, "--gpus_per_trial=1.5: give a whole number, or a share"),
-        ({"jobs": 3, "cpus": 2}, "--jobs=3: this machine has room for 2 trials of 2 CPUs"),
+        ({"jobs": 3, "cpus": 2}, "--jobs=3: this machine has room for 2 at the same time, of 2 CPUs each;"),
         ({"jobs": -1}, "--jobs=-1"),
         ({"store_mb": 10}, "--object_store_mb=10 is too small: Ray needs at least 75"),
         ({"store_mb": 100, "address": "auto"}, "--object_store_mb is for a Ray that is started here"),

@@ -64,8 +64,9 @@ def to_text(found: Found) -> str:
     result = found.result
     results = {result["model"]: result["test_result"], **result.get("beside", {})}
     table = result_text(result["dataset"], results, result.get("sees_held_out", []))
+    written = [BEST_YAML, MARKDOWN, CSV, PICTURE, *sorted(path.name for path in found.out.glob("*.svg"))]
     best = f"best of {len(found.records)} trials: {drawn}\nvalidation {found.metric}: {found.score:.4f}\n"
-    return f"{best}\n{table}\n{found.out / BEST}\n\n{found.out}/{BEST_YAML}, {MARKDOWN}, {CSV}, {PICTURE}\n"
+    return f"{best}\n{table}\n{found.out / BEST}\n\n{found.out}/{', '.join(written)}\n"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -44,13 +44,11 @@ class Names:
 
     Attributes:
         cpus, gpus, jobs, store, address: names of the settings or options.
-        several: plural of what runs, such as `workers`.
     """
 
     cpus: str
     gpus: str
     jobs: str
-    several: str
     store: str = "--object_store_mb"
     address: str = "--ray_address"
 
@@ -243,18 +241,23 @@ def _check_room(asked: Resources, nodes: list[dict[str, float]]) -> int:
     most = {name: max((node.get(name, 0) for node in nodes), default=0) for name in ("CPU", "GPU")}
     for option, name, number in ((names.cpus, "CPU", asked.cpus), (names.gpus, "GPU", asked.gpus)):
         if number > most[name]:
-            has = f"{most[name]:g} {name}{'s' * (most[name] != 1)}"
             place = where if len(nodes) == 1 else f"the largest node of {where}"
-            raise ConfigError(f"{option}={number:g}: {place} has {has}; give at most as many")
-    room = sum(_fitting(asked, node) for node in nodes)
+            raise ConfigError(f"{option}={number:g}: {place} has {_counted(most[name], name)}; give at most as many")
+    room, each = sum(_fitting(asked, node) for node in nodes), _counted(asked.cpus, "CPU")
+    if asked.gpus:
+        each += f" and {_counted(asked.gpus, 'GPU')}"
     if room < 1:
-        raise ConfigError(f"no node of {where} has {asked.cpus:g} CPUs and {asked.gpus:g} GPUs at once; give fewer")
+        raise ConfigError(f"no node of {where} has {each} at once; give fewer")
     if asked.jobs > room:
         raise ConfigError(
-            f"{names.jobs}={asked.jobs}: {where} has room for {room} {names.several} of {asked.cpus:g} CPUs and "
-            f"{asked.gpus:g} GPUs at the same time; give fewer, or less to each"
+            f"{names.jobs}={asked.jobs}: {where} has room for {room} at the same time, of {each} each; give fewer, or "
+            "less to each"
         )
     return room
+
+
+def _counted(number: float, name: str) -> str:
+    return f"{number:g} {name}{'s' * (number != 1)}"
 
 
 def _fitting(asked: Resources, node: Mapping[str, float]) -> int:

@@ -30,7 +30,6 @@ NAMES = Names(
     cpus="ray_cpus_per_worker",
     gpus="ray_gpus_per_worker",
     jobs="ray_workers",
-    several="workers",
     store="ray_object_store_mb",
     address="ray_address",
 )
@@ -181,7 +180,9 @@ class RayExecutor:
         if not self._workers:
             check_resources(self.asked)
             self._workers = self._session.enter_context(ray_session(self.asked))
-            logger.info("Ray: %d workers of %g CPUs and %g GPUs", self._workers, self.asked.cpus, self.asked.gpus)
+            logger.info(
+                "Ray workers: %d, each with CPUs: %g, GPUs: %g", self._workers, self.asked.cpus, self.asked.gpus
+            )
         if self._queue is None or recipe != self._recipe:
             self.release()
             self._check_object_store(inputs)

@@ -24,7 +24,7 @@ _PENDING = "TUNE_MAX_PENDING_TRIALS_PG"
 """Ray Tune's limit of trials that wait for their process: by default one, and a process needs seconds to import torch.
 """
 
-_NAMES = Names(cpus="--cpus_per_trial", gpus="--gpus_per_trial", jobs="--jobs", several="trials")
+_NAMES = Names(cpus="--cpus_per_trial", gpus="--gpus_per_trial", jobs="--jobs")
 
 
 @dataclass(frozen=True)

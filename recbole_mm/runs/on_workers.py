@@ -22,7 +22,7 @@ from recbole_mm.training.ddp import adapt_losses, check_supported
 from recbole_mm.training.factory import make_trainer
 from recbole_mm.utils.process_group import current_workers
 
-_NAMES = Names(cpus="--train_workers: CPUs", gpus="--train_workers: GPUs", jobs="--train_workers", several="workers")
+_NAMES = Names(cpus="--train_workers: CPUs", gpus="--train_workers: GPUs", jobs="--train_workers")
 
 
 def check_workers(config: Config) -> None:

@@ -328,8 +328,8 @@ def check_together(config: Config) -> None:
         most = epochs if config["score"] == "id" else epochs - 1  # else nothing would train the content model
         if not 1 <= id_epochs <= most:
             raise ConfigError(
-                f"id_epochs must be a whole number of 1 to {most}, of {epochs} epochs, not {id_epochs!r}; "
-                "score: id may use them all"
+                f"id_epochs: {id_epochs!r} of {epochs} epochs is not accepted: give the ID model at least 1 and, but "
+                "for score: id, leave the content model at least 1"
             )
 
 
