@@ -49,6 +49,21 @@ def layer_by_loops(layer: LiGRLayer, states: torch.Tensor) -> torch.Tensor:
     return states + gate * inner
 
 
+@pytest.mark.parametrize("std", [None, 0.02])
+def test_the_spread_of_weights_at_the_start(assembled, std):
+    model = assembled(embedding_init_std=std, hidden_size=64).model
+
+    def of(weight: torch.Tensor) -> object:
+        return pytest.approx(weight.std().item(), rel=0.15)
+
+    def xavier(weight: torch.Tensor) -> float:
+        return (2 / sum(weight.shape)) ** 0.5
+
+    for embedding in (model.item_embedding, model.position_embedding):
+        assert (std or xavier(embedding.weight)) == of(embedding.weight)
+    assert xavier(model.trm_encoder[0].read.weight) == of(model.trm_encoder[0].read.weight)
+
+
 @pytest.mark.parametrize("heads", [1, 2])
 def test_a_layer_is_the_one_of_loops(heads):
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_mm.config.kinds import SHARE, layers, number, size
+from recbole_mm.config.kinds import SHARE, above_zero, layers, number, or_null, size
 from recbole_mm.config.recbole_keys import LOSSES
 from recbole_mm.config.schema import Setting, section
 from recbole_mm.config.settings import SETTINGS as SHARED
@@ -38,7 +38,10 @@ SETTINGS = (
         Setting("inner_size", size(1), 256, "Width of the feed-forward layers. Theirs: 1 to 4 times hidden_size."),
         Setting("hidden_dropout_prob", SHARE, 0.2, "Dropout on hidden states. Theirs: 0.1 to 0.3 by dataset."),
         Setting("attn_dropout_prob", SHARE, 0.2, "Dropout on attention. Theirs: the same."),
-        Setting("layer_norm_eps", number(0), 1e-5, "Added to the denominator of layer normalization.")),
+        Setting("layer_norm_eps", number(0), 1e-5, "Added to the denominator of layer normalization."),
+        Setting("embedding_init_std", or_null(above_zero()), None, "Standard deviation of the vectors of items and "
+            "positions at the start. Null: Xavier normal as theirs, by which many items start smaller than positions "
+            "and are learnt slowly.")),
     *section("The loss",
         *(replace(setting, **{"default": None, **THEIRS.get(setting.name, {})}) for setting in LOSSES)),
     *section("Training, on whole sequences",
@@ -110,6 +113,7 @@ class eSASRec(FullSequenceLosses, SASRec):
     """SASRec of LiGR layers, trained by a sampled softmax on whole sequences.
 
     - What is read: item plus position, dropped out; nothing is normalised before the first layer or after the last.
+      So what the two are at the start (`embedding_init_std`) decides how soon items are told apart.
     - Layers: `LiGRLayer`, causal.
     - Loss at every position: -log(exp(s+) / (exp(s+) + sum over `n_negatives` of exp(s-))), negatives uniform over
       the items; `full_sequence_loss` takes the other losses of SASRec as well.
@@ -147,3 +151,6 @@ class eSASRec(FullSequenceLosses, SASRec):
         for weight in self.parameters():
             if weight.dim() > 1:
                 nn.init.xavier_normal_(weight)
+        if (spread := config["embedding_init_std"]) is not None:
+            for embedding in (self.item_embedding, self.position_embedding):
+                nn.init.normal_(embedding.weight, std=spread)
