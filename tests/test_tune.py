@@ -363,7 +363,7 @@ def test_shares_of_a_gpu_are_counted(monkeypatch):
     check_resources(asked(gpus=0.5, jobs=4))
     with pytest.raises(ConfigError, match="room for 4 at the same time, of 1 CPU and 0.5 GPUs each"):
         check_resources(asked(gpus=0.5, jobs=5))
-    with pytest.raises(ConfigError, match="room for 2 trials"):
+    with pytest.raises(ConfigError, match="room for 2 at the same time, of 1 CPU and 0.7 GPUs each"):
         check_resources(asked(gpus=0.7, jobs=3))
 
 
